@@ -1,0 +1,8 @@
+"""Text: tokenizers and masking. No jax in here, so data workers can import it cheaply."""
+
+from deberta_jax.text.encoding import Encoding
+from deberta_jax.text.loading import load_tokenizer
+from deberta_jax.text.tokenizer import Tokenizer
+from deberta_jax.text.training import train_tokenizer
+
+__all__ = ["Encoding", "Tokenizer", "load_tokenizer", "train_tokenizer"]

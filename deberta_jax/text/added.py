@@ -1,0 +1,89 @@
+"""Special and other added tokens: their ids, and where they stand in a text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from deberta_jax.errors import InputError
+
+SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is found in the text before the pieces are made.
+
+    `lstrip` / `rstrip`: it takes the white space before / after it. `single_word`: not inside a word.
+    """
+
+    content: str
+    id: int
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    special: bool = True
+
+
+class AddedTokens:
+    """The added tokens of one tokenizer, the five special ones among them.
+
+    Raises:
+        InputError: one of the five is missing, or two tokens share an id.
+    """
+
+    def __init__(self, tokens: list[AddedToken]):
+        self.tokens = tuple(sorted(tokens, key=lambda token: token.id))
+        self.by_content = {token.content: token for token in self.tokens}
+        self.by_id = {token.id: token for token in self.tokens}
+        missing = [name for name in SPECIALS if name not in self.by_content]
+        if missing:
+            raise InputError(f"the tokenizer files give no id for {', '.join(missing)}; DeBERTa needs all five")
+        if len(self.by_id) != len(self.by_content):
+            shared = {token.content: token.id for token in self.tokens}
+            raise InputError(f"two added tokens share an id: {shared}; correct the tokenizer files")
+        self.special_ids = tuple(self.by_content[name].id for name in SPECIALS)
+        self.all_special_ids = tuple(token.id for token in self.tokens if token.special)
+        # The longest first, or a token that another one begins with would never let that one be found.
+        longest_first = sorted(self.tokens, key=lambda token: -len(token.content))
+        self.pattern = re.compile("|".join(map(_expression, longest_first)))
+
+    def find(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """(start, end, id) of added tokens, and with id -1 of the text between them; white space taken is in none."""
+        position = 0
+        for match in self.pattern.finditer(text):
+            token = self.by_content[match.group()]
+            left, right = match.span()
+            while token.lstrip and left > position and text[left - 1].isspace():
+                left -= 1
+            while token.rstrip and right < len(text) and text[right].isspace():
+                right += 1
+            if position < left:
+                yield position, left, -1
+            yield match.start(), match.end(), token.id
+            position = right
+        if position < len(text):
+            yield position, len(text), -1
+
+    def config(self) -> dict:
+        """The part of tokenizer_config.json that tells flags; nothing where the five special tokens are all."""
+        if {token.content for token in self.tokens} == set(SPECIALS) and not any(t.rstrip for t in self.tokens):
+            return {}
+        return {
+            "added_tokens_decoder": {str(t.id): {k: v for k, v in asdict(t).items() if k != "id"} for t in self.tokens}
+        }
+
+    def identity(self) -> str:
+        return json.dumps([asdict(token) for token in self.tokens])
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _expression(token: AddedToken) -> str:
+    content = re.escape(token.content)
+    return rf"(?<!\w){content}(?!\w)" if token.single_word else content

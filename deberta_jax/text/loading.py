@@ -1,0 +1,126 @@
+"""A directory -> the tokenizer that its files describe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from deberta_jax.errors import InputError
+from deberta_jax.text.added import SPECIALS, AddedToken, AddedTokens
+from deberta_jax.text.spm import SentencePieceTokenizer, piece_ids
+from deberta_jax.text.tokenizer import Tokenizer
+
+Rule = Literal["sentencepiece", "bpe", "tokenizer.json"]
+
+FILES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "sentencepiece": (("spm.model",),),
+    "bpe": (("vocab.json", "merges.txt"), ("bpe_encoder.bin",)),
+    "tokenizer.json": (("tokenizer.json",),),
+}
+
+
+def load_tokenizer(directory: str | Path, *, rule: Rule | None = None) -> Tokenizer:
+    """The tokenizer of a model directory.
+
+    Args:
+        directory: a local directory.
+        rule: which files decide. None takes the first that is there of "sentencepiece" (spm.model), "bpe"
+            (vocab.json with merges.txt, or bpe_encoder.bin) and "tokenizer.json".
+
+    Returns:
+        A `Tokenizer`; its `rule` says in words what decides.
+
+    Raises:
+        InputError: the files are missing, unreadable, or disagree about an id.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a directory; give one that holds spm.model, vocab.json or tokenizer.json")
+    if rule is not None and rule not in FILES:
+        raise InputError(f"rule={rule!r}; it is one of {', '.join(FILES)}")
+    for name in FILES if rule is None else (rule,):
+        for files in FILES[name]:
+            if all((directory / file).is_file() for file in files):
+                return LOADERS[files](directory)
+    wanted = " or ".join(" + ".join(files) for name in ([rule] if rule else FILES) for files in FILES[name])
+    raise InputError(f"{directory} holds no tokenizer: {wanted} is missing")
+
+
+def load_sentencepiece(directory: Path) -> Tokenizer:
+    model = (directory / "spm.model").read_bytes()
+    config = read_json(directory / "tokenizer_config.json")
+    pieces, count = piece_ids(model, directory / "spm.model")
+    added = added_tokens(directory, {name: pieces[name] for name in SPECIALS if name in pieces}, count)
+    return SentencePieceTokenizer(
+        model,
+        added,
+        do_lower_case=bool(config.get("do_lower_case")),
+        split_by_punct=bool(config.get("split_by_punct")),
+        rule="sentencepiece: spm.model decides pieces and normalisation",
+    )
+
+
+LOADERS: dict[tuple[str, ...], Callable[[Path], Tokenizer]] = {
+    ("spm.model",): load_sentencepiece,
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object, or an empty one where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def added_tokens(directory: Path, known: dict[str, int], count: int, **mask_flags: bool) -> AddedTokens:
+    """Added tokens from the files of a directory, the special ones completed from the vocabulary.
+
+    The id of [MASK]: from added_tokens.json, tokenizer_config.json or tokenizer.json; else from the vocabulary
+    (`known`); else the number of its entries (`count`), where the released models have it.
+
+    Raises:
+        InputError: two files give one token different ids.
+    """
+    tokens: dict[str, AddedToken] = {}
+    origin: dict[str, str] = {}
+    for file, token in _declared(directory):
+        if token.content in tokens and tokens[token.content].id != token.id:
+            raise InputError(
+                f"{directory}: {token.content} is {tokens[token.content].id} in {origin[token.content]} and {token.id} "
+                f"in {file}; remove the file that is wrong"
+            )
+        tokens[token.content], origin[token.content] = token, file
+    for name in SPECIALS:
+        if name not in tokens and name in known:
+            tokens[name] = AddedToken(name, known[name])
+    mask = tokens.get("[MASK]", AddedToken("[MASK]", count))
+    tokens["[MASK]"] = AddedToken(mask.content, mask.id, **mask_flags)
+    return AddedTokens(list(tokens.values()))
+
+
+def _declared(directory: Path) -> list[tuple[str, AddedToken]]:
+    """(file, token) of every added token that a file declares; files that tell flags come last."""
+    found = [
+        ("added_tokens.json", AddedToken(content, int(index), special=content in SPECIALS))
+        for content, index in read_json(directory / "added_tokens.json").items()
+    ]
+    found += [
+        ("tokenizer.json", declared_token(entry, entry["id"]))
+        for entry in read_json(directory / "tokenizer.json").get("added_tokens", [])
+    ]
+    decoder = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder", {})
+    return found + [("tokenizer_config.json", declared_token(entry, index)) for index, entry in decoder.items()]
+
+
+def declared_token(entry: dict[str, Any], index: Any) -> AddedToken:
+    """An entry of `added_tokens` or `added_tokens_decoder`."""
+    flags = {name: bool(entry.get(name)) for name in ("lstrip", "rstrip", "single_word", "special")}
+    return AddedToken(entry["content"], int(index), **flags)

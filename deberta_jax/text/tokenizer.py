@@ -1,0 +1,370 @@
+"""The interface that every tokenizer has. What decides the pieces is in the subclasses."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from deberta_jax.errors import InputError
+from deberta_jax.text.added import AddedTokens
+from deberta_jax.text.encoding import (
+    PADDINGS,
+    TRUNCATIONS,
+    Encoding,
+    Ragged,
+    concatenate,
+    fill,
+    lengths_of,
+    pad,
+    padded_length,
+    ranges,
+    split,
+    whole_rows,
+    window_rows,
+)
+
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+Truncation = Literal["longest_first", "only_first", "only_second", False]
+Padding = Literal[False, "longest", "max_length", "buckets"]
+
+
+class Tokenizer(abc.ABC):
+    """Text to ids and back. Made by `load_tokenizer` and `train_tokenizer`; immutable, picklable, safe in threads.
+
+    A lone surrogate, which no encoder can represent, is read as U+FFFD. NUL and other control characters are text.
+    A special token written in the text ("[MASK]", "[SEP]", ...) is that token, as in every release of transformers.
+
+    Attributes:
+        kind: "spm" (v2, v3) or "bpe" (v1).
+        rule: what decides the pieces, in words.
+        vocab_size: number of ids this tokenizer can produce, [MASK] included. The embedding may have more rows.
+        pad_id, cls_id, sep_id, unk_id, mask_id: ids of the special tokens.
+        all_special_ids: all of these and the other added tokens marked special, ascending.
+    """
+
+    kind: str
+    rule: str
+    vocab_size: int
+    _word_prefix = ""
+
+    def __init__(self, added: AddedTokens):
+        self.added = added
+        self.pad_id, self.cls_id, self.sep_id, self.unk_id, self.mask_id = added.special_ids
+        self.all_special_ids = added.all_special_ids
+
+    # What a subclass supplies. Texts are free of added tokens and of surrogates.
+
+    @abc.abstractmethod
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        """int32 ids of each text, no special tokens."""
+
+    @abc.abstractmethod
+    def _spans(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """int32 [len(ids), 2]: the characters that each piece of `_encode([text])[0]` stands for.
+
+        A character belongs to the first piece that holds any of it; no span begins with white space.
+        """
+
+    @abc.abstractmethod
+    def _decode(self, ids: list[int]) -> str:
+        """Text of a run of ids without added tokens, with the space that its first piece begins with."""
+
+    @abc.abstractmethod
+    def _piece(self, index: int) -> str: ...
+
+    @abc.abstractmethod
+    def _index(self, piece: str) -> int | None: ...
+
+    @abc.abstractmethod
+    def _identity(self) -> Iterable[bytes]:
+        """All that decides ids beside the added tokens."""
+
+    @abc.abstractmethod
+    def save(self, directory: str | Path) -> None:
+        """Write the files from which `load_tokenizer` and transformers make this tokenizer again."""
+
+    def _cuts(self, text: str) -> list[int]:
+        """Where a text without added tokens is cut before its parts are encoded on their own."""
+        return []
+
+    # Text to ids.
+
+    def __call__(
+        self,
+        texts: Any,
+        text_pairs: Any = None,
+        *,
+        max_length: int | None = None,
+        truncation: Truncation = "longest_first",
+        padding: Padding = False,
+        buckets: Sequence[int] | None = None,
+        pad_to_multiple_of: int | None = None,
+        stride: int | None = None,
+        is_split_into_words: bool = False,
+        return_offsets: bool = False,
+        return_special_tokens_mask: bool = False,
+        add_special_tokens: bool = True,
+    ) -> Encoding:
+        """Encode one text or a batch. The result always has a batch dimension.
+
+        Args:
+            texts: str or list of str; with `is_split_into_words` a list of words or a list of such lists.
+            text_pairs: second segments, one for each text.
+            max_length: most tokens in a row, special tokens included. None: no limit.
+            truncation: which segment loses tokens (at its end) where a row is longer. "longest_first" takes one at a
+                time from the longer; segments never change places.
+            padding: False gives lists where rows differ in length; "longest" pads to the longest row, "max_length" to
+                `max_length`, "buckets" to the smallest of `buckets` that holds the longest row.
+            buckets: row lengths, ascending.
+            pad_to_multiple_of: round the padded length up to a multiple.
+            stride: return all of a long text, in rows that overlap by this many tokens; `overflow_to_sample` says
+                which text a row is from. With pairs `truncation` must name the segment that slides.
+            is_split_into_words: each word is encoded by itself as a word after a space (the first as the beginning of
+                the text); a word of which normalisation leaves nothing becomes [UNK], so every word has a token.
+            return_offsets: fill `offsets`.
+            return_special_tokens_mask: fill `special_tokens_mask`.
+            add_special_tokens: False leaves [CLS] and [SEP] out.
+
+        Returns:
+            `Encoding` of int32 numpy arrays.
+
+        Raises:
+            InputError: something that is not text, options that contradict each other, or a row that fits nowhere.
+        """
+        _check_options(max_length, truncation, padding, buckets, pad_to_multiple_of, stride)
+        a = self._segment(texts, "texts", is_split_into_words, return_offsets)
+        b = None
+        if text_pairs is not None:
+            b = self._segment(text_pairs, "text_pairs", is_split_into_words, return_offsets)
+            if len(a.lengths) != len(b.lengths):
+                raise InputError(f"{len(a.lengths)} texts but {len(b.lengths)} text_pairs; give one pair for each text")
+        if b is None and truncation == "only_second":
+            raise InputError("truncation='only_second' needs text_pairs")
+        rows = self._rows(a, b, max_length, truncation, stride, add_special_tokens)
+        flat, counts = fill(rows, a, b, (self.cls_id, self.sep_id) if add_special_tokens else None)
+        if not return_special_tokens_mask:
+            del flat["special_tokens_mask"]
+        overflow = None if stride is None else rows.sample.astype(np.int32)
+        longest = int(counts.max(initial=0))
+        if padding is False and len(counts) and counts.min() != longest:
+            out = {name: split(values, counts) for name, values in flat.items()}
+            out["attention_mask"] = [np.ones(n, np.int32) for n in counts]
+        else:
+            length = padded_length(longest, padding, max_length, buckets, pad_to_multiple_of if padding else None)
+            out = pad(flat, counts, length, self.pad_id)
+        return Encoding(**out, overflow_to_sample=overflow)
+
+    def encode_ragged(
+        self,
+        texts: Any,
+        text_pairs: Any = None,
+        max_length: int | None = None,
+        truncation: Truncation = "longest_first",
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(input_ids, token_type_ids) of each text, int32 [T_i], special tokens included: what training stores."""
+        enc = self(texts, text_pairs, max_length=max_length, truncation=truncation)
+        return list(zip(enc.input_ids, enc.token_type_ids, strict=True))
+
+    def _rows(self, a: Ragged, b: Ragged | None, max_length: int | None, truncation: Any, stride: Any, special: bool):
+        room = None
+        if max_length is not None:
+            room = max_length - ((2 if b is None else 3) if special else 0)
+            if room < 0:
+                raise InputError(f"max_length={max_length} does not hold the special tokens; raise it")
+        b_lengths = np.zeros_like(a.lengths) if b is None else b.lengths
+        if stride is None:
+            return whole_rows(a.lengths, b_lengths, room, truncation)
+        if room is None or truncation is False:
+            raise InputError("stride needs max_length and a truncation that names the segment to slide")
+        if b is not None and truncation == "longest_first":
+            raise InputError("stride with text_pairs needs truncation='only_first' or 'only_second'")
+        return window_rows(a.lengths, b_lengths, room, stride, truncation == "only_second")
+
+    def _segment(self, texts: Any, name: str, words: bool, spans: bool) -> Ragged:
+        if words:
+            return self._word_pieces(_as_words(texts, name), spans)
+        batch = [texts] if isinstance(texts, str) else _as_list(texts, name)
+        for i, text in enumerate(batch):
+            if not isinstance(text, str):
+                raise InputError(f"{name}[{i}] is {type(text).__name__}, not str; convert it or leave it out")
+        return self._pieces(batch, spans)
+
+    def _pieces(self, texts: list[str], spans: bool) -> Ragged:
+        try:
+            return self._pieces_of(texts, spans)
+        except (RuntimeError, TypeError, UnicodeEncodeError):
+            # The libraries refuse lone surrogates, each in its own way; looking for them first would cost every text.
+            clean = [SURROGATES.sub("\ufffd", text) for text in texts]
+            if clean == texts:
+                raise
+        return self._pieces_of(clean, spans)
+
+    def _pieces_of(self, texts: list[str], spans: bool) -> Ragged:
+        chunks = [self._chunks(text) for text in texts] if self._must_cut(texts) else None
+        if chunks is None:
+            ids = self._encode(texts)
+            found = [self._spans(t, i) for t, i in zip(texts, ids, strict=True)] if spans else None
+            return Ragged(concatenate(ids), lengths_of(ids), None if found is None else _stack_spans(found))
+        ordinary = [text[i:j] for text, parts in zip(texts, chunks, strict=True) for i, j, token in parts if token < 0]
+        encoded = iter(zip(ordinary, self._encode(ordinary), strict=True))
+        ids, found, lengths = [], [], []
+        for parts in chunks:
+            before = len(ids)
+            for start, end, token in parts:
+                if token < 0:
+                    chunk, pieces = next(encoded)
+                    ids.append(pieces)
+                    if spans:
+                        found.append(self._spans(chunk, pieces) + np.int32(start))
+                else:
+                    ids.append(np.array([token], np.int32))
+                    found.append(np.array([[start, end]], np.int32))
+            lengths.append(sum(map(len, ids[before:])))
+        return Ragged(concatenate(ids), np.array(lengths, np.int64), _stack_spans(found) if spans else None)
+
+    def _must_cut(self, texts: list[str]) -> bool:
+        search = self.added.pattern.search
+        return any(search(text) is not None for text in texts)
+
+    def _chunks(self, text: str) -> list[tuple[int, int, int]]:
+        """(start, end, id of the added token or -1), in order, without empty chunks."""
+        out = []
+        for start, end, token in self.added.find(text):
+            edges = [0, *self._cuts(text[start:end]), end - start] if token < 0 else [0, end - start]
+            out += [(start + i, start + j, token) for i, j in pairwise(edges) if i < j]
+        return out
+
+    def _word_pieces(self, samples: list[list[str]], spans: bool) -> Ragged:
+        """Each distinct word is encoded once, however often it stands in the batch."""
+        prefix = self._word_prefix
+        keys = [(prefix if i and word else "") + word for words in samples for i, word in enumerate(words)]
+        table = {key: index for index, key in enumerate(dict.fromkeys(keys))}
+        pieces = self._pieces(list(table), spans)
+        if pieces.spans is not None and prefix:
+            pieces.spans[:] = np.maximum(pieces.spans - _shift(table, pieces.lengths, prefix), 0)
+        pieces = self._fill_empty(pieces)
+        which = np.fromiter((table[key] for key in keys), np.int64, len(keys))
+        count = pieces.lengths[which]
+        source = ranges((np.cumsum(pieces.lengths) - pieces.lengths)[which], count)
+        words_each = lengths_of(samples)
+        word_ids = np.repeat(ranges(np.zeros_like(words_each), words_each), count).astype(np.int32)
+        edges = np.concatenate([[0], np.cumsum(count)])[np.concatenate([[0], np.cumsum(words_each)])]
+        return Ragged(
+            pieces.ids[source], np.diff(edges), None if pieces.spans is None else pieces.spans[source], word_ids
+        )
+
+    def _fill_empty(self, pieces: Ragged) -> Ragged:
+        """[UNK] with an empty span for every text that has no piece at all."""
+        empty = np.flatnonzero(pieces.lengths == 0)
+        at = np.cumsum(pieces.lengths)[empty]
+        spans = None if pieces.spans is None else np.insert(pieces.spans, at, 0, axis=0)
+        return Ragged(np.insert(pieces.ids, at, self.unk_id), np.maximum(pieces.lengths, 1), spans)
+
+    # Ids to text.
+
+    def decode(self, ids: Any, skip_special_tokens: bool = True) -> Any:
+        """Text of ids [T], or a list of texts for ids [B, T] or a list of such rows.
+
+        Raises:
+            InputError: an id that this tokenizer cannot produce (spare embedding rows included).
+        """
+        rows = ids.tolist() if isinstance(ids, np.ndarray) else [int(i) if np.ndim(i) == 0 else i for i in ids]
+        if rows and not isinstance(rows[0], int):
+            return [self.decode(row, skip_special_tokens) for row in rows]
+        special = set(self.all_special_ids)
+        text, run = "", []
+        for index in rows:
+            if not 0 <= index < self.vocab_size:
+                raise InputError(f"id {index} is no token of this vocabulary of {self.vocab_size}")
+            if skip_special_tokens and index in special:
+                continue
+            if index in self.added.by_id:
+                text += (self._decode(run) if run else "") + self.added.by_id[index].content
+                run = []
+            else:
+                run.append(index)
+        text += self._decode(run) if run else ""
+        return self._trim(text)
+
+    def _trim(self, text: str) -> str:
+        """Undo what encoding put before the first word."""
+        return text
+
+    def id_to_token(self, index: int) -> str:
+        """The piece with this id. Raises InputError for an id that this tokenizer cannot produce."""
+        if not 0 <= index < self.vocab_size:
+            raise InputError(f"id {index} is no token of this vocabulary of {self.vocab_size}")
+        return self.added.by_id[index].content if index in self.added.by_id else self._piece(index)
+
+    def token_to_id(self, token: str) -> int:
+        """The id of a piece; `unk_id` for a string that is none."""
+        if token in self.added.by_content:
+            return self.added.by_content[token].id
+        index = self._index(token)
+        return self.unk_id if index is None else index
+
+    def fingerprint(self) -> str:
+        """sha256 in hex of everything that decides ids; equal fingerprints mean equal ids for every text."""
+        digest = hashlib.sha256(f"{self.kind}\0{self.added.identity()}\0".encode())
+        for part in self._identity():
+            digest.update(len(part).to_bytes(8, "little") + part)
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.vocab_size} ids; {self.rule})"
+
+
+def _stack_spans(spans: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(spans).astype(np.int32, copy=False) if spans else np.zeros((0, 2), np.int32)
+
+
+def _shift(table: dict[str, int], lengths: np.ndarray, prefix: str) -> np.ndarray:
+    """[pieces, 1]: by how much the prefix moved the characters of the word that each piece is from."""
+    return np.repeat([len(prefix) * key.startswith(prefix) for key in table], lengths).astype(np.int32)[:, None]
+
+
+def _as_list(texts: Any, name: str) -> list:
+    if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
+        raise InputError(f"{name} is {type(texts).__name__}; give a str or a list of str")
+    return list(texts)
+
+
+def _as_words(texts: Any, name: str) -> list[list[str]]:
+    if isinstance(texts, str):
+        raise InputError(f"{name} is one str; is_split_into_words takes a list of words, or a list of such lists")
+    batch = _as_list(texts, name)
+    if batch and isinstance(batch[0], str):
+        batch = [batch]
+    batch = [_as_list(words, f"{name}[{i}]") for i, words in enumerate(batch)]
+    for i, words in enumerate(batch):
+        for j, word in enumerate(words):
+            if not isinstance(word, str):
+                raise InputError(f"{name}[{i}][{j}] is {type(word).__name__}, not str; convert it or leave it out")
+    return batch
+
+
+def _check_options(max_length: Any, truncation: Any, padding: Any, buckets: Any, multiple: Any, stride: Any) -> None:
+    checks: list[tuple[bool, Callable[[], str]]] = [
+        (truncation in TRUNCATIONS, lambda: f"truncation={truncation!r}; it is one of {TRUNCATIONS}"),
+        (padding in PADDINGS, lambda: f"padding={padding!r}; it is one of {PADDINGS}"),
+        (padding != "max_length" or max_length is not None, lambda: "padding='max_length' needs max_length"),
+        ((padding == "buckets") == (buckets is not None), lambda: "padding='buckets' and buckets=[...] go together"),
+        (
+            buckets is None or (len(buckets) > 0 and list(buckets) == sorted(buckets)),
+            lambda: f"buckets={buckets!r}; give lengths in ascending order",
+        ),
+        (multiple is None or multiple > 0, lambda: f"pad_to_multiple_of={multiple}; it must be positive"),
+        (multiple is None or padding is not False, lambda: "pad_to_multiple_of needs a padding"),
+        (stride is None or stride >= 0, lambda: f"stride={stride}; it must not be negative"),
+    ]
+    for fine, message in checks:
+        if not fine:
+            raise InputError(message())

@@ -1,0 +1,98 @@
+"""New vocabularies: SentencePiece unigram as in v3, byte-level BPE as in v1."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import sentencepiece
+
+from deberta_jax.errors import InputError
+from deberta_jax.text.added import SPECIALS, AddedToken, AddedTokens
+from deberta_jax.text.loading import load_tokenizer
+from deberta_jax.text.spm import SentencePieceTokenizer
+from deberta_jax.text.tokenizer import Tokenizer
+
+# SentencePiece leaves out longer lines without a word; this is 16 MiB of text in one.
+LONGEST_LINE = 1 << 24
+# The sums of SentencePiece's training depend on the number of threads, so it does not follow the machine.
+TRAINING_THREADS = 16
+
+
+def train_tokenizer(
+    lines: Iterable[str],
+    vocab_size: int,
+    directory: str | Path,
+    *,
+    kind: Literal["spm", "bpe"] = "spm",
+    character_coverage: float = 0.9995,
+) -> Tokenizer:
+    """Make a vocabulary from text, write its files and load them. The same lines give the same files everywhere.
+
+    Args:
+        lines: text, consumed once.
+        vocab_size: pieces, [PAD] 0, [CLS] 1, [SEP] 2 and [UNK] 3 among them. [MASK] comes after them, so the
+            tokenizer's own `vocab_size` is one more, and so at least must the embedding be.
+        directory: where the files go; made if need be.
+        kind: "spm" for SentencePiece unigram with byte fallback and the nmt_nfkc normaliser (v2, v3: spm.model,
+            added_tokens.json), "bpe" for byte-level BPE (v1: vocab.json, merges.txt).
+        character_coverage: for "spm", the share of the characters of the text that get pieces of their own; the
+            others are spelt in bytes.
+
+    Returns:
+        The tokenizer, loaded from `directory`.
+
+    Raises:
+        InputError: the text cannot support that many pieces, or its characters need more.
+    """
+    if kind == "spm":
+        tokenizer = _train_sentencepiece(lines, vocab_size, character_coverage)
+    else:
+        raise InputError(f"kind={kind!r}; it is 'spm' or 'bpe'")
+    tokenizer.save(directory)
+    return load_tokenizer(directory, rule="sentencepiece" if kind == "spm" else "bpe")
+
+
+def _train_sentencepiece(lines: Iterable[str], vocab_size: int, character_coverage: float) -> Tokenizer:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            character_coverage=character_coverage,
+            byte_fallback=True,
+            normalization_rule_name="nmt_nfkc",
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            pad_piece=SPECIALS[0],
+            bos_piece=SPECIALS[1],
+            eos_piece=SPECIALS[2],
+            unk_piece=SPECIALS[3],
+            max_sentence_length=LONGEST_LINE,
+            num_threads=TRAINING_THREADS,
+            minloglevel=2,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(_why_not(str(error), vocab_size)) from error
+    added = AddedTokens(
+        [AddedToken(name, index) for name, index in zip(SPECIALS, (0, 1, 2, 3, vocab_size), strict=True)]
+    )
+    return SentencePieceTokenizer(model.getvalue(), added, do_lower_case=False, split_by_punct=False, rule="trained")
+
+
+def _why_not(message: str, vocab_size: int) -> str:
+    """SentencePiece's complaint as one line that says what to do."""
+    if found := re.search(r"value <= (\d+)", message):
+        return (
+            f"vocab_size={vocab_size} is more than this text supports; {found.group(1)} is the most, or give more text"
+        )
+    if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return f"vocab_size={vocab_size} does not hold this text's characters; raise it to at least {found.group(1)}"
+    return f"SentencePiece cannot make {vocab_size} pieces of this text: {' '.join(message.split())}"
