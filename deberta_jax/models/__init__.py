@@ -1,0 +1,14 @@
+"""The models as Flax modules: the only place that knows Flax."""
+
+from deberta_jax.models.parameters import abstract_params, init_params, logical_axes
+from deberta_jax.models.tasks import (
+    MODELS,
+    DebertaEncoder,
+    DebertaForMaskedLM,
+    DebertaForMultipleChoice,
+    DebertaForQuestionAnswering,
+    DebertaForReplacedTokenDetection,
+    DebertaForSequenceClassification,
+    DebertaForTokenClassification,
+    Model,
+)

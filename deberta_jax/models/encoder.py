@@ -1,0 +1,221 @@
+"""The stack: one layer's module, its parameters stacked over layers, and ``jax.lax.scan`` over them.
+
+The same tree serves the scan and the unrolled loop. Two things happen at single layers: the convolution of v2-xlarge
+joins after the first, and the enhanced mask decoder enters before the last. Both are decided by index inside the one
+body, because a slice of the stacked parameters would copy them all.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.models.attention import Attention, Residual
+from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, Table, declare, norm_params
+from deberta_jax.ops.activations import ACTIVATIONS
+from deberta_jax.ops.convolution import token_convolution
+from deberta_jax.ops.normalization import layer_norm
+from deberta_jax.ops.relative_position import reachable_rows, table_rows
+from deberta_jax.sharding import constrain
+
+
+class Intermediate(nn.Module):
+    """The wide half of the feed-forward block: dense and activation."""
+
+    config: DebertaConfig
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
+        c = self.config
+        shape = (c.hidden_size, c.intermediate_size)
+        x = Linear(shape, ("embed", "mlp"), c.initializer_range, self.runtime, name="dense")(x)
+        x = constrain(x, ("batch", "length", "mlp"))
+        return ACTIVATIONS[c.hidden_act](x.astype(jnp.float32)).astype(x.dtype)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each with residual and LayerNorm after it (post-norm, as BERT)."""
+
+    config: DebertaConfig
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(self, x, source, table, rows, mask, segment_ids, deterministic):
+        c, run = self.config, self.runtime
+        x, weights = Attention(c, run, name="attention")(x, source, table, rows, mask, segment_ids, deterministic)
+        wide = Intermediate(c, run, name="intermediate")(x)
+        x = Residual(c, run, (c.intermediate_size, c.hidden_size), ("mlp", "embed"), name="output")(
+            wide, x, deterministic
+        )
+        return constrain(x, ("batch", "length", None)), weights
+
+
+class Convolution(nn.Module):
+    """The branch beside the first layer: from the embeddings to what is added to that layer's output.
+
+    Returns the branch [B,T,D] and the scale and bias of the LayerNorm that follows the addition.
+    """
+
+    config: DebertaConfig
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(self, x, token_mask, segment_ids, deterministic):
+        c, run = self.config, self.runtime
+        kernel, bias = ConvolutionParams(c, run, name="conv")()
+        y = token_convolution(x, kernel.astype(x.dtype), bias, groups=c.conv_groups, segment_ids=segment_ids)
+        if token_mask is not None:
+            y = jnp.where(token_mask[..., None], y, 0.0)
+        # Dropout before the activation: the order the weights were trained with.
+        y = ACTIVATIONS[c.conv_act](Dropout(c.hidden_dropout_prob)(y, deterministic)).astype(run.dtype)
+        return y, NormParams(c, run, name="LayerNorm")()
+
+
+class ConvolutionParams(nn.Module):
+    config: DebertaConfig
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(self):
+        c, dtype = self.config, self.runtime.param_dtype
+        shape = (c.conv_kernel_size, c.hidden_size // c.conv_groups, c.hidden_size)
+        axes = (None, None, "embed")
+        kernel = self.param("kernel", declare(nn.initializers.normal(c.initializer_range), axes), shape, dtype)
+        return kernel, self.param("bias", declare(nn.initializers.zeros_init(), (None,)), shape[-1:], dtype)
+
+
+class NormParams(nn.Module):
+    config: DebertaConfig
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(self):
+        return norm_params(self, self.config.hidden_size, self.runtime)
+
+
+class Encoder(nn.Module):
+    """All layers over the embeddings.
+
+    Returns the last state [B,T,D], the states after each layer [L,B,T,D] and the attention weights [L,B,N,T,T], the
+    last two None unless asked for. Where ``decoder_positions`` [B,T,D] is given the last layer is the enhanced mask
+    decoder (He et al. 2021, section 3.2, as released): its queries and residual are the previous layer's output plus
+    the absolute positions, keys and values that output itself, and it runs twice with the same weights.
+    """
+
+    config: DebertaConfig
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(
+        self,
+        embeddings: Float[Array, "B T D"],
+        token_mask: Bool[Array, "B T"] | None,
+        mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None,
+        segment_ids: Int[Array, "B T"] | None,
+        decoder_positions: Float[Array, "#B T D"] | None,
+        deterministic: bool,
+        output_hidden_states: bool,
+        output_attentions: bool,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "L B T D"] | None, Float[Array, "L B N T T"] | None]:
+        c, run = self.config, self.runtime
+        table, rows = self.relative_table(embeddings.shape[1])
+        conv = None
+        if c.conv_kernel_size > 0:
+            conv = Convolution(c, run, name="conv")(embeddings, token_mask, segment_ids, deterministic)
+        layer = Layer(c, run, parent=None)
+        stack = self.param("layers", self.initialize_layers(layer))
+        last = c.num_hidden_layers - 1
+        drops = not deterministic and max(c.hidden_dropout_prob, c.attention_probs_dropout_prob) > 0
+        keys = jax.random.split(self.make_rng("dropout"), last + 2) if drops else None
+
+        def run_layer(params, key, x, source) -> Any:
+            rngs = None if key is None else {"dropout": key}
+            args = (table, rows, mask, segment_ids, deterministic)
+            return layer.apply({"params": params}, x, source, *args, rngs=rngs)
+
+        def body(carry, xs):
+            x, _ = carry
+            params, key, index = xs
+            query = x
+            if decoder_positions is not None:
+                query = x + jnp.where(index == last, decoder_positions, jnp.zeros((), x.dtype))
+            y, weights = run_layer(params, key, query, x)
+            if conv is not None:
+                y = jax.lax.cond(index == 0, lambda y: self.merge(y, conv, token_mask), lambda y: y, y)
+            return (y, x), (y if output_hidden_states else None, weights if output_attentions else None)
+
+        body = rematerialize(body, run)
+        xs = (stack, None if keys is None else keys[:-1], jnp.arange(last + 1))
+        carry = (embeddings, embeddings)
+        (x, previous), (states, weights) = iterate(body, carry, xs, last + 1, scan=run.scan)
+        if decoder_positions is not None:
+            final = jax.tree.map(lambda p: p[-1], stack)
+            x, again = run_layer(final, None if keys is None else keys[-1], x, previous)
+            states = None if states is None else states.at[-1].set(x)
+            weights = None if weights is None else weights.at[-1].set(again)
+        return x, states, weights
+
+    def merge(self, y, conv, token_mask):
+        branch, (scale, bias) = conv
+        y = layer_norm(y + branch, scale, bias, self.config.layer_norm_eps).astype(y.dtype)
+        return y if token_mask is None else jnp.where(token_mask[..., None], y, jnp.zeros((), y.dtype))
+
+    def relative_table(self, length: int):
+        """The normalised rows that a text of this length reads [R,D], and which of them each distance reads."""
+        c, run = self.config, self.runtime
+        if not c.relative_attention:
+            return None, np.zeros(2 * length - 1, np.int32)
+        span = c.relative_span
+        axes = ("relpos", "embed")
+        table = Table(2 * span, c.hidden_size, axes, c.initializer_range, run, name="rel_embeddings")()
+        clamp = c.long_positions == "clamp"
+        rows = table_rows(length, span, buckets=c.position_buckets, max_distance=c.max_distance, clamp=clamp)
+        kept, rows = reachable_rows(rows)
+        table = jnp.take(table, kept, axis=0, mode="clip")
+        if c.normalizes_relative_table:
+            return LayerNorm(c.hidden_size, c.layer_norm_eps, run, name="LayerNorm")(table), rows
+        return table.astype(run.dtype), rows
+
+    def initialize_layers(self, layer: Layer):
+        """An initializer of all layers at once, every leaf stacked on a leading axis ``layers``."""
+        c = self.config
+        x = jnp.zeros((1, 1, c.hidden_size), self.runtime.dtype)
+        table = jnp.zeros((1, c.hidden_size), self.runtime.dtype) if c.relative_attention else None
+        rows = np.zeros(1, np.int32)
+
+        def one(key):
+            return layer.init(key, x, x, table, rows, None, None, True)["params"]
+
+        def initialize(key):
+            stacked = jax.vmap(one)(jax.random.split(key, c.num_hidden_layers))
+            boxed = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+            name = {nn.PARTITION_NAME: "layers"}
+            return jax.tree.map(lambda p: p.add_axis(0, name) if boxed(p) else p, stacked, is_leaf=boxed)
+
+        return initialize
+
+
+def rematerialize(body, runtime: Runtime):
+    """``jax.checkpoint`` by policy: ``dots`` keeps the projections' results, ``full`` keeps only a layer's input."""
+    if runtime.remat == "none":
+        return body
+    policies = jax.checkpoint_policies
+    policy = policies.dots_with_no_batch_dims_saveable if runtime.remat == "dots" else policies.nothing_saveable
+    # Inside a scan the compiler cannot merge the recomputation with the first run, so the barrier is not needed.
+    return jax.checkpoint(body, policy=policy, prevent_cse=not runtime.scan)
+
+
+def iterate(body, carry, xs, count: int, *, scan: bool):
+    """``jax.lax.scan``, or the same loop unrolled into the program."""
+    if scan:
+        return jax.lax.scan(body, carry, xs)
+    outputs = []
+    for i in range(count):
+        carry, y = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
+        outputs.append(y)
+    return carry, jax.tree.map(lambda *ys: jnp.stack(ys), *outputs)

@@ -1,0 +1,129 @@
+"""Leaf modules: each declares parameters with their logical axes and calls ``ops``."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from deberta_jax.errors import InputError
+from deberta_jax.ops.masking import dropout
+from deberta_jax.ops.normalization import layer_norm
+from deberta_jax.ops.products import product
+
+REMAT = ("none", "dots", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """How a model is computed: never part of a checkpoint. The fields are those of the model classes."""
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    attention: str = "auto"
+    remat: str = "none"
+    scan: bool = True
+
+    def __post_init__(self):
+        if self.remat not in REMAT:
+            raise InputError(f"remat={self.remat!r}: expected one of {', '.join(map(repr, REMAT))}")
+
+
+def declare(initializer: Callable[..., Any], axes: tuple[str | None, ...]) -> Callable[..., Any]:
+    """An initializer whose parameter carries the names of its axes."""
+    return nn.with_logical_partitioning(initializer, axes)
+
+
+class Linear(nn.Module):
+    """``x @ kernel + bias`` with float32 accumulation; kernels keep heads as an axis of their own.
+
+    The first ``contract`` axes of the kernel meet the last ones of x; the others end the result: [..., D] times
+    [D,N,H] is [...,N,H]. The bias, where there is one, has the result's new axes.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    stddev: float
+    runtime: Runtime
+    contract: int = 1
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."], out_dtype=None) -> Float[Array, "..."]:
+        kernel = self.param(
+            "kernel", declare(nn.initializers.normal(self.stddev), self.axes), self.shape, self.runtime.param_dtype
+        )
+        letters = "ABCDEF"[: len(self.shape)]
+        lead = "UVWXYZ"[: x.ndim - self.contract]
+        new = letters[self.contract :]
+        dtype = self.runtime.dtype
+        y = product(f"{lead}{letters[: self.contract]},{letters}->{lead}{new}", x.astype(dtype), kernel.astype(dtype))
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                declare(nn.initializers.zeros_init(), self.axes[self.contract :]),
+                self.shape[self.contract :],
+                self.runtime.param_dtype,
+            )
+            y = y + bias.astype(jnp.float32).reshape((1,) * len(lead) + bias.shape)
+        return y.astype(out_dtype or dtype)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm in float32, result in the compute dtype."""
+
+    size: int
+    epsilon: float
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return layer_norm(x, *norm_params(self, self.size, self.runtime), self.epsilon).astype(self.runtime.dtype)
+
+
+def norm_params(module: nn.Module, size: int, runtime: Runtime) -> tuple[jax.Array, jax.Array]:
+    """Declares ``scale`` and ``bias`` of a LayerNorm in ``module``."""
+    scale = module.param("scale", declare(nn.initializers.ones_init(), (None,)), (size,), runtime.param_dtype)
+    bias = module.param("bias", declare(nn.initializers.zeros_init(), (None,)), (size,), runtime.param_dtype)
+    return scale, bias
+
+
+class Table(nn.Module):
+    """An embedding table; called, it gives the table itself."""
+
+    rows: int
+    width: int
+    axes: tuple[str | None, ...]
+    stddev: float
+    runtime: Runtime
+    zero_row: int | None = None
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "V E"]:
+        def initialize(key, shape, dtype):
+            table = nn.initializers.normal(self.stddev)(key, shape, dtype)
+            return table if self.zero_row is None else table.at[self.zero_row].set(0)
+
+        return self.param(
+            "embedding", declare(initialize, self.axes), (self.rows, self.width), self.runtime.param_dtype
+        )
+
+
+class Dropout(nn.Module):
+    """Inverted dropout; draws from the rng ``dropout`` only where it drops."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."], deterministic: bool) -> Float[Array, "..."]:
+        if deterministic or self.rate == 0.0:
+            return x
+        return dropout(x, self.rate, self.make_rng("dropout"))
+
+
+def take_rows(table: Float[Array, "V E"], ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
+    """Rows of a table; an id outside it gives NaN, never a neighbour's row."""
+    return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan)

@@ -1,0 +1,40 @@
+"""A model's parameter tree: made, described without being made, and the names of its axes."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deberta_jax.models.tasks import Model
+
+
+def _boxed_init(model: Model, key: jax.Array) -> Any:
+    return model.init(key, jnp.zeros(model.example_shape(), jnp.int32))["params"]
+
+
+def init_params(model: Model, key: jax.Array) -> dict[str, Any]:
+    """Fresh parameters as the originals draw them: Normal(0, initializer_range) for every kernel and table, the row of
+    the padding token zero, biases zero, LayerNorms 1 and 0.
+
+    Args:
+      model: any of this package's model classes.
+      key: ``jax.random.key(seed)``.
+
+    Returns:
+      A plain nested dict of arrays in the model's ``param_dtype``. Call it under ``jax.jit`` with ``out_shardings`` to
+      build every array where it is to live.
+    """
+    return nn.unbox(_boxed_init(model, key))
+
+
+def abstract_params(model: Model) -> dict[str, Any]:
+    """The tree of ``init_params`` as ``jax.ShapeDtypeStruct``: costs no memory whatever the size."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
+def logical_axes(model: Model) -> dict[str, Any]:
+    """The same tree with a tuple of axis names (or None) for every array; see ``deberta_jax.sharding``."""
+    boxed = jax.eval_shape(lambda: _boxed_init(model, jax.random.key(0)))
+    is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+    return jax.tree.map(lambda p: tuple(p.names) if is_box(p) else (None,) * p.ndim, boxed, is_leaf=is_box)

@@ -1,0 +1,76 @@
+"""Disentangled attention: the one entry, and how ``auto`` chooses among interchangeable bodies."""
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from deberta_jax.errors import InputError
+from deberta_jax.ops.masking import visible_pairs
+from deberta_jax.ops.reference import reference_attention
+from deberta_jax.ops.shift import shift_attention
+
+# Bodies by name. All equal the definition, forward and every gradient.
+BODIES = {"reference": reference_attention, "shift": shift_attention}
+
+
+def choose_body(impl: str) -> str:
+    """The body that ``impl`` names; ``auto`` is the gather-free shift on every backend.
+
+    Raises:
+      InputError: a name that no body has.
+    """
+    if impl == "auto":
+        return "shift"
+    if impl not in BODIES:
+        raise InputError(f"attention={impl!r}: expected one of 'auto', {', '.join(map(repr, BODIES))}")
+    return impl
+
+
+def disentangled_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T N H"],
+    value: Float[Array, "B T N H"],
+    pos_key: Float[Array, "R N H"] | None,
+    pos_query: Float[Array, "R N H"] | None,
+    rows: Int[np.ndarray, " U"],
+    *,
+    scale: float,
+    mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    mix_scores: Float[Array, "N N"] | None = None,
+    mix_weights: Float[Array, "N N"] | None = None,
+    impl: str = "auto",
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T T"]]:
+    """Attention whose scores add content-to-position and position-to-content terms (He et al. 2021, section 3.1).
+
+    Args:
+      query, key, value: one dtype; products accumulate in float32, and scores and softmax are float32.
+      pos_key: projected relative table for the content-to-position term; None leaves the term out.
+      pos_query: the same for position-to-content.
+      rows: table row of each distance from -(T-1) to T-1, int32 [2T-1], a constant of the program.
+      scale: multiplies the sum of the terms; 1/sqrt(H * (1 + number of terms)).
+      mask: [B,T] True for real tokens, or [B,T,T] pair by pair.
+      segment_ids: [B,T] the text of each token in a packed row, 0 for padding; texts do not see each other.
+      dropout_rate, dropout_key: dropout on the weights; none where the key is None.
+      mix_scores, mix_weights: v1's talking heads, maps across heads before the softmax and after the dropout.
+      impl: ``auto``, ``reference`` (gathers: slow, the definition) or ``shift``.
+
+    Returns:
+      context [B,T,N,H] in the dtype of ``value``, zero for queries that may read nothing, and the attention weights
+      before dropout, float32 [B,N,T,T] (dead code for the compiler unless they are used).
+
+    Raises:
+      InputError: an unknown ``impl``.
+      ValueError: ``rows`` of another length than 2T-1.
+    """
+    length = query.shape[1]
+    if rows.shape != (2 * length - 1,):
+        raise ValueError(f"rows has shape {rows.shape}; a text of {length} tokens has {2 * length - 1} distances")
+    body = BODIES[choose_body(impl)]
+    return body(
+        query, key, value, pos_key, pos_query, rows,
+        scale=scale, pairs=visible_pairs(mask, segment_ids), dropout_rate=dropout_rate, dropout_key=dropout_key,
+        mix_scores=mix_scores, mix_weights=mix_weights,
+    )  # fmt: skip

@@ -1,0 +1,39 @@
+"""The convolution over neighbouring tokens that v2-xlarge and v2-xxlarge add after their first layer."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from deberta_jax.ops.products import product
+
+
+def token_convolution(
+    x: Float[Array, "B T D"],
+    kernel: Float[Array, "K I D"],
+    bias: Float[Array, " D"],
+    *,
+    groups: int,
+    segment_ids: Int[Array, "B T"] | None,
+) -> Float[Array, "B T D"]:
+    """Cross-correlation along T with an odd kernel, same length, float32 out.
+
+    ``out[t] = sum_s kernel[s] . x[t + s - K//2]``. Tokens of other texts in a packed row count as zero, like the
+    tokens beyond the ends, so a text gets what it would get alone.
+
+    Args:
+      x: token vectors, zero at padding.
+      kernel: taps, input features of a group (I = D / groups), output features.
+    """
+    taps, length = kernel.shape[0], x.shape[1]
+    half = taps // 2
+    padded = jnp.pad(x, ((0, 0), (half, half), (0, 0)))
+    grouped_kernel = kernel.reshape(taps, kernel.shape[1], groups, -1)
+    segments = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), (half, half)), constant_values=0)
+    out = bias.astype(jnp.float32)
+    for tap in range(taps):
+        neighbour = padded[:, tap : tap + length]
+        if segments is not None and segment_ids is not None:
+            same = segments[:, tap : tap + length] == segment_ids
+            neighbour = jnp.where(same[..., None], neighbour, jnp.zeros((), x.dtype))
+        neighbour = neighbour.reshape(*neighbour.shape[:2], groups, -1)
+        out = out + product("BTGI,IGO->BTGO", neighbour, grouped_kernel[tap]).reshape(x.shape)
+    return out

@@ -1,0 +1,60 @@
+"""Which keys a query may read, the softmax over them, and dropout: shared by every attention body."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+F32 = jnp.float32
+_MASKED = -1e30  # finite: the difference of two masked scores is 0, not NaN
+
+
+def visible_pairs(
+    mask: Bool[Array, "B S"] | Bool[Array, "B T S"] | None, segment_ids: Int[Array, "B S"] | None
+) -> Bool[Array, "B T S"] | None:
+    """True where query t may read key s: both real, and of the same text where rows are packed.
+
+    Args:
+      mask: [B,S] marks real tokens; [B,T,S] says it pair by pair.
+      segment_ids: the text each token belongs to, 0 for padding.
+    """
+    pairs = None
+    if mask is not None:
+        pairs = mask if mask.ndim == 3 else mask[:, :, None] & mask[:, None, :]
+    if segment_ids is not None:
+        same = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids != 0)[:, :, None]
+        pairs = same if pairs is None else pairs & same
+    return pairs
+
+
+def masked_softmax(scores: Float[Array, "... T S"], pairs: Bool[Array, "... #T #S"] | None) -> Float[Array, "... T S"]:
+    """Softmax over the keys in float32. A query that may read nothing gets zeros, as in Microsoft's code."""
+    if pairs is None:
+        return jax.nn.softmax(scores.astype(F32), axis=-1)
+    scores = jnp.where(pairs, scores.astype(F32), _MASKED)
+    top = lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.where(pairs, jnp.exp(scores - top), 0.0)
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights / jnp.where(total == 0, 1.0, total)
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
+    """Inverted dropout; as it is where ``key`` is None or the rate 0."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)
+
+
+def text_starts(mask: Bool[Array, "B T"] | None, segment_ids: Int[Array, "B T"] | None, length: int):
+    """Index of the first real token of the text that each token belongs to: int32 [B,T], or [1,1] zeros if no mask.
+
+    Unpacked rows hold one text, which starts at its first real token (so left padding changes nothing).
+    """
+    if segment_ids is not None:
+        index = jnp.arange(length, dtype=jnp.int32)[None]
+        first = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+        return lax.cummax(jnp.where(first, index, 0), axis=1)
+    if mask is not None:
+        return jnp.argmax(mask, axis=1, keepdims=True).astype(jnp.int32)
+    return jnp.zeros((1, 1), jnp.int32)

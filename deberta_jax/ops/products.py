@@ -1,0 +1,50 @@
+"""Matrix products that accumulate in float32 whatever the operands are."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+F32 = jnp.float32
+
+
+def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    # HIGHEST: on TPU a float32 product is otherwise computed from bfloat16 halves of its operands.
+    precision = lax.Precision.HIGHEST if a.dtype == F32 else None
+    return jnp.einsum(spec, a, b, preferred_element_type=F32, precision=precision)
+
+
+def product(spec: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """``einsum(spec, a, b)`` in float32 from operands of one dtype.
+
+    The backward rounds the cotangent to the operands' dtype first, so that its two products are of the same kind as
+    the forward one: the automatic transpose would multiply float32 by bfloat16, which no matrix unit does.
+
+    ``spec`` has no ellipsis, and every letter of an operand stands in the other operand or in the result.
+    """
+    return _product(spec, a, b)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(spec: str, a: jax.Array, b: jax.Array):
+    return _einsum(spec, a, b)
+
+
+def _forward(spec, a, b):
+    return _einsum(spec, a, b), (a, b)
+
+
+def _backward(spec, saved, cotangent):
+    a, b = saved
+    operands, out = spec.split("->")
+    left, right = operands.split(",")
+    cotangent = cotangent.astype(a.dtype)
+    return (
+        _einsum(f"{out},{right}->{left}", cotangent, b).astype(a.dtype),
+        _einsum(f"{left},{out}->{right}", a, cotangent).astype(b.dtype),
+    )
+
+
+_product.defvjp(_forward, _backward)

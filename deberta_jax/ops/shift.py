@@ -1,0 +1,107 @@
+"""Disentangled attention without a gather over activations: products by distance, then a shift.
+
+The table row depends on i - j alone, so one product with the table expanded to its 2T-1 distances (a gather of
+parameter rows) holds every position score, one column per distance; sliding row i by i places lines the columns up
+with the keys. The slide is a reshape: of a [n, n+m] matrix, element (i, n-1-i+j) stands at flat index
+(n-1) + i(n+m-1) + j, so cutting n-1 elements off the front and reading rows of n+m-1 gives element (i, j).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from deberta_jax.ops.products import F32, product
+from deberta_jax.ops.reference import weigh_values
+
+
+def _slide(x, n: int, m: int):
+    lead = x.shape[:-2]
+    flat = x.reshape((*lead, n * (n + m)))
+    flat = lax.slice_in_dim(flat, n - 1, n - 1 + n * (n + m - 1), axis=-1)
+    return flat.reshape((*lead, n, n + m - 1))[..., :m]
+
+
+def _slide_back_by_pad(y, n: int, m: int):
+    lead = y.shape[:-2]
+    none = [(0, 0)] * len(lead)
+    flat = jnp.pad(y, [*none, (0, 0), (0, n - 1)]).reshape((*lead, n * (n + m - 1)))
+    return jnp.pad(flat, [*none, (n - 1, 1)]).reshape((*lead, n, n + m))
+
+
+def _slide_back_by_gather(y, n: int, m: int):
+    column = np.arange(n + m)[None] - (n - 1) + np.arange(n)[:, None]
+    index = jnp.asarray(np.clip(column, 0, m - 1), jnp.int32)
+    index = jnp.broadcast_to(index, (*y.shape[:-2], n, n + m))
+    taken = jnp.take_along_axis(y, index, axis=-1, mode="clip")
+    return jnp.where((column >= 0) & (column < m), taken, jnp.zeros((), y.dtype))
+
+
+def slide(x: Float[Array, "... n c"], n: int, m: int) -> Float[Array, "... n m"]:
+    """``out[..., i, j] = x[..., i, n-1-i+j]`` for x of n rows and n+m columns."""
+    return _slide_vjp(x, n, m)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _slide_vjp(x: jax.Array, n: int, m: int):
+    return _slide(x, n, m)
+
+
+def _slide_backward(n, m, _, cotangent):
+    # The transpose as two pads costs a CPU 6 to 10 copies and a TPU one; as a gather it costs a CPU under 2 and is
+    # what makes DeBERTa unusable on a TPU. Hence two, chosen where the program is lowered.
+    return (
+        lax.platform_dependent(
+            cotangent,
+            cpu=lambda y: _slide_back_by_gather(y, n, m),
+            default=lambda y: _slide_back_by_pad(y, n, m),
+        ),
+    )
+
+
+_slide_vjp.defvjp(lambda x, n, m: (_slide(x, n, m), None), _slide_backward)
+
+
+def by_distance(table: Float[Array, "R N H"], rows: Int[np.ndarray, " U"], *, descending: bool):
+    """The table's rows in the order of the distances, and one more row that no score reads: [2T, N, H]."""
+    rows = rows[::-1] if descending else rows
+    return jnp.take(table, np.append(rows, rows[-1]), axis=0, mode="clip")
+
+
+def shift_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T N H"],
+    value: Float[Array, "B T N H"],
+    pos_key: Float[Array, "R N H"] | None,
+    pos_query: Float[Array, "R N H"] | None,
+    rows: Int[np.ndarray, " U"],
+    *,
+    scale: float,
+    pairs: Bool[Array, "B T T"] | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    mix_scores: Float[Array, "N N"] | None = None,
+    mix_weights: Float[Array, "N N"] | None = None,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T T"]]:
+    """Context and attention weights; arguments as in ``ops.attention.disentangled_attention``.
+
+    Memory: the scores are whole, [B,N,T,T], and twice that during each shift. Position scores pass through the shift
+    in the compute dtype: in bfloat16 that halves their traffic, in float32 it changes nothing.
+    """
+    length = query.shape[1]
+    stored = query.dtype
+    scores = product("BTNH,BSNH->BNTS", query, key)
+    if pos_key is not None:
+        table = by_distance(pos_key, rows, descending=True)
+        scores += slide(product("BTNH,UNH->BNTU", query, table).astype(stored), length, length).astype(F32)
+    if pos_query is not None:
+        table = by_distance(pos_query, rows, descending=False)
+        turned = slide(product("BSNH,UNH->BNSU", key, table).astype(stored), length, length)
+        scores += turned.swapaxes(-1, -2).astype(F32)
+    return weigh_values(
+        scores * scale, value, pairs, dropout_rate=dropout_rate, dropout_key=dropout_key, mix_scores=mix_scores,
+        mix_weights=mix_weights,
+    )  # fmt: skip

@@ -1,0 +1,47 @@
+"""The released architectures as one table: ``PRESETS["deberta-v3-base"]`` is a ``DebertaConfig``.
+
+A preset is an architecture without weights. Sizes are those of the released ``config.json`` files and of Microsoft's
+pre-training configurations; parameter counts are tested to the unit.
+"""
+
+import dataclasses
+
+from deberta_jax.config import V1, V2, DebertaConfig
+
+# DeBERTa's order of the MNLI labels; most other models use another.
+_MNLI = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
+
+
+def _v1(width: int, layers: int, heads: int) -> DebertaConfig:
+    return DebertaConfig(
+        model_type=V1, vocab_size=50265, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        intermediate_size=4 * width, relative_attention=True, pos_att_type=("c2p", "p2c"),
+        position_biased_input=False, legacy=False,
+    )  # fmt: skip
+
+
+def _v2(width: int, layers: int, heads: int, vocab: int = 128100, conv: int = 0) -> DebertaConfig:
+    return DebertaConfig(
+        model_type=V2, vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        intermediate_size=4 * width, relative_attention=True, pos_att_type=("p2c", "c2p"),
+        position_biased_input=False, position_buckets=256, share_att_key=True, norm_rel_ebd="layer_norm",
+        conv_kernel_size=conv, conv_act="gelu" if conv else "tanh", legacy=False,
+    )  # fmt: skip
+
+
+PRESETS: dict[str, DebertaConfig] = {
+    "deberta-base": _v1(768, 12, 12),
+    "deberta-large": _v1(1024, 24, 16),
+    "deberta-xlarge": _v1(1024, 48, 16),
+    "deberta-v2-xlarge": _v2(1536, 24, 24, conv=3),
+    "deberta-v2-xxlarge": _v2(1536, 48, 24, conv=3),
+    "deberta-v3-xsmall": _v2(384, 12, 6),
+    "deberta-v3-small": _v2(768, 6, 12),
+    "deberta-v3-base": _v2(768, 12, 12),
+    "deberta-v3-large": _v2(1024, 24, 16),
+    "mdeberta-v3-base": _v2(768, 12, 12, vocab=251000),
+}
+PRESETS |= {
+    f"{name}-mnli": dataclasses.replace(PRESETS[name], id2label=_MNLI)
+    for name in ("deberta-base", "deberta-large", "deberta-xlarge", "deberta-v2-xlarge", "deberta-v2-xxlarge")
+}
