@@ -76,8 +76,8 @@ class Rows:
     b_count: np.ndarray
 
 
-def concatenate(rows: Sequence[np.ndarray], dtype: Any = np.int32) -> np.ndarray:
-    return np.concatenate(rows).astype(dtype, copy=False) if len(rows) else np.zeros(0, dtype)
+def concatenate(rows: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(rows).astype(np.int32, copy=False) if rows else np.zeros(0, np.int32)
 
 
 def lengths_of(rows: Sequence[Any]) -> np.ndarray:

@@ -9,8 +9,11 @@ from typing import Any, Literal
 
 from deberta_jax.errors import InputError
 from deberta_jax.text.added import SPECIALS, AddedToken, AddedTokens
+from deberta_jax.text.bpe import ByteLevelTokenizer
+from deberta_jax.text.hf_json import JsonTokenizer
 from deberta_jax.text.spm import SentencePieceTokenizer, piece_ids
 from deberta_jax.text.tokenizer import Tokenizer
+from deberta_jax.text.torch_pickle import read_bpe_encoder
 
 Rule = Literal["sentencepiece", "bpe", "tokenizer.json"]
 
@@ -62,8 +65,54 @@ def load_sentencepiece(directory: Path) -> Tokenizer:
     )
 
 
+def load_vocab_and_merges(directory: Path) -> Tokenizer:
+    vocab = read_json(directory / "vocab.json")
+    if not vocab or not all(isinstance(index, int) for index in vocab.values()):
+        raise InputError(f"{directory / 'vocab.json'} is not an object of piece: id")
+    lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in merges):
+        raise InputError(
+            f"{directory / 'merges.txt'}: {next(p for p in merges if len(p) != 2)} is not a pair of pieces"
+        )
+    return _byte_level(directory, vocab, merges, "vocab.json and merges.txt")
+
+
+def load_bpe_encoder(directory: Path) -> Tokenizer:
+    vocab, merges = read_bpe_encoder(directory / "bpe_encoder.bin")
+    special = {name: index for index, name in enumerate(SPECIALS[:4])}
+    return _byte_level(directory, special | vocab, merges, "bpe_encoder.bin")
+
+
+def _byte_level(directory: Path, vocab: dict[str, int], merges: list, files: str) -> Tokenizer:
+    known = {name: vocab[name] for name in SPECIALS if name in vocab}
+    return ByteLevelTokenizer(
+        vocab,
+        merges,
+        added_tokens(directory, known, max(vocab.values()) + 1, lstrip=True),
+        add_prefix_space=bool(read_json(directory / "tokenizer_config.json").get("add_prefix_space")),
+        rule=f"byte-level BPE: {files} decide",
+    )
+
+
+def load_tokenizer_json(directory: Path) -> Tokenizer:
+    content = read_json(directory / "tokenizer.json")
+    if content.get("model", {}).get("type") not in ("BPE", "Unigram"):
+        raise InputError(f"{directory / 'tokenizer.json'} holds neither a BPE nor a Unigram model; it is not DeBERTa's")
+    return JsonTokenizer(content, added_tokens(directory, _vocabulary(content["model"]), None))
+
+
+def _vocabulary(model: dict[str, Any]) -> dict[str, int]:
+    """Ids of the special tokens that are pieces of the model."""
+    pieces = model["vocab"] if model["type"] == "BPE" else {entry[0]: i for i, entry in enumerate(model["vocab"])}
+    return {name: pieces[name] for name in SPECIALS if name in pieces}
+
+
 LOADERS: dict[tuple[str, ...], Callable[[Path], Tokenizer]] = {
     ("spm.model",): load_sentencepiece,
+    ("vocab.json", "merges.txt"): load_vocab_and_merges,
+    ("bpe_encoder.bin",): load_bpe_encoder,
+    ("tokenizer.json",): load_tokenizer_json,
 }
 
 
@@ -80,11 +129,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def added_tokens(directory: Path, known: dict[str, int], count: int, **mask_flags: bool) -> AddedTokens:
+def added_tokens(directory: Path, known: dict[str, int], count: int | None, **mask_flags: bool) -> AddedTokens:
     """Added tokens from the files of a directory, the special ones completed from the vocabulary.
 
     The id of [MASK]: from added_tokens.json, tokenizer_config.json or tokenizer.json; else from the vocabulary
-    (`known`); else the number of its entries (`count`), where the released models have it.
+    (`known`); else `count`, the number of its entries, where the released models have it. None: no such rule.
 
     Raises:
         InputError: two files give one token different ids.
@@ -101,8 +150,10 @@ def added_tokens(directory: Path, known: dict[str, int], count: int, **mask_flag
     for name in SPECIALS:
         if name not in tokens and name in known:
             tokens[name] = AddedToken(name, known[name])
-    mask = tokens.get("[MASK]", AddedToken("[MASK]", count))
-    tokens["[MASK]"] = AddedToken(mask.content, mask.id, **mask_flags)
+    if "[MASK]" not in tokens and count is not None:
+        tokens["[MASK]"] = AddedToken("[MASK]", count)
+    if "[MASK]" in tokens:
+        tokens["[MASK]"] = AddedToken("[MASK]", tokens["[MASK]"].id, **mask_flags)
     return AddedTokens(list(tokens.values()))
 
 

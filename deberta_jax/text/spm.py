@@ -10,6 +10,7 @@ import os
 import unicodedata
 from collections.abc import Iterable
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import sentencepiece
 
 from deberta_jax.errors import InputError
 from deberta_jax.text.added import AddedTokens, write_json
+from deberta_jax.text.encoding import concatenate, lengths_of
 from deberta_jax.text.tokenizer import Tokenizer
 
 SPACE = "\u2581"  # SentencePiece's stand-in for a space
@@ -48,41 +50,49 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = max(self._processor.get_piece_size(), max(added.by_id) + 1)
         self._size, self._lead = _piece_lengths(self._processor)
 
-    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.do_lower_case:
             texts = [text.lower() for text in texts]
         if len(texts) == 1:
-            return [self._processor.encode(texts[0], out_type="numpy")]
+            ids = self._processor.encode(texts[0], out_type="numpy")
+            return ids, np.array([len(ids)])
         threads = self._threads if sum(map(len, texts)) >= PARALLEL_FROM else 1
-        return self._processor.encode(texts, out_type="numpy", num_threads=threads)
+        rows = self._processor.encode(texts, out_type="numpy", num_threads=threads)
+        return concatenate(rows), lengths_of(rows)
 
-    def _spans(self, text: str, ids: np.ndarray) -> np.ndarray:
-        # `origin[k]` is the character of the text that character k of the normalised text comes from. The pieces are
-        # consecutive slices of the normalised text, so their lengths say which characters each one stands for.
-        lowered = text.lower() if self.do_lower_case else text
-        normal, origin = self._processor.normalize(lowered, with_offsets=True)
-        origin = np.array(origin, np.int64)
-        if len(lowered) != len(text):
-            # A few capitals (such as U+0130) are two characters in lower case.
-            widths = [len(character.lower()) for character in text]
-            origin = np.append(np.repeat(np.arange(len(text)), widths), len(text))[origin]
-        sizes, leads = self._size[ids], self._lead[ids]
-        if self.unk_id in ids:
-            sizes, leads = self._unknown_lengths(lowered, ids, sizes, leads)
-        ends = np.cumsum(sizes)
+    def _spans(self, texts: list[str], ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        # All normalised texts as one string, each with one character after it. The pieces of a text are consecutive
+        # slices of it, and `origin` knows the character of the texts, each also one longer, that each slice begins at.
+        lowered = [text.lower() for text in texts] if self.do_lower_case else texts
+        normals, origins = [], []
+        for text, lower in zip(texts, lowered, strict=True):
+            normal, origin = self._processor.normalize(lower, with_offsets=True)
+            normals.append(normal)
+            origins.append(origin if len(lower) == len(text) else _unlowered(text, origin))
+        sizes, leads = self._lengths(lowered, ids, lengths)
+        owner = np.repeat(np.arange(len(texts)), lengths)
+        expected, have = lengths_of(normals), np.bincount(owner, sizes, len(texts))
+        if (expected != have).any():
+            raise RuntimeError("the pieces of a text do not add up to its normalised form")
+        starts_at = np.cumsum(lengths_of(texts) + 1) - lengths_of(texts) - 1
+        flat = np.fromiter(chain.from_iterable(origins), np.int64, int(expected.sum()) + len(texts))
+        edge = _edges("".join(f"{normal}\n" for normal in normals), flat + np.repeat(starts_at, expected + 1))
+        ends = np.cumsum(sizes) + owner
         starts = np.minimum(ends - sizes + leads, ends)
-        if len(ends) and ends[-1] != len(normal):
-            raise RuntimeError(f"the pieces add up to {ends[-1]} characters, the normalised text to {len(normal)}")
-        edge = _edges(normal, origin)
-        return np.stack([edge[starts], edge[ends]], axis=1).astype(np.int32)
+        return (np.stack([edge[starts], edge[ends]], axis=1) - starts_at[owner][:, None]).astype(np.int32)
 
-    def _unknown_lengths(self, text: str, ids: np.ndarray, sizes: np.ndarray, leads: np.ndarray):
-        """An unknown piece is as long as what it stands for, which only its surface tells."""
-        surfaces = self._processor.encode(text, out_type=str)
+    def _lengths(self, texts: list[str], ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Characters of normalised text in each piece, and how many of these are leading spaces."""
+        sizes, leads = self._size[ids], self._lead[ids]
         unknown = np.flatnonzero(ids == self.unk_id)
-        sizes, leads = sizes.copy(), leads.copy()
-        sizes[unknown] = [len(surfaces[i]) for i in unknown]
-        leads[unknown] = [len(surfaces[i]) - len(surfaces[i].lstrip(SPACE)) for i in unknown]
+        if len(unknown):
+            # An unknown piece is as long as what it stands for, which only its surface tells.
+            of_text = np.searchsorted(np.cumsum(lengths), unknown, "right")
+            surfaces = {i: self._processor.encode(texts[i], out_type=str) for i in set(of_text.tolist())}
+            begin = np.cumsum(lengths) - lengths
+            found = [surfaces[i][k - begin[i]] for i, k in zip(of_text.tolist(), unknown.tolist(), strict=True)]
+            sizes[unknown] = lengths_of(found)
+            leads[unknown] = [len(piece) - len(piece.lstrip(SPACE)) for piece in found]
         return sizes, leads
 
     def _must_cut(self, texts: list[str]) -> bool:
@@ -144,19 +154,24 @@ def _piece_lengths(processor: sentencepiece.SentencePieceProcessor) -> tuple[np.
     return sizes, leads
 
 
+def _unlowered(text: str, origin: list[int]) -> list[int]:
+    """Positions in `text.lower()` -> positions in `text`: U+0130 and a few more are two characters in lower case."""
+    places = [i for i, character in enumerate(text) for _ in character.lower()]
+    return [*map([*places, len(text)].__getitem__, origin)]
+
+
 def _edges(normal: str, origin: np.ndarray) -> np.ndarray:
-    """[len(normal) + 1]: where in the text a piece ends and the next one begins, cut before character k of `normal`.
+    """[len(normal)]: the place in the text where a piece ends and the next begins, cut before character k of `normal`.
 
     Inside a group of characters that come from one character of the text the cut falls after that character: it
     belongs to the first piece that holds any of the group. A space at the head of a group does not count.
     """
     space = np.frombuffer(normal.encode("utf-32-le"), np.uint32) == ord(SPACE)
-    inside = (origin[1:] == origin[:-1]) & ~space
-    if not inside.any():
-        return origin
-    changes = np.append(np.flatnonzero(origin[1:] != origin[:-1]) + 1, len(normal))
-    after = changes[np.minimum(np.searchsorted(changes, np.arange(1, len(origin)), "right"), len(changes) - 1)]
-    return np.append(origin[:1], np.where(inside, origin[after], origin[1:]))
+    inside = np.append(False, (origin[1:] == origin[:-1]) & ~space[:-1])[: len(origin)]
+    changes = np.flatnonzero(np.diff(origin)) + 1
+    edge = origin.copy()
+    edge[inside] = origin[changes[np.searchsorted(changes, np.flatnonzero(inside), "right")]]
+    return edge
 
 
 @cache

@@ -6,7 +6,7 @@ import abc
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,12 +63,12 @@ class Tokenizer(abc.ABC):
     # What a subclass supplies. Texts are free of added tokens and of surrogates.
 
     @abc.abstractmethod
-    def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        """int32 ids of each text, no special tokens."""
+    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """int32 ids of all texts in one array, no special tokens, and int64 the number of ids of each text."""
 
     @abc.abstractmethod
-    def _spans(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """int32 [len(ids), 2]: the characters that each piece of `_encode([text])[0]` stands for.
+    def _spans(self, texts: list[str], ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """int32 [len(ids), 2]: the characters of its text that each piece of `_encode(texts)` stands for.
 
         A character belongs to the first piece that holds any of it; no span begins with white space.
         """
@@ -208,27 +208,24 @@ class Tokenizer(abc.ABC):
         return self._pieces_of(clean, spans)
 
     def _pieces_of(self, texts: list[str], spans: bool) -> Ragged:
-        chunks = [self._chunks(text) for text in texts] if self._must_cut(texts) else None
-        if chunks is None:
-            ids = self._encode(texts)
-            found = [self._spans(t, i) for t, i in zip(texts, ids, strict=True)] if spans else None
-            return Ragged(concatenate(ids), lengths_of(ids), None if found is None else _stack_spans(found))
+        if not self._must_cut(texts):
+            ids, lengths = self._encode(texts)
+            return Ragged(ids, lengths, self._spans(texts, ids, lengths) if spans else None)
+        chunks = [self._chunks(text) for text in texts]
         ordinary = [text[i:j] for text, parts in zip(texts, chunks, strict=True) for i, j, token in parts if token < 0]
-        encoded = iter(zip(ordinary, self._encode(ordinary), strict=True))
-        ids, found, lengths = [], [], []
+        ids, lengths = self._encode(ordinary)
+        of_text = iter(split(ids, lengths))
+        of_text_spans = iter(split(self._spans(ordinary, ids, lengths), lengths) if spans else ())
+        pieces, found, counts = [], [], []
         for parts in chunks:
-            before = len(ids)
+            before = len(pieces)
             for start, end, token in parts:
-                if token < 0:
-                    chunk, pieces = next(encoded)
-                    ids.append(pieces)
-                    if spans:
-                        found.append(self._spans(chunk, pieces) + np.int32(start))
-                else:
-                    ids.append(np.array([token], np.int32))
-                    found.append(np.array([[start, end]], np.int32))
-            lengths.append(sum(map(len, ids[before:])))
-        return Ragged(concatenate(ids), np.array(lengths, np.int64), _stack_spans(found) if spans else None)
+                pieces.append(next(of_text) if token < 0 else np.array([token], np.int32))
+                if spans:
+                    found.append(next(of_text_spans) + start if token < 0 else np.array([[start, end]]))
+            counts.append(sum(map(len, pieces[before:])))
+        flat_spans = np.concatenate([np.zeros((0, 2)), *found]).astype(np.int32) if spans else None
+        return Ragged(concatenate(pieces), np.array(counts, np.int64), flat_spans)
 
     def _must_cut(self, texts: list[str]) -> bool:
         search = self.added.pattern.search
@@ -244,22 +241,20 @@ class Tokenizer(abc.ABC):
 
     def _word_pieces(self, samples: list[list[str]], spans: bool) -> Ragged:
         """Each distinct word is encoded once, however often it stands in the batch."""
-        prefix = self._word_prefix
-        keys = [(prefix if i and word else "") + word for words in samples for i, word in enumerate(words)]
+        prefixes = [self._word_prefix if i and word else "" for words in samples for i, word in enumerate(words)]
+        keys = [prefix + word for prefix, word in zip(prefixes, chain.from_iterable(samples), strict=True)]
         table = {key: index for index, key in enumerate(dict.fromkeys(keys))}
-        pieces = self._pieces(list(table), spans)
-        if pieces.spans is not None and prefix:
-            pieces.spans[:] = np.maximum(pieces.spans - _shift(table, pieces.lengths, prefix), 0)
-        pieces = self._fill_empty(pieces)
+        pieces = self._fill_empty(self._pieces(list(table), spans))
         which = np.fromiter((table[key] for key in keys), np.int64, len(keys))
         count = pieces.lengths[which]
         source = ranges((np.cumsum(pieces.lengths) - pieces.lengths)[which], count)
+        of_words = None
+        if pieces.spans is not None:
+            of_words = np.maximum(pieces.spans[source] - np.repeat(lengths_of(prefixes), count)[:, None], 0)
         words_each = lengths_of(samples)
         word_ids = np.repeat(ranges(np.zeros_like(words_each), words_each), count).astype(np.int32)
-        edges = np.concatenate([[0], np.cumsum(count)])[np.concatenate([[0], np.cumsum(words_each)])]
-        return Ragged(
-            pieces.ids[source], np.diff(edges), None if pieces.spans is None else pieces.spans[source], word_ids
-        )
+        edges = np.append(0, np.cumsum(count))[np.append(0, np.cumsum(words_each))]
+        return Ragged(pieces.ids[source], np.diff(edges), of_words, word_ids)
 
     def _fill_empty(self, pieces: Ragged) -> Ragged:
         """[UNK] with an empty span for every text that has no piece at all."""
@@ -320,15 +315,6 @@ class Tokenizer(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.vocab_size} ids; {self.rule})"
-
-
-def _stack_spans(spans: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(spans).astype(np.int32, copy=False) if spans else np.zeros((0, 2), np.int32)
-
-
-def _shift(table: dict[str, int], lengths: np.ndarray, prefix: str) -> np.ndarray:
-    """[pieces, 1]: by how much the prefix moved the characters of the word that each piece is from."""
-    return np.repeat([len(prefix) * key.startswith(prefix) for key in table], lengths).astype(np.int32)[:, None]
 
 
 def _as_list(texts: Any, name: str) -> list:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import sentencepiece
+from tokenizers import trainers
 
 from deberta_jax.errors import InputError
 from deberta_jax.text.added import SPECIALS, AddedToken, AddedTokens
+from deberta_jax.text.bpe import BYTES, ByteLevelTokenizer, byte_level_bpe
 from deberta_jax.text.loading import load_tokenizer
 from deberta_jax.text.spm import SentencePieceTokenizer
-from deberta_jax.text.tokenizer import Tokenizer
+from deberta_jax.text.tokenizer import SURROGATES, Tokenizer
 
 # SentencePiece leaves out longer lines without a word; this is 16 MiB of text in one.
 LONGEST_LINE = 1 << 24
@@ -49,18 +52,20 @@ def train_tokenizer(
         InputError: the text cannot support that many pieces, or its characters need more.
     """
     if kind == "spm":
-        tokenizer = _train_sentencepiece(lines, vocab_size, character_coverage)
+        tokenizer = _train_sentencepiece(_checked(lines), vocab_size, character_coverage)
+    elif kind == "bpe":
+        tokenizer = _train_byte_level(_checked(lines), vocab_size)
     else:
         raise InputError(f"kind={kind!r}; it is 'spm' or 'bpe'")
     tokenizer.save(directory)
     return load_tokenizer(directory, rule="sentencepiece" if kind == "spm" else "bpe")
 
 
-def _train_sentencepiece(lines: Iterable[str], vocab_size: int, character_coverage: float) -> Tokenizer:
+def _train_sentencepiece(lines: Iterator[str], vocab_size: int, character_coverage: float) -> Tokenizer:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(lines),
+            sentence_iterator=lines,
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size,
@@ -81,10 +86,45 @@ def _train_sentencepiece(lines: Iterable[str], vocab_size: int, character_covera
         )
     except (RuntimeError, ValueError) as error:
         raise InputError(_why_not(str(error), vocab_size)) from error
-    added = AddedTokens(
-        [AddedToken(name, index) for name, index in zip(SPECIALS, (0, 1, 2, 3, vocab_size), strict=True)]
+    return SentencePieceTokenizer(
+        model.getvalue(), _special(vocab_size), do_lower_case=False, split_by_punct=False, rule="trained"
     )
-    return SentencePieceTokenizer(model.getvalue(), added, do_lower_case=False, split_by_punct=False, rule="trained")
+
+
+def _train_byte_level(lines: Iterator[str], vocab_size: int) -> Tokenizer:
+    library = byte_level_bpe({}, [])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIALS[:4]),
+        initial_alphabet=sorted(BYTES),
+        show_progress=False,
+    )
+    library.train_from_iterator(lines, trainer)
+    model = json.loads(library.to_str())["model"]
+    count = len(model["vocab"])
+    if count > vocab_size:
+        raise InputError(
+            f"vocab_size={vocab_size} does not hold the 256 bytes and 4 special pieces; raise it to {count}"
+        )
+    if count < vocab_size:
+        raise InputError(_too_many(vocab_size, count))
+    merges = [tuple(pair) for pair in model["merges"]]
+    return ByteLevelTokenizer(model["vocab"], merges, _special(vocab_size), add_prefix_space=False, rule="trained")
+
+
+def _special(mask_id: int) -> AddedTokens:
+    return AddedTokens([AddedToken(n, i) for n, i in zip(SPECIALS, (0, 1, 2, 3, mask_id), strict=True)])
+
+
+def _checked(lines: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        if not isinstance(line, str):
+            raise InputError(f"line {number} is {type(line).__name__}, not str; convert it or leave it out")
+        yield SURROGATES.sub("\ufffd", line)
+
+
+def _too_many(vocab_size: int, most: int | str) -> str:
+    return f"vocab_size={vocab_size} is more than this text supports; {most} is the most, or give more text"
 
 
 def _why_not(message: str, vocab_size: int) -> str:

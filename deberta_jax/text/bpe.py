@@ -1,0 +1,182 @@
+"""v1: the byte-level BPE of GPT-2 with DeBERTa's ids.
+
+A text is cut into words by GPT-2's expression, the space before a word belonging to it; a word is spelt in bytes, and
+neighbours are merged in the order of the merge list. There is no normalisation, and case is kept whatever
+`do_lower_case` says, as in the training code. [MASK] takes the space before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+from deberta_jax.errors import InputError
+from deberta_jax.text.added import AddedTokens, write_json
+from deberta_jax.text.encoding import lengths_of
+from deberta_jax.text.tokenizer import Tokenizer
+
+# GPT-2's expression, for text that is ASCII. With re.ASCII, \s is what it is there: not \x1c to \x1f.
+WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+# Up to here looking words up in a table on one core is faster than the library on two.
+LOOK_UP_BELOW = 20_000
+LONGEST_KNOWN = 64
+MOST_KNOWN = 1 << 16
+SPACES = np.array([i for i in range(0x3001) if chr(i).isspace()], np.uint32)
+
+
+class ByteLevelTokenizer(Tokenizer):
+    """Pieces from vocab.json and merges.txt.
+
+    Args:
+        vocab: piece -> id, in GPT-2's spelling of bytes as printable characters ("Ġworld").
+        merges: pairs of pieces, the first to merge first.
+        added: special and added tokens with their ids.
+        add_prefix_space: put a space before a text that begins without one.
+        rule: what to call this in `rule`.
+
+    Raises:
+        InputError: a merge gives a piece that is not in `vocab`.
+    """
+
+    kind = "bpe"
+    _word_prefix = " "
+
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: Sequence[tuple[str, str]],
+        added: AddedTokens,
+        *,
+        add_prefix_space: bool,
+        rule: str,
+    ):
+        super().__init__(added)
+        self.vocab = vocab
+        self.merges = list(merges)
+        self.add_prefix_space = add_prefix_space
+        self.rule = rule
+        self._library = byte_level_bpe(vocab, self.merges)
+        self._pieces_by_id = {index: piece for piece, index in vocab.items()}
+        self.vocab_size = max(max(self._pieces_by_id), max(added.by_id)) + 1
+        # A piece is as many characters as it has bytes; [UNK] stands for one byte that the vocabulary lacks.
+        self._size = np.ones(self.vocab_size, np.int64)
+        for piece, index in vocab.items():
+            self._size[index] = 1 if index == self.unk_id else len(piece)
+        self._known: dict[str, list[int]] = {}
+
+    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        texts = self._prefixed(texts)
+        if sum(map(len, texts)) < LOOK_UP_BELOW:
+            rows = [self._look_up(text) if text.isascii() else self._ask(text) for text in texts]
+        else:
+            rows = [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+        lengths = lengths_of(rows)
+        return np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum())), lengths
+
+    def _ask(self, text: str) -> list[int]:
+        return self._library.encode(text, add_special_tokens=False).ids
+
+    def _look_up(self, text: str) -> list[int]:
+        words = WORDS.findall(text)
+        rows = list(map(self._known.get, words))
+        if None in rows:
+            missing = {word for word, row in zip(words, rows, strict=True) if row is None}
+            if max(map(len, missing)) > LONGEST_KNOWN:
+                return self._ask(text)
+            found = {word: self._ask(word) for word in missing}
+            if len(self._known) + len(found) > MOST_KNOWN:
+                self._known.clear()
+            self._known.update(found)
+            return [i for word, row in zip(words, rows, strict=True) for i in (found[word] if row is None else row)]
+        return list(chain.from_iterable(rows))  # pyright: ignore[reportArgumentType]: none of them is None
+
+    def _spans(self, texts: list[str], ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        # All texts as one string: pieces are consecutive slices of its bytes. `origin`: where the own text begins.
+        padded = self._prefixed(texts)
+        text = "".join(padded)
+        sizes = lengths_of(padded)
+        origin = np.repeat(np.cumsum(sizes) - lengths_of(texts), lengths)
+        raw = np.frombuffer(text.encode(), np.uint8)
+        ends = np.cumsum(self._size[ids])
+        if len(ends) and ends[-1] != len(raw):
+            raise RuntimeError(f"the pieces add up to {ends[-1]} bytes, the text to {len(raw)}")
+        # Characters that begin before byte k: a character belongs to the piece that holds its first byte.
+        begun = np.append(0, np.cumsum((raw & 0xC0) != 0x80))
+        last = begun[ends]
+        first = np.minimum(after_space(text)[begun[ends - self._size[ids]]], last)
+        return np.maximum(np.stack([first, last], axis=1) - origin[:, None], 0).astype(np.int32)
+
+    def _prefixed(self, texts: list[str]) -> list[str]:
+        if not self.add_prefix_space:
+            return texts
+        return [text if not text or text[0] == " " else f" {text}" for text in texts]
+
+    def _decode(self, ids: list[int]) -> str:
+        return bytes(BYTES[c] for i in ids for c in self._piece(i)).decode("utf-8", errors="replace")
+
+    def _trim(self, text: str) -> str:
+        return text.removeprefix(" ") if self.add_prefix_space else text
+
+    def _piece(self, index: int) -> str:
+        if index not in self._pieces_by_id:
+            raise InputError(f"id {index} is no token of this vocabulary")
+        return self._pieces_by_id[index]
+
+    def _index(self, piece: str) -> int | None:
+        return self.vocab.get(piece)
+
+    def _identity(self) -> Iterable[bytes]:
+        yield "\n".join(f"{piece} {index}" for piece, index in sorted(self.vocab.items())).encode()
+        yield "\n".join(map(" ".join, self.merges)).encode()
+        yield bytes([self.add_prefix_space])
+
+    def save(self, directory: str | Path) -> None:
+        """Write vocab.json, merges.txt and tokenizer_config.json."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        special = {name: token.id for name, token in self.added.by_content.items()}
+        entries = sorted((self.vocab | special).items(), key=lambda entry: entry[1])
+        write_json(directory / "vocab.json", dict(entries))
+        lines = ["#version: 0.2", *map(" ".join, self.merges)]
+        (directory / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        config = {
+            "add_prefix_space": self.add_prefix_space,
+            "do_lower_case": False,
+            "tokenizer_class": "DebertaTokenizer",
+            "vocab_type": "gpt2",
+        }
+        write_json(directory / "tokenizer_config.json", config | self.added.config())
+
+
+def byte_level_bpe(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> tokenizers.Tokenizer:
+    """The `tokenizers` library's BPE over GPT-2's words, without added tokens."""
+    try:
+        library = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=list(merges), unk_token="[UNK]"))
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(f"vocabulary and merges do not belong together: {' '.join(str(error).split())}") from error
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return library
+
+
+def _byte_characters() -> dict[str, int]:
+    """GPT-2's printable character -> the byte it stands for: itself where printable, else from U+0100 on, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+BYTES = _byte_characters()
+
+
+def after_space(text: str) -> np.ndarray:
+    """[len(text) + 1]: the first character from k on that is not white space."""
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    positions = np.arange(len(codes) + 1)
+    positions[:-1][np.isin(codes, SPACES)] = len(codes)
+    return np.minimum.accumulate(positions[::-1])[::-1]

@@ -1,0 +1,108 @@
+"""A directory that has only tokenizer.json: the `tokenizers` library decides, normalisation and added tokens included.
+
+Two things are DeBERTa's and not the file's: the template ([CLS] A [SEP] B [SEP]; files saved by transformers 5 for v1
+have another) and that [MASK] takes the space before it in byte-level BPE.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from deberta_jax.errors import InputError
+from deberta_jax.text.added import AddedTokens, write_json
+from deberta_jax.text.bpe import after_space
+from deberta_jax.text.encoding import lengths_of
+from deberta_jax.text.tokenizer import Tokenizer
+
+SPACE = "\u2581"
+
+
+class JsonTokenizer(Tokenizer):
+    """Pieces from tokenizer.json.
+
+    Args:
+        content: the file, parsed.
+        added: special and added tokens with their ids.
+
+    Raises:
+        InputError: the library cannot read it, or it has no id for a special token.
+    """
+
+    def __init__(self, content: dict[str, Any], added: AddedTokens):
+        super().__init__(added)
+        self.kind = "bpe" if content["model"]["type"] == "BPE" else "spm"
+        self._word_prefix = " " if self.kind == "bpe" else ""
+        self.rule = f"tokenizer.json: the tokenizers library decides ({content['model']['type']})"
+        tokens = [dict(entry) for entry in content.get("added_tokens", [])]
+        for entry in tokens:
+            entry["lstrip"] |= self.kind == "bpe" and entry["content"] == "[MASK]"
+        self.content = content | {
+            "added_tokens": tokens,
+            "truncation": None,
+            "padding": None,
+            "post_processor": None,
+        }
+        try:
+            self._library = tokenizers.Tokenizer.from_str(json.dumps(self.content))
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(f"tokenizer.json cannot be read: {' '.join(str(error).split())}") from error
+        for token in added.tokens:
+            if self._library.token_to_id(token.content) != token.id:
+                there = self._library.token_to_id(token.content)
+                raise InputError(
+                    f"{token.content} is {token.id} in the other tokenizer files, {there} in tokenizer.json"
+                )
+        self.vocab_size = max(self._library.get_vocab().values()) + 1
+
+    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        rows = [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+        lengths = lengths_of(rows)
+        return np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum())), lengths
+
+    def _spans(self, texts: list[str], ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        rows = self._library.encode_batch(texts, add_special_tokens=False)
+        sizes = lengths_of(texts)
+        origin = np.repeat(np.cumsum(sizes) - sizes, lengths)
+        spans = np.array([span for row in rows for span in row.offsets], np.int64).reshape(-1, 2) + origin[:, None]
+        # The library gives every part of a character all of it; here the first part has it and the others nothing.
+        last = np.maximum.accumulate(spans[:, 1])
+        first = np.maximum(spans[:, 0], np.append(0, last)[: len(last)])
+        first = np.minimum(after_space("".join(texts))[first], last)
+        return (np.stack([first, last], axis=1) - origin[:, None]).astype(np.int32)
+
+    def _must_cut(self, texts: list[str]) -> bool:
+        return False
+
+    def _decode(self, ids: list[int]) -> str:
+        text = self._library.decode(ids, skip_special_tokens=False)
+        return f" {text}" if self._piece(ids[0]).startswith(SPACE) else text
+
+    def _trim(self, text: str) -> str:
+        return text.removeprefix(" ") if self.kind == "spm" else text
+
+    def _piece(self, index: int) -> str:
+        piece = self._library.id_to_token(index)
+        if piece is None:
+            raise InputError(f"id {index} is no token of this vocabulary")
+        return piece
+
+    def _index(self, piece: str) -> int | None:
+        return self._library.token_to_id(piece)
+
+    def _identity(self) -> Iterable[bytes]:
+        return [json.dumps(self.content, sort_keys=True).encode()]
+
+    def save(self, directory: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "tokenizer.json", self.content)
+        name = "DebertaTokenizer" if self.kind == "bpe" else "DebertaV2Tokenizer"
+        write_json(directory / "tokenizer_config.json", {"tokenizer_class": name})
