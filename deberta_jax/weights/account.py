@@ -1,0 +1,226 @@
+"""Every tensor of a file against every leaf of the tree: what fills what, what is left over and why, what is missing.
+
+Nothing is read here but the few tensors whose values decide (a tied decoder, a zero bias, a GDES difference).
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from deberta_jax.config import V1, V2, DebertaConfig
+from deberta_jax.errors import InputError
+from deberta_jax.weights import names as table
+from deberta_jax.weights.names import Row
+from deberta_jax.weights.report import SourceRow, TargetRow
+from deberta_jax.weights.source import FLOATS, Checkpoint, Tensor, kind
+
+_WORDS = "deberta.embeddings.word_embeddings.weight"
+_POSITIONS = "deberta.embeddings.position_embeddings.weight"
+_DECODER = {"cls.predictions.decoder.weight": _WORDS, "cls.predictions.decoder.bias": "cls.predictions.bias"}
+_PART_NAMES = {row.torch for rows in table._PART_ROWS.values() for row in rows} | set(_DECODER)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a tree is filled. ``fills`` maps a leaf's path to its row, its place in the row, and its tensors by layer."""
+
+    config: DebertaConfig
+    parts: tuple[str, ...]
+    sizes: Mapping[str, int]
+    fills: Mapping[str, tuple[Row, int, tuple[Tensor, ...]]]
+    shapes: Mapping[str, tuple[int, ...]]
+    """Every leaf of the tree, filled or not, with its layer axis."""
+    tensors: tuple[SourceRow, ...]
+    targets: tuple[TargetRow, ...]
+    notes: tuple[str, ...]
+
+    def dtype(self, path: str) -> np.dtype:
+        """The dtype the file keeps a leaf in; float32 where its layers differ."""
+        kinds = {tensor.dtype for tensor in self.fills[path][2]}
+        return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+
+    def slice(self, path: str, layer: int | None) -> np.ndarray:
+        """One leaf, or one layer of it, as the file stores it."""
+        row, place, tensors = self.fills[path]
+        return row.transform.to_tree(tensors[layer or 0].read(), self.sizes)[place]
+
+
+def by_canonical_name(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors under the names the table knows.
+
+    Raises:
+      InputError: two spellings of one name in one file.
+    """
+    out: dict[str, Tensor] = {}
+    for name, tensor in checkpoint.tensors.items():
+        key = table.canonical(name)
+        if key in out:
+            raise InputError(f"{checkpoint.path}: {out[key].name} and {name} are two spellings of {key}; remove one")
+        out[key] = tensor
+    return out
+
+
+def parts_present(found: Mapping[str, Tensor]) -> tuple[str, ...]:
+    present = {table.part_of(name) for name in found}
+    return tuple(part for part in table.PARTS if part in present)
+
+
+def layout_of(config: DebertaConfig, found: Mapping[str, Tensor]) -> tuple[DebertaConfig, str, list[str]]:
+    """Whether a v1 file names its projections as v2's modules do, and whether it then still is a v1 model."""
+    prefix = "deberta.encoder.layer.0.attention.self"
+    if config.model_type != V1 or f"{prefix}.query_proj.weight" not in found:
+        return config, "hf", []
+    biases = [f"deberta.encoder.layer.{i}.attention.self.key_proj.bias" for i in range(config.num_hidden_layers)]
+    if all(np.count_nonzero(found[name].read()) == 0 for name in biases if name in found):
+        return config, "microsoft", ["v1 weights under the names of Microsoft's modules"]
+    config = dataclasses.replace(config, model_type=V2)
+    return config, "hf", ["a v1 model trained on with key biases, which v1 lacks: read as model_type deberta-v2"]
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    found: Mapping[str, Tensor],
+    config: DebertaConfig,
+    parts: tuple[str, ...],
+    labels: int,
+    *,
+    new: Mapping[str, str],
+    may_be_new: bool,
+    notes: Collection[str] = (),
+) -> Plan:
+    """Matches a file with the tree of an encoder and ``parts``.
+
+    Args:
+      found: the tensors by canonical name.
+      labels: rows of the classifier in the tree.
+      new: parts that are initialised though the file may hold them, with the reason.
+      may_be_new: parts that the file lacks are initialised; otherwise their absence is an error.
+
+    Raises:
+      InputError: any tensor or leaf without an explanation; the one line lists all of them.
+    """
+    config, layout, more = layout_of(config, found)
+    sizes = table.sizes(config, labels)
+    rows = table.table(config, parts, layout)
+    present = set(parts_present(found))
+    absent = {part: "the file has no such head" for part in parts if part not in present} if may_be_new else {}
+    absent |= new
+    fills: dict[str, tuple[Row, int, tuple[Tensor, ...]]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    targets: list[TargetRow] = []
+    used: dict[str, str] = {}
+    missing: list[str] = []
+    wrong: list[str] = []
+    for row in rows:
+        for path, shape in zip(row.tree, row.leaf_shapes(sizes), strict=True):
+            shapes[path] = (config.num_hidden_layers, *shape) if row.layered else shape
+        part = table.part_of(row.torch)
+        if part in absent:
+            targets += [TargetRow(path, shapes[path], (), absent[part]) for path in row.tree]
+            continue
+        tensors = []
+        for name in row.names(config):
+            tensor = found.get(name)
+            if tensor is None:
+                missing += [name] if row.tree else []
+                continue
+            used[name] = "" if row.tree else "a bias that has no effect"
+            tensors.append(tensor)
+            if tensor.shape != row.torch_shape(sizes) or tensor.dtype not in FLOATS:
+                wrong.append(
+                    f"{name} is {kind(tensor.dtype)} {list(tensor.shape)}, expected {list(row.torch_shape(sizes))}"
+                )
+        if len(tensors) == len(row.names(config)):
+            fills |= {path: (row, place, tuple(tensors)) for place, path in enumerate(row.tree)}
+            targets += [TargetRow(path, shapes[path], tuple(t.name for t in tensors)) for path in row.tree]
+    sources, odd = _explain(found, used, config, parts, absent)
+    if missing or wrong or odd:
+        raise InputError(_complaint(checkpoint, missing, wrong, odd, found))
+    return Plan(config, parts, sizes, fills, shapes, tuple(sources), tuple(targets), (*notes, *more))
+
+
+def _explain(
+    found: Mapping[str, Tensor], used: Mapping[str, str], config: DebertaConfig, parts: Collection[str],
+    absent: Mapping[str, str],
+) -> tuple[list[SourceRow], list[str]]:  # fmt: skip
+    """A row for every tensor of the file, and those for which there is none."""
+    rows, odd = [], []
+    for name, tensor in found.items():
+        if name in used:
+            why = used[name] or None
+        else:
+            why = _reason(name, tensor, found, config, parts, absent)
+            if why is None:
+                odd.append(name)
+                continue
+        folded = isinstance(tensor, Folded)
+        fate = "folded" if folded and why is None else "loaded" if why is None else "dropped"
+        reason = why or (tensor.reason if isinstance(tensor, Folded) else "")
+        rows.append(SourceRow(tensor.name, tensor.shape, kind(tensor.dtype), fate, reason))
+    return rows, odd
+
+
+@dataclasses.dataclass(frozen=True)
+class Folded(Tensor):
+    """A tensor computed from more than one of a file."""
+
+    reason: str = ""
+
+
+def _reason(
+    name: str, tensor: Tensor, found: Mapping[str, Tensor], config: DebertaConfig, parts: Collection[str],
+    absent: Mapping[str, str],
+) -> str | None:  # fmt: skip
+    """Why a tensor that fills nothing may be left out, or None."""
+    part = table.part_of(name)
+    if name.endswith(".position_ids"):
+        return "the numbers 0, 1, 2, ..., which need no storing"
+    if name == _POSITIONS and not config.has_position_table:
+        return "absolute positions, which only the masked-lm head's mask decoder reads"
+    if name.endswith("_embeddings._weight"):
+        sum_name = name.removesuffix("_weight") + "weight"
+        if sum_name in found:
+            return f"the difference that training kept apart; {sum_name} is the sum"
+        if sum_name == _POSITIONS and not config.has_position_table:
+            return "absolute positions, which only the masked-lm head's mask decoder reads"
+    if name in _PART_NAMES and part in absent:
+        return f"replaced: {absent[part]}"
+    if name in _PART_NAMES and part not in parts:
+        return f"belongs to another head ({part})"
+    twin = found.get(_DECODER.get(name, ""))
+    if twin is not None and config.tie_word_embeddings and np.array_equal(tensor.read(), twin.read()):
+        return f"tied: equal to {_DECODER[name]}"
+    return None
+
+
+def _complaint(
+    checkpoint: Checkpoint, missing: list[str], wrong: list[str], odd: list[str], found: Mapping[str, Tensor]
+) -> str:
+    """One line with everything that does not fit."""
+
+    def near(names: list[str], pool: Collection[str]) -> str:
+        out = []
+        for name in table.collapse(names):
+            close = difflib.get_close_matches(name, pool, 1, 0.8)
+            out.append(f"{name} (nearest: {close[0]})" if close else name)
+        return ", ".join(out)
+
+    says = []
+    if wrong:
+        says.append(f"do not fit config.json: {'; '.join(wrong)}")
+    if missing:
+        says.append(f"missing: {near(missing, table.collapse(odd))}")
+    if odd:
+        says.append(f"not explained: {near(odd, table.collapse(missing))}")
+        tied = [name for name in odd if name in _DECODER]
+        if tied:
+            says.append(f"{tied[0]} differs from {_DECODER[tied[0]]}: set tie_word_embeddings to false")
+    heads = sorted({table.part_of(name) for name in missing} & set(table.PARTS))
+    if heads:
+        has = ", ".join(parts_present(found)) or "none"
+        says.append(
+            f"the file has no head {', '.join(heads)} (it has: {has}); pass new_head=jax.random.key(0) to start one"
+        )
+    return f"{checkpoint.path}: {len(missing) + len(wrong) + len(odd)} tensors do not add up. " + ". ".join(says)

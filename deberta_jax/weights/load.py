@@ -1,0 +1,229 @@
+"""A model directory, file or hub id -> a model, its parameters, and the account of how they came about."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deberta_jax import hub
+from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import InputError
+from deberta_jax.models import MODELS, Model, init_params
+from deberta_jax.weights.account import Plan, by_canonical_name, make_plan
+from deberta_jax.weights.choose import Wish, choose_all, choose_head
+from deberta_jax.weights.differences import fold_differences
+from deberta_jax.weights.names import ENCODER
+from deberta_jax.weights.readers import find_weights, read_weights
+from deberta_jax.weights.report import Report, TargetRow
+from deberta_jax.weights.source import Checkpoint, Tensor
+from deberta_jax.weights.values import as_dtype, broken_note, read_leaves
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened model: its directory, its weights under canonical names, and what its config says."""
+
+    directory: Path
+    checkpoint: Checkpoint
+    found: Mapping[str, Tensor]
+    config: DebertaConfig
+    labelled: bool
+    """The config names its labels, or at least their number."""
+    notes: tuple[str, ...]
+
+
+def load_config(name: str | Path, *, revision: str | None = None) -> DebertaConfig:
+    """The architecture of a model directory or hub id, without its weights.
+
+    Raises:
+      InputError: no such directory or hub id, or a config.json that cannot be used.
+    """
+    file = hub.split(str(name))[1]
+    directory = hub.resolve(name, revision=revision, files=["*.json"])
+    return _read_config(directory, file or "", None)[0]
+
+
+def open_source(name: str | Path, *, revision: str | None = None) -> Source:
+    """Opens a directory, a file in one, or a hub id; reads headers and the config, no weights.
+
+    Raises:
+      InputError: anything that cannot be read, in one line.
+    """
+    file = hub.split(str(name))[1]
+    directory = hub.resolve(name, revision=revision)
+    checkpoint = read_weights(directory / file if file else find_weights(directory))
+    config, labelled = _read_config(directory, checkpoint.path.name, checkpoint.config)
+    found, notes = fold_differences(by_canonical_name(checkpoint), config, directory, checkpoint.path)
+    if checkpoint.left:
+        notes = (*notes, f"not weights, not read: {', '.join(checkpoint.left)}")
+    return Source(directory, checkpoint, found, config, labelled, notes)
+
+
+def _read_config(directory: Path, file: str, inside: Mapping[str, Any] | None) -> tuple[DebertaConfig, bool]:
+    """The config that belongs to a file of weights, and whether it names labels."""
+    names = ["config.json", "model_config.json"]
+    if "generator" in file:
+        names.insert(0, "generator_config.json")
+    path = next((directory / name for name in names if (directory / name).is_file()), None)
+    if path is None and inside is not None:
+        raw: Mapping[str, Any] = inside
+        config = DebertaConfig.from_hf(inside)
+    else:
+        config = DebertaConfig.from_hf(path or directory / "config.json")
+        raw = json.loads((path or directory / "config.json").read_text(encoding="utf-8"))
+    return config, any(raw.get(key) is not None for key in ("id2label", "label2id", "num_labels"))
+
+
+def plan_head(source: Source, wish: Wish) -> Plan:
+    """The account for one head, before anything is read. Raises InputError where it does not add up."""
+    choice = choose_head(wish, source.config, source.found, labelled=source.labelled, where=source.checkpoint.path)
+    return make_plan(
+        source.checkpoint, source.found, choice.config, choice.parts, choice.labels,
+        new=choice.new, may_be_new=wish.new_head, notes=(*source.notes, *choice.notes),
+    )  # fmt: skip
+
+
+def plan_all(source: Source) -> Plan:
+    """The account for every head that the file has. Raises InputError where it does not add up."""
+    choice = choose_all(source.config, source.found, labelled=source.labelled)
+    return make_plan(
+        source.checkpoint, source.found, choice.config, choice.parts, choice.labels,
+        new={}, may_be_new=False, notes=(*source.notes, *choice.notes),
+    )  # fmt: skip
+
+
+def make_report(name: str | Path, source: Source, plan: Plan, notes: Sequence[str] = ()) -> Report:
+    files = tuple(file.name for file in source.checkpoint.files)
+    return Report(str(name), files, plan.config, plan.parts, plan.tensors, plan.targets, (*plan.notes, *notes))
+
+
+def load(
+    name: str | Path,
+    head: str = "encoder",
+    *,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    attention: str = "auto",
+    remat: str = "none",
+    scan: bool = True,
+    num_labels: int | None = None,
+    id2label: Sequence[str] | Mapping[int, str] | None = None,
+    new_head: jax.Array | None = None,
+    revision: str | None = None,
+    shardings: Any = None,
+    strict: bool = False,
+) -> tuple[Model, dict[str, Any], Report]:
+    """``from_pretrained`` with the account of it.
+
+    Args:
+      shardings: a tree of ``jax.sharding.Sharding`` like that of the parameters; each array is put there as soon as it
+        is read, so that the host never holds two of them. None: the default device.
+      strict: NaN or infinity in the weights is an error; otherwise the report notes it.
+
+    Raises:
+      InputError: as ``from_pretrained``.
+    """
+    as_dtype(dtype)
+    source = open_source(name, revision=revision)
+    plan = plan_head(source, Wish(head, num_labels, id2label, new_head is not None))
+    model = MODELS[head](plan.config, dtype, param_dtype, attention, remat, scan)
+    placed = _flatten(shardings, head)
+    params: dict[str, Any] = {}
+    broken: list[str] = []
+    for leaf in read_leaves(plan, as_dtype(param_dtype), broken):
+        _insert(params, leaf.path, jax.device_put(leaf.value, placed.get(leaf.path)))
+    if broken and strict:
+        raise InputError(f"{source.checkpoint.path}: {broken_note(broken)}")
+    fresh = [row for row in plan.targets if row.initialised]
+    if new_head is not None and fresh:
+        _initialise(model, params, fresh, new_head, placed)
+    report = make_report(name, source, plan, [broken_note(broken)] if broken else [])
+    for line in (*(f"initialised {row.path}: {row.reason}" for row in fresh), *report.notes):
+        logger.info("%s: %s", name, line)
+    return model, params[ENCODER] if head == "encoder" else params, report
+
+
+def from_pretrained(
+    name_or_dir: str | Path,
+    head: str = "encoder",
+    *,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    attention: str = "auto",
+    remat: str = "none",
+    scan: bool = True,
+    num_labels: int | None = None,
+    id2label: Sequence[str] | Mapping[int, str] | None = None,
+    new_head: jax.Array | None = None,
+    revision: str | None = None,
+) -> tuple[Model, dict[str, Any]]:
+    """A model with the weights of a directory, a file of weights, or a hub id.
+
+    Args:
+      name_or_dir: a model directory (Hugging Face's layout or ours), a file of weights beside its config, ``org/model``
+        on the hub, or ``org/model/file``.
+      head: ``encoder``, ``masked-lm``, ``sequence-classification``, ``token-classification``, ``question-answering``,
+        ``multiple-choice`` or ``replaced-token-detection``.
+      dtype: of the computation. param_dtype: of the parameters, whatever the file stores.
+      attention, remat, scan: fields of the model, see ``models.Model``.
+      num_labels, id2label: of the classifier. Where the file's classifier is another, an error unless ``new_head``.
+      new_head: a key. Head tensors that the file lacks are initialised with it, and logged; without it their absence
+        is an error.
+      revision: of a hub id: branch, tag or commit.
+
+    Returns:
+      The model and its parameters, a plain nested dict of arrays.
+
+    Raises:
+      InputError: what cannot be read; a tensor of the file or of the model without an explanation (the message lists
+        all of them); a head that the file lacks; the masked-LM head of a discriminator.
+    """
+    model, params, _ = load(
+        name_or_dir, head, dtype=dtype, param_dtype=param_dtype, attention=attention, remat=remat, scan=scan,
+        num_labels=num_labels, id2label=id2label, new_head=new_head, revision=revision,
+    )  # fmt: skip
+    return model, params
+
+
+def _initialise(
+    model: Model, params: dict[str, Any], fresh: Sequence[TargetRow], key: jax.Array, placed: Mapping[str, Any]
+) -> None:
+    """Adds the missing leaves. The compiler drops the draws of all others."""
+
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        tree = init_params(model, key)
+        return {row.path: _lookup(tree, row.path) for row in fresh}
+
+    where = {row.path: placed.get(row.path) for row in fresh}
+    for path, value in jax.jit(draw, out_shardings=where)(key).items():
+        _insert(params, path, value)
+
+
+def _insert(tree: dict[str, Any], path: str, value: Any) -> None:
+    *groups, last = path.split("/")
+    for group in groups:
+        tree = tree.setdefault(group, {})
+    tree[last] = value
+
+
+def _lookup(tree: Any, path: str) -> Any:
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree
+
+
+def _flatten(tree: Any, head: str) -> dict[str, Any]:
+    """Leaves of a tree by path; a bare encoder's paths get the word ``deberta`` in front, as the table's have it."""
+    if tree is None:
+        return {}
+    if head == "encoder":
+        tree = {ENCODER: tree}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}

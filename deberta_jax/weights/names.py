@@ -1,0 +1,348 @@
+"""The table: which tensor of a checkpoint is which leaf of the parameter tree, for every generation and head.
+
+One row says: this torch name, of this shape, is these leaves, by this transform. Both directions read it, so a tensor
+that can be loaded can be saved. A name with ``{i}`` exists once a layer; its leaves are stacked on a leading axis L.
+A torch ``Linear`` stores ``[out, in]``; the tree stores ``[in, out]``, with heads apart: ``[D, N, H]``, ``[N, H, D]``.
+
+Sizes in shapes: V vocabulary, E embedding width, D width, F mlp, N heads, H head size, R relative rows, P positions,
+T token types, K conv kernel, G conv input channels a group, C labels. ``N*H`` is one axis of that length.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from deberta_jax.config import V1, DebertaConfig
+from deberta_jax.errors import InputError
+
+HEADS = (
+    "encoder", "masked-lm", "sequence-classification", "token-classification", "question-answering",
+    "multiple-choice", "replaced-token-detection",
+)  # fmt: skip
+
+# Everything a checkpoint can hold beside the encoder, by the first word of its names.
+PARTS = ("cls", "lm_predictions", "mask_predictions", "pooler", "proj", "classifier", "qa_outputs")
+
+ENCODER = "deberta"
+
+Sizes = Mapping[str, int]
+
+
+class Transform(NamedTuple):
+    """How one torch tensor (of one layer) becomes leaves, and back. Both give views where they can."""
+
+    to_tree: Callable[[np.ndarray, Sizes], tuple[np.ndarray, ...]]
+    to_torch: Callable[[tuple[np.ndarray, ...], Sizes], np.ndarray]
+
+
+SAME = Transform(lambda x, s: (x,), lambda leaves, s: leaves[0])
+LINEAR = Transform(lambda x, s: (x.T,), lambda leaves, s: leaves[0].T)
+# [N*H, D] <-> [D, N, H]: head h owns rows h*H to (h+1)*H of the projection.
+HEADS_IN = Transform(
+    lambda x, s: (x.T.reshape(-1, s["N"], s["H"]),),
+    lambda leaves, s: leaves[0].reshape(-1, s["N"] * s["H"]).T,
+)
+HEADS_BIAS = Transform(lambda x, s: (x.reshape(s["N"], s["H"]),), lambda leaves, s: leaves[0].reshape(-1))
+# [D, N*H] <-> [N, H, D]
+HEADS_OUT = Transform(
+    lambda x, s: (x.T.reshape(s["N"], s["H"], -1),),
+    lambda leaves, s: leaves[0].reshape(s["N"] * s["H"], -1).T,
+)
+# torch Conv1d [out, in/groups, K] <-> [K, in/groups, out]
+CONV = Transform(lambda x, s: (x.transpose(2, 1, 0),), lambda leaves, s: leaves[0].transpose(2, 1, 0))
+
+
+def _split_qkv(x: np.ndarray, s: Sizes) -> tuple[np.ndarray, ...]:
+    grouped = x.reshape(s["N"], 3, s["H"], -1)
+    return tuple(grouped[:, part].transpose(2, 0, 1) for part in range(3))
+
+
+def _join_qkv(leaves: tuple[np.ndarray, ...], s: Sizes) -> np.ndarray:
+    grouped = np.stack([leaf.transpose(1, 2, 0) for leaf in leaves], axis=1)
+    return grouped.reshape(3 * s["N"] * s["H"], -1)
+
+
+# v1 keeps one [3*N*H, D] matrix whose rows are grouped a head: (q, k, v of head 0, q, k, v of head 1, ...).
+QKV = Transform(_split_qkv, _join_qkv)
+
+
+# A vector that another program's module has and the function does not: held by no leaf, written as zeros.
+ABSENT_HEADS = Transform(lambda x, s: (), lambda leaves, s: np.zeros(s["N"] * s["H"], np.float32))
+ABSENT_VOCABULARY = Transform(lambda x, s: (), lambda leaves, s: np.zeros(s["V"], np.float32))
+
+
+def _always(config: DebertaConfig) -> bool:
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One torch tensor (a layer, where ``torch`` holds ``{i}``) and the leaves it fills."""
+
+    torch: str
+    tree: tuple[str, ...]
+    shape: str
+    transform: Transform = SAME
+    when: Callable[[DebertaConfig], bool] = _always
+
+    @property
+    def layered(self) -> bool:
+        return "{i}" in self.torch
+
+    def names(self, config: DebertaConfig) -> list[str]:
+        """The torch names this row stands for: one, or one a layer."""
+        return [self.torch.format(i=i) for i in range(config.num_hidden_layers)] if self.layered else [self.torch]
+
+    def torch_shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return tuple(
+            math.prod(int(f) if f.isdigit() else sizes[f] for f in axis.split("*")) for axis in self.shape.split()
+        )
+
+    def leaf_shapes(self, sizes: Sizes) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the leaves, without the layer axis."""
+        probe = np.broadcast_to(np.zeros((), np.int8), self.torch_shape(sizes))
+        return tuple(leaf.shape for leaf in self.transform.to_tree(probe, sizes))
+
+
+def _dense(name: str, out: str, inp: str, when=_always, transform: Transform = LINEAR, bias: Transform = SAME,
+           tree: str | None = None) -> tuple[Row, ...]:  # fmt: skip
+    path = tree or _path(name)
+    return (
+        Row(f"{name}.weight", (f"{path}/kernel",), f"{out} {inp}", transform, when),
+        Row(f"{name}.bias", (f"{path}/bias",), out, bias, when),
+    )
+
+
+def _norm(name: str, size: str, when=_always) -> tuple[Row, ...]:
+    path = _path(name)
+    return (
+        Row(f"{name}.weight", (f"{path}/scale",), size, SAME, when),
+        Row(f"{name}.bias", (f"{path}/bias",), size, SAME, when),
+    )
+
+
+def _embedding(name: str, shape: str, when=_always) -> tuple[Row, ...]:
+    return (Row(f"{name}.weight", (f"{_path(name)}/embedding",), shape, SAME, when),)
+
+
+def _path(name: str) -> str:
+    return name.replace("encoder.layer.{i}.", "encoder.layers.").replace(".", "/")
+
+
+def _c2p(c: DebertaConfig) -> bool:
+    return "c2p" in c.relative_terms and not c.share_att_key
+
+
+def _p2c(c: DebertaConfig) -> bool:
+    return "p2c" in c.relative_terms and not c.share_att_key
+
+
+def _normed_table(c: DebertaConfig) -> bool:
+    return c.relative_attention and c.normalizes_relative_table
+
+
+def _conv(c: DebertaConfig) -> bool:
+    return c.conv_kernel_size > 0
+
+
+_LAYER = "deberta.encoder.layer.{i}"
+_SELF = f"{_LAYER}.attention.self"
+_SELF_TREE = _path(_SELF)
+
+_ATTENTION_V2 = tuple(
+    row
+    for name, when in (
+        ("query_proj", _always), ("key_proj", _always), ("value_proj", _always),
+        ("pos_key_proj", _c2p), ("pos_query_proj", _p2c),
+    )
+    for row in _dense(f"{_SELF}.{name}", "N*H", "D", when, HEADS_IN, HEADS_BIAS)
+)  # fmt: skip
+
+_TALKING = tuple(
+    Row(f"{_SELF}.{name}.weight", (f"{_SELF_TREE}/{name}/kernel",), "N N", LINEAR, lambda c: c.talking_head)
+    for name in ("head_logits_proj", "head_weights_proj")
+)
+
+_ATTENTION_V1 = (
+    Row(
+        f"{_SELF}.in_proj.weight",
+        tuple(f"{_SELF_TREE}/{name}/kernel" for name in ("query_proj", "key_proj", "value_proj")),
+        "3*N*H D",
+        QKV,
+    ),
+    Row(f"{_SELF}.q_bias", (f"{_SELF_TREE}/query_proj/bias",), "N*H", HEADS_BIAS),
+    Row(f"{_SELF}.v_bias", (f"{_SELF_TREE}/value_proj/bias",), "N*H", HEADS_BIAS),
+    Row(f"{_SELF}.pos_proj.weight", (f"{_SELF_TREE}/pos_key_proj/kernel",), "N*H D", HEADS_IN, _c2p),
+    *_dense(f"{_SELF}.pos_q_proj", "N*H", "D", _p2c, HEADS_IN, HEADS_BIAS, tree=f"{_SELF_TREE}/pos_query_proj"),
+    *_TALKING,
+)
+
+# v1 under the names of v2's modules, as Microsoft's code stores it after training.
+_ATTENTION_V1_MICROSOFT = (
+    *(
+        dataclasses.replace(row, tree=(), transform=ABSENT_HEADS)
+        if row.torch in (f"{_SELF}.key_proj.bias", f"{_SELF}.pos_key_proj.bias")
+        else row
+        for row in _ATTENTION_V2
+    ),
+    *_TALKING,
+)
+
+_EMBEDDINGS = (
+    *_embedding("deberta.embeddings.word_embeddings", "V E"),
+    *_embedding("deberta.embeddings.position_embeddings", "P E", lambda c: c.has_position_table),
+    *_embedding("deberta.embeddings.token_type_embeddings", "T E", lambda c: c.type_vocab_size > 0),
+    Row("deberta.embeddings.embed_proj.weight", ("deberta/embeddings/embed_proj/kernel",), "D E", LINEAR,
+        lambda c: c.embedding_width != c.hidden_size),
+    *_norm("deberta.embeddings.LayerNorm", "D"),
+)  # fmt: skip
+
+_BLOCK = (
+    *_dense(f"{_LAYER}.attention.output.dense", "D", "N*H", transform=HEADS_OUT),
+    *_norm(f"{_LAYER}.attention.output.LayerNorm", "D"),
+    *_dense(f"{_LAYER}.intermediate.dense", "F", "D"),
+    *_dense(f"{_LAYER}.output.dense", "D", "F"),
+    *_norm(f"{_LAYER}.output.LayerNorm", "D"),
+)
+
+_ENCODER_REST = (
+    *_embedding("deberta.encoder.rel_embeddings", "R D", lambda c: c.relative_attention),
+    *_norm("deberta.encoder.LayerNorm", "D", _normed_table),
+    Row("deberta.encoder.conv.conv.weight", ("deberta/encoder/conv/conv/kernel",), "D G K", CONV, _conv),
+    Row("deberta.encoder.conv.conv.bias", ("deberta/encoder/conv/conv/bias",), "D", SAME, _conv),
+    *_norm("deberta.encoder.conv.LayerNorm", "D", _conv),
+)
+
+
+def _untied(c: DebertaConfig) -> bool:
+    return not c.tie_word_embeddings
+
+
+_PART_ROWS: dict[str, tuple[Row, ...]] = {
+    "cls": (
+        *_dense("cls.predictions.transform.dense", "E", "D"),
+        *_norm("cls.predictions.transform.LayerNorm", "E"),
+        Row("cls.predictions.bias", ("cls/predictions/bias",), "V", when=lambda c: c.tie_word_embeddings),
+        # Untied, transformers adds the decoder's own bias and leaves ``cls.predictions.bias`` unread.
+        Row("cls.predictions.bias", (), "V", ABSENT_VOCABULARY, _untied),
+        Row("cls.predictions.decoder.bias", ("cls/predictions/bias",), "V", when=_untied),
+        Row("cls.predictions.decoder.weight", ("cls/predictions/decoder/kernel",), "V E", LINEAR, _untied),
+    ),
+    "lm_predictions": (
+        *_dense("lm_predictions.lm_head.dense", "E", "D"),
+        *_norm("lm_predictions.lm_head.LayerNorm", "E"),
+        Row("lm_predictions.lm_head.bias", ("lm_predictions/lm_head/bias",), "V"),
+    ),
+    "mask_predictions": (
+        *_dense("mask_predictions.dense", "D", "D"),
+        *_norm("mask_predictions.LayerNorm", "D"),
+        *_dense("mask_predictions.classifier", "1", "D"),
+    ),
+    "pooler": _dense("pooler.dense", "D", "D"),
+    "proj": _dense("proj", "D", "D"),
+    "classifier": _dense("classifier", "C", "D"),
+    "qa_outputs": _dense("qa_outputs", "2", "D"),
+}
+
+
+def head_parts(config: DebertaConfig, head: str) -> tuple[str, ...]:
+    """The parts beside the encoder that a head's tree has.
+
+    Raises:
+      InputError: a head that does not exist.
+    """
+    table = {
+        "encoder": (),
+        "masked-lm": ("cls",) if config.legacy else ("lm_predictions",),
+        "sequence-classification": ("pooler", "classifier"),
+        "token-classification": ("proj", "classifier") if config.classifier_proj else ("classifier",),
+        "question-answering": ("qa_outputs",),
+        "multiple-choice": ("pooler", "classifier"),
+        "replaced-token-detection": ("mask_predictions",),
+    }
+    if head not in table:
+        raise InputError(f"head {head!r} does not exist; choose one of {', '.join(HEADS)}")
+    return table[head]
+
+
+def classifier_rows(config: DebertaConfig, head: str) -> int:
+    """How many outputs the classifier of a head has."""
+    return 1 if head == "multiple-choice" else config.num_labels
+
+
+def sizes(config: DebertaConfig, labels: int) -> dict[str, int]:
+    """The letters of the table for one architecture; ``labels`` is the number of rows of the classifier."""
+    return {
+        "V": config.vocab_size, "E": config.embedding_width, "D": config.hidden_size, "F": config.intermediate_size,
+        "N": config.num_attention_heads, "H": config.head_size, "R": 2 * config.relative_span,
+        "P": config.max_position_embeddings, "T": config.type_vocab_size, "K": config.conv_kernel_size,
+        "G": config.hidden_size // config.conv_groups, "C": labels,
+    }  # fmt: skip
+
+
+def table(config: DebertaConfig, parts: Iterable[str], layout: str = "hf") -> tuple[Row, ...]:
+    """The rows of an encoder with these parts; every torch name starts with ``deberta.`` or the name of a part.
+
+    ``layout`` is ``hf`` or ``microsoft``: the latter names v1's projections as Microsoft's code does, and every
+    masked-LM head ``lm_predictions``.
+
+    Raises:
+      InputError: a masked-LM head of its own decoder matrix under ``lm_predictions``; no published code has it.
+    """
+    if config.model_type != V1:
+        attention = _ATTENTION_V2
+    else:
+        attention = _ATTENTION_V1 if layout == "hf" else _ATTENTION_V1_MICROSOFT
+    rows = [*_EMBEDDINGS, *_ENCODER_REST, *attention, *_BLOCK]
+    for part in parts:
+        if _untied(config) and (part == "lm_predictions" or (part == "cls" and layout == "microsoft")):
+            raise InputError("tie_word_embeddings=False: a head named lm_predictions is always tied; set legacy=True")
+        if part == "cls" and layout == "microsoft":
+            legacy = [row for row in _PART_ROWS["cls"] if row.when(config)]
+            names = [row.torch for row in _PART_ROWS["lm_predictions"]]
+            rows += [dataclasses.replace(row, torch=name) for row, name in zip(legacy, names, strict=True)]
+        else:
+            rows += _PART_ROWS[part]
+    return tuple(row for row in rows if row.when(config))
+
+
+_LAYER_NORM = re.compile(r"LayerNorm\.(gamma|beta)$")
+
+
+def canonical(name: str) -> str:
+    """The name the table knows, from one as found: without DataParallel's prefix and the spellings of old files."""
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    if name.startswith("bert."):
+        name = "deberta." + name.removeprefix("bert.")
+    elif name.startswith(("embeddings.", "encoder.")):
+        name = f"deberta.{name}"
+    return _LAYER_NORM.sub(lambda m: f"LayerNorm.{'weight' if m[1] == 'gamma' else 'bias'}", name)
+
+
+def part_of(name: str) -> str:
+    """``deberta`` or the part a canonical name belongs to (its first word)."""
+    return name.split(".", 1)[0]
+
+
+def collapse(names: Iterable[str]) -> list[str]:
+    """Names for people: those that differ only in the layer become one, ``layer.{0-11}``."""
+    groups: dict[str, list[int]] = {}
+    for name in names:
+        match = re.search(r"(?<=\.layer\.)\d+(?=\.)", name)
+        key = name if match is None else f"{name[: match.start()]}{{}}{name[match.end() :]}"
+        groups.setdefault(key, []).append(-1 if match is None else int(match[0]))
+    out = []
+    for key, layers in groups.items():
+        if layers[0] < 0:
+            out.append(key)
+            continue
+        layers = sorted(layers)
+        whole = layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 1
+        text = f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
+        out.append(key.replace("{}", f"{{{text}}}" if len(layers) > 1 else text))
+    return out

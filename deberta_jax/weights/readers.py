@@ -1,0 +1,83 @@
+"""A directory or file of weights -> a ``Checkpoint``. The format is told by the content, never by the file's name."""
+
+import json
+from pathlib import Path
+
+from deberta_jax.errors import InputError
+from deberta_jax.weights.safetensors_file import read_safetensors
+from deberta_jax.weights.source import Checkpoint, Tensor
+from deberta_jax.weights.torch_file import read_legacy, read_zip
+
+STANDARD = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+GENERATOR = ("pytorch_model.generator.bin", "model.generator.safetensors")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+def find_weights(directory: Path) -> Path:
+    """The file of weights of a model directory: a standard name, or else the only file there that can be one.
+
+    Raises:
+      InputError: no such file, or several and none of a standard name.
+    """
+    for name in STANDARD:
+        if (directory / name).is_file():
+            return directory / name
+    candidates = sorted(f for f in directory.iterdir() if f.suffix in _SUFFIXES and f.name != "training_args.bin")
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        names = ", ".join(f.name for f in candidates)
+        raise InputError(f"{directory}: several files of weights ({names}); name one of them")
+    raise InputError(f"{directory}: no weights; expected one of {', '.join(STANDARD)}")
+
+
+def read_weights(path: Path) -> Checkpoint:
+    """Opens one file of weights, or all shards of an index. Nothing but headers is read.
+
+    Raises:
+      InputError: a format that is not known, a damaged file, or a pickle that holds more than tensors and containers.
+    """
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if start.startswith(b"PK\x03\x04"):
+        return read_zip(path)
+    if start.startswith(b"\x80"):
+        return read_legacy(path)
+    if start.startswith(b"\x89HDF\r\n"):
+        raise InputError(
+            f"{path}: TensorFlow's HDF5 weights cannot be read; use model.safetensors or pytorch_model.bin"
+        )
+    if start.startswith(b"version https://gi"):
+        raise InputError(f"{path}: a git-lfs pointer, not the weights; run `git lfs pull`")
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        return read_safetensors(path)
+    raise InputError(f"{path}: neither safetensors nor a PyTorch file, or damaged")
+
+
+def _read_shards(path: Path) -> Checkpoint:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        mapped = {str(name): str(file) for name, file in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{path}: damaged: an index is a JSON object with a weight_map of names to files") from None
+    tensors: dict[str, Tensor] = {}
+    files = []
+    for name in sorted(set(mapped.values())):
+        file = path.parent / name
+        if not name or name != Path(name).name or name in (".", "..") or "\\" in name or "\0" in name:
+            raise InputError(f"{path}: shard {name!r} must be a plain file name beside the index")
+        if name.endswith(".index.json") or not file.is_file():
+            raise InputError(f"{path}: shard {name} is missing; download it, or remove the index")
+        shard = read_weights(file)
+        expected = {tensor for tensor, where in mapped.items() if where == name}
+        if expected != set(shard.tensors):
+            odd = ", ".join(sorted(expected ^ set(shard.tensors))[:5])
+            raise InputError(f"{path}: the index and shard {name} disagree about {odd}")
+        tensors |= shard.tensors
+        files.append(file)
+    return Checkpoint(path, tuple(files), tensors)

@@ -1,0 +1,143 @@
+"""The safetensors format: eight bytes of header length, a JSON header, then the bytes of the tensors.
+
+Read by mapping the file, written tensor by tensor, so that neither direction holds more than one tensor in memory. The
+library of that name needs all tensors at once to write, which a file of 3 GB does not leave room for.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deberta_jax.errors import InputError
+from deberta_jax.weights.source import BFLOAT16, Checkpoint, Tensor
+
+_DTYPES = {
+    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16,
+    "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+# The limit of the reference implementation. A header of 210 tensors has 20 kB.
+MAX_HEADER = 100_000_000
+
+
+def read_safetensors(path: Path) -> Checkpoint:
+    """Opens one file.
+
+    Raises:
+      InputError: anything but a well-formed file whose tensors lie one after another and fill it exactly.
+    """
+    size = path.stat().st_size
+    header, start = _header(path, size)
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: damaged: the header is no JSON object")
+    header.pop("__metadata__", None)
+    spans = [(name, *_span(path, name, entry)) for name, entry in header.items()]
+    end = 0
+    for name, _, _, begin, stop in sorted(spans, key=lambda span: (span[3], span[4])):
+        if begin != end:
+            raise InputError(
+                f"{path}: damaged: the bytes of {name} start at {begin}, the tensor before it ends at {end}"
+            )
+        end = stop
+    if start + end != size:
+        raise InputError(f"{path}: damaged: its header describes {start + end} bytes, the file has {size}")
+    data = np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
+
+    def reader(begin: int, stop: int, dtype: np.dtype, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
+        return lambda: np.asarray(data[start + begin : start + stop]).view(dtype).reshape(shape)
+
+    tensors = {
+        name: Tensor(name, shape, dtype, reader(begin, stop, dtype, shape)) for name, dtype, shape, begin, stop in spans
+    }
+    return Checkpoint(path, (path,), tensors)
+
+
+def _header(path: Path, size: int) -> tuple[Any, int]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER):
+            raise InputError(f"{path}: damaged: a header of {length} bytes does not fit a file of {size}")
+        raw = file.read(length)
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique), 8 + length
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged: the header is not valid JSON ({_short(error)})") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return out
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+def _span(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    """dtype, shape and byte range of one header entry, checked against each other."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise InputError(f"{path}: damaged: {name!r} lacks dtype, shape or data_offsets")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(code, str) or code not in _DTYPES:
+        raise InputError(f"{path}: {name} has dtype {code!r}; readable are {', '.join(_DTYPES)}")
+    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or len(shape) > 8:
+        raise InputError(f"{path}: damaged: {name} has shape {str(shape)[:60]}, data_offsets {str(offsets)[:60]}")
+    dtype = _DTYPES[code]
+    begin, stop = offsets
+    if stop - begin != math.prod(shape) * dtype.itemsize:
+        raise InputError(f"{path}: damaged: {name} of shape {shape} has {stop - begin} bytes")
+    return dtype, tuple(shape), begin, stop
+
+
+def _counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**48 for v in values)
+
+
+class Pending(NamedTuple):
+    """A tensor that is still to be written; ``produce`` is called once, when its turn comes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    produce: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_safetensors(path: Path, tensors: Sequence[Pending], metadata: Mapping[str, str]) -> None:
+    """Writes one file, holding one tensor at a time, and flushes it to the disk."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    # Wide types first keeps every tensor aligned to its own size.
+    ordered = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))
+    for tensor in ordered:
+        end = offset + tensor.nbytes
+        header[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little"))
+        file.write(raw)
+        for tensor in ordered:
+            array = tensor.produce()
+            if array.shape != tensor.shape or array.dtype != tensor.dtype:
+                raise AssertionError(f"{tensor.name}: {array.shape} {array.dtype} is not what the header says")
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())

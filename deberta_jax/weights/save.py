@@ -1,0 +1,231 @@
+"""Parameters -> a model directory that PyTorch's transformers and this package both load."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from deberta_jax.config import V1, DebertaConfig
+from deberta_jax.errors import InputError
+from deberta_jax.models import MODELS, Model
+from deberta_jax.weights import names as table
+from deberta_jax.weights.output import check_free, staged
+from deberta_jax.weights.safetensors_file import Pending, write_safetensors
+from deberta_jax.weights.values import as_dtype, cast, is_finite
+
+Layout = Literal["hf", "microsoft"]
+
+_METADATA = {"format": "pt"}
+
+
+class Leaves(Protocol):
+    """Where the leaves of a tree come from: parameters in memory, or a file not yet read."""
+
+    def dtype(self, path: str) -> np.dtype: ...
+
+    def slice(self, path: str, layer: int | None) -> np.ndarray: ...
+
+
+class TreeLeaves:
+    """Leaves of a parameter tree, brought to the host one at a time."""
+
+    def __init__(self, tree: Mapping[str, Any]):
+        flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+        self._leaves = {"/".join(key.key for key in path): leaf for path, leaf in flat}
+        self._held: dict[str, np.ndarray] = {}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {path: tuple(leaf.shape) for path, leaf in self._leaves.items()}
+
+    def dtype(self, path: str) -> np.dtype:
+        return np.dtype(self._leaves[path].dtype)
+
+    def slice(self, path: str, layer: int | None) -> np.ndarray:
+        if path not in self._held:
+            if len(self._held) == 3:  # what one tensor of a checkpoint can need: v1's query, key and value
+                self._held.clear()
+            leaf = self._leaves[path]
+            if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+                leaf = multihost_utils.process_allgather(leaf, tiled=True)
+            self._held[path] = np.asarray(leaf)
+        return self._held[path] if layer is None else self._held[path][layer]
+
+
+def torch_tensors(
+    config: DebertaConfig,
+    parts: Sequence[str],
+    labels: int,
+    leaves: Leaves,
+    dtype: np.dtype | None,
+    layout: Layout,
+    *,
+    bare: bool,
+    broken: list[str],
+) -> list[Pending]:
+    """The tensors of a checkpoint, each computed when it is written.
+
+    Args:
+      labels: rows of the classifier.
+      dtype: None keeps each leaf's own.
+      bare: names without ``deberta.``, as transformers has them for an encoder by itself.
+      broken: gets the names of tensors with NaN or infinity as they are written.
+    """
+    sizes = table.sizes(config, labels)
+    out = []
+    for row in table.table(config, parts, layout):
+        kind = dtype or leaves.dtype(row.tree[0] if row.tree else "deberta/embeddings/word_embeddings/embedding")
+        for layer, name in enumerate(row.names(config)):
+            shown = name.removeprefix("deberta.") if bare else name
+            produce = _producer(row, layer if row.layered else None, sizes, leaves, kind, shown, broken)
+            out.append(Pending(shown, row.torch_shape(sizes), kind, produce))
+    return out
+
+
+def _producer(
+    row: table.Row, layer: int | None, sizes: Mapping[str, int], leaves: Leaves, dtype: np.dtype, name: str,
+    broken: list[str],
+) -> Callable[[], np.ndarray]:  # fmt: skip
+    def produce() -> np.ndarray:
+        parts = tuple(leaves.slice(path, layer) for path in row.tree)
+        array = np.ascontiguousarray(cast(row.transform.to_torch(parts, sizes), dtype))
+        if not is_finite(array):
+            broken.append(name)
+        return array
+
+    return produce
+
+
+def write_weights(directory: Path, tensors: Sequence[Pending], max_shard_size: str | int) -> None:
+    """``model.safetensors``, or shards of at most that size and an index."""
+    limit = parse_size(max_shard_size)
+    shards: list[list[Pending]] = [[]]
+    room = limit
+    for tensor in tensors:
+        if tensor.nbytes > room and shards[-1]:
+            shards.append([])
+            room = limit
+        shards[-1].append(tensor)
+        room -= tensor.nbytes
+    if len(shards) == 1:
+        write_safetensors(directory / "model.safetensors", tensors, _METADATA)
+        return
+    weight_map = {}
+    for i, shard in enumerate(shards, 1):
+        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(directory / name, shard, _METADATA)
+        weight_map |= {tensor.name: name for tensor in shard}
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors)}, "weight_map": weight_map}
+    write_json(directory / "model.safetensors.index.json", index)
+
+
+def parse_size(size: str | int) -> int:
+    """Bytes, from a number or a text such as ``5GB`` or ``200MB``. Raises InputError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", str(size).strip(), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise InputError(f"max_shard_size {size!r} is no size; write 5GB or 200MB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def hf_config(config: DebertaConfig, parts: Sequence[str], labels: int, dtype: np.dtype) -> dict[str, Any]:
+    """The contents of config.json, with a class that transformers loads these parts into."""
+    out = config.to_hf()
+    prefix = "Deberta" if config.model_type == V1 else "DebertaV2"
+    task = "Model"
+    if "cls" in parts or "lm_predictions" in parts:
+        task = "ForMaskedLM"
+    elif "pooler" in parts and "classifier" in parts:
+        task = "ForSequenceClassification"
+        if labels == 1 and config.num_labels != 1:
+            # transformers has no multiple choice for v1; there the class of the same tensors serves.
+            task = "ForMultipleChoice" if config.model_type != V1 else task
+            names = ["LABEL_0"] if config.model_type == V1 else list(config.id2label)
+            out |= {
+                "id2label": {str(i): n for i, n in enumerate(names)},
+                "label2id": {n: i for i, n in enumerate(names)},
+            }
+    elif "classifier" in parts:
+        task = "ForTokenClassification"
+    elif "qa_outputs" in parts:
+        task = "ForQuestionAnswering"
+    return out | {"architectures": [prefix + task], "dtype": dtype.name}
+
+
+def save_pretrained(
+    directory: str | Path,
+    model: Model,
+    params: Mapping[str, Any],
+    tokenizer: Any = None,
+    *,
+    dtype: Any = None,
+    max_shard_size: str | int = "5GB",
+    layout: Layout = "hf",
+    overwrite: bool = False,
+) -> None:
+    """Writes config.json, safetensors and the tokenizer's files; transformers loads them with no key missing or left.
+
+    A new directory appears whole, in one rename. A model directory written before is replaced file by file, each by a
+    rename, config.json last. With several processes, all must call; the first one writes.
+
+    Args:
+      model: one of ``deberta_jax.models``; its config is written.
+      params: its parameters, on any devices.
+      tokenizer: anything with ``save(directory)``.
+      dtype: of the file; None keeps that of the parameters.
+      max_shard_size: larger files are split; a number of bytes, or ``5GB``, ``200MB``.
+      layout: ``microsoft`` names tensors as Microsoft's code does.
+      overwrite: write also into a directory that holds other things than a model; those stay.
+
+    Raises:
+      InputError: a directory of other things, parameters that are not this model's, or a size that is none.
+    """
+    target = Path(directory).expanduser()
+    check_free(target, overwrite=overwrite)
+    head = head_of(model)
+    tree = {table.ENCODER: params} if head == "encoder" else params
+    parts, labels = table.head_parts(model.config, head), table.classifier_rows(model.config, head)
+    leaves = TreeLeaves(tree)
+    _check_tree(leaves.shapes, model.config, parts, labels)
+    kind = None if dtype is None else as_dtype(dtype)
+    tensors = torch_tensors(
+        model.config, parts, labels, leaves, kind, layout, bare=head == "encoder" and layout == "hf", broken=[]
+    )
+    if jax.process_index() == 0:
+        with staged(target) as stage:
+            write_weights(stage, tensors, max_shard_size)
+            if tokenizer is not None:
+                tokenizer.save(stage)
+            write_json(stage / "config.json", hf_config(model.config, parts, labels, tensors[0].dtype))
+    else:
+        for tensor in tensors:
+            tensor.produce()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"save_pretrained {target}")
+
+
+def head_of(model: Model) -> str:
+    """The name of the head of a model."""
+    return next(head for head, kind in MODELS.items() if type(model) is kind)
+
+
+def _check_tree(
+    shapes: Mapping[str, tuple[int, ...]], config: DebertaConfig, parts: Sequence[str], labels: int
+) -> None:  # fmt: skip
+    sizes = table.sizes(config, labels)
+    expected = {}
+    for row in table.table(config, parts):
+        for path, shape in zip(row.tree, row.leaf_shapes(sizes), strict=True):
+            expected[path] = (config.num_hidden_layers, *shape) if row.layered else shape
+    wrong = [p for p in sorted(expected.keys() | shapes.keys()) if expected.get(p) != shapes.get(p)]
+    if wrong:
+        says = ", ".join(f"{p} is {shapes.get(p, 'missing')}, expected {expected.get(p, 'none')}" for p in wrong)
+        raise InputError(f"the parameters are not this model's: {says}")
