@@ -22,7 +22,7 @@ from deberta_jax.text.encoding import concatenate, lengths_of
 from deberta_jax.text.tokenizer import Tokenizer
 
 SPACE = "\u2581"  # SentencePiece's stand-in for a space
-# Fewer characters than this are encoded sooner than a second thread is started.
+# Fewer characters than this are encoded sooner than threads are started.
 PARALLEL_FROM = 20_000
 
 
@@ -53,12 +53,12 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.do_lower_case:
             texts = [text.lower() for text in texts]
-        if len(texts) == 1:
-            ids = self._processor.encode(texts[0], out_type="numpy")
-            return ids, np.array([len(ids)])
-        threads = self._threads if sum(map(len, texts)) >= PARALLEL_FROM else 1
-        rows = self._processor.encode(texts, out_type="numpy", num_threads=threads)
-        return concatenate(rows), lengths_of(rows)
+        if sum(map(len, texts)) >= PARALLEL_FROM:
+            rows = self._processor.encode(texts, out_type="numpy", num_threads=self._threads)
+            return concatenate(rows), lengths_of(rows)
+        rows = list(map(self._processor.encode, texts))
+        lengths = lengths_of(rows)
+        return np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum())), lengths
 
     def _spans(self, texts: list[str], ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         # All normalised texts as one string, each with one character after it. The pieces of a text are consecutive
@@ -166,11 +166,14 @@ def _edges(normal: str, origin: np.ndarray) -> np.ndarray:
     Inside a group of characters that come from one character of the text the cut falls after that character: it
     belongs to the first piece that holds any of the group. A space at the head of a group does not count.
     """
-    space = np.frombuffer(normal.encode("utf-32-le"), np.uint32) == ord(SPACE)
-    inside = np.append(False, (origin[1:] == origin[:-1]) & ~space[:-1])[: len(origin)]
-    changes = np.flatnonzero(np.diff(origin)) + 1
+    solid = np.frombuffer(normal.encode("utf-32-le"), np.uint32) != ord(SPACE)
+    starts = np.append(True, origin[1:] != origin[:-1])[: len(origin)]
+    before = np.cumsum(solid) - solid
+    group = np.maximum.accumulate(np.where(starts, np.arange(len(origin)), 0))
+    inside = np.flatnonzero(before > before[group])
     edge = origin.copy()
-    edge[inside] = origin[changes[np.searchsorted(changes, np.flatnonzero(inside), "right")]]
+    heads = np.flatnonzero(starts)
+    edge[inside] = origin[heads[np.searchsorted(heads, inside, "right")]]
     return edge
 
 
