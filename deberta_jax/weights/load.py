@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deberta_jax import hub
 from deberta_jax.config import DebertaConfig
@@ -18,10 +19,11 @@ from deberta_jax.weights.account import Plan, by_canonical_name, make_plan
 from deberta_jax.weights.choose import Wish, choose_all, choose_head
 from deberta_jax.weights.differences import fold_differences
 from deberta_jax.weights.names import ENCODER
-from deberta_jax.weights.readers import find_weights, read_weights
+from deberta_jax.weights.orbax_files import find_orbax, read_orbax
+from deberta_jax.weights.readers import find_weights, has_standard, read_weights
 from deberta_jax.weights.report import Report, TargetRow
 from deberta_jax.weights.source import Checkpoint, Tensor
-from deberta_jax.weights.values import as_dtype, broken_note, read_leaves
+from deberta_jax.weights.values import as_dtype, broken_note, is_finite, read_leaf
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +60,16 @@ def open_source(name: str | Path, *, revision: str | None = None) -> Source:
     """
     file = hub.split(str(name))[1]
     directory = hub.resolve(name, revision=revision)
-    checkpoint = read_weights(directory / file if file else find_weights(directory))
-    config, labelled = _read_config(directory, checkpoint.path.name, checkpoint.config)
+    orbax = None if file or has_standard(directory) else find_orbax(directory)
+    if orbax is not None:
+        home = next(
+            (place for place in (directory, *directory.absolute().parents[:3]) if _config_file(place, "")), None
+        )
+        config, labelled = _read_config(home or directory, "", None)
+        checkpoint = read_orbax(orbax, config)
+    else:
+        checkpoint = read_weights(directory / file if file else find_weights(directory))
+        config, labelled = _read_config(directory, checkpoint.path.name, checkpoint.config)
     found, notes = fold_differences(by_canonical_name(checkpoint), config, directory, checkpoint.path)
     if checkpoint.left:
         notes = (*notes, f"not weights, not read: {', '.join(checkpoint.left)}")
@@ -68,10 +78,7 @@ def open_source(name: str | Path, *, revision: str | None = None) -> Source:
 
 def _read_config(directory: Path, file: str, inside: Mapping[str, Any] | None) -> tuple[DebertaConfig, bool]:
     """The config that belongs to a file of weights, and whether it names labels."""
-    names = ["config.json", "model_config.json"]
-    if "generator" in file:
-        names.insert(0, "generator_config.json")
-    path = next((directory / name for name in names if (directory / name).is_file()), None)
+    path = _config_file(directory, file)
     if path is None and inside is not None:
         raw: Mapping[str, Any] = inside
         config = DebertaConfig.from_hf(inside)
@@ -79,6 +86,13 @@ def _read_config(directory: Path, file: str, inside: Mapping[str, Any] | None) -
         config = DebertaConfig.from_hf(path or directory / "config.json")
         raw = json.loads((path or directory / "config.json").read_text(encoding="utf-8"))
     return config, any(raw.get(key) is not None for key in ("id2label", "label2id", "num_labels"))
+
+
+def _config_file(directory: Path, file: str) -> Path | None:
+    names = ["config.json", "model_config.json"]
+    if "generator" in file:
+        names.insert(0, "generator_config.json")
+    return next((directory / name for name in names if (directory / name).is_file()), None)
 
 
 def plan_head(source: Source, wish: Wish) -> Plan:
@@ -137,8 +151,9 @@ def load(
     placed = _flatten(shardings, head)
     params: dict[str, Any] = {}
     broken: list[str] = []
-    for leaf in read_leaves(plan, as_dtype(param_dtype), broken):
-        _insert(params, leaf.path, jax.device_put(leaf.value, placed.get(leaf.path)))
+    for path in plan.fills:
+        value = _leaf(source, plan, path, as_dtype(param_dtype), placed.get(path), broken)
+        _insert(params, path, value)
     if broken and strict:
         raise InputError(f"{source.checkpoint.path}: {broken_note(broken)}")
     fresh = [row for row in plan.targets if row.initialised]
@@ -190,6 +205,21 @@ def from_pretrained(
         num_labels=num_labels, id2label=id2label, new_head=new_head, revision=revision,
     )  # fmt: skip
     return model, params
+
+
+def _leaf(
+    source: Source, plan: Plan, path: str, dtype: np.dtype, sharding: Any, broken: list[str]
+) -> jax.Array:  # fmt: skip
+    """One leaf on its devices; ``broken`` gets its path if it has a NaN or an infinity."""
+    if source.checkpoint.place is not None:
+        value = source.checkpoint.place(path, dtype, sharding)
+        if not bool(jnp.isfinite(value).all()):
+            broken.append(path)
+        return value
+    array = read_leaf(plan, path, dtype)
+    if not is_finite(array):
+        broken.append(path)
+    return jax.device_put(array, sharding)
 
 
 def _initialise(

@@ -13,6 +13,11 @@ GENERATOR = ("pytorch_model.generator.bin", "model.generator.safetensors")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
+def has_standard(directory: Path) -> bool:
+    """The directory has weights under a standard name."""
+    return any((directory / name).is_file() for name in STANDARD)
+
+
 def find_weights(directory: Path) -> Path:
     """The file of weights of a model directory: a standard name, or else the only file there that can be one.
 
@@ -44,6 +49,9 @@ def read_weights(path: Path) -> Checkpoint:
             start = file.read(16)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    # First, because the length of a safetensors header may spell the first byte of any other format.
+    if start[8:9] == b"{":
+        return read_safetensors(path)
     if start.startswith(b"PK\x03\x04"):
         return read_zip(path)
     if start.startswith(b"\x80"):
@@ -54,7 +62,7 @@ def read_weights(path: Path) -> Checkpoint:
         )
     if start.startswith(b"version https://gi"):
         raise InputError(f"{path}: a git-lfs pointer, not the weights; run `git lfs pull`")
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
+    if path.suffix == ".safetensors":
         return read_safetensors(path)
     raise InputError(f"{path}: neither safetensors nor a PyTorch file, or damaged")
 

@@ -56,8 +56,9 @@ class Report:
 
     def text(self) -> str:
         """The account for people: one line a decision, names of layers collapsed."""
+        files = ", ".join(self.files) if len(self.files) < 4 else f"{len(self.files)} files"
         lines = [
-            f"{self.source}: {len(self.tensors)} tensors in {', '.join(self.files)}: {self.count('loaded')} loaded, "
+            f"{self.source}: {len(self.tensors)} tensors in {files}: {self.count('loaded')} loaded, "
             f"{self.count('folded')} folded, {self.count('dropped')} dropped; {len(self.targets)} leaves, "
             f"{len(self.initialised)} initialised"
         ]

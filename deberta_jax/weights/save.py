@@ -16,7 +16,7 @@ from deberta_jax.models import MODELS, Model
 from deberta_jax.weights import names as table
 from deberta_jax.weights.output import check_free, staged
 from deberta_jax.weights.safetensors_file import Pending, write_safetensors
-from deberta_jax.weights.values import as_dtype, cast, is_finite
+from deberta_jax.weights.values import as_dtype, contiguous, is_finite
 
 Layout = Literal["hf", "microsoft"]
 
@@ -67,6 +67,7 @@ def torch_tensors(
     *,
     bare: bool,
     broken: list[str],
+    progress: Callable[[str], None] = lambda name: None,
 ) -> list[Pending]:
     """The tensors of a checkpoint, each computed when it is written.
 
@@ -75,6 +76,7 @@ def torch_tensors(
       dtype: None keeps each leaf's own.
       bare: names without ``deberta.``, as transformers has them for an encoder by itself.
       broken: gets the names of tensors with NaN or infinity as they are written.
+      progress: called with each name then.
     """
     sizes = table.sizes(config, labels)
     out = []
@@ -82,20 +84,30 @@ def torch_tensors(
         kind = dtype or leaves.dtype(row.tree[0] if row.tree else "deberta/embeddings/word_embeddings/embedding")
         for layer, name in enumerate(row.names(config)):
             shown = name.removeprefix("deberta.") if bare else name
-            produce = _producer(row, layer if row.layered else None, sizes, leaves, kind, shown, broken)
+            compute = _computer(row, layer if row.layered else None, sizes, leaves, kind)
+            produce = _watched(compute, shown, broken, progress)
             out.append(Pending(shown, row.torch_shape(sizes), kind, produce))
     return out
 
 
-def _producer(
-    row: table.Row, layer: int | None, sizes: Mapping[str, int], leaves: Leaves, dtype: np.dtype, name: str,
-    broken: list[str],
-) -> Callable[[], np.ndarray]:  # fmt: skip
-    def produce() -> np.ndarray:
+def _computer(
+    row: table.Row, layer: int | None, sizes: Mapping[str, int], leaves: Leaves, dtype: np.dtype
+) -> Callable[[], np.ndarray]:
+    def compute() -> np.ndarray:
         parts = tuple(leaves.slice(path, layer) for path in row.tree)
-        array = np.ascontiguousarray(cast(row.transform.to_torch(parts, sizes), dtype))
+        return contiguous(row.transform.to_torch(parts, sizes), dtype)
+
+    return compute
+
+
+def _watched(
+    compute: Callable[[], np.ndarray], name: str, broken: list[str], progress: Callable[[str], None]
+) -> Callable[[], np.ndarray]:
+    def produce() -> np.ndarray:
+        array = compute()
         if not is_finite(array):
             broken.append(name)
+        progress(name)
         return array
 
     return produce
@@ -121,7 +133,7 @@ def write_weights(directory: Path, tensors: Sequence[Pending], max_shard_size: s
         write_safetensors(directory / name, shard, _METADATA)
         weight_map |= {tensor.name: name for tensor in shard}
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors)}, "weight_map": weight_map}
-    write_json(directory / "model.safetensors.index.json", index)
+    (directory / "model.safetensors.index.json").write_text(json_text(index), encoding="utf-8")
 
 
 def parse_size(size: str | int) -> int:
@@ -132,8 +144,8 @@ def parse_size(size: str | int) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
 
 
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def hf_config(config: DebertaConfig, parts: Sequence[str], labels: int, dtype: np.dtype) -> dict[str, Any]:
@@ -204,7 +216,8 @@ def save_pretrained(
             write_weights(stage, tensors, max_shard_size)
             if tokenizer is not None:
                 tokenizer.save(stage)
-            write_json(stage / "config.json", hf_config(model.config, parts, labels, tensors[0].dtype))
+            config = hf_config(model.config, parts, labels, tensors[0].dtype)
+            (stage / "config.json").write_text(json_text(config), encoding="utf-8")
     else:
         for tensor in tensors:
             tensor.produce()

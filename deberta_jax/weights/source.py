@@ -37,6 +37,8 @@ class Checkpoint:
     """An architecture stored inside the file, as Microsoft's task checkpoints do."""
     left: tuple[str, ...] = ()
     """Entries beside the tensors that are not read: an epoch, an optimizer's state."""
+    place: Callable[[str, np.dtype, Any], Any] | None = None
+    """Where the format allows it: (path, dtype, sharding) -> that leaf on its devices, each shard read once."""
 
 
 def kind(dtype: np.dtype) -> str:

@@ -1,8 +1,5 @@
 """Numbers on their way: casting, and looking for values that are none."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,34 +46,46 @@ def is_finite(array: np.ndarray) -> bool:
     )
 
 
-def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The array in ``dtype``, rounded to nearest even; itself where it already is."""
+def copy_cast(out: np.ndarray, view: np.ndarray) -> None:
+    """``out[...] = view``, cast. A transposed view is walked in blocks of 128 of its rows, which is twice as fast."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return array.astype(dtype, copy=False)
+        if view.ndim < 2 or view.size == 0 or view.flags.c_contiguous:
+            out[...] = view
+            return
+        slow, fast = int(np.argmax(view.strides)), int(np.argmin(view.strides))
+        step = max(1, 128 * view.shape[slow] * view.shape[fast] // view.size)
+        for start in range(0, view.shape[slow], step):
+            block = (slice(None),) * slow + (slice(start, start + step),)
+            out[block] = view[block]
 
 
-class Leaf(NamedTuple):
-    path: str
-    value: np.ndarray
+def contiguous(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array in C order and ``dtype``; itself where it already is both."""
+    if view.dtype == dtype and view.flags.c_contiguous:
+        return view
+    out = np.empty(view.shape, dtype)
+    copy_cast(out, view)
+    return out
 
 
 def read_leaf(plan: Plan, path: str, dtype: np.dtype | None) -> np.ndarray:
     """One filled leaf with its layer axis, in ``dtype`` or, for None, in that of the file."""
-    row, place, tensors = plan.fills[path]
-    out = np.empty(plan.shapes[path], dtype or plan.dtype(path))
-    with np.errstate(over="ignore", invalid="ignore"):
-        for i, tensor in enumerate(tensors):
-            out[i if row.layered else ...] = row.transform.to_tree(tensor.read(), plan.sizes)[place]
+    row = plan.fills[path][0]
+    layers = plan.config.num_hidden_layers if row.layered else 0
+    return read_layers(plan, path, 0, layers, dtype or plan.dtype(path))
+
+
+def read_layers(plan: Plan, path: str, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
+    """Layers ``start`` to ``stop`` of one filled leaf, or all of a leaf that has none."""
+    row = plan.fills[path][0]
+    shape = plan.shapes[path]
+    out = np.empty((stop - start, *shape[1:]) if row.layered else shape, dtype)
+    if row.layered:
+        for layer in range(start, stop):
+            copy_cast(out[layer - start], plan.slice(path, layer))
+    else:
+        copy_cast(out, plan.slice(path, None))
     return out
-
-
-def read_leaves(plan: Plan, dtype: np.dtype | None, broken: list[str]) -> Iterator[Leaf]:
-    """Every filled leaf in turn; the paths of those with a NaN or an infinity are added to ``broken``."""
-    for path in plan.fills:
-        value = read_leaf(plan, path, dtype)
-        if not is_finite(value):
-            broken.append(path)
-        yield Leaf(path, value)
 
 
 def broken_note(broken: list[str]) -> str:

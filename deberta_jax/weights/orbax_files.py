@@ -1,0 +1,248 @@
+"""Orbax checkpoints: written leaf by leaf from a file that is never whole in memory, read straight into shards.
+
+Orbax writes the container (metadata, commit, cloud paths); the arrays inside are cut into chunks along the layers and
+along the model's width, because that is how they are sharded: a device then reads its own chunks and nothing else.
+"""
+
+import asyncio
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import InputError
+from deberta_jax.weights import names as table
+from deberta_jax.weights.source import Checkpoint, Tensor
+
+PARAMS = "params"
+
+_METADATA = "_METADATA"
+_SMALL = 64 << 10
+_PIECE = 128 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class PendingLeaf:
+    """A leaf that is still to be written; ``read(start, stop)`` gives its layers, or all of it where there are none."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    layered: bool
+    width: int
+    read: Callable[[int, int], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def chunks(self) -> list[int]:
+        """One layer, and of that up to 16 parts of the width's axis, none below 64 kB."""
+        out = list(self.shape)
+        if self.nbytes <= _SMALL:
+            return out
+        first = int(self.layered)
+        if self.layered:
+            out[0] = 1
+        axes = range(first, len(out))
+        axis = next((a for a in axes if out[a] == self.width), max(axes, key=lambda a: out[a]))
+        parts = min(16, math.prod(out) * self.dtype.itemsize // _SMALL)
+        while parts > 1 and out[axis] % parts:
+            parts -= 1
+        out[axis] //= max(parts, 1)
+        return out
+
+    def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Runs of layers of at most 128 MB, or at least one."""
+        if not self.layered:
+            yield slice(None), self.read(0, 0)
+            return
+        step = max(1, _PIECE * self.shape[0] // max(self.nbytes, 1))
+        for start in range(0, self.shape[0], step):
+            stop = min(start + step, self.shape[0])
+            yield slice(start, stop), self.read(start, stop)
+
+
+class _Handler(ocp.type_handlers.NumpyHandler):
+    """Writes a ``PendingLeaf`` as Orbax writes a numpy array, two pieces at a time."""
+
+    def __init__(self):
+        super().__init__(deepcopy_host_arrays=False)
+        self._turn = asyncio.Semaphore(2)
+
+    async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: Any) -> None:
+        spec = {**tspec, "metadata": {**tspec["metadata"], "chunks": value.chunks()}}
+        array = await ts.open(ts.Spec(spec), create=True, open=True, context=ts_context)
+        pieces = value.pieces()
+        while True:
+            async with self._turn:
+                found = next(pieces, None)
+                if found is None:
+                    return
+                where, piece = found
+                await array[where].write(piece, can_reference_source_data_indefinitely=True)
+                del found, piece
+
+
+def write_orbax(directory: Path | epath.Path, leaves: Mapping[str, PendingLeaf]) -> None:
+    """Writes one checkpoint; ``leaves`` are by path, and come back as a nested dict."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *groups, last = path.split("/")
+        place = tree
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = leaf
+    # The handler of jax.Array serves nothing here; without it Orbax warns.
+    handlers = (PendingLeaf, _Handler()), (jax.Array, ocp.type_handlers.ArrayHandler())
+    registry = ocp.type_handlers.create_type_handler_registry(*handlers)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, type_handler_registry=registry)) as checkpointer:
+        checkpointer.save(epath.Path(directory), args=ocp.args.PyTreeSave(tree))
+
+
+def find_orbax(directory: Path) -> Path | None:
+    """The checkpoint in a directory: itself, its ``params``, or the newest step of a training state; else None."""
+    for place in (directory, directory / PARAMS, directory / "state"):
+        if (place / _METADATA).is_file():
+            return place
+        steps = [step for step in place.iterdir() if step.name.isdigit()] if place.is_dir() else []
+        for step in sorted(steps, key=lambda step: int(step.name), reverse=True):
+            for item in (step, *sorted(p for p in step.iterdir() if p.is_dir())):
+                if (item / _METADATA).is_file() and _leaves_of(item):
+                    return item
+    return None
+
+
+def _leaves_of(directory: Path) -> dict[str, dict[str, Any]]:
+    """Specs of the parameters by path: everything, or what is below ``params`` in a training state.
+
+    Raises:
+      InputError: metadata that is not Orbax's.
+    """
+    try:
+        raw = json.loads((directory / _METADATA).read_text(encoding="utf-8"))
+        zarr = "zarr3" if raw.get("use_zarr3") else "zarr"
+        keys = [tuple(str(k["key"]) for k in v["key_metadata"]) for v in raw["tree_metadata"].values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{directory / _METADATA}: not the metadata of an Orbax checkpoint, or damaged") from None
+    roots = {key[: key.index(mark)] for key in keys for mark in (table.ENCODER, "embeddings") if mark in key}
+    prefixes = [root for root in roots if root == () or root[-1] == PARAMS]
+    if not prefixes:
+        return {}
+    prefix = min(prefixes, key=len)
+    leaves = {}
+    for key in keys:
+        if key[: len(prefix)] == prefix:
+            name, base = ".".join(key), f"file://{directory.absolute()}/"
+            store = {"driver": "ocdbt", "base": base, "path": f"{name}/"} if raw.get("use_ocdbt") else f"{base}{name}/"
+            leaves["/".join(key[len(prefix) :])] = {"driver": zarr, "kvstore": store}
+    return leaves
+
+
+class OrbaxArrays:
+    """The arrays of a checkpoint by path, each opened when it is needed."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._open: dict[str, ts.TensorStore] = {}
+        self.specs = _leaves_of(directory)
+        if not self.specs:
+            raise InputError(f"{directory}: an Orbax checkpoint without parameters of a DeBERTa model")
+        bare = not any(path.startswith(f"{table.ENCODER}/") for path in self.specs)
+        if bare:
+            self.specs = {f"{table.ENCODER}/{path}": spec for path, spec in self.specs.items()}
+
+    def open(self, path: str) -> ts.TensorStore:
+        if path not in self._open:
+            try:
+                self._open[path] = ts.open(self.specs[path], read=True, open=True).result()
+            except (ValueError, OSError) as error:
+                why = " ".join(str(error).split())[:120]
+                raise InputError(f"{self.directory}: damaged: {path} cannot be opened ({why})") from None
+        return self._open[path]
+
+    def slice(self, path: str, layer: int | None) -> np.ndarray:
+        array = self.open(path)
+        return self._read(path, array if layer is None else array[layer])
+
+    def place(self, path: str, dtype: np.dtype, sharding: jax.sharding.Sharding | None) -> jax.Array:
+        """One leaf on its devices; every shard is read once, by the process that has it."""
+        array = ts.cast(self.open(path), dtype)
+        sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        reads: dict[Any, Any] = {}
+        for index in sharding.addressable_devices_indices_map(tuple(array.shape)).values():
+            reads.setdefault(_key(index), array[index or ()])
+        values = dict(zip(reads, self._read_all(path, list(reads.values())), strict=True))
+        return jax.make_array_from_callback(tuple(array.shape), sharding, lambda index: values[_key(index)])
+
+    def _read(self, path: str, array: ts.TensorStore) -> np.ndarray:
+        return self._read_all(path, [array])[0]
+
+    def _read_all(self, path: str, arrays: list[ts.TensorStore]) -> list[np.ndarray]:
+        pending = [array.read() for array in arrays]
+        try:
+            return [np.asarray(read.result()) for read in pending]
+        except (ValueError, OSError) as error:
+            why = " ".join(str(error).split())[:120]
+            raise InputError(f"{self.directory}: damaged: {path} cannot be read ({why})") from None
+
+
+def _key(index: tuple[slice, ...] | None) -> tuple[tuple[Any, Any], ...]:
+    return tuple((part.start, part.stop) for part in index or ())
+
+
+def read_orbax(directory: Path, config: DebertaConfig) -> Checkpoint:
+    """A checkpoint of ours under the names of torch tensors, so that it is accounted for like any other file.
+
+    Raises:
+      InputError: a checkpoint that is damaged or holds leaves that no DeBERTa model has.
+    """
+    arrays = OrbaxArrays(directory)
+    shapes = {path: tuple(arrays.open(path).shape) for path in arrays.specs}
+    present = {path.split("/", 1)[0] for path in shapes}
+    parts = tuple(part for part in table.PARTS if part in present)
+    classifier = shapes.get("classifier/bias", (config.num_labels,))
+    sizes = table.sizes(config, classifier[0])
+    tensors: dict[str, Tensor] = {}
+    used = set()
+    for row in table.table(_with_everything(config, shapes), parts):
+        if not row.tree or not all(path in shapes for path in row.tree):
+            continue
+        used |= set(row.tree)
+        dtype = np.dtype(arrays.open(row.tree[0]).dtype.numpy_dtype)
+        for layer, name in enumerate(row.names(config)):
+            shape = _torch_shape(row, shapes, sizes)
+            read = _reader(arrays, row, layer if row.layered else None, sizes)
+            tensors[name] = Tensor(name, shape, dtype, read)
+    odd = sorted(set(shapes) - used)
+    if odd:
+        raise InputError(f"{directory}: {len(odd)} leaves are not a DeBERTa model's: {', '.join(odd)}")
+    return Checkpoint(directory, (directory,), tensors, place=arrays.place)
+
+
+def _with_everything(config: DebertaConfig, shapes: Mapping[str, Any]) -> DebertaConfig:
+    """The config whose table has the optional leaves that are there: the position table belongs to a mask decoder."""
+    if "deberta/embeddings/position_embeddings/embedding" in shapes and not config.has_position_table:
+        return dataclasses.replace(config, legacy=False, mask_decoder=True)
+    return config
+
+
+def _torch_shape(row: table.Row, shapes: Mapping[str, tuple[int, ...]], sizes: table.Sizes) -> tuple[int, ...]:
+    probes = tuple(np.broadcast_to(np.zeros((), np.int8), shapes[path][int(row.layered) :]) for path in row.tree)
+    return row.transform.to_torch(probes, sizes).shape
+
+
+def _reader(arrays: OrbaxArrays, row: table.Row, layer: int | None, sizes: table.Sizes):
+    return lambda: row.transform.to_torch(tuple(arrays.slice(path, layer) for path in row.tree), sizes)
