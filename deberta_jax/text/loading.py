@@ -11,7 +11,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.text.added import SPECIALS, AddedToken, AddedTokens
 from deberta_jax.text.bpe import ByteLevelTokenizer
 from deberta_jax.text.hf_json import JsonTokenizer
-from deberta_jax.text.spm import SentencePieceTokenizer, piece_ids
+from deberta_jax.text.spm import SentencePieceTokenizer, read_model, special_pieces
 from deberta_jax.text.tokenizer import Tokenizer
 from deberta_jax.text.torch_pickle import read_bpe_encoder
 
@@ -52,13 +52,11 @@ def load_tokenizer(directory: str | Path, *, rule: Rule | None = None) -> Tokeni
 
 
 def load_sentencepiece(directory: Path) -> Tokenizer:
-    model = (directory / "spm.model").read_bytes()
+    processor = read_model(directory / "spm.model")
     config = read_json(directory / "tokenizer_config.json")
-    pieces, count = piece_ids(model, directory / "spm.model")
-    added = added_tokens(directory, {name: pieces[name] for name in SPECIALS if name in pieces}, count)
     return SentencePieceTokenizer(
-        model,
-        added,
+        processor,
+        added_tokens(directory, special_pieces(processor), processor.get_piece_size()),
         do_lower_case=bool(config.get("do_lower_case")),
         split_by_punct=bool(config.get("split_by_punct")),
         rule="sentencepiece: spm.model decides pieces and normalisation",

@@ -17,7 +17,7 @@ import numpy as np
 import sentencepiece
 
 from deberta_jax.errors import InputError
-from deberta_jax.text.added import AddedTokens, write_json
+from deberta_jax.text.added import SPECIALS, AddedTokens, write_json
 from deberta_jax.text.encoding import concatenate, lengths_of
 from deberta_jax.text.tokenizer import Tokenizer
 
@@ -30,7 +30,7 @@ class SentencePieceTokenizer(Tokenizer):
     """Pieces from `spm.model`.
 
     Args:
-        model: the serialized SentencePiece model.
+        processor: the SentencePiece model.
         added: special and added tokens with their ids.
         do_lower_case: lower the text first.
         split_by_punct: cut at punctuation first.
@@ -39,16 +39,23 @@ class SentencePieceTokenizer(Tokenizer):
 
     kind = "spm"
 
-    def __init__(self, model: bytes, added: AddedTokens, *, do_lower_case: bool, split_by_punct: bool, rule: str):
+    def __init__(
+        self,
+        processor: sentencepiece.SentencePieceProcessor,
+        added: AddedTokens,
+        *,
+        do_lower_case: bool,
+        split_by_punct: bool,
+        rule: str,
+    ):
         super().__init__(added)
-        self.model = model
         self.do_lower_case = do_lower_case
         self.split_by_punct = split_by_punct
         self.rule = rule
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._processor = processor
         self._threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.vocab_size = max(self._processor.get_piece_size(), max(added.by_id) + 1)
-        self._size, self._lead = _piece_lengths(self._processor)
+        self.vocab_size = max(processor.get_piece_size(), max(added.by_id) + 1)
+        self._size, self._lead = _piece_lengths(processor)
 
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.do_lower_case:
@@ -121,13 +128,13 @@ class SentencePieceTokenizer(Tokenizer):
         return None if index == self._processor.unk_id() else index
 
     def _identity(self) -> Iterable[bytes]:
-        return [self.model, bytes([self.do_lower_case, self.split_by_punct])]
+        return [self._processor.serialized_model_proto(), bytes([self.do_lower_case, self.split_by_punct])]
 
     def save(self, directory: str | Path) -> None:
         """Write spm.model, added_tokens.json and tokenizer_config.json."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "spm.model").write_bytes(self.model)
+        (directory / "spm.model").write_bytes(self._processor.serialized_model_proto())
         # Special tokens that are pieces of the model need no entry; [MASK], which is none in a released one, does.
         beside = {t.content: t.id for t in self.added.tokens if self._processor.piece_to_id(t.content) != t.id}
         write_json(directory / "added_tokens.json", beside)
@@ -185,16 +192,15 @@ def is_punctuation(character: str) -> bool:
     return ascii_mark or unicodedata.category(character).startswith("P")
 
 
-def piece_ids(model: bytes, path: Path) -> tuple[dict[str, int], int]:
-    """Ids of the pieces written in brackets, as special tokens are, and the number of pieces.
-
-    Raises:
-        InputError: `model`, read from `path`, is no SentencePiece model.
-    """
+def read_model(path: Path) -> sentencepiece.SentencePieceProcessor:
+    """Raises InputError where the file is no SentencePiece model."""
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path} is not a SentencePiece model; fetch it again") from error
-    count = processor.get_piece_size()
-    pieces = processor.id_to_piece(list(range(count)))
-    return {piece: index for index, piece in enumerate(pieces) if piece.startswith("[")}, count
+
+
+def special_pieces(processor: sentencepiece.SentencePieceProcessor) -> dict[str, int]:
+    """Ids of those of the five special tokens that are pieces."""
+    found = {name: processor.piece_to_id(name) for name in SPECIALS}
+    return {name: index for name, index in found.items() if processor.id_to_piece(index) == name}

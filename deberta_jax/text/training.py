@@ -24,6 +24,10 @@ LONGEST_LINE = 1 << 24
 # The sums of SentencePiece's training depend on the number of threads, so it does not follow the machine.
 TRAINING_THREADS = 16
 
+# transformers reads spm.model without its byte fallback, so a character of plain English without a piece of its own
+# would be [UNK] there and bytes here.
+PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+
 
 def train_tokenizer(
     lines: Iterable[str],
@@ -42,8 +46,8 @@ def train_tokenizer(
         directory: where the files go; made if need be.
         kind: "spm" for SentencePiece unigram with byte fallback and the nmt_nfkc normaliser (v2, v3: spm.model,
             added_tokens.json), "bpe" for byte-level BPE (v1: vocab.json, merges.txt).
-        character_coverage: for "spm", the share of the characters of the text that get pieces of their own; the
-            others are spelt in bytes.
+        character_coverage: for "spm", the share of the characters of the text that get pieces of their own, as
+            printable ASCII always does; the others are spelt in bytes.
 
     Returns:
         The tokenizer, loaded from `directory`.
@@ -80,6 +84,7 @@ def _train_sentencepiece(lines: Iterator[str], vocab_size: int, character_covera
             bos_piece=SPECIALS[1],
             eos_piece=SPECIALS[2],
             unk_piece=SPECIALS[3],
+            required_chars=PRINTABLE,
             max_sentence_length=LONGEST_LINE,
             num_threads=TRAINING_THREADS,
             minloglevel=2,
@@ -87,7 +92,11 @@ def _train_sentencepiece(lines: Iterator[str], vocab_size: int, character_covera
     except (RuntimeError, ValueError) as error:
         raise InputError(_why_not(str(error), vocab_size)) from error
     return SentencePieceTokenizer(
-        model.getvalue(), _special(vocab_size), do_lower_case=False, split_by_punct=False, rule="trained"
+        sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()),
+        _special(vocab_size),
+        do_lower_case=False,
+        split_by_punct=False,
+        rule="trained",
     )
 
 
