@@ -1,1 +1,39 @@
-"""DeBERTa v1, v2 and v3 in JAX."""
+"""DeBERTa v1, v2 and v3 in JAX/Flax: exact models, torch-free weights, sharded training.
+
+model, params = deberta_jax.from_pretrained("microsoft/deberta-v3-base", head="encoder")
+tok = deberta_jax.load_tokenizer("microsoft/deberta-v3-base")
+enc = tok(["a text", "another"], padding="longest")
+out = model.apply({"params": params}, enc.input_ids, attention_mask=enc.attention_mask)
+"""
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import InputError
+from deberta_jax.hub import resolve as _resolve
+from deberta_jax.inference.pipelines import pipeline
+from deberta_jax.models import (
+    DebertaEncoder,
+    DebertaForMaskedLM,
+    DebertaForMultipleChoice,
+    DebertaForQuestionAnswering,
+    DebertaForReplacedTokenDetection,
+    DebertaForSequenceClassification,
+    DebertaForTokenClassification,
+    init_params,
+)
+from deberta_jax.ops import losses
+from deberta_jax.presets import PRESETS
+from deberta_jax.text import Tokenizer, train_tokenizer
+from deberta_jax.text.loading import Rule
+from deberta_jax.text import load_tokenizer as _load_tokenizer
+from deberta_jax.weights import from_pretrained, save_pretrained
+
+__version__ = "0.1.0"
+
+
+def load_tokenizer(name_or_dir: str, *, rule: Rule | None = None, revision: str | None = None) -> Tokenizer:
+    """The tokenizer of a directory or a hub id; ``rule`` as in ``deberta_jax.text.load_tokenizer``.
+
+    Raises:
+      InputError: a name that leads nowhere, or a directory without tokenizer files.
+    """
+    return _load_tokenizer(_resolve(name_or_dir, revision=revision), rule=rule)

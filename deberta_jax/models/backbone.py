@@ -69,9 +69,10 @@ def run_backbone(
       ValueError: both or neither of input_ids and inputs_embeds.
       InputError: a text longer than a table of absolute positions.
     """
-    if (input_ids is None) == (inputs_embeds is None):
+    given = [a for a in (input_ids, inputs_embeds) if a is not None]
+    if len(given) != 1:
         raise ValueError("give exactly one of input_ids and inputs_embeds")
-    batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+    batch, length = given[0].shape[:2]
     mask = None if attention_mask is None else jnp.asarray(attention_mask) != 0
     token_mask = real_tokens(mask, segment_ids)
     starts = jnp.broadcast_to(text_starts(token_mask, segment_ids, length), (batch, length))

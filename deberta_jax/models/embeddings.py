@@ -35,13 +35,12 @@ class Embeddings(nn.Module):
         words = Table(
             c.vocab_size, width, ("vocab", "embed"), spread, run, zero_row=c.pad_token_id, name="word_embeddings"
         )()
-        if inputs_embeds is None:
+        x = inputs_embeds
+        if input_ids is not None:
             x = take_rows(words, input_ids)
             # As torch's padding_idx: the row of the padding token learns nothing from being an input.
             x = jnp.where((input_ids == c.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
-        else:
-            x = inputs_embeds
-        x = x.astype(run.dtype)
+        x = jnp.asarray(x, run.dtype)
         positions = None
         if c.has_position_table:
             table = Table(c.max_position_embeddings, width, (None, "embed"), spread, run, name="position_embeddings")()

@@ -1,0 +1,43 @@
+"""Experiments as Python files: ``--config configs/x.py`` loads its ``get_config()``, further arguments override it."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deberta_jax.cli.main import parse
+from deberta_jax.errors import InputError
+
+
+def experiment_arguments(kind: type, argv: Sequence[str]) -> Any:
+    """Arguments ``[verb, ...]`` as an experiment of this kind, over the defaults of a ``--config`` file if there is one.
+
+    Raises:
+      InputError: a config file that is not there, or whose ``get_config()`` gives something else.
+    """
+    argv = list(argv)
+    default = None
+    for i, word in enumerate(argv):
+        if word == "--config" or word.startswith("--config="):
+            path = word.partition("=")[2] if "=" in word else (argv[i + 1] if i + 1 < len(argv) else "")
+            default = load_config_file(path, kind)
+            del argv[i : i + (1 if "=" in word else 2)]
+            break
+    return parse(kind, argv, default)
+
+
+def load_config_file(path: str, kind: type) -> Any:
+    """What ``get_config()`` of a Python file returns."""
+    if not Path(path).is_file():
+        raise InputError(f"--config {path}: no such file")
+    spec = importlib.util.spec_from_file_location("experiment_config", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"--config {path}: has no function get_config()")
+    experiment = module.get_config()
+    if not isinstance(experiment, kind):
+        raise InputError(f"--config {path}: get_config() gives {type(experiment).__name__}, expected {kind.__name__}")
+    return experiment

@@ -1,0 +1,72 @@
+"""``deberta-jax VERB ...``: finds the verb, reads its arguments, turns bad input into one line and exit code 2."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from deberta_jax.errors import InputError
+
+# Verb -> what it does; the module of that name in this package has Args and run.
+VERBS = {
+    "finetune": "fine-tune a classifier on a csv, tsv or jsonl file",
+    "evaluate": "metrics of a model on a labelled file, as one JSON object",
+    "predict": "labels and probabilities for a file of texts, as jsonl",
+    "convert": "a checkpoint of any form to a model directory or an Orbax checkpoint",
+    "inspect": "what a checkpoint holds and what it can be used for",
+    "verify": "run a checkpoint, compare it with another, layer by layer",
+    "demo": "train, evaluate and predict in five minutes, from nothing but Python's own texts",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``deberta-jax``. Results go to standard output, messages to standard error."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        sys.exit(0 if argv else 2)
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("deberta_jax"))
+        return
+    if argv[0] not in VERBS:
+        _fail(f"unknown command {argv[0]!r}; expected one of {', '.join(VERBS)}")
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    logging.getLogger("deberta_jax").setLevel(logging.INFO)
+    verb = importlib.import_module(f"deberta_jax.cli.{argv[0]}")
+    try:
+        verb.run(verb.parse(argv[1:]) if hasattr(verb, "parse") else parse(verb.Args, argv))
+    except InputError as error:
+        _fail(" ".join(str(error).split("\n")))
+    except FloatingPointError as error:
+        _fail(str(error), code=1)
+    except KeyboardInterrupt:
+        _fail("interrupted", code=130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+def parse(kind, argv: Sequence[str], default=None):
+    """The arguments of a verb, given as ``[verb, ...]``, as the dataclass ``kind``."""
+    options = {} if default is None else {"default": default}
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(kind, args=list(argv[1:]), prog=f"deberta-jax {argv[0]}", config=config, **options)
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
+    return "\n".join(["usage: deberta-jax COMMAND ...; `deberta-jax COMMAND --help` tells its arguments", "", *lines])
+
+
+def _fail(message: str, code: int = 2) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Metrics of a whole evaluation set, by scikit-learn and scipy, on the host."""
+
+import math
+import warnings
+
+import numpy as np
+from scipy import stats
+from sklearn import metrics as sk
+
+
+def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """accuracy, f1 and matthews_correlation of logits [n,C] against ids [n].
+
+    ``f1`` is that of class 1 where there are two classes, as GLUE reports it, and the mean over classes (macro)
+    where there are more.
+    """
+    predicted = logits.argmax(axis=-1)
+    binary = logits.shape[-1] == 2
+    classes = np.arange(logits.shape[-1])
+    f1 = sk.f1_score(
+        labels,
+        predicted,
+        average="binary" if binary else "macro",
+        labels=None if binary else classes,
+        zero_division=0,  # pyright: ignore[reportArgumentType]
+    )
+    return {
+        "accuracy": float(sk.accuracy_score(labels, predicted)),
+        "f1": float(f1),
+        "matthews_correlation": float(sk.matthews_corrcoef(labels, predicted)),
+    }
+
+
+def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    """pearson and spearman correlation of predictions [n] with numbers [n]; None where one of them is constant."""
+    correlations: dict[str, float | None] = {"pearson": None, "spearman": None}
+    for name, correlate in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.ConstantInputWarning)
+            value = math.nan if len(labels) < 2 else float(correlate(predictions, labels)[0])
+        correlations[name] = None if math.isnan(value) else value  # JSON has no NaN
+    return correlations
