@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, declare
 from deberta_jax.ops.activations import ACTIVATIONS
-from deberta_jax.ops.products import product
+from deberta_jax.ops.products import align, product
 from deberta_jax.sharding import constrain
 
 
@@ -92,7 +92,7 @@ class Predictions(nn.Module):
             shape, axes = (c.embedding_width, c.vocab_size), ("embed", "vocab")
             decoder = Linear(shape, axes, c.initializer_range, run, use_bias=False, name="decoder")
             logits = decoder(x, out_dtype=jnp.float32)
-        return constrain(logits + bias.astype(jnp.float32), ("batch", "length", "vocab"))
+        return constrain(logits + align(bias.astype(jnp.float32), logits), ("batch", "length", "vocab"))
 
 
 class LegacyHead(nn.Module):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from deberta_jax.errors import InputError
 from deberta_jax.ops.masking import dropout
 from deberta_jax.ops.normalization import layer_norm
-from deberta_jax.ops.products import product
+from deberta_jax.ops.products import align, product
 
 REMAT = ("none", "dots", "full")
 
@@ -68,7 +68,7 @@ class Linear(nn.Module):
                 self.shape[self.contract :],
                 self.runtime.param_dtype,
             )
-            y = y + bias.astype(jnp.float32).reshape((1,) * len(lead) + bias.shape)
+            y = y + align(bias.astype(jnp.float32), y)
         return y.astype(out_dtype or dtype)
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from deberta_jax.ops.products import product
+from deberta_jax.ops.products import align, product
 
 
 def token_convolution(
@@ -28,7 +28,7 @@ def token_convolution(
     padded = jnp.pad(x, ((0, 0), (half, half), (0, 0)))
     grouped_kernel = kernel.reshape(taps, kernel.shape[1], groups, -1)
     segments = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), (half, half)), constant_values=0)
-    out = bias.astype(jnp.float32)
+    out = align(bias.astype(jnp.float32), x)
     for tap in range(taps):
         neighbour = padded[:, tap : tap + length]
         if segments is not None and segment_ids is not None:

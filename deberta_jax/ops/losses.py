@@ -9,7 +9,7 @@ floats. A class label beyond the last class gives NaN rather than some other cla
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 F32 = jnp.float32
 Items = tuple[Float[Array, "..."], Float[Array, "..."]]
@@ -93,6 +93,7 @@ def span_loss(
     end_logits: Float[Array, "B T"],
     starts: Int[Array, "..."],
     ends: Int[Array, "..."],
+    mask: Bool[Array, "B T"] | None = None,
 ) -> Items:
     """Half the cross-entropy of an answer's first token and half that of its last one.
 
@@ -102,10 +103,14 @@ def span_loss(
 
     Args:
       starts, ends: [B]; also [B, 1].
+      mask: True where an answer may begin or end; elsewhere the logits take no part. Without it they all do, padding
+        too, as in transformers, and the loss then depends on the amount of padding.
 
     Raises:
       ValueError: positions of another shape.
     """
+    if mask is not None:
+        start_logits, end_logits = (jnp.where(mask, a.astype(F32), -1e30) for a in (start_logits, end_logits))
     first, first_weight = _position_loss(start_logits, starts)
     last, last_weight = _position_loss(end_logits, ends)
     weight = (first_weight + last_weight) / 2

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from deberta_jax.ops.products import align
+
 F32 = jnp.float32
 
 
@@ -14,4 +16,5 @@ def layer_norm(
     x = x.astype(F32)
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    return centred * lax.rsqrt(variance + epsilon) * scale.astype(F32) + bias.astype(F32)
+    scale, bias = align(scale.astype(F32), x), align(bias.astype(F32), x)
+    return centred * lax.rsqrt(variance + epsilon) * scale + bias

@@ -1,4 +1,4 @@
-"""Matrix products that accumulate in float32 whatever the operands are."""
+"""Matrix products that accumulate in float32 whatever the operands are, and what is added to them."""
 
 import functools
 
@@ -14,6 +14,11 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     # HIGHEST: on TPU a float32 product is otherwise computed from bfloat16 halves of its operands.
     precision = lax.Precision.HIGHEST if a.dtype == F32 else None
     return jnp.einsum(spec, a, b, preferred_element_type=F32, precision=precision)
+
+
+def align(a: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """``a`` with leading axes of size 1 up to the rank of ``x``: broadcasting said aloud, so that it may be strict."""
+    return a.reshape((1,) * (x.ndim - a.ndim) + a.shape)
 
 
 def product(spec: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:

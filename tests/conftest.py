@@ -1,0 +1,23 @@
+"""Settings of every test: eight simulated CPU devices, strict shapes, and where the real data lies."""
+
+import os
+from pathlib import Path
+
+# Read by XLA when jax is imported, so it stands before every import that could do so.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real test data: ``DEBERTA_JAX_TEST_DATA``, else ``../shared/data`` beside the repository."""
+    named = os.environ.get("DEBERTA_JAX_TEST_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real test data: {folder} does not exist; set DEBERTA_JAX_TEST_DATA")
+    return folder
