@@ -1,5 +1,9 @@
 """The converter as a library: checkpoints of every published form in, model directories and Orbax out, torch-free."""
 
+from deberta_jax.weights.conversion import convert
+from deberta_jax.weights.inspection import inspect
 from deberta_jax.weights.load import from_pretrained, load, load_config
 from deberta_jax.weights.report import Report
+from deberta_jax.weights.resize import resize_vocabulary
 from deberta_jax.weights.save import save_pretrained
+from deberta_jax.weights.verification import verify

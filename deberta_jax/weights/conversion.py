@@ -1,5 +1,6 @@
 """One checkpoint into another, tensor by tensor: nothing of a model's size is ever in memory."""
 
+import itertools
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def convert(
     max_shard_size: str | int = "5GB",
     revision: str | None = None,
     strict: bool = False,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Writes a checkpoint of any published form as a model directory, or as an Orbax checkpoint.
 
@@ -52,7 +53,7 @@ def convert(
       max_shard_size: for ``hf``, larger files are split.
       revision: of a hub id.
       strict: NaN or infinity in the weights is an error; otherwise the report notes it.
-      progress: called with the name of every tensor as it is written.
+      progress: called with the number of tensors written, and of all, after each.
 
     Returns:
       The account.
@@ -70,20 +71,22 @@ def convert(
     plan = plan_all(opened) if head is None else plan_head(opened, Wish(head))
     broken: list[str] = []
     bare = not plan.parts and layout == "hf"
+    done = itertools.count(1)
+    step: Callable[[str], None] = lambda name: progress(next(done), len(tensors) if to == "hf" else len(plan.fills))
     tensors = torch_tensors(
-        plan.config, plan.parts, plan.sizes["C"], plan, kind, layout, bare=bare, broken=broken, progress=progress
+        plan.config, plan.parts, plan.sizes["C"], plan, kind, layout, bare=bare, broken=broken, progress=step
     )
     config = json_text(hf_config(plan.config, plan.parts, plan.sizes["C"], _widest(tensors)))
     files = [opened.directory / name for name in TOKENIZER_FILES if (opened.directory / name).is_file()]
     if cloud:
-        _to_cloud(epath.Path(str(destination)), plan, kind, config, files, broken, progress)
+        _to_cloud(epath.Path(str(destination)), plan, kind, config, files, broken, step)
         _check(broken, opened, strict)
     else:
         with staged(target) as stage:
             if to == "hf":
                 write_weights(stage, tensors, max_shard_size)
             else:
-                write_orbax(stage / PARAMS, orbax_leaves(plan, kind, broken, progress))
+                write_orbax(stage / PARAMS, orbax_leaves(plan, kind, broken, step))
             _check(broken, opened, strict)
             for file in files:
                 shutil.copyfile(file, stage / file.name)

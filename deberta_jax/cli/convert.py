@@ -1,0 +1,57 @@
+"""``deberta-jax convert``."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tqdm import tqdm
+
+from deberta_jax.weights.conversion import convert
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Converts a checkpoint of any published form, and accounts for every tensor in it.
+
+    SOURCE: a directory, a file of weights (safetensors or PyTorch's) beside its config.json, an Orbax checkpoint or
+    training state, or a hub id, org/model or org/model/file. Without --head every head in it is kept.
+    """
+
+    source: tyro.conf.Positional[str]
+    destination: tyro.conf.Positional[str]
+    """New directory; for orbax also gs://bucket/directory. A model directory there is replaced."""
+    to: Literal["hf", "orbax"]
+    """hf: a directory that transformers loads too. orbax: params/ that restores straight into shards."""
+    dtype: Literal["f32", "bf16", "f16"] | None = None
+    """Of the result; what the source has if not given."""
+    head: str | None = None
+    """One head alone, such as masked-lm or sequence-classification."""
+    layout: Literal["hf", "microsoft"] = "hf"
+    """Names of the tensors (hf only): transformers' or those of Microsoft's code."""
+    max_shard_size: str = "5GB"
+    """Larger files are split (hf only)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    strict: bool = False
+    """Weights with NaN or infinity are an error, not a note."""
+    report: Path | None = None
+    """Also write the whole account, a row for every tensor, to this JSON file."""
+
+
+def run(args: Args) -> None:
+    with tqdm(unit=" tensors", disable=None, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = convert(
+            args.source, args.destination, to=args.to, dtype=args.dtype, head=args.head, layout=args.layout,
+            max_shard_size=args.max_shard_size, revision=args.revision, strict=args.strict, progress=progress,
+        )  # fmt: skip
+    if args.report is not None:
+        args.report.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    print(report.text())
+    print(f"wrote {args.destination}")

@@ -1,0 +1,25 @@
+"""``deberta-jax inspect``."""
+
+import dataclasses
+import json as jsonlib
+
+import tyro
+
+from deberta_jax.weights.inspection import inspect
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """What a checkpoint holds: generation, sizes, parameters, dtypes, heads, and what each head can be used for."""
+
+    source: tyro.conf.Positional[str]
+    """A directory, a file of weights beside its config.json, an Orbax checkpoint, or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    json: bool = False
+    """One JSON object with a row for every tensor."""
+
+
+def run(args: Args) -> None:
+    found = inspect(args.source, revision=args.revision)
+    print(jsonlib.dumps(found.to_json(), indent=2) if args.json else found.text())

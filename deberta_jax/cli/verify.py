@@ -1,0 +1,36 @@
+"""``deberta-jax verify``."""
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from deberta_jax.weights.verification import verify
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Runs a checkpoint on fixed inputs and compares every layer; exit code 0 if all are within tolerance, else 1.
+
+    Without --against, the weights are compared with themselves after the way to PyTorch's layout and back.
+    """
+
+    source: tyro.conf.Positional[str]
+    """A directory, a file of weights beside its config.json, an Orbax checkpoint, or a hub id."""
+    against: str | None = None
+    """Another such source, or an .npz file that --record wrote."""
+    tolerance: float = 1e-4
+    """Largest absolute difference that passes. Against a bf16 copy, 0.1 is usual."""
+    record: Path | None = None
+    """Write the outputs to this .npz file."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+
+
+def run(args: Args) -> None:
+    result = verify(
+        args.source, args.against, tolerance=args.tolerance, record=args.record, revision=args.revision
+    )  # fmt: skip
+    print(result.text())
+    if not result.passed:
+        raise SystemExit(1)

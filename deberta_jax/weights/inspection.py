@@ -1,0 +1,114 @@
+"""What a checkpoint holds, and what it can be used for, found without reading its weights."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from deberta_jax.config import V1
+from deberta_jax.errors import InputError
+from deberta_jax.weights.choose import Wish
+from deberta_jax.weights.conversion import TOKENIZER_FILES
+from deberta_jax.weights.load import make_report, open_source, plan_all, plan_head
+from deberta_jax.weights.names import HEADS
+from deberta_jax.weights.report import Report
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """The answers of ``deberta-jax inspect``; counts are parameters."""
+
+    generation: str
+    report: Report
+    embeddings: int
+    """Word, position and token-type tables."""
+    backbone: int
+    """The encoder without them: what published sizes such as 86M count."""
+    heads: dict[str, int]
+    dtypes: dict[str, int]
+    uses: dict[str, str]
+    """For each head ``ready``, or why it is not."""
+    tokenizer: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        return self.embeddings + self.backbone + sum(self.heads.values())
+
+    def to_json(self) -> dict[str, Any]:
+        out = dataclasses.asdict(self)
+        out["report"] = self.report.to_json()
+        return {**out, "total": self.total}
+
+    def text(self) -> str:
+        c = self.report.config
+        ready = [head for head, use in self.uses.items() if use == "ready"]
+        heads = ", ".join(f"{part} ({count:,})" for part, count in self.heads.items()) or "none"
+        lines = [
+            f"{self.report.source}: DeBERTa {self.generation}",
+            f"  sizes       {c.num_hidden_layers} layers, width {c.hidden_size}, {c.num_attention_heads} heads of "
+            f"{c.head_size}, mlp {c.intermediate_size}, vocabulary {c.vocab_size}",
+            f"  parameters  {self.total:,}: backbone {self.backbone:,}, embeddings {self.embeddings:,}, "
+            f"heads {sum(self.heads.values()):,}",
+            f"  stored as   {', '.join(f'{kind} ({count} tensors)' for kind, count in self.dtypes.items())}",
+            f"  heads       {heads}",
+            f"  labels      {', '.join(c.id2label)}" if "classifier" in self.heads else "",
+            f"  tokenizer   {', '.join(self.tokenizer) or 'no files'}",
+            f"  ready for   {', '.join(ready)}",
+        ]
+        lines += [f"  not for     {head}: {use}" for head, use in self.uses.items() if use != "ready"]
+        return "\n".join([line for line in lines if line] + self.report.text().split("\n")[1:])
+
+
+def inspect(source: str | Path, *, revision: str | None = None) -> Inspection:
+    """Opens a source as ``convert`` does and says what is in it.
+
+    Raises:
+      InputError: a source that cannot be read, or does not add up.
+    """
+    opened = open_source(source, revision=revision)
+    plan = plan_all(opened)
+    counts: Counter[str] = Counter()
+    for path, shape in plan.shapes.items():
+        part = path.split("/", 1)[0]
+        group = "embeddings" if path.endswith("_embeddings/embedding") and "/embeddings/" in path else part
+        counts[group] += math.prod(shape)
+    uses = {}
+    for head in HEADS:
+        try:
+            plan_head(opened, Wish(head))
+            uses[head] = "ready"
+        except InputError as error:
+            absent = sorted(set(_lacking(opened.found, head)))
+            uses[head] = f"the file has no {' and no '.join(absent)}" if absent else str(error)
+    config = plan.config
+    generation = "v1" if config.model_type == V1 else "v2" if config.conv_kernel_size else "v3"
+    if generation == "v3" and not (config.share_att_key and config.position_buckets > 0):
+        generation = "v2/v3, of no released kind"
+    kinds = Counter(row.dtype for row in plan.tensors)
+    return Inspection(
+        generation,
+        make_report(source, opened, plan),
+        counts.pop("embeddings"),
+        counts.pop("deberta"),
+        dict(counts),
+        dict(kinds),
+        uses,
+        tuple(name for name in TOKENIZER_FILES if (opened.directory / name).is_file()),
+    )
+
+
+def _lacking(found: Iterable[str], head: str) -> list[str]:
+    """The parts of a head of which a file has nothing."""
+    present = {name.split(".", 1)[0] for name in found}
+    needs = {
+        "sequence-classification": ("pooler", "classifier"),
+        "multiple-choice": ("pooler", "classifier"),
+        "token-classification": ("classifier",),
+        "question-answering": ("qa_outputs",),
+        "replaced-token-detection": ("mask_predictions",),
+    }
+    if head == "masked-lm":
+        return [] if present & {"cls", "lm_predictions"} else ["masked-LM head"]
+    return [part for part in needs.get(head, ()) if part not in present]

@@ -1,0 +1,57 @@
+"""Another number of rows in the vocabulary: the word table, and whatever is tied to it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import InputError
+from deberta_jax.weights.names import ENCODER
+
+
+def resize_vocabulary(
+    config: DebertaConfig, params: Mapping[str, Any], n: int, key: jax.Array
+) -> tuple[DebertaConfig, dict[str, Any]]:
+    """The config and parameters of the same model with ``n`` words.
+
+    The word table [V,E], a masked-LM head's bias [V], and an untied decoder [E,V] change; every other array is the
+    caller's own. Rows beyond the old end are drawn from Normal(0, initializer_range), their biases are zero; rows
+    beyond a new, lower end are gone. (transformers resizes the wrong layer of its non-legacy head.)
+
+    Args:
+      params: of any head, or of a bare encoder.
+      key: for the new rows.
+
+    Raises:
+      InputError: fewer than one row, or an ``n`` that cuts off the padding token.
+    """
+    if n <= config.pad_token_id or n < 1:
+        raise InputError(f"n={n}: a vocabulary keeps at least the rows up to the padding token {config.pad_token_id}")
+    encoder = params.get(ENCODER, params)
+    words = encoder["embeddings"]["word_embeddings"]["embedding"]
+    fresh, fresh_decoder = jax.random.split(key)
+
+    def resized(old: jax.Array, axis: int, draw: jax.Array | None) -> jax.Array:
+        if n <= old.shape[axis]:
+            return jnp.asarray(jax.lax.slice_in_dim(old, 0, n, axis=axis))
+        shape = (*old.shape[:axis], n - old.shape[axis], *old.shape[axis + 1 :])
+        if draw is None:
+            new = jnp.zeros(shape, old.dtype)
+        else:
+            new = (config.initializer_range * jax.random.normal(draw, shape)).astype(old.dtype)
+        return jnp.concatenate([jnp.asarray(old), new], axis)
+
+    table = {"embedding": resized(words, 0, fresh)}
+    encoder = {**encoder, "embeddings": {**encoder["embeddings"], "word_embeddings": table}}
+    out: dict[str, Any] = {**params, ENCODER: encoder} if ENCODER in params else encoder
+    for outer, inner in (("cls", "predictions"), ("lm_predictions", "lm_head")):
+        if outer in params:
+            head = dict(params[outer][inner])
+            head["bias"] = resized(head["bias"], 0, None)
+            if "decoder" in head:
+                head["decoder"] = {"kernel": resized(head["decoder"]["kernel"], 1, fresh_decoder)}
+            out[outer] = {inner: head}
+    return dataclasses.replace(config, vocab_size=n), out

@@ -1,0 +1,161 @@
+"""A checkpoint run on fixed inputs, compared layer by layer with another, a recording, or its own way back."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from deberta_jax.errors import InputError
+from deberta_jax.models import MODELS
+from deberta_jax.weights import names as table
+from deberta_jax.weights.account import Plan, make_plan
+from deberta_jax.weights.choose import Wish
+from deberta_jax.weights.load import Source, open_source, plan_head
+from deberta_jax.weights.save import torch_tensors
+from deberta_jax.weights.source import Checkpoint, Tensor
+from deberta_jax.weights.values import read_leaf
+
+_ROWS, _LENGTH = 2, 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Largest absolute difference of every layer and of every head's logits; passed if all are within tolerance."""
+
+    differences: dict[str, float]
+    scales: dict[str, float]
+    """Largest absolute value of the same outputs."""
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return all(difference <= self.tolerance for difference in self.differences.values())
+
+    def text(self) -> str:
+        width = max(map(len, self.differences))
+        lines = [
+            f"{name:<{width}}  max difference {difference:.3g}  (values up to {self.scales[name]:.3g})"
+            for name, difference in self.differences.items()
+        ]
+        verdict = "pass" if self.passed else "FAIL"
+        return "\n".join([*lines, f"{verdict}: largest difference {max(self.differences.values()):.3g}, "
+                          f"tolerance {self.tolerance:g}"])  # fmt: skip
+
+
+def verify(
+    source: str | Path,
+    against: str | Path | None = None,
+    *,
+    tolerance: float = 1e-4,
+    record: str | Path | None = None,
+    revision: str | None = None,
+) -> Comparison:
+    """Compares the outputs of a source, layer by layer, in float32.
+
+    Args:
+      against: another source, or an ``.npz`` recording. None: the source's own tensors after the way to torch's layout
+        and back, which must change nothing.
+      tolerance: largest absolute difference that passes.
+      record: an ``.npz`` file to write the outputs to.
+
+    Raises:
+      InputError: a source that cannot be read, a recording of other outputs, or outputs that are not finite.
+    """
+    opened = open_source(source, revision=revision)
+    mine = outputs(opened)
+    broken = [name for name, value in mine.items() if not np.isfinite(value).all()]
+    if broken:
+        raise InputError(f"{source}: not finite: {', '.join(broken)}; the weights are damaged")
+    if record is not None:
+        with Path(record).open("wb") as file:
+            np.savez(file, **mine)  # pyright: ignore[reportArgumentType]
+    if against is None:
+        theirs = outputs(opened, round_trip=True)
+    elif str(against).endswith(".npz"):
+        theirs = _recording(Path(against))
+    else:
+        theirs = outputs(open_source(against))
+    common = [name for name in mine if name in theirs]
+    if "embeddings" not in common or {n for n in mine if n[:5] == "layer"} != {n for n in theirs if n[:5] == "layer"}:
+        raise InputError(f"{against}: its layers are not those of {source}; compare models of one architecture")
+    for name in common:
+        if mine[name].shape != theirs[name].shape:
+            raise InputError(f"{against}: {name} has shape {theirs[name].shape}, {source} has {mine[name].shape}")
+    return Comparison(
+        {name: _difference(mine[name], theirs[name]) for name in common},
+        {name: float(np.max(np.abs(mine[name]))) for name in common},
+        tolerance,
+    )
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    largest = float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64))))
+    return largest if np.isfinite(largest) else float("inf")
+
+
+def _recording(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(f"{path}: no recording of verify ({' '.join(str(error).split())[:80]})") from None
+
+
+def fixed_inputs(vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [2, 24] spread over the vocabulary, the second row padded after 17 tokens, and their mask."""
+    ids = (np.arange(_ROWS * _LENGTH, dtype=np.int64) * 7919 + 5) % max(vocabulary - 1, 1) + (vocabulary > 1)
+    ids = ids.astype(np.int32).reshape(_ROWS, _LENGTH)
+    mask = np.ones_like(ids)
+    mask[1, 17:] = 0
+    return ids, mask
+
+
+def outputs(source: Source, *, round_trip: bool = False) -> dict[str, np.ndarray]:
+    """Hidden states by layer and the logits of every head that the source has, float32."""
+    out: dict[str, np.ndarray] = {}
+    for head in table.HEADS:
+        try:
+            plan = plan_head(source, Wish(head))
+        except InputError:
+            if head == "encoder":
+                raise
+            continue
+        if round_trip:
+            plan = _there_and_back(plan)
+        out |= _run(head, plan)
+    return out
+
+
+def _run(head: str, plan: Plan) -> dict[str, np.ndarray]:
+    params: dict[str, Any] = {}
+    for path in plan.fills:
+        *groups, last = path.split("/")
+        place = params
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = jnp.asarray(read_leaf(plan, path, np.dtype(np.float32)))
+    model = MODELS[head](plan.config)
+    ids, mask = fixed_inputs(plan.config.vocab_size)
+    variables = {"params": params[table.ENCODER] if head == "encoder" else params}
+    if head == "encoder":
+        found: Any = model.apply(variables, ids, attention_mask=mask, output_hidden_states=True)
+        states = [np.asarray(state, np.float32) for state in found.hidden_states]
+        return {"embeddings": states[0]} | {f"layer {i}": state for i, state in enumerate(states[1:], 1)}
+    if head == "multiple-choice":
+        ids, mask = ids[None], mask[None]
+    found: Any = model.apply(variables, ids, attention_mask=mask)
+    if head == "question-answering":
+        return {f"{head} start": np.asarray(found.start_logits), f"{head} end": np.asarray(found.end_logits)}
+    return {f"{head} logits": np.asarray(found.logits, np.float32)}
+
+
+def _there_and_back(plan: Plan) -> Plan:
+    """The same plan fed by the tensors it would be saved as."""
+    labels = plan.sizes["C"]
+    pending = torch_tensors(plan.config, plan.parts, labels, plan, None, "hf", bare=False, broken=[])
+    found: Mapping[str, Tensor] = {t.name: Tensor(t.name, t.shape, t.dtype, t.produce) for t in pending}
+    checkpoint = Checkpoint(Path("memory"), (), found)
+    return make_plan(checkpoint, found, plan.config, plan.parts, labels, new={}, may_be_new=False)
