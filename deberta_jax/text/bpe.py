@@ -132,7 +132,8 @@ class ByteLevelTokenizer(Tokenizer):
         return self.vocab.get(piece)
 
     def _identity(self) -> Iterable[bytes]:
-        yield "\n".join(f"{piece} {index}" for piece, index in sorted(self.vocab.items())).encode()
+        ordinary = sorted((index, piece) for piece, index in self.vocab.items() if piece not in self.added.by_content)
+        yield "\n".join(f"{index} {piece}" for index, piece in ordinary).encode()
         yield "\n".join(map(" ".join, self.merges)).encode()
         yield bytes([self.add_prefix_space])
 

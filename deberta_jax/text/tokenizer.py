@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -32,8 +32,9 @@ from deberta_jax.text.encoding import (
 
 SURROGATES = re.compile("[\ud800-\udfff]")
 
-Truncation = Literal["longest_first", "only_first", "only_second", False]
-Padding = Literal[False, "longest", "max_length", "buckets"]
+# Not Literal: a wrong word is the caller's mistake and answered in words.
+Truncation = str | bool
+Padding = str | bool
 
 
 class Tokenizer(abc.ABC):
@@ -144,7 +145,7 @@ class Tokenizer(abc.ABC):
         if bare and not (is_split_into_words or return_offsets or return_special_tokens_mask):
             text = texts[0] if isinstance(texts, list) and len(texts) == 1 else texts
             if isinstance(text, str):
-                return self._one(text, max_length if truncation else None, padding, buckets, pad_to_multiple_of)
+                return self._one(text, max_length, truncation, padding, buckets, pad_to_multiple_of)
         a = self._segment(texts, "texts", is_split_into_words, return_offsets)
         b = None
         if text_pairs is not None:
@@ -167,11 +168,11 @@ class Tokenizer(abc.ABC):
             out = pad(flat, counts, length, self.pad_id)
         return Encoding(**out, overflow_to_sample=overflow)
 
-    def _one(self, text: str, max_length: Any, padding: Any, buckets: Any, multiple: Any) -> Encoding:
+    def _one(self, text: str, max_length: Any, truncation: Any, padding: Any, buckets: Any, multiple: Any) -> Encoding:
         """`[CLS] text [SEP]` without the arithmetic of batches, which costs ten times what a short text does."""
         ids = self._pieces([text], False).ids
         if max_length is not None:
-            ids = ids[: _room(max_length, 2)]
+            ids = ids[: _room(max_length, 2) if truncation else None]
         count = len(ids) + 2
         length = padded_length(count, padding, max_length, buckets, multiple)
         input_ids = np.full((1, length), self.pad_id, np.int32)
