@@ -338,6 +338,8 @@ def _validate(c: DebertaConfig) -> None:
         refuse("mask_decoder", "needs position_biased_input=False and legacy=False")
     if c.mask_decoder and c.embedding_width != c.hidden_size:
         refuse("mask_decoder", "adds positions to hidden states, so embedding_size must equal hidden_size")
+    if not c.tie_word_embeddings and not c.legacy:
+        refuse("tie_word_embeddings", "the original masked-LM head (legacy=False) always reads the word table")
     if c.model_type == V1:
         defaults = {f.name: f.default for f in dataclasses.fields(c)}
         for field in _V2_ONLY:

@@ -37,11 +37,23 @@ def build(case: Case) -> tuple[Any, Arrays]:
     raw = {name: value for name, value in case.raw.items() if name != "model_type"}
     config = kind(**raw, problem_type=_PROBLEM.get(case.labels), attn_implementation="eager")
     model = (_V1 if v1 else _V2)[case.head](config).eval()
+    joined = case.config.num_attention_heads * case.config.head_size
+    if joined != config.hidden_size:
+        # transformers reads attention_head_size and then crashes here, where it takes hidden_size for their product.
+        for layer in model.encoder.layer:
+            layer.attention.output.dense = torch.nn.Linear(joined, config.hidden_size)
     state = draw_weights({name: tuple(p.shape) for name, p in model.named_parameters()})
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(state[name]))
-    return model, state
+    return model, _used(state)
+
+
+def _used(state: Arrays) -> Arrays:
+    """An untied decoder has a bias of its own, and ``cls.predictions.bias`` is then read by nothing."""
+    bias = state.get("cls.predictions.decoder.bias")
+    kept = {name: a for name, a in state.items() if name != "cls.predictions.decoder.bias"}
+    return kept if bias is None else kept | {"cls.predictions.bias": bias}
 
 
 def run(case: Case, model: Any, batch: Arrays) -> tuple[Arrays, Arrays]:
@@ -75,4 +87,4 @@ def run(case: Case, model: Any, batch: Arrays) -> tuple[Arrays, Arrays]:
         name: np.zeros(tuple(p.shape), np.float32) if p.grad is None else p.grad.numpy()
         for name, p in model.named_parameters()
     }
-    return {name: a.detach().numpy() for name, a in values.items()}, gradients
+    return {name: a.detach().numpy() for name, a in values.items()}, _used(gradients)
