@@ -18,7 +18,7 @@ from deberta_jax.data.features import Features
 _SORTED_TOGETHER = 32
 
 
-def length_buckets(lengths: np.ndarray, max_length: int, count: int = 6) -> tuple[int, ...]:
+def length_buckets(lengths: np.ndarray, max_length: int, count: int = 4) -> tuple[int, ...]:
     """A few padded lengths, multiples of 8, that hold all examples: each is one compiled program.
 
     They lie at evenly spaced quantiles of the lengths, so that no bucket is rare.

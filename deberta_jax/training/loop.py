@@ -50,6 +50,7 @@ class Job:
       metric: the one that chooses the best parameters; the highest, or of ``loss`` the lowest.
       save_best: writes parameters as the run's model directory.
       eval_every: steps from one evaluation to the next; the last step is always evaluated.
+      evaluate_first: evaluate before the first step as well.
     """
 
     directory: Path
@@ -66,6 +67,7 @@ class Job:
     metric: str
     save_best: Callable[[Any], None]
     eval_every: int
+    evaluate_first: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +142,8 @@ def fit(job: Job) -> Result:
         try:
             batches = read_ahead(job.batches, step)
             while True:
-                due = step > 0 and (step % job.eval_every == 0 or step == total)
+                due = step % job.eval_every == 0 or step == total
+                due = due and (step > 0 or job.evaluate_first)
                 if due and progress["evaluated"] != step:
                     metrics = dict(job.evaluate(state.params, stop.check))
                     log.evaluation(step, metrics)

@@ -108,7 +108,7 @@ def make_job(e: PretrainMLM, record: dict[str, Any], directory: Path, texts: dic
         seed=e.seed, initial_params=initial_params, item_loss=item_loss,
         batches=MaskedBatches(rows, e.batch_size, e.steps, e.seed, masker), evaluate=evaluate, metric="loss",
         save_best=lambda params: save_pretrained(directory, model, params, tokenizer, overwrite=True),
-        eval_every=e.eval_every,
+        eval_every=e.eval_every, evaluate_first=True,
     )  # fmt: skip
 
 

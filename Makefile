@@ -1,0 +1,55 @@
+# make demo    what it can do, in five minutes, from nothing
+# make test    lint, floors, types and tests: under 12 minutes on 2 cores, no torch
+# make parity  live comparison with PyTorch
+# make test-long  the long proofs; their results stand in benchmarks/results/
+#
+# Each makes the virtual environment it needs in .venv and works alone in a fresh clone.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+
+.PHONY: demo test lint types parity test-long clean
+
+demo: $(VENV)/.installed
+	JAX_PLATFORMS=cpu $(BIN)/deberta-jax demo --output demo-output
+
+test: $(VENV)/.installed-dev lint types
+	$(PYTEST) -n 2 --dist worksteal
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed-dev
+	$(BIN)/pyright
+
+parity: $(VENV)/.installed-parity
+	$(PYTEST) -n 2 --dist worksteal -m 'parity and not long' tests/parity
+
+test-long: $(VENV)/.installed-parity
+	$(PYTEST) -m long --timeout 5400
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/.installed
+
+# torch first and by its exact version: a looser wish would fetch a CUDA build of several gigabytes.
+$(VENV)/.installed-parity: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[dev,parity]'
+	$(BIN)/pip install --quiet --no-deps deberta==0.1.12
+	touch $@
+
+clean:
+	rm -rf demo-output dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis

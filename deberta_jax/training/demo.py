@@ -1,0 +1,248 @@
+"""The whole house in five minutes, from nothing but the English that every Python carries.
+
+A vocabulary and a masked language model are trained on the standard library's docstrings and ``pydoc``'s topics; then
+the model learns to tell which package a docstring is from, with and without that pre-training.
+"""
+
+import ast
+import csv
+import dataclasses
+import json
+import logging
+import sysconfig
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.data.corpus import read_lines
+from deberta_jax.data.tables import read_table
+from deberta_jax.errors import InputError
+from deberta_jax.inference.pipelines import pipeline
+from deberta_jax.text import train_tokenizer
+from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, Runtime
+from deberta_jax.training.finetune import finetune
+from deberta_jax.training.loop import Result, write_json
+from deberta_jax.training.pretrain import pretrain_mlm
+
+_log = logging.getLogger(__name__)
+
+VOCABULARY = 4000
+CLASSES = 8
+PER_CLASS = 300
+MAX_LENGTH = 64
+_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib-dynload"}
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoResult:
+    """What the demonstration found; losses in nats a masked token, accuracies on held-out docstrings."""
+
+    classes: int
+    train_items: int
+    held_out_items: int
+    parameters: int
+    pretraining_loss_before: float
+    pretraining_loss_after: float
+    accuracy: float
+    accuracy_without_pretraining: float
+    majority_accuracy: float
+    seconds: float
+
+
+def run_demo(output: Path, *, pretraining_steps: int = 900, epochs: int = 5) -> DemoResult:
+    """Runs, or goes on with, the demonstration in ``output``; prints nothing on standard output.
+
+    Raises:
+      InputError: an output directory that holds something else.
+      Stopped by a signal: SystemExit, after the state is saved.
+    """
+    began = time.perf_counter()
+    if output.exists() and any(output.iterdir()) and not (output / "data" / "pretrain.txt").is_file():
+        raise InputError(f"--output {output}: is not empty and holds no demonstration; give another directory")
+    write_data(output / "data")
+    write_blank_model(output)
+    data = output / "data"
+    _log.info("pre-training by masked LM, %d steps", pretraining_steps)
+    pretrained = going_to_end(
+        pretrain_mlm(
+            PretrainMLM(
+                model=str(output / "blank"), from_scratch=True, train=(str(data / "pretrain.txt"),),
+                eval=str(data / "pretrain_held_out.txt"), output=str(output / "pretrained"), steps=pretraining_steps,
+                batch_size=32, max_length=MAX_LENGTH, eval_every=max(1, pretraining_steps // 3),
+                optimization=Optimization(learning_rate=2e-3, warmup=0.06),
+                runtime=Runtime(log_every=25, checkpoint_every=1000),
+            )
+        )
+    )  # fmt: skip
+    task = Finetune(
+        train=str(data / "train.csv"), eval=str(data / "held_out.csv"), text=("docstring",), label="package",
+        epochs=epochs, batch_size=32, max_length=MAX_LENGTH, optimization=Optimization(learning_rate=6e-4),
+    )  # fmt: skip
+    _log.info("fine-tuning: which package is a docstring from?")
+    with_it = going_to_end(
+        finetune(dataclasses.replace(task, model=str(output / "pretrained"), output=str(output / "classifier")))
+    )
+    _log.info("the same without pre-training")
+    without = going_to_end(
+        finetune(
+            dataclasses.replace(
+                task, model=str(output / "blank"), from_scratch=True, output=str(output / "without_pretraining")
+            )
+        )
+    )
+    log = [json.loads(line) for line in (output / "pretrained" / "log.jsonl").read_text().splitlines()]
+    losses = [entry["eval"]["loss"] for entry in log if "eval" in entry]
+    train, held_out = read_table(data / "train.csv"), read_table(data / "held_out.csv")
+    majority = Counter(train.column("package")).most_common(1)[0][0]
+    result = DemoResult(
+        classes=len(set(train.column("package"))),
+        train_items=len(train),
+        held_out_items=len(held_out),
+        parameters=parameter_count(output / "classifier"),
+        pretraining_loss_before=losses[0],
+        pretraining_loss_after=float(pretrained.metrics["loss"] or 0),
+        accuracy=float(with_it.metrics["accuracy"] or 0),
+        accuracy_without_pretraining=float(without.metrics["accuracy"] or 0),
+        majority_accuracy=held_out.column("package").count(majority) / len(held_out),
+        seconds=time.perf_counter() - began,
+    )
+    write_json(output / "demo.json", dataclasses.asdict(result))
+    return result
+
+
+def report(result: DemoResult, output: Path) -> str:
+    """The result as a page of text, with a few predictions and what to type next."""
+    held_out = read_table(output / "data" / "held_out.csv")
+    pipe = pipeline("text-classification", output / "classifier")
+    picks = np.random.default_rng(1).choice(len(held_out), min(5, len(held_out)), replace=False)
+    texts = [held_out.column("docstring")[i] for i in picks]
+    truths = [held_out.column("package")[i] for i in picks]
+    answers = pipe(texts)
+    width = max(map(len, truths))
+    shown = [
+        f"  {'right' if a['label'] == t else 'wrong'}  {a['label']:<{width}} {a['score']:.2f}  (is {t:<{width}})  "
+        f"{' '.join(text.split())[:60]}"
+        for a, t, text in zip(answers, truths, texts, strict=True)
+    ]
+    r = result
+    return "\n".join(
+        [
+            "",
+            f"Which of {r.classes} packages is a docstring from?  {r.train_items} to learn from, {r.held_out_items} "
+            f"held out, {r.parameters / 1e6:.1f}M parameters",
+            "",
+            f"  masked-LM loss, held out     {r.pretraining_loss_before:6.2f} before, {r.pretraining_loss_after:.2f} "
+            f"after pre-training (uniform guess {np.log(VOCABULARY):.2f})",
+            f"  accuracy, majority class     {r.majority_accuracy:6.3f}",
+            f"  accuracy, no pre-training    {r.accuracy_without_pretraining:6.3f}",
+            f"  accuracy, pre-trained        {r.accuracy:6.3f}",
+            "",
+            *shown,
+            "",
+            f"  model directory              {output / 'classifier'}",
+            f"  curves                       {output / 'classifier' / 'curves.png'}",
+            f"  took                         {r.seconds:.0f} s",
+            "",
+            "Next, on your own file:",
+            f"  deberta-jax predict --model {output / 'classifier'} --input {output / 'data' / 'held_out.csv'} "
+            "--text docstring --output -",
+            "",
+        ]
+    )
+
+
+def going_to_end(result: Result) -> Result:
+    """Passes a finished run on; a stopped one ends the demonstration, to be gone on with."""
+    if result.stopped is not None:
+        _log.info("stopped by %s; run the same command to go on", result.stopped.name)
+        raise SystemExit(128 + result.stopped)
+    return result
+
+
+def parameter_count(directory: Path) -> int:
+    """Parameters in a directory's model.safetensors, from its header."""
+    with (directory / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(int(np.prod(t["shape"])) for name, t in header.items() if name != "__metadata__")
+
+
+def write_blank_model(output: Path) -> None:
+    """A directory with a vocabulary trained on the text, and a small v3-style architecture, without weights."""
+    config = DebertaConfig(
+        vocab_size=VOCABULARY + 8, hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=512,
+        max_position_embeddings=128, relative_attention=True, pos_att_type=("p2c", "c2p"), position_biased_input=False,
+        position_buckets=32, share_att_key=True, norm_rel_ebd="layer_norm", legacy=False,
+    )  # fmt: skip
+    blank = output / "blank"
+    if not (blank / "config.json").is_file():
+        _log.info("training a vocabulary of %d pieces", VOCABULARY)
+        train_tokenizer(read_lines(output / "data" / "pretrain.txt"), VOCABULARY, blank)
+        write_json(blank / "config.json", config.to_hf())
+
+
+def write_data(directory: Path) -> None:
+    """train.csv, held_out.csv (docstring, package), pretrain_held_out.txt and, written last, pretrain.txt.
+
+    Held-out docstrings are in none of the other files.
+    """
+    if (directory / "pretrain.txt").is_file():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    _log.info("reading the standard library's docstrings")
+    docstrings = collect_docstrings()
+    rng = np.random.default_rng(0)
+    sizes = Counter(package for package, _ in docstrings)
+    classes = sorted(name for name, _ in sizes.most_common(CLASSES))
+    items: list[tuple[str, str]] = []
+    for name in classes:
+        of_class = [text for package, text in docstrings if package == name]
+        items += [(of_class[i], name) for i in rng.permutation(len(of_class))[:PER_CLASS]]
+    items = [items[i] for i in rng.permutation(len(items))]
+    held_out = items[: len(items) // 5]
+    for file, rows in (("train.csv", items[len(held_out) :]), ("held_out.csv", held_out)):
+        with (directory / file).open("w", encoding="utf-8", newline="") as out:
+            csv.writer(out).writerows([("docstring", "package"), *rows])
+    unseen = {text for text, _ in held_out}
+    paragraphs = [part for _, text in docstrings if text not in unseen for part in text.split("\n\n")]
+    paragraphs += [part for text in topics() for part in text.split("\n\n")]
+    lines = [" ".join(part.split()) for part in paragraphs]
+    lines = [lines[i] for i in rng.permutation(len(lines)) if lines[i]]
+    cut = len(lines) // 20
+    (directory / "pretrain_held_out.txt").write_text("\n".join(lines[:cut]) + "\n", encoding="utf-8")
+    (directory / "pretrain.txt").write_text("\n".join(lines[cut:]) + "\n", encoding="utf-8")
+
+
+def collect_docstrings() -> list[tuple[str, str]]:
+    """(top-level module or package, docstring) of everything in the standard library, each text once, files in order.
+
+    The sources are parsed, never imported.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found: dict[str, str] = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).parts
+        if _SKIPPED & set(parts) or parts[0].startswith("config-"):
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some files of the library hold invalid escapes on purpose
+            try:
+                tree = ast.parse(path.read_bytes())
+            except (SyntaxError, ValueError):
+                continue
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                text = ast.get_docstring(node)
+                if text and len(text.split()) >= 4:
+                    found.setdefault(text, parts[0].removesuffix(".py"))
+    return [(package, text) for text, package in found.items()]
+
+
+def topics() -> list[str]:
+    """The language reference as ``help()`` knows it."""
+    from pydoc_data.topics import topics as texts
+
+    return list(texts.values())
