@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,10 @@ class TextClassifier:
     tokenizer: Tokenizer
     predictor: Predictor
 
+    @overload
+    def __call__(self, inputs: Text) -> dict[str, Any]: ...
+    @overload
+    def __call__(self, inputs: Sequence[Text]) -> list[dict[str, Any]]: ...
     def __call__(self, inputs: Text | Sequence[Text]) -> dict[str, Any] | list[dict[str, Any]]:
         """Raises InputError for an input that is no text and no mapping of ``text`` and ``text_pair``."""
         single = isinstance(inputs, (str, Mapping))

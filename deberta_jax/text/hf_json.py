@@ -59,7 +59,10 @@ class JsonTokenizer(Tokenizer):
                 raise InputError(
                     f"{token.content} is {token.id} in the other tokenizer files, {there} in tokenizer.json"
                 )
-        self.vocab_size = max(self._library.get_vocab().values()) + 1
+        vocab = self._library.get_vocab()
+        self.vocab_size = max(vocab.values()) + 1
+        self._blank = np.zeros(self.vocab_size, bool)
+        self._blank[[index for piece, index in vocab.items() if not piece.strip(SPACE)]] = True
 
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         rows = [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
@@ -71,11 +74,14 @@ class JsonTokenizer(Tokenizer):
         sizes = lengths_of(texts)
         origin = np.repeat(np.cumsum(sizes) - sizes, lengths)
         spans = np.array([span for row in rows for span in row.offsets], np.int64).reshape(-1, 2) + origin[:, None]
+        solid = after_space("".join(texts))
+        # The "▁" put before a text comes with the span of the character that it was put before.
+        blank = self._blank[ids]
+        spans[blank, 1] = np.minimum(solid[spans[blank, 0]], spans[blank, 1])
         # The library gives every part of a character all of it; here the first part has it and the others nothing.
         last = np.maximum.accumulate(spans[:, 1])
         first = np.maximum(spans[:, 0], np.append(0, last)[: len(last)])
-        first = np.minimum(after_space("".join(texts))[first], last)
-        return (np.stack([first, last], axis=1) - origin[:, None]).astype(np.int32)
+        return (np.stack([np.minimum(solid[first], last), last], axis=1) - origin[:, None]).astype(np.int32)
 
     def _must_cut(self, texts: list[str]) -> bool:
         return False

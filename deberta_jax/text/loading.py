@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from deberta_jax.errors import InputError
 from deberta_jax.text.added import SPECIALS, AddedToken, AddedTokens
@@ -15,8 +15,6 @@ from deberta_jax.text.spm import SentencePieceTokenizer, read_model, special_pie
 from deberta_jax.text.tokenizer import Tokenizer
 from deberta_jax.text.torch_pickle import read_bpe_encoder
 
-Rule = Literal["sentencepiece", "bpe", "tokenizer.json"]
-
 FILES: dict[str, tuple[tuple[str, ...], ...]] = {
     "sentencepiece": (("spm.model",),),
     "bpe": (("vocab.json", "merges.txt"), ("bpe_encoder.bin",)),
@@ -24,7 +22,7 @@ FILES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def load_tokenizer(directory: str | Path, *, rule: Rule | None = None) -> Tokenizer:
+def load_tokenizer(directory: str | Path, *, rule: str | None = None) -> Tokenizer:
     """The tokenizer of a model directory.
 
     Args:
@@ -87,7 +85,7 @@ def _byte_level(directory: Path, vocab: dict[str, int], merges: list, files: str
     return ByteLevelTokenizer(
         vocab,
         merges,
-        added_tokens(directory, known, max(vocab.values()) + 1, lstrip=True),
+        added_tokens(directory, known, max(vocab.values()) + 1, bpe=True),
         add_prefix_space=bool(read_json(directory / "tokenizer_config.json").get("add_prefix_space")),
         rule=f"byte-level BPE: {files} decide",
     )
@@ -127,11 +125,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def added_tokens(directory: Path, known: dict[str, int], count: int | None, **mask_flags: bool) -> AddedTokens:
+def added_tokens(directory: Path, known: dict[str, int], count: int | None, *, bpe: bool = False) -> AddedTokens:
     """Added tokens from the files of a directory, the special ones completed from the vocabulary.
 
     The id of [MASK]: from added_tokens.json, tokenizer_config.json or tokenizer.json; else from the vocabulary
     (`known`); else `count`, the number of its entries, where the released models have it. None: no such rule.
+    With `bpe` [MASK] takes the space before it.
 
     Raises:
         InputError: two files give one token different ids.
@@ -145,13 +144,15 @@ def added_tokens(directory: Path, known: dict[str, int], count: int | None, **ma
                 f"in {file}; remove the file that is wrong"
             )
         tokens[token.content], origin[token.content] = token, file
-    for name in SPECIALS:
-        if name not in tokens and name in known:
-            tokens[name] = AddedToken(name, known[name])
+    for name, index in known.items():
+        there = tokens.setdefault(name, AddedToken(name, index)).id
+        # A SentencePiece model may hold a [MASK] that was never used; the files beside it know better.
+        if there != index and (bpe or name != "[MASK]"):
+            raise InputError(f"{directory}: {name} is {index} in the vocabulary and {there} in {origin[name]}")
     if "[MASK]" not in tokens and count is not None:
         tokens["[MASK]"] = AddedToken("[MASK]", count)
     if "[MASK]" in tokens:
-        tokens["[MASK]"] = AddedToken("[MASK]", tokens["[MASK]"].id, **mask_flags)
+        tokens["[MASK]"] = AddedToken("[MASK]", tokens["[MASK]"].id, lstrip=bpe)
     return AddedTokens(list(tokens.values()))
 
 

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import sentencepiece
 from tokenizers import trainers
@@ -30,17 +30,17 @@ PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
 def train_tokenizer(
-    lines: Iterable[str],
+    lines: Iterable[Any],
     vocab_size: int,
     directory: str | Path,
     *,
-    kind: Literal["spm", "bpe"] = "spm",
+    kind: str = "spm",
     character_coverage: float = 0.9995,
 ) -> Tokenizer:
     """Make a vocabulary from text, write its files and load them. The same lines give the same files everywhere.
 
     Args:
-        lines: text, consumed once.
+        lines: str each, consumed once.
         vocab_size: pieces, [PAD] 0, [CLS] 1, [SEP] 2 and [UNK] 3 among them. [MASK] comes after them, so the
             tokenizer's own `vocab_size` is one more, and so at least must the embedding be.
         directory: where the files go; made if need be.
@@ -125,7 +125,7 @@ def _special(mask_id: int) -> AddedTokens:
     return AddedTokens([AddedToken(n, i) for n, i in zip(SPECIALS, (0, 1, 2, 3, mask_id), strict=True)])
 
 
-def _checked(lines: Iterable[str]) -> Iterator[str]:
+def _checked(lines: Iterable[Any]) -> Iterator[str]:
     for number, line in enumerate(lines):
         if not isinstance(line, str):
             raise InputError(f"line {number} is {type(line).__name__}, not str; convert it or leave it out")

@@ -67,7 +67,7 @@ def choose_head(
 
 
 def choose_all(config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: bool) -> Choice:
-    """Every head that the file has, as conversion keeps them."""
+    """Every head that the file has, as conversion keeps them; ``labelled`` as for one head."""
     present = parts_present(found)
     legacy = "lm_predictions" not in present if {"cls", "lm_predictions"} & set(present) else config.legacy
     decoder = "lm_predictions" in present and _POSITIONS in found and not config.position_biased_input

@@ -76,7 +76,8 @@ def convert(
     tensors = torch_tensors(
         plan.config, plan.parts, plan.sizes["C"], plan, kind, layout, bare=bare, broken=broken, progress=step
     )
-    config = json_text(hf_config(plan.config, plan.parts, plan.sizes["C"], _widest(tensors)))
+    known = opened.architectures if head is None else ()
+    config = json_text(hf_config(plan.config, plan.parts, plan.sizes["C"], _widest(tensors), known))
     files = [opened.directory / name for name in TOKENIZER_FILES if (opened.directory / name).is_file()]
     if cloud:
         _to_cloud(epath.Path(str(destination)), plan, kind, config, files, broken, step)

@@ -38,6 +38,8 @@ class Source:
     config: DebertaConfig
     labelled: bool
     """The config names its labels, or at least their number."""
+    architectures: tuple[str, ...]
+    """The classes of transformers that the config names."""
     notes: tuple[str, ...]
 
 
@@ -65,27 +67,29 @@ def open_source(name: str | Path, *, revision: str | None = None) -> Source:
         home = next(
             (place for place in (directory, *directory.absolute().parents[:3]) if _config_file(place, "")), None
         )
-        config, labelled = _read_config(home or directory, "", None)
+        config, raw = _read_config(home or directory, "", None)
         checkpoint = read_orbax(orbax, config)
     else:
         checkpoint = read_weights(directory / file if file else find_weights(directory))
-        config, labelled = _read_config(directory, checkpoint.path.name, checkpoint.config)
+        config, raw = _read_config(directory, checkpoint.path.name, checkpoint.config)
     found, notes = fold_differences(by_canonical_name(checkpoint), config, directory, checkpoint.path)
     if checkpoint.left:
         notes = (*notes, f"not weights, not read: {', '.join(checkpoint.left)}")
-    return Source(directory, checkpoint, found, config, labelled, notes)
+    labelled = any(raw.get(key) is not None for key in ("id2label", "label2id", "num_labels"))
+    classes = raw.get("architectures")
+    architectures = tuple(map(str, classes)) if isinstance(classes, list) else ()
+    return Source(directory, checkpoint, found, config, labelled, architectures, notes)
 
 
-def _read_config(directory: Path, file: str, inside: Mapping[str, Any] | None) -> tuple[DebertaConfig, bool]:
-    """The config that belongs to a file of weights, and whether it names labels."""
+def _read_config(
+    directory: Path, file: str, inside: Mapping[str, Any] | None
+) -> tuple[DebertaConfig, Mapping[str, Any]]:
+    """The config that belongs to a file of weights, and what it was read from."""
     path = _config_file(directory, file)
     if path is None and inside is not None:
-        raw: Mapping[str, Any] = inside
-        config = DebertaConfig.from_hf(inside)
-    else:
-        config = DebertaConfig.from_hf(path or directory / "config.json")
-        raw = json.loads((path or directory / "config.json").read_text(encoding="utf-8"))
-    return config, any(raw.get(key) is not None for key in ("id2label", "label2id", "num_labels"))
+        return DebertaConfig.from_hf(inside), inside
+    path = path or directory / "config.json"
+    return DebertaConfig.from_hf(path), json.loads(path.read_text(encoding="utf-8"))
 
 
 def _config_file(directory: Path, file: str) -> Path | None:
@@ -106,7 +110,8 @@ def plan_head(source: Source, wish: Wish) -> Plan:
 
 def plan_all(source: Source) -> Plan:
     """The account for every head that the file has. Raises InputError where it does not add up."""
-    choice = choose_all(source.config, source.found, labelled=source.labelled)
+    single = any("MultipleChoice" in name for name in source.architectures)
+    choice = choose_all(source.config, source.found, labelled=source.labelled or single)
     return make_plan(
         source.checkpoint, source.found, choice.config, choice.parts, choice.labels,
         new={}, may_be_new=False, notes=(*source.notes, *choice.notes),

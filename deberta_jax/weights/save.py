@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ Layout = Literal["hf", "microsoft"]
 _METADATA = {"format": "pt"}
 
 
+@runtime_checkable
 class Leaves(Protocol):
     """Where the leaves of a tree come from: parameters in memory, or a file not yet read."""
 
@@ -148,8 +149,10 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def hf_config(config: DebertaConfig, parts: Sequence[str], labels: int, dtype: np.dtype) -> dict[str, Any]:
-    """The contents of config.json, with a class that transformers loads these parts into."""
+def hf_config(
+    config: DebertaConfig, parts: Sequence[str], labels: int, dtype: np.dtype, known: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The contents of config.json, with a class that transformers loads these parts into, unless it is ``known``."""
     out = config.to_hf()
     prefix = "Deberta" if config.model_type == V1 else "DebertaV2"
     task = "Model"
@@ -169,7 +172,7 @@ def hf_config(config: DebertaConfig, parts: Sequence[str], labels: int, dtype: n
         task = "ForTokenClassification"
     elif "qa_outputs" in parts:
         task = "ForQuestionAnswering"
-    return out | {"architectures": [prefix + task], "dtype": dtype.name}
+    return out | {"architectures": list(known) or [prefix + task], "dtype": dtype.name}
 
 
 def save_pretrained(
