@@ -34,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if argv[0] not in VERBS:
         _fail(f"unknown command {argv[0]!r}; expected one of {', '.join(VERBS)}")
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
-    logging.getLogger("deberta_jax").setLevel(logging.INFO)
+    show_messages()
     verb = importlib.import_module(f"deberta_jax.cli.{argv[0]}")
     try:
         verb.run(verb.parse(argv[1:]) if hasattr(verb, "parse") else parse(verb.Args, argv))
@@ -55,6 +54,18 @@ def parse(kind, argv: Sequence[str], default=None):
     options = {} if default is None else {"default": default}
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     return tyro.cli(kind, args=list(argv[1:]), prog=f"deberta-jax {argv[0]}", config=config, **options)
+
+
+def show_messages() -> None:
+    """Sends this package's messages, bare, to standard error; other libraries' only if they warn."""
+    log = logging.getLogger("deberta_jax")
+    log.setLevel(logging.INFO)
+    # Some libraries set up the root logger when they are imported; a line must not come twice.
+    log.propagate = False
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
 
 
 def usage() -> str:

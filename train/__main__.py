@@ -1,0 +1,3 @@
+from deberta_jax.cli.main import main
+
+main()
