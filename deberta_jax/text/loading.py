@@ -15,6 +15,9 @@ from deberta_jax.text.spm import SentencePieceTokenizer, read_model, special_pie
 from deberta_jax.text.tokenizer import Tokenizer
 from deberta_jax.text.torch_pickle import read_bpe_encoder
 
+# One of the keys of FILES. Not Literal: a wrong word is the caller's mistake and answered in words.
+Rule = str
+
 FILES: dict[str, tuple[tuple[str, ...], ...]] = {
     "sentencepiece": (("spm.model",),),
     "bpe": (("vocab.json", "merges.txt"), ("bpe_encoder.bin",)),
@@ -22,7 +25,7 @@ FILES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def load_tokenizer(directory: str | Path, *, rule: str | None = None) -> Tokenizer:
+def load_tokenizer(directory: str | Path, *, rule: Rule | None = None) -> Tokenizer:
     """The tokenizer of a model directory.
 
     Args:
