@@ -23,14 +23,13 @@ from deberta_jax.models import (
 from deberta_jax.ops import losses
 from deberta_jax.presets import PRESETS
 from deberta_jax.text import Tokenizer, train_tokenizer
-from deberta_jax.text.loading import Rule
 from deberta_jax.text import load_tokenizer as _load_tokenizer
 from deberta_jax.weights import from_pretrained, save_pretrained
 
 __version__ = "0.1.0"
 
 
-def load_tokenizer(name_or_dir: str, *, rule: Rule | None = None, revision: str | None = None) -> Tokenizer:
+def load_tokenizer(name_or_dir: str, *, rule: str | None = None, revision: str | None = None) -> Tokenizer:
     """The tokenizer of a directory or a hub id; ``rule`` as in ``deberta_jax.text.load_tokenizer``.
 
     Raises:
