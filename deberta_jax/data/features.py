@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from deberta_jax.errors import InputError
 
 
+@runtime_checkable
 class TokenizerLike(Protocol):
     """What this floor needs of a tokenizer."""
 
