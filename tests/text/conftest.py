@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from deberta_jax import text as package
 from deberta_jax.text import Tokenizer, load_tokenizer, train_tokenizer
 
 # Ranges of code points that differ in script, width, direction, composition or plane.
@@ -80,6 +83,31 @@ def v3(v3_dir: Path) -> Tokenizer:
 @pytest.fixture(scope="session")
 def released(v1: Tokenizer, v3: Tokenizer) -> dict[str, Tokenizer]:
     return {"v1": v1, "v3": v3}
+
+
+PREAMBLE = """
+import sys, types
+above = types.ModuleType("deberta_jax")
+above.__path__ = [{folder!r}]
+sys.modules["deberta_jax"] = above
+"""
+
+
+@pytest.fixture(scope="session")
+def run_alone() -> Callable[[str], str]:
+    """run_alone(script): what it prints in a fresh process that has `deberta_jax.text` without the package above it.
+
+    Fails where the script fails, warns or writes to stderr.
+    """
+    folder = str(Path(package.__file__).parents[1])
+
+    def run(script: str) -> str:
+        command = [sys.executable, "-W", "error", "-c", PREAMBLE.format(folder=folder) + script]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    return run
 
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]

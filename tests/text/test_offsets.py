@@ -55,7 +55,7 @@ def test_v3_spans_are_what_the_pieces_stand_for(v3, v3_dir, unicode_lines):
 
 def test_v3_a_piece_alone_reencodes_to_itself(v3, text_lines):
     """The words of plain text: the span of a word's only piece, encoded again, is that piece."""
-    lines = [line for line in text_lines[::100] if line.isascii()]
+    lines = [line for line in text_lines[::200] if line.isascii()]
     enc = v3(lines, return_offsets=True, add_special_tokens=False)
     checked = 0
     for text, ids, spans in zip(lines, enc.input_ids, enc.offsets, strict=True):
@@ -64,7 +64,7 @@ def test_v3_a_piece_alone_reencodes_to_itself(v3, text_lines):
                 again = v3(text[start:end], add_special_tokens=False).input_ids[0].tolist()
                 assert v3.decode(again) == v3.decode([index]) == text[start:end]
                 checked += again == [index]
-    assert checked > 2000
+    assert checked > 1000
 
 
 def test_v1_spans_are_what_the_pieces_stand_for(v1, unicode_lines):

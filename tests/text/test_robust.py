@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-
-from deberta_jax import text as package
 
 LINES = ["When one and two met", "", "it isn't [MASK]'s turn.", "\u200b", "é … 🤗"]
 
@@ -43,16 +38,18 @@ def test_nul_is_text(any_tok):
     assert any_tok("a\x00b" * 10_000, max_length=16).input_ids.shape == (1, 16)
 
 
-@pytest.mark.parametrize("unit", ["one two three ", "x", "漢", " ", "[MASK]"])
+@pytest.mark.parametrize("unit", ["one two three ", "x", "漢", " ", "[MASK]" + "x" * 200])
 def test_ten_megabytes(unit, small, v3):
-    size = 10_000_000 // len(unit.encode())
-    for tok in (small["bpe"], v3) if unit != "[MASK]" else (v3,):
-        text = unit * (size if unit != "[MASK]" else size // 20)
-        enc = tok(text, max_length=512)
-        assert enc.input_ids.shape[1] <= 512
-        start = tok(unit * 600, max_length=100).input_ids[0]
-        if unit in ("one two three ", "[MASK]"):
-            assert enc.input_ids[0, :99].tolist() == start[:99].tolist()
+    """No limit but memory: the first row of the long text begins as that of a short one does."""
+    text = unit * (10_000_000 // len(unit.encode()))
+    for tok in (v3, small["bpe"]) if unit in ("one two three ", "x") else (v3,):
+        ids = tok(text, max_length=512).input_ids[0]
+        if unit == " ":
+            assert ids.tolist() == [1, 2]
+            continue
+        assert len(ids) == 512
+        if len(unit) > 1:
+            assert ids[:150].tolist() == tok(unit * 200, max_length=512).input_ids[0, :150].tolist()
 
 
 def test_offsets_of_a_long_text(v3):
@@ -85,23 +82,15 @@ def test_batches_on_all_cores_equal_texts_one_by_one(any_tok, unicode_lines):
     assert all(any_tok(line).input_ids[0].tolist() == ids.tolist() for line, ids in zip(lines, batch, strict=True))
 
 
-def test_no_jax_and_nothing_printed(tmp_path):
+def test_no_jax_and_nothing_printed(run_alone, tmp_path):
     """A worker that only tokenizes imports no jax: this package imports nothing above it."""
-    folder = Path(package.__file__).parent
     script = f"""
-import sys, types
-above = types.ModuleType("deberta_jax")
-above.__path__ = [{str(folder.parent)!r}]
-sys.modules["deberta_jax"] = above
 from deberta_jax.text import load_tokenizer, train_tokenizer
 names = "one two three four five six seven eight nine ten".split()
-for kind in ("spm", "bpe"):
-    lines = [f"{{a}} {{b}}" for a in names for b in names]
-    train_tokenizer(lines, 360 if kind == "spm" else 280, {str(tmp_path)!r} + kind, kind=kind)
+for kind, size in (("spm", 360), ("bpe", 280)):
+    train_tokenizer([f"{{a}} {{b}}" for a in names for b in names], size, {str(tmp_path)!r} + kind, kind=kind)
     tok = load_tokenizer({str(tmp_path)!r} + kind)
     tok(["one two"] * 5000, padding="longest", return_offsets=True)
-bad = {{"jax", "jaxlib", "flax", "torch", "transformers"}} & {{name.split(".")[0] for name in sys.modules}}
-assert not bad, bad
+print({{"jax", "jaxlib", "flax", "torch", "transformers"}} & {{name.split(".")[0] for name in sys.modules}})
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run_alone(script) == "set()\n"

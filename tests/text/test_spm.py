@@ -76,7 +76,7 @@ def test_published_cases(name, data_dir, judge):
         assert differ <= BYTES_NOT_UNK.keys()
 
 
-def test_the_five_exceptions_are_all(v3, data_dir):
+def test_these_exceptions_are_all(v3, data_dir):
     cases = json.loads((data_dir / "fixtures" / "tokenization_v3_transformersjs.json").read_text(encoding="utf-8"))
     differ = {
         name
