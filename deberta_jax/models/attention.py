@@ -32,7 +32,8 @@ class SelfAttention(nn.Module):
         mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None,
         segment_ids: Int[Array, "B T"] | None,
         deterministic: bool,
-    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T T"]]:
+        return_weights: bool,
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T T"] | None]:
         c, v1 = self.config, self.config.model_type == V1
         query_proj, key_proj = self.projection("query_proj"), self.projection("key_proj", use_bias=not v1)
         query, key, value = query_proj(x), key_proj(source), self.projection("value_proj")(source)
@@ -51,7 +52,7 @@ class SelfAttention(nn.Module):
             query, key, value, pos_key, pos_query, rows,
             scale=c.score_scale, mask=mask, segment_ids=segment_ids,
             dropout_rate=c.attention_probs_dropout_prob, dropout_key=self.make_rng("dropout") if drops else None,
-            mix_scores=mix_scores, mix_weights=mix_weights, impl=self.runtime.attention,
+            mix_scores=mix_scores, mix_weights=mix_weights, return_weights=return_weights, impl=self.runtime.attention,
         )  # fmt: skip
 
     def projection(self, name: str, use_bias: bool = True) -> Linear:
@@ -83,9 +84,11 @@ class Attention(nn.Module):
     runtime: Runtime
 
     @nn.compact
-    def __call__(self, x, source, table, rows, mask, segment_ids, deterministic):
+    def __call__(self, x, source, table, rows, mask, segment_ids, deterministic, return_weights):
         c, run = self.config, self.runtime
-        context, weights = SelfAttention(c, run, name="self")(x, source, table, rows, mask, segment_ids, deterministic)
+        context, weights = SelfAttention(c, run, name="self")(
+            x, source, table, rows, mask, segment_ids, deterministic, return_weights
+        )
         shape = (c.num_attention_heads, c.head_size, c.hidden_size)
         return Residual(c, run, shape, ("heads", "kv", "embed"), name="output")(context, x, deterministic), weights
 

@@ -45,9 +45,11 @@ class Layer(nn.Module):
     runtime: Runtime
 
     @nn.compact
-    def __call__(self, x, source, table, rows, mask, segment_ids, deterministic):
+    def __call__(self, x, source, table, rows, mask, segment_ids, deterministic, return_weights):
         c, run = self.config, self.runtime
-        x, weights = Attention(c, run, name="attention")(x, source, table, rows, mask, segment_ids, deterministic)
+        x, weights = Attention(c, run, name="attention")(
+            x, source, table, rows, mask, segment_ids, deterministic, return_weights
+        )
         wide = Intermediate(c, run, name="intermediate")(x)
         x = Residual(c, run, (c.intermediate_size, c.hidden_size), ("mlp", "embed"), name="output")(
             wide, x, deterministic
@@ -135,7 +137,7 @@ class Encoder(nn.Module):
 
         def run_layer(params, key, x, source) -> Any:
             rngs = None if key is None else {"dropout": key}
-            args = (table, rows, mask, segment_ids, deterministic)
+            args = (table, rows, mask, segment_ids, deterministic, output_attentions)
             return layer.apply({"params": params}, x, source, *args, rngs=rngs)
 
         def body(carry, xs):
@@ -189,7 +191,7 @@ class Encoder(nn.Module):
         rows = np.zeros(1, np.int32)
 
         def one(key):
-            return layer.init(key, x, x, table, rows, None, None, True)["params"]
+            return layer.init(key, x, x, table, rows, None, None, True, False)["params"]
 
         def initialize(key):
             stacked = jax.vmap(one)(jax.random.split(key, c.num_hidden_layers))

@@ -1,29 +1,55 @@
 """Disentangled attention: the one entry, and how ``auto`` chooses among interchangeable bodies."""
 
+import functools
+import logging
+
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import InputError
+from deberta_jax.ops.blocked import blocked_attention
 from deberta_jax.ops.masking import visible_pairs
 from deberta_jax.ops.reference import reference_attention
 from deberta_jax.ops.shift import shift_attention
 
-# Bodies by name. All equal the definition, forward and every gradient.
-BODIES = {"reference": reference_attention, "shift": shift_attention}
+_log = logging.getLogger(__name__)
+
+# Bodies by name. All equal the definition, forward and every gradient. Those of the first kind hold the whole scores,
+# which talking heads and returned attention weights need; the others never do.
+WHOLE = {"reference": reference_attention, "shift": shift_attention}
+PIECEWISE = {"blocked": blocked_attention}
+BODIES = (*WHOLE, *PIECEWISE)
 
 
-def choose_body(impl: str) -> str:
-    """The body that ``impl`` names; ``auto`` is the gather-free shift on every backend.
+def choose_body(impl: str, *, whole_scores: bool) -> str:
+    """The body that ``impl`` names, or for ``auto`` the fastest of this backend.
+
+    On a CPU that is ``blocked``; on TPU and GPU ``shift``, which gathers nothing. Where the scores are needed whole,
+    a CPU takes ``reference``: there a gather is cheaper than the shift's copies.
 
     Raises:
-      InputError: a name that no body has.
+      InputError: a name that no body has, or a body that cannot give what is asked.
     """
     if impl == "auto":
-        return "shift"
+        cpu = jax.default_backend() == "cpu"
+        body = ("reference" if whole_scores else "blocked") if cpu else "shift"
+        _log_choice(jax.default_backend(), body, whole_scores)
+        return body
     if impl not in BODIES:
         raise InputError(f"attention={impl!r}: expected one of 'auto', {', '.join(map(repr, BODIES))}")
+    if whole_scores and impl not in WHOLE:
+        raise InputError(
+            f"attention={impl!r} never holds the whole scores, which returned attentions and talking heads need; "
+            f"use 'auto', {' or '.join(map(repr, WHOLE))}"
+        )
     return impl
+
+
+@functools.cache
+def _log_choice(backend: str, body: str, whole_scores: bool) -> None:
+    why = ", which attentions or talking heads need whole" if whole_scores else ""
+    _log.info("attention on %s: %r%s", backend, body, why)
 
 
 def disentangled_attention(
@@ -41,8 +67,9 @@ def disentangled_attention(
     dropout_key: jax.Array | None = None,
     mix_scores: Float[Array, "N N"] | None = None,
     mix_weights: Float[Array, "N N"] | None = None,
+    return_weights: bool = False,
     impl: str = "auto",
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T T"]]:
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T T"] | None]:
     """Attention whose scores add content-to-position and position-to-content terms (He et al. 2021, section 3.1).
 
     Args:
@@ -55,22 +82,30 @@ def disentangled_attention(
       segment_ids: [B,T] the text of each token in a packed row, 0 for padding; texts do not see each other.
       dropout_rate, dropout_key: dropout on the weights; none where the key is None.
       mix_scores, mix_weights: v1's talking heads, maps across heads before the softmax and after the dropout.
-      impl: ``auto``, ``reference`` (gathers: slow, the definition) or ``shift``.
+      return_weights: give the attention weights too.
+      impl: ``auto``, ``reference`` (gathers: slow, the definition), ``shift`` or ``blocked``.
 
     Returns:
       context [B,T,N,H] in the dtype of ``value``, zero for queries that may read nothing, and the attention weights
-      before dropout, float32 [B,N,T,T] (dead code for the compiler unless they are used).
+      before dropout, float32 [B,N,T,T], or None.
 
     Raises:
-      InputError: an unknown ``impl``.
+      InputError: an unknown ``impl``, or one that cannot give what is asked.
       ValueError: ``rows`` of another length than 2T-1.
     """
     length = query.shape[1]
     if rows.shape != (2 * length - 1,):
         raise ValueError(f"rows has shape {rows.shape}; a text of {length} tokens has {2 * length - 1} distances")
-    body = BODIES[choose_body(impl)]
-    return body(
-        query, key, value, pos_key, pos_query, rows,
-        scale=scale, pairs=visible_pairs(mask, segment_ids), dropout_rate=dropout_rate, dropout_key=dropout_key,
-        mix_scores=mix_scores, mix_weights=mix_weights,
-    )  # fmt: skip
+    whole = return_weights or mix_scores is not None or mix_weights is not None
+    name = choose_body(impl, whole_scores=whole)
+    inputs = (query, key, value, pos_key, pos_query, rows)
+    options = {
+        "scale": scale,
+        "pairs": visible_pairs(mask, segment_ids),
+        "dropout_rate": dropout_rate,
+        "dropout_key": dropout_key,
+    }
+    if name in PIECEWISE:
+        return PIECEWISE[name](*inputs, **options), None
+    context, weights = WHOLE[name](*inputs, **options, mix_scores=mix_scores, mix_weights=mix_weights)
+    return context, weights if return_weights else None
