@@ -6,7 +6,8 @@ compares the name with a short list and keeps a description of the tensor instea
 that a hostile file could reach, whatever it names and however deep it hides it.
 """
 
-import pickletools
+import pickle
+import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -84,16 +85,22 @@ def run(stream: Any) -> Any:
     machine = _Machine()
     start = stream.tell()
     try:
-        for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
-            if count > MAX_INSTRUCTIONS or (position or 0) - start > MAX_BYTES:
+        for _ in range(MAX_INSTRUCTIONS):
+            code = stream.read(1)
+            if code == pickle.STOP:
+                break
+            if code not in _STEPS:
+                what = f"instruction {code!r} has no use in a file of weights" if code else "the program ends too early"
+                raise PickleError(what)
+            read, step = _STEPS[code]
+            step(machine, read(stream))
+            if stream.tell() - start > MAX_BYTES:
                 raise PickleError("the program is too long for a file of weights")
-            step = _STEPS.get(opcode.name)
-            if step is None:
-                raise PickleError(f"instruction {opcode.name} has no use in a file of weights")
-            step(machine, argument)
+        else:
+            raise PickleError("the program is too long for a file of weights")
     except PickleError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, UnicodeError, OverflowError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise PickleError(f"the program is damaged ({' '.join(str(error).split())[:80]})") from None
     if len(machine.stack) != 1:
         raise PickleError("the program is damaged (it does not end with one value)")
@@ -209,6 +216,11 @@ def _append(machine: _Machine, _: Any) -> None:
     machine.top(list).append(value)
 
 
+def _append_all(machine: _Machine, _: Any) -> None:
+    values = machine.pop_to_mark()
+    machine.top(list).extend(values)
+
+
 def _set_item(machine: _Machine, _: Any) -> None:
     value, key = machine.pop(), machine.pop()
     machine.set_items([key, value])
@@ -223,33 +235,94 @@ def _nothing(machine: _Machine, _: Any) -> None:
     pass
 
 
-_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(("PROTO", "FRAME", "STOP"), _nothing),
-    **dict.fromkeys(
-        ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
-         "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), _push,
-    ),
-    "NONE": _constant(lambda: None),
-    "NEWTRUE": _constant(lambda: True),
-    "NEWFALSE": _constant(lambda: False),
-    "EMPTY_DICT": _constant(dict),
-    "EMPTY_LIST": _constant(list),
-    "EMPTY_TUPLE": _constant(tuple),
-    "MARK": _constant(lambda: _MARK),
-    "TUPLE": lambda machine, _: _push(machine, tuple(machine.pop_to_mark())),
-    "TUPLE1": _tuple(1),
-    "TUPLE2": _tuple(2),
-    "TUPLE3": _tuple(3),
-    "APPEND": _append,
-    "APPENDS": lambda machine, _: (lambda values: machine.top(list).extend(values))(machine.pop_to_mark()),
-    "SETITEM": _set_item,
-    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.put),
-    "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda machine, index: _push(machine, machine.memo[index])),
-    "GLOBAL": lambda machine, argument: machine.name(*argument.split(" ", 1)),
-    "STACK_GLOBAL": _stack_global,
-    "REDUCE": lambda machine, _: machine.call(),
-    "BINPERSID": lambda machine, _: machine.storage(),
-    "BUILD": lambda machine, _: machine.build(),
-}  # fmt: skip
+def _none(stream: Any) -> None:
+    return None
+
+
+def _bytes(stream: Any, count: int) -> bytes:
+    """Exactly that many; the stream gives fewer at its end, however many are asked for."""
+    raw = stream.read(min(count, MAX_BYTES))
+    if len(raw) != count:
+        raise PickleError("the program ends too early")
+    return raw
+
+
+def _number(count: int, *, signed: bool = False) -> Callable[[Any], int]:
+    return lambda stream: int.from_bytes(_bytes(stream, count), "little", signed=signed)
+
+
+def _sized(count: int) -> Callable[[Any], bytes]:
+    """Bytes after their length, which takes ``count`` bytes itself."""
+    length = _number(count)
+    return lambda stream: _bytes(stream, length(stream))
+
+
+def _text(count: int, encoding: str = "utf-8") -> Callable[[Any], str]:
+    raw = _sized(count)
+    return lambda stream: raw(stream).decode(encoding)
+
+
+def _long(count: int) -> Callable[[Any], int]:
+    raw = _sized(count)
+    return lambda stream: int.from_bytes(raw(stream), "little", signed=True)
+
+
+def _float(stream: Any) -> float:
+    return struct.unpack(">d", _bytes(stream, 8))[0]
+
+
+def _two_lines(stream: Any) -> tuple[str, str]:
+    first, second = stream.readline(), stream.readline()
+    if not (first.endswith(b"\n") and second.endswith(b"\n")):
+        raise PickleError("the program ends too early")
+    return first[:-1].decode("utf-8"), second[:-1].decode("utf-8")
+
+
+def _get(machine: _Machine, index: int) -> None:
+    machine.stack.append(machine.memo[index])
+
+
+# Instruction -> how its argument is read, and what it does.
+_STEPS: dict[bytes, tuple[Callable[[Any], Any], Callable[[_Machine, Any], None]]] = {
+    pickle.PROTO: (_number(1), _nothing),
+    pickle.FRAME: (_number(8), _nothing),
+    pickle.BININT: (_number(4, signed=True), _push),
+    pickle.BININT1: (_number(1), _push),
+    pickle.BININT2: (_number(2), _push),
+    pickle.LONG1: (_long(1), _push),
+    pickle.LONG4: (_long(4), _push),
+    pickle.BINFLOAT: (_float, _push),
+    pickle.BINUNICODE: (_text(4), _push),
+    pickle.SHORT_BINUNICODE: (_text(1), _push),
+    pickle.BINUNICODE8: (_text(8), _push),
+    pickle.BINSTRING: (_text(4, "latin-1"), _push),
+    pickle.SHORT_BINSTRING: (_text(1, "latin-1"), _push),
+    pickle.BINBYTES: (_sized(4), _push),
+    pickle.SHORT_BINBYTES: (_sized(1), _push),
+    pickle.BINBYTES8: (_sized(8), _push),
+    pickle.NONE: (_none, _constant(lambda: None)),
+    pickle.NEWTRUE: (_none, _constant(lambda: True)),
+    pickle.NEWFALSE: (_none, _constant(lambda: False)),
+    pickle.EMPTY_DICT: (_none, _constant(dict)),
+    pickle.EMPTY_LIST: (_none, _constant(list)),
+    pickle.EMPTY_TUPLE: (_none, _constant(tuple)),
+    pickle.MARK: (_none, _constant(lambda: _MARK)),
+    pickle.TUPLE: (_none, lambda machine, _: _push(machine, tuple(machine.pop_to_mark()))),
+    pickle.TUPLE1: (_none, _tuple(1)),
+    pickle.TUPLE2: (_none, _tuple(2)),
+    pickle.TUPLE3: (_none, _tuple(3)),
+    pickle.APPEND: (_none, _append),
+    pickle.APPENDS: (_none, _append_all),
+    pickle.SETITEM: (_none, _set_item),
+    pickle.SETITEMS: (_none, lambda machine, _: machine.set_items(machine.pop_to_mark())),
+    pickle.BINPUT: (_number(1), _Machine.put),
+    pickle.LONG_BINPUT: (_number(4), _Machine.put),
+    pickle.MEMOIZE: (_none, lambda machine, _: machine.put(len(machine.memo))),
+    pickle.BINGET: (_number(1), _get),
+    pickle.LONG_BINGET: (_number(4), _get),
+    pickle.GLOBAL: (_two_lines, lambda machine, names: machine.name(*names)),
+    pickle.STACK_GLOBAL: (_none, _stack_global),
+    pickle.REDUCE: (_none, lambda machine, _: machine.call()),
+    pickle.BINPERSID: (_none, lambda machine, _: machine.storage()),
+    pickle.BUILD: (_none, lambda machine, _: machine.build()),
+}

@@ -60,7 +60,7 @@ def read_weights(path: Path) -> Checkpoint:
         raise InputError(
             f"{path}: TensorFlow's HDF5 weights cannot be read; use model.safetensors or pytorch_model.bin"
         )
-    if start.startswith(b"version https://gi"):
+    if start.startswith(b"version https:"):
         raise InputError(f"{path}: a git-lfs pointer, not the weights; run `git lfs pull`")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
