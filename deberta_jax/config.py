@@ -286,13 +286,22 @@ def _labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
     return tuple(by_id[i] for i in range(len(by_id)))
 
 
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+    str: ((str,), "text"),
+}
+
+
 def _validate(c: DebertaConfig) -> None:
     def refuse(field: str, why: str):
         raise InputError(f"{field}={getattr(c, field)!r}: {why}")
 
     for field in dataclasses.fields(c):
-        if field.type is int and type(getattr(c, field.name)) is not int:
-            refuse(field.name, "must be an integer")
+        kinds, name = _KINDS.get(field.type, ((), ""))
+        if kinds and type(getattr(c, field.name)) not in kinds:
+            refuse(field.name, f"must be {name}")
     if c.model_type not in (V1, V2):
         refuse("model_type", f"must be {V1!r} or {V2!r}")
     for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",

@@ -89,10 +89,11 @@ def shift_attention(
     """Context and attention weights; arguments as in ``ops.attention.disentangled_attention``.
 
     Memory: the scores are whole, [B,N,T,T], and twice that during each shift. Position scores pass through the shift
-    in the compute dtype: in bfloat16 that halves their traffic, in float32 it changes nothing.
+    in the compute dtype: in bfloat16 that halves their traffic, in float32 it changes nothing. In float16, where a
+    product of ordinary activations may exceed the largest number, 65504, they pass in float32.
     """
     length = query.shape[1]
-    stored = query.dtype
+    stored = F32 if query.dtype == jnp.float16 else query.dtype
     scores = product("BTNH,BSNH->BNTS", query, key)
     if pos_key is not None:
         table = by_distance(pos_key, rows, descending=True)

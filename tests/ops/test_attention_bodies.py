@@ -1,0 +1,181 @@
+"""Every attention body against scores written out pair by pair in numpy float64, and against one another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deberta_jax.errors import InputError
+from deberta_jax.ops.attention import BODIES, disentangled_attention
+from deberta_jax.ops.relative_position import table_rows
+from tests.cases import QUICK
+
+T, N, H = 9, 2, 4
+SCALE = 0.3
+
+
+def make_inputs(dtype=np.float32, span=4, length=T):
+    """Asymmetric in everything: no row of the table equals another or its mirror image."""
+    random = np.random.RandomState(0)
+    draw = lambda *shape: random.standard_normal(shape).astype(dtype)
+    arrays = {name: draw(2, length, N, H) for name in ("query", "key", "value")}
+    return arrays | {"pos_key": draw(2 * span, N, H), "pos_query": draw(2 * span, N, H)}
+
+
+def make_rows(generation: str) -> np.ndarray:
+    if generation == "v1":
+        return table_rows(T, 4, buckets=-1, max_distance=4, clamp=False)
+    return table_rows(T, 4, buckets=4, max_distance=7, clamp=generation == "clamp")
+
+
+def attend(arrays, rows, *, impl, mask=None, segment_ids=None, **options):
+    arrays, (mask, segment_ids) = (
+        jax.tree.map(jnp.asarray, arrays),
+        (None if a is None else jnp.asarray(a) for a in (mask, segment_ids)),
+    )
+    given = {"mask": mask, "segment_ids": segment_ids, **options}
+    return disentangled_attention(**arrays, rows=rows, scale=SCALE, impl=impl, **given)
+
+
+def by_hand(a, rows, pairs=None):
+    """score[i,j] = (q_i k_j + q_i K[row(i-j)] + Q[row(i-j)] k_j) * scale, one pair at a time, in float64."""
+    a = {name: None if v is None else np.float64(v) for name, v in a.items()}
+    batch, length = a["query"].shape[:2]
+    scores = np.full((batch, N, length, length), -np.inf)
+    for b, n, i, j in np.ndindex(*scores.shape):
+        if pairs is None or pairs[b, i, j]:
+            query, key, row = a["query"][b, i, n], a["key"][b, j, n], rows[i - j + length - 1]
+            score = query @ key
+            score += 0 if a["pos_key"] is None else query @ a["pos_key"][row, n]
+            score += 0 if a["pos_query"] is None else a["pos_query"][row, n] @ key
+            scores[b, n, i, j] = score * SCALE
+    top = scores.max(-1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isfinite(top), top, 0))
+    weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
+    return np.einsum("bnij,bjnh->binh", weights, a["value"]), weights
+
+
+MASK = np.array([[1] * T, [1, 1, 1, 1, 0, 1, 0, 0, 0]], bool)
+SEGMENTS = np.array([[1] * 4 + [2] * 5, [3, 3, 1, 1, 1, 0, 2, 0, 0]], np.int32)
+PAIRS = np.random.RandomState(1).random_sample((2, T, T)) < 0.5
+PAIRS[0, 2] = False
+MASKS = {
+    "none": ({}, None),
+    "tokens": ({"mask": MASK}, MASK[:, :, None] & MASK[:, None]),
+    "pairs": ({"mask": PAIRS}, PAIRS),
+    "segments": (
+        {"segment_ids": SEGMENTS},
+        (SEGMENTS[:, :, None] == SEGMENTS[:, None]) & (SEGMENTS != 0)[:, :, None],
+    ),
+}
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("generation", ["v1", "hf", "clamp"])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dropped", [(), ("pos_key",), ("pos_query",), ("pos_key", "pos_query")], ids=str)
+def test_trap_01_scores_are_the_definition(body, generation, mask, dropped):
+    """Position-to-content reads the row of i - j like content-to-position, not the paper's j - i."""
+    rows = make_rows(generation)
+    arrays = make_inputs() | dict.fromkeys(dropped)
+    given, pairs = MASKS[mask]
+    context, weights = attend(arrays, rows, impl=body, **given)
+    expected_context, expected_weights = by_hand(arrays, rows, pairs)
+    np.testing.assert_allclose(weights, expected_weights, atol=2e-6)
+    np.testing.assert_allclose(context, expected_context, atol=5e-6)
+
+
+def gradients_of(body, arrays, rows, cotangents, **given):
+    def loss(arrays):
+        context, weights = attend(arrays, rows, impl=body, **given)
+        return jnp.sum(context * cotangents[0]) + jnp.sum(weights * cotangents[1])
+
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    return jax.jit(jax.grad(loss)).lower(arrays).compile(compiler_options=QUICK)(arrays)
+
+
+@pytest.mark.parametrize(
+    ("generation", "mask", "mixed"),
+    [
+        *((g, m, False) for g in ("v1", "clamp") for m in ("none", "pairs")),
+        ("clamp", "segments", False),
+        ("hf", "tokens", False),
+        ("v1", "tokens", True),
+    ],
+)
+def test_gradients_of_the_bodies_agree(generation, mask, mixed):
+    random = np.random.RandomState(2)
+    cotangents = random.standard_normal((2, T, N, H)), random.standard_normal((2, N, T, T))
+    cotangents = tuple(np.float32(c) for c in cotangents)
+    arrays = make_inputs()
+    if mixed:
+        arrays |= {name: np.float32(random.standard_normal((N, N))) for name in ("mix_scores", "mix_weights")}
+    given, rows = MASKS[mask][0], make_rows(generation)
+    expected = gradients_of("reference", arrays, rows, cotangents, **given)
+    for body in set(BODIES) - {"reference"}:
+        for name, found in gradients_of(body, arrays, rows, cotangents, **given).items():
+            assert np.abs(expected[name]).max() > 1e-2
+            np.testing.assert_allclose(found, expected[name], atol=2e-5, err_msg=f"{body} {name}")
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_gradient_is_the_slope(body):
+    """Against central differences of the float64 definition, along one random direction per array."""
+    rows, arrays, random = make_rows("clamp"), make_inputs(), np.random.RandomState(3)
+    cotangent = random.standard_normal((2, T, N, H))
+    pairs = MASK[:, :, None] & MASK[:, None]
+    zeros = np.zeros((2, N, T, T), np.float32)
+    found = gradients_of(body, arrays, rows, (np.float32(cotangent), zeros), mask=MASK)
+    value = lambda a: (by_hand(a, rows, pairs)[0] * cotangent).sum()
+    for name in arrays:
+        direction, step = random.standard_normal(arrays[name].shape), 1e-4
+        moved = [{**arrays, name: arrays[name] + sign * step * direction} for sign in (1, -1)]
+        slope = (value(moved[0]) - value(moved[1])) / (2 * step)
+        assert (np.float64(found[name]) * direction).sum() == pytest.approx(slope, rel=1e-3)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_trap_10_softmax_is_float32_in_bfloat16(body):
+    arrays = {name: a.astype(jnp.bfloat16) for name, a in make_inputs().items()}
+    context, weights = attend(arrays, make_rows("clamp"), impl=body)
+    assert context.dtype == jnp.bfloat16
+    assert weights.dtype == jnp.float32
+    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)
+    exact, _ = by_hand({name: np.float32(a) for name, a in arrays.items()}, make_rows("clamp"))
+    assert np.abs(np.float32(context) - exact).max() < 0.03
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_float16_products_beyond_its_largest_number(body):
+    """Raw q.k and both position products exceed 65504; forward and gradients stay finite, and the weights right."""
+    arrays = {name: (a * (200 if name != "value" else 1)).astype(np.float16) for name, a in make_inputs().items()}
+    raw = np.einsum("btnh,bsnh->bnts", np.float32(arrays["query"]), np.float32(arrays["key"]))
+    assert np.abs(raw).max() > 65504
+    rows = make_rows("clamp")
+    context, weights = attend(arrays, rows, impl=body, mask=MASK)
+    assert np.isfinite(np.float32(context)).all()
+    exact, _ = by_hand(arrays, rows, MASK[:, :, None] & MASK[:, None])
+    np.testing.assert_allclose(np.float32(context), exact, atol=2e-2)
+    cotangents = np.ones(context.shape, np.float16), np.zeros(weights.shape, np.float32)
+    found = gradients_of(body, arrays, rows, cotangents, mask=MASK)
+    assert all(np.isfinite(np.float32(g)).all() for g in found.values())
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_dropout_keeps_the_mean_and_the_returned_weights(body):
+    arrays, rows = make_inputs(), make_rows("clamp")
+    drop = lambda key: attend(arrays, rows, impl=body, dropout_rate=0.3, dropout_key=key)
+    drop = jax.jit(drop).lower(jax.random.key(0)).compile(compiler_options=QUICK)
+    contexts, weights = (np.stack(a) for a in zip(*map(drop, jax.random.split(jax.random.key(0), 300)), strict=True))
+    plain, plain_weights = attend(arrays, rows, impl=body)
+    np.testing.assert_allclose(weights[7], plain_weights, atol=1e-6)  # before dropout
+    assert np.abs(contexts[0] - plain).max() > 0.1
+    np.testing.assert_allclose(contexts.mean(0), plain, atol=0.2)
+
+
+def test_unknown_body_and_wrong_rows_are_refused():
+    arrays = make_inputs()
+    with pytest.raises(InputError, match=r"attention='flash'.*'auto', 'reference'"):
+        attend(arrays, make_rows("v1"), impl="flash")
+    with pytest.raises(ValueError, match="17 distances"):
+        attend(arrays, make_rows("v1")[:-1], impl="auto")

@@ -1,0 +1,61 @@
+"""Masks, softmax, dropout and where texts start."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deberta_jax.ops.masking import dropout, masked_softmax, text_starts, visible_pairs
+
+
+def test_pairs_need_both_tokens_real_and_of_one_text():
+    mask = jnp.array([[1, 1, 0, 1]], bool)
+    segments = jnp.array([[1, 1, 2, 2]])
+    np.testing.assert_array_equal(visible_pairs(mask, None)[0], np.outer(mask[0], mask[0]))
+    expected = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]], bool)
+    np.testing.assert_array_equal(visible_pairs(mask, segments)[0], expected)
+    padded = visible_pairs(None, jnp.array([[1, 0, 0, 2]]))[0]
+    np.testing.assert_array_equal(padded, np.diag([1, 0, 0, 1]).astype(bool))
+    assert visible_pairs(None, None) is None
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e30])
+def test_softmax_over_visible_keys_alone(size):
+    random = np.random.RandomState(0)
+    scores = np.float32(random.standard_normal((3, 4, 5)) * size)
+    pairs = random.random_sample((3, 4, 5)) < 0.6
+    pairs[0, 1] = False
+    weights = np.asarray(masked_softmax(jnp.asarray(scores), jnp.asarray(pairs)))
+    assert (weights[~pairs] == 0).all()
+    assert (weights[0, 1] == 0).all()
+    for b, i in np.ndindex(3, 4):
+        if pairs[b, i].any():
+            x = np.float64(scores[b, i, pairs[b, i]])
+            np.testing.assert_allclose(
+                weights[b, i, pairs[b, i]], np.exp(x - x.max()) / np.exp(x - x.max()).sum(), atol=1e-6
+            )
+
+
+def test_softmax_gradient_is_finite_where_nothing_is_visible():
+    loss = lambda x: (masked_softmax(x, jnp.zeros((2, 3), bool)) * jnp.arange(3.0)).sum()
+    with jax.numpy_rank_promotion("allow"):
+        assert (jax.grad(loss)(jnp.ones((2, 3))) == 0).all()
+
+
+def test_dropout_rate_scale_and_determinism():
+    x = jnp.ones((400, 500))
+    dropped = dropout(x, 0.25, jax.random.key(1))
+    assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
+    assert float((dropped == 0).mean()) == pytest.approx(0.25, abs=0.005)
+    assert (dropped == dropout(x, 0.25, jax.random.key(1))).all()
+    assert (dropped != dropout(x, 0.25, jax.random.key(2))).any()
+    assert dropout(x, 0.25, None) is x
+    assert dropout(x, 0.0, jax.random.key(1)) is x
+
+
+def test_texts_start_at_their_first_real_token():
+    mask = jnp.array([[0, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]], bool)
+    assert text_starts(mask, None, 4)[:, 0].tolist() == [2, 0, 0]
+    assert text_starts(None, None, 4).tolist() == [[0]]
+    segments = jnp.array([[1, 1, 2, 2, 2, 0], [5, 3, 3, 0, 0, 7]])
+    assert text_starts(None, segments, 6).tolist() == [[0, 0, 2, 2, 2, 5], [0, 1, 1, 3, 3, 5]]
