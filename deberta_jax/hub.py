@@ -16,13 +16,13 @@ TEXT_FILES = ("*.json", "*.txt", "spm.model", "bpe_encoder.bin")
 # The first format of which a repository has a file is the one that is fetched.
 _WEIGHT_FILES = (("model.safetensors", "model-*.safetensors"), ("pytorch_model.bin", "pytorch_model-*.bin"))
 
-_REPO_ID = re.compile(r"(?:[\w.-]+/)?[\w][\w.-]*")
+_REPO_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 
 
 def split(name: str) -> tuple[str, str | None]:
     """A name into the directory or hub id and, if it names one, the file: ``org/model/weights.bin`` -> both parts."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if not name or path.is_dir():
         return name, None
     if path.is_file():
         return str(path.parent), path.name
@@ -44,7 +44,7 @@ def resolve(name: str | Path, *, revision: str | None = None, files: Sequence[st
       InputError: neither a directory nor a hub id that can be reached and read.
     """
     where, file = split(str(name))
-    if Path(where).expanduser().is_dir():
+    if where and Path(where).expanduser().is_dir():
         return Path(where).expanduser()
     if not _REPO_ID.fullmatch(where):
         raise InputError(f"{name}: no such directory; give a model directory or a hub id such as org/model")
@@ -53,18 +53,21 @@ def resolve(name: str | Path, *, revision: str | None = None, files: Sequence[st
     try:
         wanted = list(files) if files is not None else _patterns(where, revision, file)
         return Path(huggingface_hub.snapshot_download(where, revision=revision, allow_patterns=wanted))
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the client's own, its transport's, the file system's: all mean that there is no model
         raise InputError(f"{name}: {_why(where, revision, error)}") from None
 
 
 def _patterns(repo: str, revision: str | None, file: str | None) -> list[str]:
-    import huggingface_hub
+    from huggingface_hub import HfApi, errors
 
     if file is not None:
         return [*TEXT_FILES, file]
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    try:
+        present = [sibling.rfilename for sibling in HfApi().model_info(repo, revision=revision).siblings or ()]
+    except errors.HfHubHTTPError:
+        raise
+    except Exception:  # offline, by wish or not: the download below answers from the cache, or says that it cannot
         return [*TEXT_FILES, *(pattern for patterns in _WEIGHT_FILES for pattern in patterns)]
-    present = huggingface_hub.HfApi().list_repo_files(repo, revision=revision)
     for patterns in _WEIGHT_FILES:
         if any(fnmatch(found, pattern) for found in present for pattern in patterns):
             return [*TEXT_FILES, *patterns]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -104,12 +105,12 @@ def _recording(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: no recording of verify ({' '.join(str(error).split())[:80]})") from None
 
 
-def fixed_inputs(vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [2, 24] spread over the vocabulary, the second row padded after 17 tokens, and their mask."""
-    ids = (np.arange(_ROWS * _LENGTH, dtype=np.int64) * 7919 + 5) % max(vocabulary - 1, 1) + (vocabulary > 1)
-    ids = ids.astype(np.int32).reshape(_ROWS, _LENGTH)
+def fixed_inputs(vocabulary: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [2, length] spread over the vocabulary, the second row padded in its last third, and their mask."""
+    ids = (np.arange(_ROWS * length, dtype=np.int64) * 7919 + 5) % max(vocabulary - 1, 1) + (vocabulary > 1)
+    ids = ids.astype(np.int32).reshape(_ROWS, length)
     mask = np.ones_like(ids)
-    mask[1, 17:] = 0
+    mask[1, length - length // 3 :] = 0
     return ids, mask
 
 
@@ -138,15 +139,16 @@ def _run(head: str, plan: Plan) -> dict[str, np.ndarray]:
             place = place.setdefault(group, {})
         place[last] = jnp.asarray(read_leaf(plan, path, np.dtype(np.float32)))
     model = MODELS[head](plan.config)
-    ids, mask = fixed_inputs(plan.config.vocab_size)
+    ids, mask = fixed_inputs(plan.config.vocab_size, min(_LENGTH, plan.config.max_position_embeddings))
     variables = {"params": params[table.ENCODER] if head == "encoder" else params}
-    if head == "encoder":
-        found: Any = model.apply(variables, ids, attention_mask=mask, output_hidden_states=True)
-        states = [np.asarray(state, np.float32) for state in found.hidden_states]
-        return {"embeddings": states[0]} | {f"layer {i}": state for i, state in enumerate(states[1:], 1)}
     if head == "multiple-choice":
         ids, mask = ids[None], mask[None]
-    found: Any = model.apply(variables, ids, attention_mask=mask)
+    states_too: dict[str, Any] = {"output_hidden_states": True} if head == "encoder" else {}
+    run = jax.jit(lambda variables, ids, mask: model.apply(variables, ids, attention_mask=mask, **states_too))
+    found: Any = run(variables, jnp.asarray(ids), jnp.asarray(mask))
+    if head == "encoder":
+        states = [np.asarray(state, np.float32) for state in found.hidden_states]
+        return {"embeddings": states[0]} | {f"layer {i}": state for i, state in enumerate(states[1:], 1)}
     if head == "question-answering":
         return {f"{head} start": np.asarray(found.start_logits), f"{head} end": np.asarray(found.end_logits)}
     return {f"{head} logits": np.asarray(found.logits, np.float32)}

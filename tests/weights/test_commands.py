@@ -1,0 +1,122 @@
+"""convert, inspect and verify as a user runs them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deberta_jax.cli.main import main
+from deberta_jax.errors import InputError
+from deberta_jax.weights import convert, verify
+from tests.weights.files import discriminator, positions, raw_config, state_of
+
+PARTS = ("pooler", "classifier")
+
+
+@pytest.fixture
+def source(write):
+    directory = write("source", state_of("v3", PARTS), raw_config("v3", num_labels=3))
+    (directory / "spm.model").write_bytes(b"words")
+    return directory
+
+
+def exit_code(*arguments) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_convert_says_what_became_of_every_tensor(source, tmp_path, capsys):
+    main(["convert", str(source), str(tmp_path / "out"), "--to", "hf", "--dtype", "bf16", "--head", "encoder",
+          "--report", str(tmp_path / "report.json")])  # fmt: skip
+    out = capsys.readouterr().out
+    assert "4 dropped" in out
+    assert "dropped pooler.dense.weight: belongs to another head (pooler)" in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["tensors"]) == len(state_of("v3", PARTS))
+    assert {row["fate"] for row in report["tensors"]} == {"loaded", "dropped"}
+    assert (tmp_path / "out" / "spm.model").read_bytes() == b"words"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_convert_keeps_every_head_and_says_that_the_tokenizer_is_missing(write, tmp_path, capsys):
+    main(["convert", str(write("d", discriminator(), raw_config("v3"))), str(tmp_path / "out"), "--to", "orbax"])
+    out = capsys.readouterr().out
+    assert f"{len(discriminator())} loaded, 0 folded, 0 dropped" in out
+    assert "the source has no tokenizer files" in out
+
+
+def test_bad_input_is_one_line_and_exit_code_2(source, tmp_path, capsys):
+    (source / "model.safetensors").write_bytes(b"\x10")
+    assert exit_code("convert", source, tmp_path / "out", "--to", "hf") == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert exit_code("inspect", tmp_path / "nowhere") == 2
+
+
+def test_inspect_tells_what_a_file_is_good_for(write, capsys):
+    directory = write("d", discriminator("xl"), raw_config("xl"))
+    main(["inspect", str(directory)])
+    text = capsys.readouterr().out
+    assert "DeBERTa v2" in text
+    assert "ready for   encoder, replaced-token-detection" in text
+    assert "not for     masked-lm" in text
+    assert "pytorch_model.generator.bin" in text
+    main(["inspect", str(directory), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    state = discriminator("xl")
+    tables = sum(v.size for name, v in state.items() if name.endswith("_embeddings.weight") and "rel" not in name)
+    assert found["embeddings"] == tables
+    assert found["total"] == sum(v.size for v in state.values())
+    assert found["dtypes"] == {"f32": len(state)}
+    assert found["uses"]["encoder"] == "ready"
+
+
+def test_verify_passes_copies_and_fails_others(source, tmp_path, capsys):
+    main(["verify", str(source), "--record", str(tmp_path / "golden.npz")])
+    text = capsys.readouterr().out
+    assert "layer 2" in text
+    assert "sequence-classification logits  max difference 0 " in text
+    convert(source, tmp_path / "copy", to="orbax")
+    main(["verify", str(tmp_path / "copy"), "--against", str(source)])
+    main(["verify", str(tmp_path / "copy"), "--against", str(tmp_path / "golden.npz")])
+    capsys.readouterr()
+    convert(source, tmp_path / "narrow", to="hf", dtype="bf16")
+    assert exit_code("verify", tmp_path / "narrow", "--against", source, "--tolerance", "1e-6") == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_verify_finds_the_layer_that_differs(write):
+    state = state_of("v3")
+    one = write("one", state, raw_config("v3"))
+    name = "deberta.encoder.layer.1.output.dense.weight"
+    two = write("two", state | {name: state[name] * np.float32(1.5)}, raw_config("v3"))
+    result = verify(one, two)
+    assert not result.passed
+    assert result.differences["layer 1"] == 0
+    assert result.differences["layer 2"] > 1e-3
+    deeper = write("deeper", state_of("v3", num_hidden_layers=3), raw_config("v3", num_hidden_layers=3))
+    with pytest.raises(InputError, match="one architecture"):
+        verify(one, deeper)
+
+
+def test_verify_refuses_weights_that_are_no_numbers(write):
+    state = state_of("v3", ("lm_predictions",)) | positions()
+    state["deberta.encoder.layer.0.output.dense.bias"][0] = np.inf
+    with pytest.raises(InputError, match="not finite: layer 1"):
+        verify(write("m", state, raw_config("v3")))
+
+
+def test_front_door(source, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "convert", str(source), str(tmp_path / "out"), "--to", "hf"],
+        capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0 dropped" in done.stdout
