@@ -8,6 +8,7 @@ tree; it is written from the description of both and shares no code with ``deber
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -254,12 +255,12 @@ _NOT_INPUTS = ("labels", "starts", "ends", "cotangent")
 
 def run(case: Case, params: Any, batch: Mapping[str, Any], **runtime: Any) -> Arrays:
     """Outputs by name: logits, loss, hidden_states [L+1,...], attentions [L,...]."""
-    return execute(_forward(case, **runtime), params, dict(batch))
+    return execute(_forward(case, attentions=True, **runtime), params, dict(batch))
 
 
 def run_with_gradients(case: Case, params: Any, batch: Mapping[str, Any], **runtime: Any) -> tuple[Arrays, Any]:
-    """The same and the tree of gradients of ``objective``."""
-    forward = _forward(case, **runtime)
+    """The same but for attentions, so that the body is that of training, and the gradients' tree of ``objective``."""
+    forward = _forward(case, attentions=False, **runtime)
 
     def loss(params, batch):
         values = forward(params, batch)
@@ -269,14 +270,21 @@ def run_with_gradients(case: Case, params: Any, batch: Mapping[str, Any], **runt
     return values, gradients
 
 
-def _forward(case: Case, **runtime: Any) -> Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]]:
+def apply(model: Model, params: Any, inputs: Mapping[str, Any], **options: Any) -> SimpleNamespace:
+    """A model's output with numpy arrays in its fields."""
+    call = lambda params, inputs: vars(model.apply({"params": params}, **inputs, **options))
+    return SimpleNamespace(**execute(call, params, dict(inputs)))
+
+
+def _forward(case: Case, *, attentions: bool, **runtime: Any) -> Callable[..., dict[str, jax.Array]]:
     model = case.model(**runtime)
 
     def forward(params, batch):
         inputs = {name: a for name, a in batch.items() if name not in _NOT_INPUTS}
-        out = model.apply({"params": params}, output_hidden_states=True, output_attentions=True, **inputs)
-        values = {"loss": objective(case, out, batch)}
-        values |= {"hidden_states": jnp.stack(out.hidden_states), "attentions": jnp.stack(out.attentions)}
+        out = model.apply({"params": params}, output_hidden_states=True, output_attentions=attentions, **inputs)
+        values = {"loss": objective(case, out, batch), "hidden_states": jnp.stack(out.hidden_states)}
+        if attentions:
+            values["attentions"] = jnp.stack(out.attentions)
         names = ("last_hidden_state", "logits", "start_logits", "end_logits")
         return values | {name: getattr(out, name) for name in names if hasattr(out, name)}
 
