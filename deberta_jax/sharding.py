@@ -54,7 +54,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
-    if len(free) > 1 or fixed < 1 or (free and len(devices) % fixed):
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()) or (free and len(devices) % fixed):
         raise InputError(f"mesh {sizes} does not fit {len(devices)} devices; sizes must multiply to that number")
     if free:
         sizes[free[0]] = len(devices) // fixed

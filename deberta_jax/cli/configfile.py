@@ -10,7 +10,7 @@ from deberta_jax.errors import InputError
 
 
 def experiment_arguments(kind: type, argv: Sequence[str]) -> Any:
-    """Arguments ``[verb, ...]`` as an experiment of this kind, over the defaults of a ``--config`` file if there is one.
+    """Arguments ``[verb, ...]`` as an experiment of this kind, over the defaults of a ``--config`` file, if any.
 
     Raises:
       InputError: a config file that is not there, or whose ``get_config()`` gives something else.
@@ -23,11 +23,13 @@ def experiment_arguments(kind: type, argv: Sequence[str]) -> Any:
             default = load_config_file(path, kind)
             del argv[i : i + (1 if "=" in word else 2)]
             break
-    return parse(kind, argv, default)
+    return parse(kind, argv, default, f"{kind.__doc__} With --config FILE.py, over what its get_config() returns.")
 
 
 def load_config_file(path: str, kind: type) -> Any:
     """What ``get_config()`` of a Python file returns."""
+    if not path.endswith(".py"):
+        raise InputError(f"--config {path}: give a Python file that has a function get_config()")
     if not Path(path).is_file():
         raise InputError(f"--config {path}: no such file")
     spec = importlib.util.spec_from_file_location("experiment_config", path)

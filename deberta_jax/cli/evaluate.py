@@ -11,7 +11,7 @@ from deberta_jax.data.labels import LabelSpec, encode_labels
 from deberta_jax.data.tables import Table, read_table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.pipelines import TextClassifier, pipeline
-from deberta_jax.inference.predict import score
+from deberta_jax.inference.predict import problem_of, score
 from deberta_jax.training.experiment import compute_dtype
 
 
@@ -36,9 +36,8 @@ class Args:
 def run(args: Args) -> None:
     table = read_table(args.data)
     pipe = load_pipeline(args)
-    config = pipe.model.config
-    problem = config.problem_type or "single_label_classification"
-    labels = encode_labels(table, args.label, LabelSpec(problem, config.id2label))
+    problem = problem_of(pipe.model.config)
+    labels = encode_labels(table, args.label, LabelSpec(problem, pipe.model.config.id2label))
     logits = logits_of(pipe, table, args.text)
     print(json.dumps(score(logits, labels, problem)))
 

@@ -49,11 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(141)
 
 
-def parse(kind, argv: Sequence[str], default=None):
+def parse(kind, argv: Sequence[str], default=None, description: str | None = None):
     """The arguments of a verb, given as ``[verb, ...]``, as the dataclass ``kind``."""
     options = {} if default is None else {"default": default}
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-    return tyro.cli(kind, args=list(argv[1:]), prog=f"deberta-jax {argv[0]}", config=config, **options)
+    prog = f"deberta-jax {argv[0]}"
+    return tyro.cli(kind, args=list(argv[1:]), prog=prog, description=description, config=config, **options)
 
 
 def show_messages() -> None:

@@ -33,6 +33,8 @@ class Args:
 def run(args: Args) -> None:
     if args.output != "-" and not Path(args.output).absolute().parent.is_dir():
         raise InputError(f"--output {args.output}: its directory does not exist")
+    if Path(args.output).is_dir():
+        raise InputError(f"--output {args.output}: is a directory; give a file")
     table = read_table(args.input)
     pipe = load_pipeline(args)
     logits = logits_of(pipe, table, args.text)

@@ -30,19 +30,19 @@ def discover_labels(table: Table, column: str) -> LabelSpec:
     Classes are sorted, as numbers where all of them are whole numbers.
 
     Raises:
-      InputError: a missing value, one class only, or more classes than half the rows.
+      InputError: a missing value, the same in every row, or more classes than half the rows.
     """
     values = [_text(table, column, line, value) for line, value in _rows(table, column)]
     numbers = [_number(value) for value in values]
     numeric = all(number is not None for number in numbers)
     whole = numeric and all(float(number).is_integer() for number in numbers if number is not None)
     names = sorted(set(values), key=(lambda v: (float(v), v)) if whole else (lambda v: (0.0, v)))
-    if numeric and (not whole or len(names) > _MOST_NUMBERED_CLASSES):
-        return LabelSpec(REGRESSION, ("LABEL_0",))
     if len(names) < 2:
         raise InputError(
-            f"{table.name}: every row of {column!r} is {names[0]!r}; a classifier needs two labels or more"
+            f"{table.name}: every row of {column!r} is {names[0]!r}; there must be two different labels or more"
         )
+    if numeric and (not whole or len(names) > _MOST_NUMBERED_CLASSES):
+        return LabelSpec(REGRESSION, ("LABEL_0",))
     if len(names) > max(2, len(values) // 2):
         raise InputError(
             f"{table.name}: {column!r} has {len(names)} different labels in {len(values)} rows; is it the label column?"

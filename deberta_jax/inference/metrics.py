@@ -24,10 +24,14 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
         labels=None if binary else classes,
         zero_division=0,  # pyright: ignore[reportArgumentType]
     )
+    with warnings.catch_warnings():
+        # It warns where labels and predictions are of one class; 0 is the answer there.
+        warnings.simplefilter("ignore", UserWarning)
+        matthews = sk.matthews_corrcoef(labels, predicted)
     return {
         "accuracy": float(sk.accuracy_score(labels, predicted)),
         "f1": float(f1),
-        "matthews_correlation": float(sk.matthews_corrcoef(labels, predicted)),
+        "matthews_correlation": float(matthews),
     }
 
 
@@ -36,7 +40,7 @@ def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str,
     correlations: dict[str, float | None] = {"pearson": None, "spearman": None}
     for name, correlate in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", stats.ConstantInputWarning)
-            value = math.nan if len(labels) < 2 else float(correlate(predictions, labels)[0])
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            value = math.nan if len(labels) < 2 else float(np.asarray(correlate(predictions, labels))[0])
         correlations[name] = None if math.isnan(value) else value  # JSON has no NaN
     return correlations

@@ -14,7 +14,7 @@ from deberta_jax import hub
 from deberta_jax.data.features import check_vocabulary, make_features
 from deberta_jax.data.labels import REGRESSION
 from deberta_jax.errors import InputError
-from deberta_jax.inference.predict import Predictor, Progress, probabilities
+from deberta_jax.inference.predict import Predictor, Progress, probabilities, problem_of
 from deberta_jax.models import Model
 from deberta_jax.sharding import make_mesh
 from deberta_jax.text import Tokenizer, load_tokenizer
@@ -72,7 +72,7 @@ class TextClassifier:
 
     @property
     def regression(self) -> bool:
-        return self.model.config.problem_type == REGRESSION
+        return problem_of(self.model.config) == REGRESSION
 
 
 def pipeline(
@@ -94,13 +94,14 @@ def pipeline(
       batch_size: texts in a forward pass.
 
     Raises:
-      InputError: an unknown task, a directory that is no model, or one without a classifier.
+      InputError: an unknown task, a directory that is no model, or one without a classifier of one label a text.
     """
     if task not in TASKS:
         raise InputError(f"no pipeline for {task!r}; there is {', '.join(map(repr, TASKS))}")
     directory = hub.resolve(model)
     tokenizer = load_tokenizer(directory)
     network, params = from_pretrained(directory, head="sequence-classification", dtype=dtype, attention=attention)
+    problem_of(network.config)
     mesh = make_mesh()
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     limit = trained_length(directory) if max_length is None else max_length
@@ -113,7 +114,10 @@ def trained_length(directory: Path) -> int:
     record = directory / "experiment.json"
     if not record.is_file():
         return 512
-    return int(json.loads(record.read_text(encoding="utf-8"))["experiment"]["max_length"])
+    try:
+        return int(json.loads(record.read_text(encoding="utf-8"))["experiment"]["max_length"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{record}: records no max_length; give one, or remove the file") from None
 
 
 def _parts(item: Any) -> tuple[str, str | None]:

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from deberta_jax.config import DebertaConfig
 from deberta_jax.data.batches import length_buckets, pad_batch, plan_in_order
 from deberta_jax.data.features import Features
-from deberta_jax.data.labels import REGRESSION
+from deberta_jax.data.labels import REGRESSION, SINGLE_LABEL
+from deberta_jax.errors import InputError
 from deberta_jax.inference.metrics import classification_metrics, regression_metrics
 from deberta_jax.models import Model
 from deberta_jax.ops import losses
@@ -33,9 +35,16 @@ class Predictor:
       max_length: tokens of the longest example.
       batch_size: rows of a batch, rounded up to what the mesh divides.
       mesh: devices to use; all by default, the batch split over them.
+
+    Raises:
+      InputError: sizes that cannot be used.
     """
 
     def __init__(self, model: Model, pad_id: int, *, max_length: int, batch_size: int = 32, mesh: Mesh | None = None):
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size}: must be at least 1")
+        if max_length < 8:
+            raise InputError(f"max length {max_length}: must be at least 8")
         self.max_length = max_length
         self.mesh = make_mesh() if mesh is None else mesh
         self.pad_id = pad_id
@@ -64,6 +73,21 @@ class Predictor:
                     progress(len(members))
         assert out is not None, "features are never empty"
         return out
+
+
+def problem_of(config: DebertaConfig) -> str:
+    """``regression`` or ``single_label_classification``; where the config names neither, one label is a number.
+
+    Raises:
+      InputError: several labels a text (``multi_label_classification``), which is not supported.
+    """
+    problem = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
+    if problem not in (REGRESSION, SINGLE_LABEL) or (problem == REGRESSION and config.num_labels != 1):
+        raise InputError(
+            f"config.json: problem_type {problem!r} with {config.num_labels} labels is not supported; supported are "
+            f"{SINGLE_LABEL!r}, and {REGRESSION!r} with one"
+        )
+    return problem
 
 
 def score(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> Mapping[str, float | None]:

@@ -82,7 +82,8 @@ class Finetune:
     optimization: Optimization = dataclasses.field(default_factory=Optimization)
     runtime: Runtime = dataclasses.field(default_factory=Runtime)
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raises InputError for the first value that cannot be used."""
         _check_common(self)
         if not 1 <= len(self.text) <= 2:
             raise InputError(f"--text: give one column, or two for a pair, not {len(self.text)}")
@@ -118,7 +119,8 @@ class PretrainMLM:
     optimization: Optimization = dataclasses.field(default_factory=lambda: Optimization(learning_rate=1e-3))
     runtime: Runtime = dataclasses.field(default_factory=Runtime)
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raises InputError for the first value that cannot be used."""
         _check_common(self)
         if not 0 < self.mask_share < 1:
             raise InputError(f"--mask-share {self.mask_share}: a share lies between 0 and 1")
@@ -135,17 +137,27 @@ def _check_common(e: Any) -> None:
         raise InputError(f"--batch-size {e.batch_size}: must be at least 1")
     if e.max_length < 8:
         raise InputError(f"--max-length {e.max_length}: must be at least 8")
-    if e.optimization.learning_rate <= 0:
-        raise InputError(f"--learning-rate {e.optimization.learning_rate}: must be above 0")
+    o = e.optimization
+    # "not above" rather than "below": NaN is refused as well.
+    for name in ("learning_rate", "clip_norm", "epsilon"):
+        if not getattr(o, name) > 0:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(o, name)}: must be above 0")
+    for name in ("warmup", "weight_decay"):
+        if not getattr(o, name) >= 0:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(o, name)}: must not be below 0")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(o, name) < 1:
+            raise InputError(f"--{name} {getattr(o, name)}: must lie in [0, 1)")
     if e.runtime.log_every < 1 or e.runtime.checkpoint_every < 1:
         raise InputError("--log-every and --checkpoint-every: must be at least 1")
 
 
 def require(experiment: Any, *names: str) -> None:
-    """Raises InputError for the first of these fields that is not given."""
+    """Raises InputError for the first of these fields that is not given, or a value that cannot be used."""
     for name in names:
         if not getattr(experiment, name):
             raise InputError(f"--{name.replace('_', '-')} is missing; see --help")
+    experiment.check()
 
 
 def compute_dtype(name: str) -> Any:
@@ -168,7 +180,7 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
         return f"it is a {theirs.get('job')} run"
     for section in ("experiment", "data"):
         mine, other = _flat(ours[section]), _flat(theirs.get(section, {}))
-        for name in mine.keys() | other.keys():
+        for name in (*mine, *(name for name in other if name not in mine)):
             if mine.get(name) != other.get(name):
                 if section == "data":
                     return f"the data file {name} has changed"

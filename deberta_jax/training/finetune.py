@@ -20,6 +20,7 @@ from deberta_jax.data.tables import Table, read_table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.predict import Predictor, model_inputs, score, sequence_loss
 from deberta_jax.models import DebertaForSequenceClassification, Model, init_params
+from deberta_jax.models.embeddings import check_length
 from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import make_mesh
 from deberta_jax.text import Tokenizer, load_tokenizer
@@ -66,7 +67,7 @@ def make_job(experiment: Finetune, record: dict[str, Any], directory: Path, trai
 
     tokenizer = load_tokenizer(hub.resolve(e.tokenizer or tokenizer_source(e.model)))
     features = [
-        features_of(table, tokenizer, e.text, e.max_length, encode_labels(table, e.label, labels), config.vocab_size)
+        features_of(table, tokenizer, e.text, e.max_length, encode_labels(table, e.label, labels), config)
         for table in (train, held_out)
     ]
     mesh = mesh_of(e.runtime)
@@ -139,14 +140,15 @@ def choose_metric(metric: str, labels: LabelSpec) -> str:
 
 
 def features_of(
-    table: Table, tokenizer: Tokenizer, columns: tuple[str, ...], max_length: int, labels: Any, vocab_size: int
+    table: Table, tokenizer: Tokenizer, columns: tuple[str, ...], max_length: int, labels: Any, config: DebertaConfig
 ) -> Features:
     """Tokenises the text columns of a table and says how many examples were too long."""
     texts = [table.texts(column) for column in columns]
     features = make_features(
         tokenizer, texts[0], texts[1] if len(texts) > 1 else None, max_length=max_length, labels=labels
     )
-    check_vocabulary(features, vocab_size, table.name)
+    check_vocabulary(features, config.vocab_size, table.name)
+    check_length(config, int(features.lengths.max()))
     if features.cut:
         _log.info("%s: %d of %d texts are longer than %d tokens and were cut", table.name, features.cut, len(features),
                   max_length)  # fmt: skip

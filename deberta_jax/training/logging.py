@@ -1,9 +1,11 @@
 """What a run tells while it goes: a progress bar, log.jsonl, and a picture of the curves."""
 
 import json
+import math
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +19,63 @@ class RunLog:
     """Progress of a run of ``total`` steps in ``directory``.
 
     log.jsonl has one object a line: ``{"step", "loss", "learning_rate", "gradient_norm", "tokens_per_second"}`` every
-    ``every`` steps, means since the line before, and ``{"step", "eval": {...}}`` after each evaluation. Lines beyond
-    ``start``, of steps that an interrupted run took after its last saved state, are dropped.
+    ``every`` steps, means since the line before, and ``{"step", "eval": {...}}`` after each evaluation.
+
+    A run goes on at step ``start``: ``pending`` are the measurements since its last line, as ``unwritten`` gave them,
+    and ``evaluated`` the last step with an evaluation. Lines beyond, of steps that an interrupted run took after its
+    last saved state, are dropped, for they come again.
     """
 
-    def __init__(self, directory: Path, total: int, start: int, every: int, learning_rate: Callable[[int], Any]):
+    def __init__(
+        self, directory: Path, total: int, every: int, learning_rate: Callable[[int], Any],
+        *, start: int = 0, evaluated: int = -1, pending: Sequence[Mapping[str, float]] = (),
+    ):  # fmt: skip
         self.path = directory / "log.jsonl"
         self.every = every
         self.learning_rate = learning_rate
-        self.entries = _read_entries(self.path, start)
-        self.path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8")
+        self.entries = _read_entries(self.path, start, evaluated)
+        partial = directory / ".log.jsonl.partial"
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8")
+        os.replace(partial, self.path)
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=0.5)
-        self.pending: list[dict[str, jax.Array]] = []
-        self.tokens = 0
-        self.clock = time.perf_counter()
+        self.pending: list[Mapping[str, jax.Array | float]] = list(pending)
+        self.restart_clock()
 
     def step(self, step: int, metrics: dict[str, jax.Array], tokens: int) -> None:
-        """Records a step; raises FloatingPointError if the loss since the last line is not finite."""
+        """Records a step; raises FloatingPointError if a measurement since the last line is not finite."""
         self.pending.append(metrics)
         self.tokens += tokens
         self.bar.update()
         if step % self.every and step != self.bar.total:
             return
-        means = {name: float(np.mean([float(m[name]) for m in self.pending])) for name in metrics}
+        pending = self.unwritten(step)
+        means = {name: float(np.mean([m[name] for m in pending])) for name in sorted(metrics, reverse=True)}
         rate = self.tokens / (time.perf_counter() - self.clock)
+        self.pending = []
         self.restart_clock()
-        if not np.isfinite(means["loss"]):
-            raise FloatingPointError(
-                f"the loss is {means['loss']} by step {step}: the run has diverged; lower --learning-rate or lengthen "
-                "--warmup. The last saved state is from before"
-            )
         self.bar.set_postfix(loss=f"{means['loss']:.4f}", tokens_per_s=f"{rate:,.0f}", refresh=False)
         learning_rate = float(self.learning_rate(step - 1))
         self._write({"step": step, **means, "learning_rate": learning_rate, "tokens_per_second": round(rate, 1)})
 
+    def unwritten(self, step: int) -> list[dict[str, float]]:
+        """The measurements since the last line, to be saved with the state of this step.
+
+        Raises:
+          FloatingPointError: one of them is not finite, so that the state is not worth saving.
+        """
+        pending = [{name: float(value) for name, value in m.items()} for m in self.pending]
+        for m in pending:
+            for name, value in m.items():
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"the {name.replace('_', ' ')} is {value} by step {step}: the run has diverged; lower "
+                        "--learning-rate or lengthen --warmup. The last saved state is from before"
+                    )
+        return pending
+
     def restart_clock(self) -> None:
-        """Begins a new window of measurement, for instance after an evaluation."""
-        self.pending, self.tokens, self.clock = [], 0, time.perf_counter()
+        """Measures speed from now on, for instance after an evaluation."""
+        self.tokens, self.clock = 0, time.perf_counter()
 
     def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
         self._write({"step": step, "eval": metrics})
@@ -98,7 +120,7 @@ class RunLog:
         figure.savefig(path, dpi=120)
 
 
-def _read_entries(path: Path, start: int) -> list[dict[str, Any]]:
+def _read_entries(path: Path, start: int, evaluated: int) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     entries = []
@@ -107,7 +129,6 @@ def _read_entries(path: Path, start: int) -> list[dict[str, Any]]:
             entry = json.loads(line)
         except json.JSONDecodeError:
             break  # a line cut short by a kill; its step comes again
-        # The evaluation at the very step of the saved state may or may not be repeated; the loop records it anew.
-        if entry["step"] <= start:
+        if entry["step"] <= (evaluated if "eval" in entry else start):
             entries.append(entry)
     return entries

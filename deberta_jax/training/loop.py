@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 Metrics = Mapping[str, float | None]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Batches by step, and one example of every shape among them."""
 
@@ -87,15 +88,23 @@ def check_directory(directory: Path, record: dict[str, Any]) -> Result | None:
       InputError: the directory holds something else, or another run.
     """
     if not directory.exists():
+        _check_parent(directory)
         return None
     if not directory.is_dir():
         raise InputError(f"--output {directory}: is a file; give a directory")
-    if not any(directory.iterdir()):
-        return None
     saved = directory / "experiment.json"
+    # A run killed at its very start leaves no more than the beginning of that file.
+    if all(path == _partial(saved) for path in directory.iterdir()):
+        return None
     if not saved.is_file():
         raise InputError(f"--output {directory}: is not empty and holds no run; give another directory")
-    why = difference(record, json.loads(saved.read_text(encoding="utf-8")))
+    try:
+        theirs = json.loads(saved.read_text(encoding="utf-8"))
+    except ValueError:
+        theirs = None
+    if not isinstance(theirs, dict) or "job" not in theirs:
+        raise InputError(f"--output {directory}: its experiment.json is not a run's; give another directory")
+    why = difference(record, theirs)
     if why is not None:
         raise InputError(f"--output {directory}: holds another run ({why}); give another directory or delete it")
     finished = directory / "result.json"
@@ -103,6 +112,14 @@ def check_directory(directory: Path, record: dict[str, Any]) -> Result | None:
         result = json.loads(finished.read_text(encoding="utf-8"))
         return Result(result["step"], result["metrics"])
     return None
+
+
+def _check_parent(directory: Path) -> None:
+    parent = next(path for path in directory.absolute().parents if path.exists())
+    if not parent.is_dir():
+        raise InputError(f"--output {directory}: {parent} is a file; give another directory")
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"--output {directory}: {parent} cannot be written to; give another directory")
 
 
 def fit(job: Job) -> Result:
@@ -129,7 +146,7 @@ def fit(job: Job) -> Result:
     job.directory.mkdir(parents=True, exist_ok=True)
     write_json(job.directory / "experiment.json", job.record)
     checkpoints = Checkpoints(job.directory / "state")
-    progress: dict[str, Any] = {"evaluated": -1, "best_step": None, "best": None}
+    progress: dict[str, Any] = {"evaluated": -1, "best_step": None, "best": None, "unwritten": []}
     step = 0
     latest = checkpoints.latest()
     if latest is not None:
@@ -137,7 +154,14 @@ def fit(job: Job) -> Result:
         step = latest
         _log.info("going on from step %d of %d", step, total)
 
-    log = RunLog(job.directory, total, step, job.runtime.log_every, schedule(job.optimization, total))
+    log = RunLog(
+        job.directory, total, job.runtime.log_every, schedule(job.optimization, total),
+        start=step, evaluated=progress["evaluated"], pending=progress["unwritten"],
+    )  # fmt: skip
+
+    def save() -> None:
+        checkpoints.save(step, state, {**progress, "unwritten": log.unwritten(step)})
+
     with GracefulStop() as stop:
         try:
             batches = read_ahead(job.batches, step)
@@ -145,6 +169,7 @@ def fit(job: Job) -> Result:
                 due = step % job.eval_every == 0 or step == total
                 due = due and (step > 0 or job.evaluate_first)
                 if due and progress["evaluated"] != step:
+                    log.unwritten(step)  # a run that has diverged is neither evaluated nor saved
                     metrics = dict(job.evaluate(state.params, stop.check))
                     log.evaluation(step, metrics)
                     progress = {**progress, "evaluated": step}
@@ -152,10 +177,10 @@ def fit(job: Job) -> Result:
                         job.save_best(state.params)
                         progress |= {"best_step": step, "best": metrics}
                     log.draw(job.directory / "curves.png", job.metric)
-                    checkpoints.save(step, state, progress)
+                    save()
                     log.restart_clock()
                 elif step % job.runtime.checkpoint_every == 0 and step > 0:
-                    checkpoints.save(step, state, progress)
+                    save()
                 if step == total:
                     break
                 stop.check()
@@ -165,12 +190,11 @@ def fit(job: Job) -> Result:
                 step += 1
                 log.step(step, measured, tokens=int(batch["attention_mask"].sum()))
         except Stopped as stopped:
-            checkpoints.save(step, state, progress)
-            checkpoints.close()
+            save()
             return Result(step, progress["best"] or {}, stopped.signal)
         finally:
             log.close()
-        checkpoints.close()
+            checkpoints.close()
     result = {"step": progress["best_step"], "metrics": progress["best"]}
     write_json(job.directory / "result.json", result)
     return Result(**result)
@@ -206,9 +230,13 @@ class GracefulStop:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file in one rename."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 def _shapes(batch: Mapping[str, np.ndarray]) -> tuple:

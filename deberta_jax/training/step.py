@@ -30,7 +30,7 @@ def make_step(item_loss: ItemLoss, optimizer: optax.GradientTransformation) -> S
         loss, gradient = jax.value_and_grad(lambda p: weighted_mean(*item_loss(p, batch, key)))(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(state.step + jnp.int32(1), params, opt_state, state.rng), metrics
 
     return step
