@@ -105,10 +105,10 @@ def attack(golden: Path, folder: Path, count: int, seed: int) -> Counter:
 
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid value).*:RuntimeWarning")
 def test_mutated_files(golden, tmp_path):
-    outcomes = attack(golden, tmp_path, 1500, seed=1)
+    outcomes = attack(golden, tmp_path, 800, seed=1)
     assert outcomes["slow"] == 0
-    assert outcomes["refused"] > 500
-    assert outcomes["read"] > 50  # damage to numbers alone, in formats without checksums
+    assert outcomes["refused"] > 300
+    assert outcomes["read"] > 30  # damage to numbers alone, in formats without checksums
 
 
 @pytest.mark.long
@@ -145,7 +145,7 @@ def killed_after(seconds: float, source: Path, out: Path, to: str) -> None:
     process.communicate()
 
 
-@pytest.mark.parametrize(("to", "kills"), [("hf", 4), ("orbax", 2)])
+@pytest.mark.parametrize(("to", "kills"), [("hf", 3), ("orbax", 2)])
 def test_killed_at_any_moment_leaves_nothing_or_a_whole_directory(to, kills, tmp_path, write):
     kill_during_conversion(to, kills, tmp_path, write)
 

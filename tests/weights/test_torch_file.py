@@ -42,8 +42,11 @@ def test_converts_in_a_process_that_has_no_pytorch(form, golden, tmp_path):
     (source / "pytorch_model.bin").write_bytes((golden / f"v1_f16_{form}.bin").read_bytes())
     (source / "config.json").write_text(json.dumps(raw_config("v1", num_labels=3)))
     code = (
-        "import sys\n"
-        "for name in ('torch', 'transformers'): sys.modules[name] = None\n"
+        "import sys, importlib.abc\n"
+        "class Absent(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers'): raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
         "from deberta_jax.weights import convert\n"
         f"report = convert({str(source)!r}, {str(tmp_path / 'out')!r}, to='hf')\n"
         "print(report.count('loaded'))"
