@@ -6,9 +6,9 @@ enc = tok(["a text", "another"], padding="longest")
 out = model.apply({"params": params}, enc.input_ids, attention_mask=enc.attention_mask)
 """
 
+from deberta_jax import hub as _hub
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
-from deberta_jax.hub import resolve as _resolve
 from deberta_jax.inference.pipelines import pipeline
 from deberta_jax.models import (
     DebertaEncoder,
@@ -24,7 +24,7 @@ from deberta_jax.ops import losses
 from deberta_jax.presets import PRESETS
 from deberta_jax.text import Tokenizer, train_tokenizer
 from deberta_jax.text import load_tokenizer as _load_tokenizer
-from deberta_jax.weights import from_pretrained, save_pretrained
+from deberta_jax.weights import from_pretrained, resize_vocabulary, save_pretrained
 
 __version__ = "0.1.0"
 
@@ -35,4 +35,4 @@ def load_tokenizer(name_or_dir: str, *, rule: str | None = None, revision: str |
     Raises:
       InputError: a name that leads nowhere, or a directory without tokenizer files.
     """
-    return _load_tokenizer(_resolve(name_or_dir, revision=revision), rule=rule)
+    return _load_tokenizer(_hub.resolve(name_or_dir, revision=revision, files=_hub.TEXT_FILES), rule=rule)

@@ -9,7 +9,6 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from deberta_jax.data.features import Features
@@ -130,5 +129,7 @@ class TrainingBatches:
 
 def read_ahead(source: Any, start: int) -> Iterator[dict[str, np.ndarray]]:
     """``source[start], source[start + 1], ...`` to its end, made by threads ahead of their use."""
+    import grain  # as slow to import as JAX, and only training needs it
+
     dataset = grain.MapDataset.source(source)[start:]
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))

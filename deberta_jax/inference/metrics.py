@@ -4,8 +4,8 @@ import math
 import warnings
 
 import numpy as np
-from scipy import stats
-from sklearn import metrics as sk
+
+# scikit-learn and scipy.stats are imported where they are used: together they take longer to import than JAX.
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -14,6 +14,8 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     ``f1`` is that of class 1 where there are two classes, as GLUE reports it, and the mean over classes (macro)
     where there are more.
     """
+    from sklearn import metrics as sk
+
     predicted = logits.argmax(axis=-1)
     binary = logits.shape[-1] == 2
     classes = np.arange(logits.shape[-1])
@@ -37,6 +39,8 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
     """pearson and spearman correlation of predictions [n] with numbers [n]; None where one of them is constant."""
+    from scipy import stats
+
     correlations: dict[str, float | None] = {"pearson": None, "spearman": None}
     for name, correlate in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
         with warnings.catch_warnings():

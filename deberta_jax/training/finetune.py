@@ -65,7 +65,7 @@ def make_job(experiment: Finetune, record: dict[str, Any], directory: Path, trai
         _log.info("labels: %s", ", ".join(f"{i} = {name}" for i, name in enumerate(labels.names)))
     metric = choose_metric(e.metric, labels)
 
-    tokenizer = load_tokenizer(hub.resolve(e.tokenizer or tokenizer_source(e.model)))
+    tokenizer = load_tokenizer(hub.resolve(e.tokenizer or tokenizer_source(e.model), files=hub.TEXT_FILES))
     features = [
         features_of(table, tokenizer, e.text, e.max_length, encode_labels(table, e.label, labels), config)
         for table in (train, held_out)

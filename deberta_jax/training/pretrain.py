@@ -50,7 +50,7 @@ def pretrain_mlm(experiment: PretrainMLM) -> Result:
 
 def make_job(e: PretrainMLM, record: dict[str, Any], directory: Path, texts: dict[str, list[str]]) -> Job:
     """Everything up to the first step, without writing anything."""
-    tokenizer = load_tokenizer(hub.resolve(e.model))
+    tokenizer = load_tokenizer(hub.resolve(e.model, files=hub.TEXT_FILES))
     config = dataclasses.replace(load_config(e.model), legacy=False)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from deberta_jax.config import V1
 from deberta_jax.errors import InputError
+from deberta_jax.text import load_tokenizer
 from deberta_jax.weights.choose import Wish
 from deberta_jax.weights.conversion import TOKENIZER_FILES
 from deberta_jax.weights.load import make_report, open_source, plan_all, plan_head
@@ -31,6 +32,9 @@ class Inspection:
     uses: dict[str, str]
     """For each head ``ready``, or why it is not."""
     tokenizer: tuple[str, ...]
+    """The tokenizer's files."""
+    tokenizer_rule: str | None
+    """Which of them decides the ids, in words; None without a tokenizer."""
 
     @property
     def total(self) -> int:
@@ -55,6 +59,7 @@ class Inspection:
             f"  heads       {heads}",
             f"  labels      {', '.join(c.id2label)}" if "classifier" in self.heads else "",
             f"  tokenizer   {', '.join(self.tokenizer) or 'no files'}",
+            f"  ids by      {self.tokenizer_rule}" if self.tokenizer_rule else "",
             f"  ready for   {', '.join(ready)}",
         ]
         lines += [f"  not for     {head}: {use}" for head, use in self.uses.items() if use != "ready"]
@@ -96,7 +101,15 @@ def inspect(source: str | Path, *, revision: str | None = None) -> Inspection:
         dict(kinds),
         uses,
         tuple(name for name in TOKENIZER_FILES if (opened.directory / name).is_file()),
+        _tokenizer_rule(opened.directory),
     )
+
+
+def _tokenizer_rule(directory: Path) -> str | None:
+    try:
+        return load_tokenizer(directory).rule
+    except InputError:
+        return None
 
 
 def _lacking(found: Iterable[str], head: str) -> list[str]:
