@@ -123,7 +123,7 @@ def test_trap_20_a_mask_over_pairs():
         np.testing.assert_allclose(joined[:, part], alone, **TOLERANCE)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [pytest.param((8, 1, 1), marks=pytest.mark.long), (2, 2, 2)], ids=str)
 def test_number_of_devices(sizes):
     case = Case("devices", "xl", "masked-lm", {"legacy": False, "mask_decoder": True})
     model, inputs = case.model(), {name: np.tile(a, (2, 1)) for name, a in inputs_of(case).items()}

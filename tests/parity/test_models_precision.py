@@ -47,11 +47,11 @@ def test_bfloat16_error_is_no_more_than_transformers():
     assert ratio <= 1.05
 
 
-def test_float16_is_finite_where_transformers_is_not_needed():
+def test_float16_is_finite_when_raw_scores_exceed_its_range():
     """Projections scaled until raw q.k passes 65504: float16 compute stays near float32 compute."""
     case = MODELS[6]
     _, state = hugging_face.build(case)
-    scaled = {name: a * (60 if "query_proj" in name or "key_proj" in name else 1) for name, a in state.items()}
+    scaled = {name: a * (100 if "query_proj" in name or "key_proj" in name else 1) for name, a in state.items()}
     tree, batch = to_tree(case.config, scaled), {n: a for n, a in case.batch().items() if n != "cotangent"}
     half, full = (
         apply(case.model(dtype=dtype), tree, batch, output_hidden_states=True).hidden_states
