@@ -64,9 +64,14 @@ def show_messages() -> None:
     # Some libraries set up the root logger when they are imported; a line must not come twice.
     log.propagate = False
     if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+        log.addHandler(_ToStandardError())
+
+
+class _ToStandardError(logging.Handler):
+    """Asks for the stream anew each time: a caller from Python may have replaced it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
 
 
 def usage() -> str:

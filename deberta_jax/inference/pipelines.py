@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -41,9 +41,9 @@ class TextClassifier:
     def __call__(self, inputs: Text) -> dict[str, Any]: ...
     @overload
     def __call__(self, inputs: Sequence[Text]) -> list[dict[str, Any]]: ...
-    def __call__(self, inputs: Text | Sequence[Text]) -> dict[str, Any] | list[dict[str, Any]]:
+    def __call__(self, inputs: Any) -> dict[str, Any] | list[dict[str, Any]]:
         """Raises InputError for an input that is no text and no mapping of ``text`` and ``text_pair``."""
-        single = isinstance(inputs, (str, Mapping))
+        single = not isinstance(inputs, Iterable) or isinstance(inputs, (str, Mapping))
         parts = [_parts(item) for item in ([inputs] if single else inputs)]
         if not parts:
             return []

@@ -1,0 +1,134 @@
+"""Which example is in which batch: all once, the same on every call, in programs known beforehand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deberta_jax.data.batches import (
+    TrainingBatches,
+    length_buckets,
+    pad_batch,
+    plan_epoch,
+    plan_in_order,
+    read_ahead,
+)
+from deberta_jax.data.features import Features
+
+LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=200).map(lambda lengths: np.array(lengths))
+
+
+def features_of(lengths, labels=None) -> Features:
+    """Example i holds the tokens 1000 i + 1, 1000 i + 2, ..., so that any token tells where it is from."""
+    lengths = np.asarray(lengths)
+    ids = np.concatenate([1000 * i + 1 + np.arange(n) for i, n in enumerate(lengths)]).astype(np.int32)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return Features(ids, (ids % 2).astype(np.int8), starts, labels, 0)
+
+
+@given(LENGTHS, st.integers(1, 33), st.integers(0, 5))
+def test_an_epoch_has_every_example_once_in_batches_that_hold_it(lengths, batch_size, epoch):
+    buckets = length_buckets(lengths, 40)
+    plan = plan_epoch(lengths, batch_size, buckets, seed=3, epoch=epoch)
+    assert sorted(np.concatenate(plan.members)) == list(range(len(lengths)))
+    sizes = sorted(len(members) for members in plan.members)
+    assert sizes[1:] == [batch_size] * (len(sizes) - 1), "at most one batch is smaller than the others"
+    for members, padded in zip(plan.members, plan.padded, strict=True):
+        assert padded in buckets
+        assert lengths[members].max() <= padded
+        assert all(bucket < lengths[members].max() for bucket in buckets if bucket < padded), "a smaller bucket held it"
+    again = plan_epoch(lengths, batch_size, buckets, seed=3, epoch=epoch)
+    assert again.padded == plan.padded
+    assert all(np.array_equal(a, b) for a, b in zip(again.members, plan.members, strict=True))
+
+
+@given(LENGTHS, st.integers(8, 40))
+def test_buckets_are_few_and_hold_the_longest(lengths, max_length):
+    buckets = length_buckets(lengths, max_length)
+    assert 1 <= len(buckets) <= 4
+    assert list(buckets) == sorted(set(buckets))
+    assert buckets[-1] >= min(lengths.max(), max_length)
+    assert all(bucket % 8 == 0 or bucket == max_length for bucket in buckets)
+
+
+def test_epochs_and_seeds_differ_and_examples_of_like_length_are_together():
+    lengths = np.random.default_rng(0).integers(2, 65, 4000)
+    buckets = length_buckets(lengths, 64)
+    first = [plan_epoch(lengths, 16, buckets, seed=s, epoch=e) for s, e in ((0, 0), (0, 1), (1, 0))]
+    firsts = [np.concatenate(plan.members) for plan in first]
+    assert not np.array_equal(firsts[0], firsts[1])
+    assert not np.array_equal(firsts[0], firsts[2])
+    padding = sum(p * len(m) for m, p in zip(first[0].members, first[0].padded, strict=True)) / lengths.sum()
+    unsorted = 64 * len(lengths) / lengths.sum()
+    assert padding < 1.3 < 1.8 < unsorted, "sorting by length saves most of the padding"
+    # Batches come in no order of length: the model does not see all short texts first.
+    padded = np.array(first[0].padded, float)
+    assert abs(np.corrcoef(padded, np.arange(len(padded)))[0, 1]) < 0.2
+
+
+@given(LENGTHS, st.integers(1, 9))
+def test_the_plan_of_an_evaluation_begins_with_the_longest(lengths, batch_size):
+    plan = plan_in_order(lengths, batch_size, length_buckets(lengths, 40))
+    assert sorted(np.concatenate(plan.members)) == list(range(len(lengths)))
+    assert list(plan.padded) == sorted(plan.padded, reverse=True)
+    assert lengths[plan.members[0][0]] == lengths.max()
+
+
+@pytest.mark.parametrize(("labels", "nothing"), [(np.array([5, 6, 7], np.int32), -100), (np.arange(3.0), np.nan)])
+def test_padding_counts_nowhere(labels, nothing):
+    features = features_of([3, 5, 2], labels.astype(np.float32) if labels.dtype == float else labels)
+    batch = pad_batch(features, np.array([2, 0]), 4, 6, pad_id=9)
+    expected = [[2001, 2002, 9, 9, 9, 9], [1, 2, 3, 9, 9, 9], [9] * 6, [9] * 6]
+    assert batch["input_ids"].tolist() == expected
+    assert batch["input_ids"].dtype == batch["token_type_ids"].dtype == np.int32
+    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0] * 6, [0] * 6]
+    assert batch["token_type_ids"].tolist() == [[1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0], [0] * 6, [0] * 6]
+    np.testing.assert_array_equal(batch["labels"], [labels[2], labels[0], nothing, nothing])
+
+
+def batches_of(lengths, batch_size, rows, epochs=2, share=None):
+    labels = np.arange(len(lengths), dtype=np.int32)
+    return TrainingBatches(
+        features_of(lengths, labels), batch_size, rows, length_buckets(np.asarray(lengths), 24), 5, epochs, 0, share
+    )
+
+
+def test_a_run_has_every_example_once_an_epoch_whatever_the_rows():
+    lengths = np.random.default_rng(1).integers(2, 25, 29)
+    for rows in (8, 12):
+        batches = batches_of(lengths, 8, rows)
+        assert len(batches) == 2 * batches.steps_per_epoch == 8
+        for epoch in (0, 1):
+            seen = [batches[step]["labels"] for step in range(4 * epoch, 4 * epoch + 4)]
+            assert all(len(labels) == rows for labels in seen)
+            assert sorted(label for labels in seen for label in labels if label >= 0) == list(range(29))
+        assert not np.array_equal(batches[0]["labels"], batches[4]["labels"])
+
+
+def test_the_order_does_not_depend_on_the_rows_and_shares_join_to_the_whole():
+    lengths = np.random.default_rng(1).integers(2, 25, 29)
+    whole = batches_of(lengths, 8, 12)
+    few = batches_of(lengths, 8, 8)
+    shares = [batches_of(lengths, 8, 12, share=slice(i, i + 4)) for i in (0, 4, 8)]
+    for step in range(len(whole)):
+        np.testing.assert_array_equal(whole[step]["labels"][:8], few[step]["labels"])
+        for name, array in whole[step].items():
+            np.testing.assert_array_equal(array, np.concatenate([share[step][name] for share in shares]))
+
+
+def test_examples_have_all_shapes_of_the_run_and_no_others():
+    lengths = np.random.default_rng(1).integers(2, 25, 60)
+    batches = batches_of(lengths, 4, 4, epochs=3)
+    shapes = lambda batch: tuple((name, array.shape, array.dtype) for name, array in sorted(batch.items()))
+    assert {shapes(batches[i]) for i in range(len(batches))} <= {shapes(batch) for batch in batches.examples()}
+    assert len(list(batches.examples())) == len(batches.buckets) > 1
+
+
+@pytest.mark.parametrize("start", [0, 7, 8])
+def test_reading_ahead_keeps_the_order_from_any_step_to_the_end(start):
+    batches = batches_of(np.random.default_rng(1).integers(2, 25, 29), 8, 8)
+    read = list(read_ahead(batches, start))
+    assert len(read) == 8 - start
+    for step, batch in enumerate(read, start):
+        for name, array in batches[step].items():
+            np.testing.assert_array_equal(batch[name], array)

@@ -1,0 +1,66 @@
+"""Which problem a label column poses, and the ids of its labels."""
+
+import numpy as np
+import pytest
+
+from deberta_jax.data.labels import LabelSpec, discover_labels, encode_labels
+from deberta_jax.data.tables import Table
+from deberta_jax.errors import InputError
+
+
+def table(*values):
+    return Table("f.csv", {"y": list(values)}, list(range(2, 2 + len(values))))
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (["neg", "pos", "neg", "pos"], ("neg", "pos")),
+        (["10", "9", "9", "10", "2", "2"], ("2", "9", "10")),
+        ([1, 0, 1, 0], ("0", "1")),
+        ([True, False, True, False], ("false", "true")),
+        ([" a", "b ", "a", "b"], ("a", "b")),
+        (["1", "b", "1", "b"], ("1", "b")),
+    ],
+)
+def test_classes_are_found_and_sorted(values, names):
+    spec = discover_labels(table(*values), "y")
+    assert spec == LabelSpec("single_label_classification", names)
+    expected = [names.index(str(v).strip().lower() if isinstance(v, bool) else str(v).strip()) for v in values]
+    encoded = encode_labels(table(*values), "y", spec)
+    assert encoded.dtype == np.int32
+    assert encoded.tolist() == expected
+
+
+@pytest.mark.parametrize("values", [["0.5", "1", "2"], [0.25, 3], [str(i) for i in range(60)]])
+def test_numbers_that_are_no_names_make_a_regression(values):
+    spec = discover_labels(table(*values), "y")
+    assert spec == LabelSpec("regression", ("LABEL_0",))
+    encoded = encode_labels(table(*values), "y", spec)
+    assert encoded.dtype == np.float32
+    np.testing.assert_array_equal(encoded, np.array([float(v) for v in values], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["a", "a"], "every row of 'y' is 'a'"),
+        (["0.5", "0.5"], "every row of 'y' is '0.5'"),
+        (["a", "", "b"], "line 3: 'y' is ''"),
+        (["a", None, "b"], "line 3: 'y' is None"),
+        (["a", ["b"], "b"], "line 3: 'y' is"),
+        (list("abcdefgh"), "8 different labels in 8 rows"),
+    ],
+)
+def test_a_column_that_is_no_label_is_refused(values, message):
+    with pytest.raises(InputError, match=message.replace("[", r"\[")):
+        discover_labels(table(*values), "y")
+
+
+def test_labels_that_a_model_lacks_are_named_with_their_line():
+    spec = LabelSpec("single_label_classification", ("a", "b"))
+    with pytest.raises(InputError, match=r"f.csv, line 3: unknown label 'c' in 'y'; known labels: 'a', 'b'"):
+        encode_labels(table("a", "c"), "y", spec)
+    for value in ("c", "nan", "inf"):
+        with pytest.raises(InputError, match=r"line 3: .* this model predicts a number"):
+            encode_labels(table("0.5", value), "y", LabelSpec("regression", ("LABEL_0",)))

@@ -1,0 +1,83 @@
+"""Metrics against their definitions, written out here."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deberta_jax.inference.metrics import classification_metrics, regression_metrics
+
+
+def logits_for(predicted, classes):
+    return np.eye(classes)[np.asarray(predicted)] * 3.0 - 1.0
+
+
+def counted(labels, predicted, classes):
+    """The confusion matrix by counting."""
+    table = np.zeros((classes, classes))
+    for label, guess in zip(labels, predicted, strict=True):
+        table[label, guess] += 1
+    return table
+
+
+def f1_of(table, c):
+    hits, guesses, members = table[c, c], table[:, c].sum(), table[c].sum()
+    return 0.0 if guesses + members == 0 else 2 * hits / (guesses + members)
+
+
+def matthews_of(table):
+    """Gorodkin's correlation of several classes: covariances of the one-hot codes."""
+    labels, guesses, n = table.sum(1), table.sum(0), table.sum()
+    both = n * np.trace(table) - labels @ guesses
+    spread = math.sqrt((n**2 - guesses @ guesses) * (n**2 - labels @ labels))
+    return both / spread if spread else 0.0
+
+
+@given(st.integers(2, 5).flatmap(
+    lambda c: st.tuples(st.just(c), st.lists(st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)), min_size=1))
+))  # fmt: skip
+def test_classification(case):
+    classes, pairs = case
+    labels, predicted = map(np.array, zip(*pairs, strict=True))
+    table = counted(labels, predicted, classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = classification_metrics(logits_for(predicted, classes), labels)
+    f1 = f1_of(table, 1) if classes == 2 else np.mean([f1_of(table, c) for c in range(classes)])
+    assert found.keys() == {"accuracy", "f1", "matthews_correlation"}
+    assert found["accuracy"] == pytest.approx(np.trace(table) / table.sum())
+    assert found["f1"] == pytest.approx(f1)
+    assert found["matthews_correlation"] == pytest.approx(matthews_of(table), abs=1e-12)
+
+
+def ranks(values):
+    """1-based, ties share their mean rank."""
+    return np.array([np.sum(values < v) + (np.sum(values == v) + 1) / 2 for v in values])
+
+
+def correlation(a, b):
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_regression(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 6, 50).astype(float)  # with ties
+    guesses = labels + rng.normal(0, seed + 0.1, 50)
+    found = regression_metrics(guesses, labels)
+    assert found["pearson"] == pytest.approx(correlation(guesses, labels))
+    assert found["spearman"] == pytest.approx(correlation(ranks(guesses), ranks(labels)))
+
+
+def test_a_correlation_that_does_not_exist_is_null_and_nobody_is_warned():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nothing = {"pearson": None, "spearman": None}
+        assert regression_metrics(np.ones(4), np.arange(4.0)) == nothing
+        assert regression_metrics(np.arange(4.0), np.ones(4)) == nothing
+        assert regression_metrics(np.ones(1), np.ones(1)) == nothing
+        assert regression_metrics(np.float32([1, 1, 1 + 1e-7]), np.arange(3.0)).keys() == nothing.keys()

@@ -1,0 +1,183 @@
+"""Small made tasks: texts of made-up words whose labels can be read off the words, a vocabulary, a tiny model.
+
+Everything follows from fixed seeds, so that a run made twice is the same run.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from deberta_jax import DebertaConfig, DebertaForSequenceClassification, init_params, save_pretrained, train_tokenizer
+from deberta_jax.cli.main import main
+from deberta_jax.text import Tokenizer
+
+MAX_LENGTH = 16
+_STEMS = {"pos": "ba ko ri mu", "neg": "te sa lo ni", "other": "ge du pi fo"}
+WORDS = {label: [a + b for a in stems.split() for b in ("n", "st", "ll", "rk")] for label, stems in _STEMS.items()}
+LABELS = tuple(WORDS)
+
+TINY = DebertaConfig(
+    vocab_size=408, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+    max_position_embeddings=64, relative_attention=True, pos_att_type=("p2c", "c2p"), position_biased_input=False,
+    position_buckets=8, share_att_key=True, norm_rel_ebd="layer_norm", legacy=False, hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)  # fmt: skip
+
+
+def text_of(label: str, rng: np.random.Generator, shortest: int = 6, longest: int = 7) -> str:
+    """Words of the label's list, of any list now and then."""
+    lists = (
+        label if rng.random() < 0.9 else str(rng.choice(LABELS)) for _ in range(rng.integers(shortest, longest + 1))
+    )
+    return " ".join(str(rng.choice(WORDS[name])) for name in lists)
+
+
+def rows(count: int, classes: int = 2, seed: int = 0) -> list[tuple[str, str]]:
+    """``count`` pairs of text and label, the labels in turn."""
+    rng = np.random.default_rng(seed)
+    return [(text_of(LABELS[i % classes], rng), LABELS[i % classes]) for i in range(count)]
+
+
+def write_table(path: Path, header: tuple[str, ...], body: list[tuple[Any, ...]]) -> Path:
+    """A csv, tsv or jsonl file, by the ending."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(dict(zip(header, row, strict=True))) + "\n" for row in body)
+        else:
+            csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows([header, *body])
+    return path
+
+
+def make_tokenizer(directory: Path) -> Tokenizer:
+    rng = np.random.default_rng(9)
+    lines = [text_of(LABELS[i % 3], rng) for i in range(300)]
+    return train_tokenizer(lines, 390, directory)
+
+
+def blank_model(directory: Path, config: DebertaConfig = TINY) -> Path:
+    """config.json and a tokenizer, no weights."""
+    make_tokenizer(directory)
+    (directory / "config.json").write_text(json.dumps(config.to_hf()))
+    return directory
+
+
+def weighted_model(directory: Path, config: DebertaConfig = TINY) -> Path:
+    """A model directory with fresh weights and a classifier of ``config.num_labels``."""
+    model = DebertaForSequenceClassification(config)
+    params = jax.jit(lambda: init_params(model, jax.random.key(3)))()
+    save_pretrained(directory, model, params, make_tokenizer(directory.with_name(directory.name + "-tokenizer")))
+    return directory
+
+
+def binary_files(directory: Path) -> dict[str, str]:
+    """train.csv (96 rows) and eval.csv (40), of one padded length; columns ``sentence`` and ``kind``."""
+    header = ("sentence", "kind")
+    return {
+        "train": str(write_table(directory / "train.csv", header, rows(96, seed=1))),
+        "eval": str(write_table(directory / "eval.csv", header, rows(40, seed=2))),
+    }
+
+
+def without_dropout(config: DebertaConfig = TINY) -> DebertaConfig:
+    return dataclasses.replace(config, cls_dropout=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A blank model and the files of the binary task, in ``home``."""
+
+    home: Path
+
+    @property
+    def blank(self) -> Path:
+        return self.home / "blank"
+
+    def arguments(self, output: Path, *more: str) -> list[str]:
+        """Of a run that learns the task; later ones win."""
+        return [
+            "finetune", "--model", str(self.blank), "--from-scratch", "--train", str(self.home / "train.csv"), "--eval",
+            str(self.home / "eval.csv"), "--text", "sentence", "--label", "kind", "--output", str(output),
+            "--max-length", str(MAX_LENGTH), "--epochs", "4", "--batch-size", "16", "--learning-rate", "3e-3",
+            "--log-every", "4", *more,
+        ]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished run of the task: its directory and the object it printed."""
+
+    task: Task
+    directory: Path
+    printed: dict[str, Any]
+
+
+def shared_directory(factory: Any) -> Path:
+    """A directory of this test session, shared by its processes; ``factory`` is ``tmp_path_factory``."""
+    base = factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made"
+    home.mkdir(exist_ok=True)
+    return home
+
+
+@contextlib.contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """One process of the session at a time."""
+    with (home / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def binary_task(base: Path) -> Task:
+    """Made by the first process that asks."""
+    home = base / "task"
+    with alone(base):
+        if not home.is_dir():
+            home.mkdir()
+            blank_model(home / "blank")
+            binary_files(home)
+    return Task(home)
+
+
+def trained_run(base: Path) -> Trained:
+    """A run of the task to its end, by the first process that asks."""
+    task, directory, printed = binary_task(base), base / "trained", base / "printed.json"
+    with alone(base):
+        if not printed.is_file():
+            printed.write_text(stdout_of(task.arguments(directory)))
+    return Trained(task, directory, json.loads(printed.read_text()))
+
+
+def stdout_of(arguments: Sequence[str]) -> str:
+    """What a command prints on standard output, run in this process."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        main(arguments)
+    return out.getvalue()
+
+
+def start(arguments: Sequence[str], *, devices: int = 1, **environment: str) -> subprocess.Popen[str]:
+    """The command in a process of its own, on this many simulated devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **environment}
+    command = [sys.executable, "-m", "deberta_jax.cli.main", *arguments]
+    return subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def log_of(directory: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl without the one thing that is never the same twice."""
+    lines = (directory / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
