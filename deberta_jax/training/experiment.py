@@ -17,7 +17,7 @@ class Optimization:
 
     learning_rate: float = 2e-5
     """Peak, reached at the end of the warm-up; falls linearly to 0 at the last step."""
-    warmup: float = 0.1
+    warmup: float | int = 0.1
     """Share of all steps if below 1, else a number of steps."""
     weight_decay: float = 0.01
     beta1: float = 0.9

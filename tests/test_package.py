@@ -1,0 +1,66 @@
+"""What the package costs to import, what is in its wheel, and its public names."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import deberta_jax
+
+ROOT = Path(__file__).resolve().parents[1]
+
+NAMES = [
+    "DebertaConfig", "PRESETS", "InputError", "from_pretrained", "save_pretrained", "init_params", "load_tokenizer",
+    "train_tokenizer", "pipeline", "losses", "DebertaEncoder", "DebertaForMaskedLM", "DebertaForSequenceClassification",
+    "DebertaForTokenClassification", "DebertaForQuestionAnswering", "DebertaForMultipleChoice",
+    "DebertaForReplacedTokenDetection",
+]  # fmt: skip
+
+
+def test_public_names():
+    assert [name for name in NAMES if not hasattr(deberta_jax, name)] == []
+    assert len(deberta_jax.PRESETS) > 5
+
+
+def test_importing_prints_nothing_starts_no_device_and_brings_no_torch():
+    script = (
+        "import sys, json\n"
+        "import deberta_jax\n"
+        "from jax._src import xla_bridge\n"
+        "print(json.dumps([xla_bridge.backends_are_initialized(), sorted(sys.modules)]), file=sys.__stderr__)\n"
+    )
+    found = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", script], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == ""
+    (line,) = found.stderr.splitlines()
+    started, modules = json.loads(line)
+    assert not started
+    heavy = {"torch", "transformers", "huggingface_hub", "tensorflow", "matplotlib", "pandas"}
+    assert heavy & {name.split(".")[0] for name in modules} == set()
+
+
+def test_the_wheel_holds_the_package_alone(tmp_path):
+    built = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {"deberta_jax", f"deberta_jax-{deberta_jax.__version__}.dist-info"}
+    assert "deberta_jax/py.typed" in names
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "deberta_jax").rglob("*.py")}
+    assert sources == {name for name in names if name.endswith(".py")}
+    metadata = zipfile.ZipFile(wheel).read(f"deberta_jax-{deberta_jax.__version__}.dist-info/METADATA").decode()
+    assert "License-Expression: Apache-2.0" in metadata
+
+
+@pytest.mark.parametrize("arguments", [["-m", "deberta_jax.cli.main", "--help"], ["-m", "train", "--help"]])
+def test_front_doors(arguments):
+    found = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("usage: deberta-jax COMMAND")
+    assert found.stderr == ""
