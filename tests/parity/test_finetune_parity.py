@@ -36,7 +36,7 @@ def test_transformers_loads_what_finetune_leaves(tmp_path_factory):
     assert model.config.id2label == {0: "neg", 1: "pos"}
     pipe = deberta_jax.pipeline("text-classification", trained.directory)
     texts = [text for text, _ in rows(30, seed=31)]
-    encoded = pipe.tokenizer(texts, max_length=16)
+    encoded = pipe.tokenizer(texts, max_length=16, padding="longest")
     batch = {
         "input_ids": torch.tensor(np.asarray(encoded.input_ids)).long(),
         "attention_mask": torch.tensor(np.asarray(encoded.attention_mask)).long(),
