@@ -105,7 +105,7 @@ def test_a_pickle_that_calls_anything_is_refused_before_it_runs(wrapped, protoco
         np.array([{"a": 1}], dtype=object), np.float32(1), Hostile(eval, "1"), Hostile(getattr, 1, "real"),
         Path("x"), {1, 2}, 1j, bytearray(3), slice(1),
     ],
-    ids=str,
+    ids=["objects", "scalar", "eval", "getattr", "path", "set", "complex", "bytearray", "slice"],
 )  # fmt: skip
 def test_nothing_but_tensors_and_plain_containers_is_built(value, tmp_path):
     path = tmp_path / "pytorch_model.bin"
