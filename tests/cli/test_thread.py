@@ -11,7 +11,15 @@ import pytest
 
 import deberta_jax
 from deberta_jax.cli.main import main
+from deberta_jax.sharding import make_mesh
+from deberta_jax.training import finetune as finetuning
 from tests.made import MAX_LENGTH, TINY, blank_model, log_of, rows, start, stdout_of, weighted_model, write_table
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Trains on one device, which compiles faster; the run of the other tests has all."""
+    monkeypatch.setattr(finetuning, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))
 
 
 def lines(text):
@@ -91,7 +99,7 @@ def test_a_saved_model_is_loaded_to_the_bit(trained, tmp_path):
     assert (tmp_path / "copy" / name).read_bytes() == (trained.directory / name).read_bytes()
 
 
-def test_three_classes_of_pairs_from_jsonl_in_bfloat16(task, tmp_path):
+def test_three_classes_of_pairs_from_jsonl_in_bfloat16(task, tmp_path, one_device):
     body = [(*text.split(" ", 1), label) for text, label in rows(96, 3, seed=11)]
     train = write_table(tmp_path / "train.jsonl", ("head", "rest", "kind"), body)
     held_out = write_table(tmp_path / "eval.jsonl", ("kind", "rest", "head"), [row[::-1] for row in body[:30]])
@@ -111,7 +119,7 @@ def test_three_classes_of_pairs_from_jsonl_in_bfloat16(task, tmp_path):
     assert metrics["f1"] == pytest.approx(printed["f1"])
 
 
-def test_a_regression_from_tsv_by_a_config_file(tmp_path, capsys):
+def test_a_regression_from_tsv_by_a_config_file(tmp_path, capsys, one_device):
     """From a file of weights, whose classifier, of two labels, is drawn anew."""
     weights = weighted_model(tmp_path / "weights")
     number = lambda text: sum(word[0] in "bkrm" for word in text.split()) / len(text.split()) * 3 + 0.25

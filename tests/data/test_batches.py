@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deberta_jax.data.batches import (
@@ -26,6 +26,7 @@ def features_of(lengths, labels=None) -> Features:
     return Features(ids, (ids % 2).astype(np.int8), starts, labels, 0)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 33), st.integers(0, 5))
 def test_an_epoch_has_every_example_once_in_batches_that_hold_it(lengths, batch_size, epoch):
     buckets = length_buckets(lengths, 40)
@@ -42,6 +43,7 @@ def test_an_epoch_has_every_example_once_in_batches_that_hold_it(lengths, batch_
     assert all(np.array_equal(a, b) for a, b in zip(again.members, plan.members, strict=True))
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(8, 40))
 def test_buckets_are_few_and_hold_the_longest(lengths, max_length):
     buckets = length_buckets(lengths, max_length)
@@ -66,6 +68,7 @@ def test_epochs_and_seeds_differ_and_examples_of_like_length_are_together():
     assert abs(np.corrcoef(padded, np.arange(len(padded)))[0, 1]) < 0.2
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 9))
 def test_the_plan_of_an_evaluation_begins_with_the_longest(lengths, batch_size):
     plan = plan_in_order(lengths, batch_size, length_buckets(lengths, 40))

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deberta_jax.inference.metrics import classification_metrics, regression_metrics
@@ -36,6 +36,7 @@ def matthews_of(table):
     return both / spread if spread else 0.0
 
 
+@settings(deadline=None)
 @given(st.integers(2, 5).flatmap(
     lambda c: st.tuples(st.just(c), st.lists(st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)), min_size=1))
 ))  # fmt: skip

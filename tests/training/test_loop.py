@@ -45,7 +45,7 @@ def test_lengths_of_all_sorts_are_a_few_programs_and_no_more(task, tmp_path, one
     assert len(set(lengths)) > 10
     assert len(buckets) >= 3
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        finetune(experiment_of(task, tmp_path / "run", train=str(train), batch_size=4, max_length=32, epochs=2))
+        finetune(experiment_of(task, tmp_path / "run", train=str(train), batch_size=4, max_length=32))
     compiled = [
         record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling jit(step)")
     ]
