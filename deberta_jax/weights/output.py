@@ -68,7 +68,8 @@ def _sweep(parent: Path, name: str) -> None:
     """Removes what killed processes left of the same directory."""
     for left in parent.glob(f".{name}.partial-*"):
         pid = left.name.rsplit("-", 1)[1]
-        if not pid.isdigit() or not _alive(int(pid)):
+        # Our own number: a container that restarts gives the same ones again.
+        if not pid.isdigit() or int(pid) == os.getpid() or not _alive(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
 
 
