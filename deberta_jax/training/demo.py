@@ -54,7 +54,7 @@ class DemoResult:
     seconds: float
 
 
-def run_demo(output: Path, *, pretraining_steps: int = 900, epochs: int = 12) -> DemoResult:
+def run_demo(output: Path, *, pretraining_steps: int = 700, epochs: int = 12) -> DemoResult:
     """Runs, or goes on with, the demonstration in ``output``; prints nothing on standard output.
 
     Raises:
