@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.blocked import blocked_attention
-from deberta_jax.ops.masking import visible_pairs
+from deberta_jax.ops.masking import visibility
 from deberta_jax.ops.reference import reference_attention
 from deberta_jax.ops.shift import shift_attention
 
@@ -99,9 +99,11 @@ def disentangled_attention(
     whole = return_weights or mix_scores is not None or mix_weights is not None
     name = choose_body(impl, whole_scores=whole)
     inputs = (query, key, value, pos_key, pos_query, rows)
+    texts, pairs = visibility(mask, segment_ids)
     options = {
         "scale": scale,
-        "pairs": visible_pairs(mask, segment_ids),
+        "texts": texts,
+        "pairs": pairs,
         "dropout_rate": dropout_rate,
         "dropout_key": dropout_key,
     }

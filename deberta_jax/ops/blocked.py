@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from deberta_jax.ops.masking import dropout, masked_softmax
+from deberta_jax.ops.masking import dropout, masked_softmax, visible_pairs
 from deberta_jax.ops.products import F32, product
 from deberta_jax.ops.shift import by_distance, slide
 
@@ -29,12 +29,14 @@ def blocked_attention(
     rows: Int[np.ndarray, " U"],
     *,
     scale: float,
+    texts: Int[Array, "B T"] | None = None,
     pairs: Bool[Array, "B T T"] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> Float[Array, "B T N H"]:
     """Context; arguments as in ``ops.attention.disentangled_attention``."""
     batch, length, heads, _ = query.shape
+    pairs = visible_pairs(texts, pairs)
     # In float32 the scale goes into operands, which saves a pass over the scores; in bfloat16 that would cost accuracy.
     folded = scale if query.dtype == F32 else 1.0
     descending = None if pos_key is None else by_distance(pos_key, rows, descending=True).transpose(1, 0, 2)

@@ -9,22 +9,35 @@ F32 = jnp.float32
 _MASKED = -1e30  # finite: the difference of two masked scores is 0, not NaN
 
 
-def visible_pairs(
+def visibility(
     mask: Bool[Array, "B S"] | Bool[Array, "B T S"] | None, segment_ids: Int[Array, "B S"] | None
-) -> Bool[Array, "B T S"] | None:
-    """True where query t may read key s: both real, and of the same text where rows are packed.
+) -> tuple[Int[Array, "B S"] | None, Bool[Array, "B T S"] | None]:
+    """Which tokens may read which, as the attention bodies take it: ``(texts, pairs)``, each None where not needed.
 
     Args:
       mask: [B,S] marks real tokens; [B,T,S] says it pair by pair.
       segment_ids: the text each token belongs to, 0 for padding.
+
+    Returns:
+      texts: int32 [B,S], the number of each token's text, 0 for padding: a query may read a key of the same text.
+      pairs: a mask that came pair by pair, to hold besides.
     """
-    pairs = None
-    if mask is not None:
-        pairs = mask if mask.ndim == 3 else mask[:, :, None] & mask[:, None, :]
-    if segment_ids is not None:
-        same = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids != 0)[:, :, None]
-        pairs = same if pairs is None else pairs & same
-    return pairs
+    pairs = mask if mask is not None and mask.ndim == 3 else None
+    tokens = None if pairs is not None else mask
+    if segment_ids is None:
+        return None if tokens is None else tokens.astype(jnp.int32), pairs
+    texts = segment_ids.astype(jnp.int32)
+    return texts if tokens is None else jnp.where(tokens, texts, 0), pairs
+
+
+def visible_pairs(
+    texts: Int[Array, "... S"] | None, pairs: Bool[Array, "... S S"] | None = None
+) -> Bool[Array, "... S S"] | None:
+    """True where query t may read key s: both of the same text, and allowed by ``pairs``. None: all may read all."""
+    if texts is None:
+        return pairs
+    same = (texts[..., :, None] == texts[..., None, :]) & (texts != 0)[..., :, None]
+    return same if pairs is None else pairs & same
 
 
 def masked_softmax(scores: Float[Array, "... T S"], pairs: Bool[Array, "... #T #S"] | None) -> Float[Array, "... T S"]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from deberta_jax.ops.masking import dropout, masked_softmax
+from deberta_jax.ops.masking import dropout, masked_softmax, visible_pairs
 from deberta_jax.ops.products import product
 
 
@@ -30,6 +30,7 @@ def reference_attention(
     rows: Int[np.ndarray, " U"],
     *,
     scale: float,
+    texts: Int[Array, "B T"] | None = None,
     pairs: Bool[Array, "B T T"] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
@@ -46,7 +47,7 @@ def reference_attention(
         by_row = product("BSNH,RNH->BNSR", key, pos_query)
         scores += jnp.take_along_axis(by_row, index.swapaxes(-1, -2), axis=-1).swapaxes(-1, -2)
     return weigh_values(
-        scores * scale, value, pairs, dropout_rate=dropout_rate, dropout_key=dropout_key, mix_scores=mix_scores,
+        scores * scale, value, visible_pairs(texts, pairs), dropout_rate=dropout_rate, dropout_key=dropout_key, mix_scores=mix_scores,
         mix_weights=mix_weights,
     )  # fmt: skip
 

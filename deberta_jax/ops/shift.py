@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from deberta_jax.ops.masking import visible_pairs
 from deberta_jax.ops.products import F32, product
 from deberta_jax.ops.reference import weigh_values
 
@@ -80,6 +81,7 @@ def shift_attention(
     rows: Int[np.ndarray, " U"],
     *,
     scale: float,
+    texts: Int[Array, "B T"] | None = None,
     pairs: Bool[Array, "B T T"] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
@@ -103,6 +105,6 @@ def shift_attention(
         turned = slide(product("BSNH,UNH->BNSU", key, table).astype(stored), length, length)
         scores += turned.swapaxes(-1, -2).astype(F32)
     return weigh_values(
-        scores * scale, value, pairs, dropout_rate=dropout_rate, dropout_key=dropout_key, mix_scores=mix_scores,
+        scores * scale, value, visible_pairs(texts, pairs), dropout_rate=dropout_rate, dropout_key=dropout_key, mix_scores=mix_scores,
         mix_weights=mix_weights,
     )  # fmt: skip

@@ -5,18 +5,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deberta_jax.ops.masking import dropout, masked_softmax, text_starts, visible_pairs
+from deberta_jax.ops.masking import dropout, masked_softmax, text_starts, visibility, visible_pairs
+
+
+def readable(mask, segments):
+    return visible_pairs(*visibility(mask, segments))
 
 
 def test_pairs_need_both_tokens_real_and_of_one_text():
     mask = jnp.array([[1, 1, 0, 1]], bool)
     segments = jnp.array([[1, 1, 2, 2]])
-    np.testing.assert_array_equal(visible_pairs(mask, None)[0], np.outer(mask[0], mask[0]))
+    np.testing.assert_array_equal(readable(mask, None)[0], np.outer(mask[0], mask[0]))
     expected = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]], bool)
-    np.testing.assert_array_equal(visible_pairs(mask, segments)[0], expected)
-    padded = visible_pairs(None, jnp.array([[1, 0, 0, 2]]))[0]
+    np.testing.assert_array_equal(readable(mask, segments)[0], expected)
+    padded = readable(None, jnp.array([[1, 0, 0, 2]]))[0]
     np.testing.assert_array_equal(padded, np.diag([1, 0, 0, 1]).astype(bool))
-    assert visible_pairs(None, None) is None
+    assert readable(None, None) is None
+    by_pair = jnp.tri(4, dtype=bool)[None]
+    np.testing.assert_array_equal(readable(by_pair, None), by_pair)
+    np.testing.assert_array_equal(
+        readable(by_pair, segments)[0], np.tri(4, dtype=bool) & [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+    )
 
 
 @pytest.mark.parametrize("size", [1.0, 1e4, 1e30])
