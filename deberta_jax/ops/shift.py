@@ -105,6 +105,6 @@ def shift_attention(
         turned = slide(product("BSNH,UNH->BNSU", key, table).astype(stored), length, length)
         scores += turned.swapaxes(-1, -2).astype(F32)
     return weigh_values(
-        scores * scale, value, visible_pairs(texts, pairs), dropout_rate=dropout_rate, dropout_key=dropout_key, mix_scores=mix_scores,
-        mix_weights=mix_weights,
+        scores * scale, value, visible_pairs(texts, pairs), dropout_rate=dropout_rate, dropout_key=dropout_key,
+        mix_scores=mix_scores, mix_weights=mix_weights,
     )  # fmt: skip
