@@ -13,7 +13,25 @@ F32 = jnp.float32
 def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     # HIGHEST: on TPU a float32 product is otherwise computed from bfloat16 halves of its operands.
     precision = lax.Precision.HIGHEST if a.dtype == F32 else None
-    return jnp.einsum(spec, a, b, preferred_element_type=F32, precision=precision)
+
+    def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.einsum(spec, a, b, preferred_element_type=F32, precision=precision)
+
+    if a.dtype == F32 or _needs_no_turning(spec):
+        return multiply(a, b)
+    return lax.platform_dependent(a, b, cpu=lambda a, b: multiply(a.astype(F32), b.astype(F32)), default=multiply)
+
+
+def _needs_no_turning(spec: str) -> bool:
+    """False for a batched product whose operands do not lie as a batch of matrices does: batch, rows, columns.
+
+    XLA's CPU backend cannot multiply half-precision matrices of which the first is turned. It turns that one around in
+    memory, or computes in float32; but in larger programs a later pass undoes the turn, and they stop when run.
+    """
+    operands, out = spec.split("->")
+    left, right = operands.split(",")
+    batch = "".join(c for c in out if c in left and c in right)
+    return not batch or (all(letters.startswith(batch) for letters in (left, right, out)) and left[-1] not in out)
 
 
 def align(a: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -12,6 +12,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
 from deberta_jax.models import MODELS, DebertaEncoder, DebertaForMaskedLM, abstract_params, init_params
 from deberta_jax.ops import losses
+from deberta_jax.ops.attention import BODIES
 from deberta_jax.presets import PRESETS
 from tests.cases import BASE, Case, apply, draw_params, execute, make_batch
 
@@ -187,6 +188,30 @@ def test_half_precision_stays_near_float32(dtype):
     assert half.dtype == dtype
     error = np.sqrt(np.mean((np.float32(half[mask]) - exact[mask]) ** 2))
     assert 1e-5 < error < {jnp.bfloat16: 0.02, jnp.float16: 0.003}[dtype]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_every_body_trains_in_half_precision(dtype, body):
+    """Gradients near those of float32; a CPU lacks some half-precision products, which it says only when they run."""
+    case = Case("half-gradients", "v3", "sequence-classification", length=8)
+    batch, params = make_batch(case), draw_params(case.model())
+
+    def gradients(dtype):
+        def loss(params, batch):
+            out = case.model(dtype=dtype, attention=body).apply(
+                {"params": params}, batch["input_ids"], attention_mask=batch["attention_mask"]
+            )
+            return losses.weighted_mean(*losses.cross_entropy(out.logits, batch["labels"]))
+
+        return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params, batch))
+
+    norm = lambda tree: np.sqrt(sum(np.sum(np.square(a, dtype=np.float64)) for a in jax.tree.leaves(tree)))
+    exact, half = gradients(jnp.float32), gradients(dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {np.dtype(np.float32)}
+    error = norm(jax.tree.map(lambda a, b: a - b, half, exact)) / norm(exact)
+    assert 1e-5 < error < {jnp.bfloat16: 0.03, jnp.float16: 0.004}[dtype]
 
 
 def test_float16_is_finite_when_raw_scores_exceed_its_range():

@@ -68,6 +68,26 @@ def test_product_gradients_are_those_of_einsum(spec):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("spec", ["BTNH,BSNH->BNTS", "BTNH,RNH->BNTR", "BNTS,BSNH->BTNH", "BTS,BSH->BTH", "BTH,UH->BTU",
+                                  "UVA,ABC->UVBC", "UVAB,ABC->UVC"])  # fmt: skip
+def test_half_precision_products_run_forward_and_backward(spec, dtype):
+    """A CPU lacks some of them, and which depends on what stands around them: it says so only when a program runs."""
+    sizes = dict(zip("BTSNHRU", (4, 8, 8, 4, 8, 11, 16), strict=True), V=8, A=4, C=6)
+    left, right, out = spec.replace("->", ",").split(",")
+    a, b = draw(*(sizes[c] for c in left)), draw(*(sizes[c] for c in right)).astype(dtype)
+
+    def loss(a, b):
+        return jnp.sum(jnp.square(product(spec, a.astype(dtype), b).astype(dtype).astype(jnp.float32))) / 2
+
+    found = jax.jit(jax.grad(loss, argnums=(0, 1)))(a, b)
+    a, b = np.float64(a.astype(dtype)), np.float64(b)
+    cotangent = np.einsum(spec, a, b)
+    expected = np.einsum(f"{out},{right}->{left}", cotangent, b), np.einsum(f"{left},{out}->{right}", a, cotangent)
+    for mine, exact in zip(found, expected, strict=True):
+        assert np.abs(np.float64(mine) - exact).max() < 0.01 * np.abs(exact).max()
+
+
 @pytest.mark.parametrize(("taps", "groups"), [(1, 1), (3, 1), (3, 2), (5, 4), (7, 1)])
 def test_convolution_is_cross_correlation_within_a_text(taps, groups):
     width, length = 8, 6
