@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
+import jax
 import tyro
 from tqdm import tqdm
 
@@ -28,6 +29,10 @@ class Args:
     """Of the result; what the source has if not given."""
     head: str | None = None
     """One head alone, such as masked-lm or sequence-classification."""
+    new_head: int | None = None
+    """A seed: what the file lacks of --head is drawn with it. Without it a head that is not there is an error."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes of --head, in order; what config.json says if not given."""
     layout: Literal["hf", "microsoft"] = "hf"
     """Names of the tensors (hf only): transformers' or those of Microsoft's code."""
     max_shard_size: str = "5GB"
@@ -48,7 +53,8 @@ def run(args: Args) -> None:
             bar.update(done - bar.n)
 
         report = convert(
-            args.source, args.destination, to=args.to, dtype=args.dtype, head=args.head, layout=args.layout,
+            args.source, args.destination, to=args.to, dtype=args.dtype, head=args.head, id2label=args.labels,
+            new_head=None if args.new_head is None else jax.random.key(args.new_head), layout=args.layout,
             max_shard_size=args.max_shard_size, revision=args.revision, strict=args.strict, progress=progress,
         )  # fmt: skip
     if args.report is not None:

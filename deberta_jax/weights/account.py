@@ -221,6 +221,7 @@ def _complaint(
     if heads:
         has = ", ".join(parts_present(found)) or "none"
         says.append(
-            f"the file has no head {', '.join(heads)} (it has: {has}); pass new_head=jax.random.key(0) to start one"
+            f"the file has no head {', '.join(heads)} (it has: {has}); to start one, pass new_head=jax.random.key(0), "
+            "or to convert --new-head 0"
         )
     return f"{checkpoint.path}: {len(missing) + len(wrong) + len(odd)} tensors do not add up. " + ". ".join(says)

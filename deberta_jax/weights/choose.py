@@ -125,7 +125,10 @@ def _classifier(
         differs = f"the file's classifier has {rows} labels, multiple-choice needs 1"
     if differs is not None:
         if not wish.new_head:
-            raise InputError(f"{where}: {differs}; pass new_head=jax.random.key(0) to start a new classifier")
+            raise InputError(
+                f"{where}: {differs}; to start a new classifier, pass new_head=jax.random.key(0), or to convert "
+                "--new-head 0"
+            )
         choice.new["classifier"] = differs
     if asked is not None:
         choice.config = dataclasses.replace(config, id2label=asked)

@@ -1,26 +1,32 @@
 """One checkpoint into another, tensor by tensor: nothing of a model's size is ever in memory."""
 
+import dataclasses
+import functools
 import itertools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from etils import epath
 
 from deberta_jax.errors import InputError
+from deberta_jax.models import MODELS
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import Plan
 from deberta_jax.weights.choose import Wish
-from deberta_jax.weights.load import Source, make_report, open_source, plan_all, plan_head
+from deberta_jax.weights.load import Source, draw_leaves, make_report, open_source, plan_all, plan_head
 from deberta_jax.weights.orbax_files import PARAMS, PendingLeaf, write_orbax
 from deberta_jax.weights.output import check_free, staged
 from deberta_jax.weights.report import Report
 from deberta_jax.weights.safetensors_file import Pending
 from deberta_jax.weights.save import Layout, hf_config, json_text, parse_size, torch_tensors, write_weights
+from deberta_jax.weights.source import Tensor
 from deberta_jax.weights.values import as_dtype, broken_note, is_finite, read_layers
 
+_WORDS = "deberta/embeddings/word_embeddings/embedding"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spm.model",
     "vocab.json", "merges.txt", "vocab.txt", "bpe_encoder.bin",
@@ -34,6 +40,8 @@ def convert(
     to: Literal["hf", "orbax"],
     dtype: Any = None,
     head: str | None = None,
+    id2label: Sequence[str] | Mapping[int, str] | None = None,
+    new_head: jax.Array | None = None,
     layout: Layout = "hf",
     max_shard_size: str | int = "5GB",
     revision: str | None = None,
@@ -49,6 +57,8 @@ def convert(
         files and ``params/``, an Orbax checkpoint of the parameter tree.
       dtype: f32, bf16 or f16; None keeps what the file has.
       head: one head; None keeps every head the file has.
+      id2label, new_head: as ``from_pretrained``, for that one head: its labels, and the key to draw with what the file
+        lacks of it.
       layout: for ``hf``, ``microsoft`` names tensors as Microsoft's code does.
       max_shard_size: for ``hf``, larger files are split.
       revision: of a hub id.
@@ -67,8 +77,15 @@ def convert(
     parse_size(max_shard_size)
     if not cloud:
         check_free(target, overwrite=False)
+    if head is None and (new_head is not None or id2label is not None):
+        raise InputError("a new head, or labels: of which head? Name it (head=..., on the command line --head)")
+    if id2label is not None and head not in ("sequence-classification", "token-classification"):
+        raise InputError(f"labels: {head} has none to choose")
     opened = open_source(source, revision=revision)
-    plan = plan_all(opened) if head is None else plan_head(opened, Wish(head))
+    if head is None:
+        plan = plan_all(opened)
+    else:
+        plan = _with_new_leaves(plan_head(opened, Wish(head, None, id2label, new_head is not None)), head, new_head)
     broken: list[str] = []
     bare = not plan.parts and layout == "hf"
     done = itertools.count(1)
@@ -96,6 +113,22 @@ def convert(
     if not files:
         notes.append("the source has no tokenizer files; the result has none")
     return make_report(source, opened, plan, notes)
+
+
+def _with_new_leaves(plan: Plan, head: str, key: jax.Array | None) -> Plan:
+    """The plan with what the file lacks drawn, in the dtype of its word table."""
+    fresh = [row for row in plan.targets if row.initialised]
+    if key is None or not fresh:
+        return plan
+    dtype = plan.dtype(_WORDS)
+    drawn = {p: np.asarray(a).astype(dtype) for p, a in draw_leaves(MODELS[head](plan.config), fresh, key, {}).items()}
+    fills = dict(plan.fills)
+    for row in table.table(plan.config, plan.parts):
+        if drawn.keys() & set(row.tree):
+            read = functools.partial(row.transform.to_torch, tuple(drawn[path] for path in row.tree), plan.sizes)
+            tensor = Tensor(row.torch, row.torch_shape(plan.sizes), dtype, read)
+            fills |= {path: (row, place, (tensor,)) for place, path in enumerate(row.tree)}
+    return dataclasses.replace(plan, fills=fills)
 
 
 def orbax_leaves(

@@ -163,7 +163,8 @@ def load(
         raise InputError(f"{source.checkpoint.path}: {broken_note(broken)}")
     fresh = [row for row in plan.targets if row.initialised]
     if new_head is not None and fresh:
-        _initialise(model, params, fresh, new_head, placed)
+        for path, value in draw_leaves(model, fresh, new_head, placed).items():
+            _insert(params, path, value)
     report = make_report(name, source, plan, [broken_note(broken)] if broken else [])
     for line in (*(f"initialised {row.path}: {row.reason}" for row in fresh), *report.notes):
         logger.info("%s: %s", name, line)
@@ -227,18 +228,19 @@ def _leaf(
     return jax.device_put(array, sharding)
 
 
-def _initialise(
-    model: Model, params: dict[str, Any], fresh: Sequence[TargetRow], key: jax.Array, placed: Mapping[str, Any]
-) -> None:
-    """Adds the missing leaves. The compiler drops the draws of all others."""
+def draw_leaves(
+    model: Model, fresh: Sequence[TargetRow], key: jax.Array, placed: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """Fresh values by path of the leaves that a file lacks, on the devices that ``placed`` names, float32 by default.
+
+    The compiler drops the draws of all others.
+    """
 
     def draw(key: jax.Array) -> dict[str, jax.Array]:
         tree = init_params(model, key)
         return {row.path: _lookup(tree, row.path) for row in fresh}
 
-    where = {row.path: placed.get(row.path) for row in fresh}
-    for path, value in jax.jit(draw, out_shardings=where)(key).items():
-        _insert(params, path, value)
+    return jax.jit(draw, out_shardings={row.path: placed.get(row.path) for row in fresh})(key)
 
 
 def _insert(tree: dict[str, Any], path: str, value: Any) -> None:

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from deberta_jax.cli.main import main
 from deberta_jax.errors import InputError
-from deberta_jax.weights import convert, verify
+from deberta_jax.weights import convert, from_pretrained, load, verify
 from tests.weights.files import discriminator, positions, raw_config, state_of
 
 PARTS = ("pooler", "classifier")
@@ -41,6 +43,40 @@ def test_convert_says_what_became_of_every_tensor(source, tmp_path, capsys):
     assert {row["fate"] for row in report["tensors"]} == {"loaded", "dropped"}
     assert (tmp_path / "out" / "spm.model").read_bytes() == b"words"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_a_head_that_the_file_lacks_is_new_only_where_asked_for(to, source, tmp_path, capsys):
+    """And then it is what ``from_pretrained`` draws with the same key, in the file's dtype."""
+    out, head = tmp_path / "out", "token-classification"
+    wanted = ["--head", head, "--labels", "O", "B-X", "I-X", "B-Y"]
+    assert exit_code("convert", source, out, "--to", to, *wanted) == 2
+    assert "--new-head 0" in capsys.readouterr().err
+    assert not out.exists()
+    main(["convert", str(source), str(out), "--to", to, *wanted, "--new-head", "5"])
+    assert "initialised classifier/kernel: the file's classifier reads a pooled text" in capsys.readouterr().out
+    model, found, report = load(out, head)
+    assert model.config.id2label == ("O", "B-X", "I-X", "B-Y")
+    assert report.initialised == ()
+    drawn = from_pretrained(source, head, id2label=model.config.id2label, new_head=jax.random.key(5))[1]
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, drawn))
+    assert found["classifier"]["kernel"].std() > 0.001
+
+
+def test_a_new_head_keeps_the_dtype_of_the_file(source, tmp_path):
+    convert(source, tmp_path / "half", to="hf", dtype="f16")
+    convert(tmp_path / "half", tmp_path / "out", to="hf", head="question-answering", new_head=jax.random.key(0))
+    saved = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    assert {value.dtype for value in saved.values()} == {np.dtype(np.float16)}
+    assert saved["qa_outputs.weight"].shape == (2, 8)
+
+
+def test_options_of_a_head_need_a_head_that_has_them(source, tmp_path, capsys):
+    assert exit_code("convert", source, tmp_path / "out", "--to", "hf", "--new-head", "0") == 2
+    assert "of which head? Name it" in capsys.readouterr().err
+    asked = ("--head", "masked-lm", "--new-head", "0", "--labels", "a", "b")
+    assert exit_code("convert", source, tmp_path / "out", "--to", "hf", *asked) == 2
+    assert "labels: masked-lm has none" in capsys.readouterr().err
 
 
 def test_convert_keeps_every_head_and_says_that_the_tokenizer_is_missing(write, tmp_path, capsys):
