@@ -1,0 +1,1 @@
+"""Attention bodies as hand-written kernels (Pallas), with the contract of every other body."""

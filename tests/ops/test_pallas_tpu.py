@@ -1,0 +1,343 @@
+"""The TPU kernel in Pallas' interpreter against the definition, ``ops/reference.py``; no TPU is needed or was used."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+
+from deberta_jax.errors import InputError
+from deberta_jax.ops.masking import visible_pairs
+from deberta_jax.ops.pallas import operands, plan, tiles
+from deberta_jax.ops.pallas.counter_dropout import keep_mask
+from deberta_jax.ops.pallas.selfcheck import kernel_agrees
+from deberta_jax.ops.pallas.tpu import dropout_seeds, pallas_attention
+from deberta_jax.ops.reference import pair_rows, reference_attention
+from deberta_jax.ops.relative_position import reachable_rows, table_rows
+from tests.cases import QUICK
+
+interpreted = functools.partial(pallas_attention, interpret=True)
+ARRAYS = ("query", "key", "value", "pos_key", "pos_query")
+BOTH, C2P, P2C, NEITHER = (), ("pos_query",), ("pos_key",), ("pos_key", "pos_query")
+
+
+def make_rows(generation: str, length: int) -> np.ndarray:
+    if generation == "v1":
+        return table_rows(length, 40, buckets=-1, max_distance=40, clamp=False)
+    return table_rows(length, 32, buckets=32, max_distance=64, clamp=generation == "v3")
+
+
+def make_case(length, heads, size, generation="v3", mask="none", without=BOTH, batch=2, dtype=np.float32):
+    """(arrays with a cotangent, masks, rows): asymmetric in everything."""
+    random = np.random.RandomState(length)
+    draw = lambda *shape: random.standard_normal(shape).astype(dtype)
+    kept, rows = reachable_rows(make_rows(generation, length))
+    arrays = {name: draw(batch, length, heads, size) for name in (*ARRAYS[:3], "cotangent")}
+    arrays |= {name: None if name in without else draw(len(kept), heads, size) for name in ARRAYS[3:]}
+    texts = np.sort(random.randint(1, 4, (batch, length)), axis=1)[:, ::-1].astype(np.int32)
+    if mask == "padding":
+        texts = (texts > 1).astype(np.int32)  # and nothing at all to be seen in the last example
+        texts[-1] = 0
+    texts[:, -length // 8 :] = 0 if length > 8 else 1
+    pairs = random.random_sample((batch, length, length)) < 0.4
+    pairs[0, length // 2] = False
+    masks = {"texts": texts if mask in ("texts", "padding", "all") else None}
+    masks |= {"pairs": pairs if mask in ("pairs", "all") else None}
+    return arrays, masks, rows
+
+
+def run(body, arrays, masks, rows, **options):
+    """Context and gradients by name, float32."""
+
+    def both(arrays, masks, cotangent):
+        attend = lambda arrays: body(**arrays, rows=rows, scale=arrays["query"].shape[-1] ** -0.5, **masks, **options)
+        context, pull = jax.vjp(attend, arrays)
+        return {"context": context, **pull(cotangent)[0]}
+
+    cotangent = arrays["cotangent"]
+    arrays = {name: arrays[name] for name in ARRAYS}
+    arguments = arrays, masks, cotangent
+    found = jax.jit(both).lower(*arguments).compile(compiler_options=QUICK)(*arguments)
+    return {name: np.float32(a) for name, a in found.items() if a is not None}
+
+
+def definition(*args, **options):
+    return reference_attention(*args, **options)[0]
+
+
+def assert_agree(found, expected):
+    assert found.keys() == expected.keys()
+    for name, a in expected.items():
+        assert np.isfinite(found[name]).all(), name
+        limit = (2e-6 if name == "context" else 2e-5) * np.abs(a).max()
+        np.testing.assert_allclose(found[name], a, rtol=0, atol=max(limit, 1e-7), err_msg=name)
+
+
+def blocks_of(monkeypatch, size):
+    """Short texts of several blocks."""
+    if size:
+        monkeypatch.setattr(plan, "block_size", lambda length: size)
+
+
+def hidden_queries(masks, arrays):
+    batch, length = arrays["query"].shape[:2]
+    pairs = visible_pairs(*(None if masks[name] is None else jnp.asarray(masks[name]) for name in ("texts", "pairs")))
+    return np.zeros((batch, length), bool) if pairs is None else ~np.asarray(pairs).any(-1)
+
+
+LENGTHS = (1, 2, 63, 127, 128, 129, 255, 257, 300, 384, 450, 513, 600, 640, 700)
+MASKS = ("none", "padding", "texts", "pairs", "all")
+
+
+@pytest.mark.parametrize(
+    ("length", "heads", "size", "generation", "mask", "without", "block"),
+    [
+        (1, 2, 32, "v3", "none", BOTH, None),
+        (100, 3, 64, "v1", "padding", BOTH, None),
+        (300, 2, 64, "hf", "all", BOTH, 128),
+        (450, 2, 64, "v3", "texts", BOTH, 128),
+        (200, 1, 128, "v1", "pairs", C2P, None),
+        (300, 2, 20, "v3", "none", P2C, 128),
+        (130, 1, 256, "v3", "texts", NEITHER, None),
+        *(
+            pytest.param(length, heads, size, generation, mask, without, block, marks=pytest.mark.long)
+            for n, length in enumerate(LENGTHS)
+            for m, mask in enumerate(MASKS)
+            for heads, size in ((((2, 64), (3, 32), (1, 128), (5, 48))[(n + m) % 4]),)
+            for generation in (("v1", "v3", "hf")[(n + 2 * m) % 3],)
+            for without in ((BOTH, BOTH, C2P, P2C)[(n + 3 * m) % 4],)
+            for block in ((None, 128, 256)[(n + m) % 3],)
+        ),
+    ],
+)
+def test_forward_and_gradients_are_the_definition(monkeypatch, length, heads, size, generation, mask, without, block):
+    blocks_of(monkeypatch, block)
+    arrays, masks, rows = make_case(length, heads, size, generation, mask, without)
+    found = run(interpreted, arrays, masks, rows)
+    assert_agree(found, run(definition, arrays, masks, rows))
+    hidden = hidden_queries(masks, arrays)
+    assert hidden.any() == (mask != "none" and length > 8)
+    assert not found["context"][hidden].any()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("length", "generation"), [(1100, "v3"), (2048, "v3"), (1100, "v1")])
+def test_long_texts_with_far_blocks(length, generation):
+    arrays, masks, rows = make_case(length, 2, 64, generation, "texts", batch=1)
+    assert plan.make_plan(length, 2, 64, rows, scale=1.0, rate=0.0).far == (-2, 2)
+    assert_agree(run(interpreted, arrays, masks, rows), run(definition, arrays, masks, rows))
+
+
+def test_far_blocks_begin_where_every_distance_reads_one_row():
+    for length, generation in ((700, "v1"), (700, "hf"), (2048, "v3"), (1500, "v1")):
+        rows = make_rows(generation, length)
+        chosen = plan.make_plan(length, 12, 64, rows, scale=1.0, rate=0.0)
+        at = np.arange(length)
+        block = at // chosen.block
+        apart, row = block[None] - block[:, None], pair_rows(rows)
+        for side, bound in zip((-1, 1), chosen.far, strict=True):
+            far = [len(np.unique(row[apart == d])) == 1 for d in range(side, side * chosen.blocks, side)]
+            known = [side * d >= side * bound for d in range(side, side * chosen.blocks, side)]
+            assert far == known
+    unclipped = table_rows(2000, 2000, buckets=-1, max_distance=2000, clamp=False)
+    chosen = plan.make_plan(2000, 12, 64, unclipped, scale=1.0, rate=0.0)
+    assert chosen.far == (-chosen.blocks, chosen.blocks)
+    assert chosen.table_rows == 2 * chosen.padded_length
+
+
+def test_dropout_is_the_same_in_forward_and_backward(monkeypatch):
+    """Against the definition's formula with the mask written out by numpy, which uses no kernel."""
+    blocks_of(monkeypatch, 128)
+    arrays, masks, rows = make_case(150, 3, 32, mask="texts")
+    key, rate = jax.random.key(5), 0.3
+    keep = keep_mask(np.asarray(dropout_seeds(key)), 2, 3, 150, rate)
+
+    def given_mask(query, key, value, pos_key, pos_query, rows, *, scale, texts, pairs):
+        by_pair = lambda table: table[jnp.asarray(pair_rows(rows))]
+        scores = jnp.einsum("BTNH,BSNH->BNTS", query, key) + jnp.einsum("BTNH,TSNH->BNTS", query, by_pair(pos_key))
+        scores = (scores + jnp.einsum("BSNH,TSNH->BNTS", key, by_pair(pos_query))) * scale
+        pairs = visible_pairs(texts)[:, None]
+        weights = jnp.where(pairs, jax.nn.softmax(jnp.where(pairs, scores, -1e30), axis=-1), 0.0)
+        weights = jnp.where(keep, weights / (1 - rate), 0.0)
+        return jnp.einsum("BNTS,BSNH->BTNH", weights, value)
+
+    expected = run(given_mask, arrays, masks, rows)
+    found = run(interpreted, arrays, masks, rows, dropout_rate=rate, dropout_key=key)
+    assert_agree(found, expected)
+
+
+def test_dropout_mask_is_random():
+    """Shares, pairs of neighbours, heads, examples and seeds: all as of independent draws."""
+    rate, shape = 0.1, (3, 4, 256, 256)
+    mask = keep_mask(np.uint32([7, 9]), *shape[:3], rate)
+    other = keep_mask(np.uint32([8, 9]), *shape[:3], rate)
+    assert np.array_equal(mask, keep_mask(np.uint32([7, 9]), *shape[:3], rate))
+    spread = (rate * (1 - rate)) ** 0.5
+    assert abs(mask.mean() - (1 - rate)) < 4 * spread / mask.size**0.5
+    for axes in ((0, 1, 2), (0, 1, 3), (2, 3)):  # every key, every query, every head
+        shares = mask.mean(axis=axes)
+        count = mask.size / shares.size
+        assert np.abs(shares - (1 - rate)).max() < 5 * spread / count**0.5
+        assert 0.75 < shares.std() / (spread / count**0.5) < 1.25 or shares.size < 100
+    dropped = ~mask
+    pairs = {
+        "key": (dropped[..., 1:], dropped[..., :-1]), "query": (dropped[:, :, 1:], dropped[:, :, :-1]),
+        "diagonal": (dropped[:, :, 1:, 1:], dropped[:, :, :-1, :-1]), "head": (dropped[:, 1:], dropped[:, :-1]),
+        "example": (dropped[1:], dropped[:-1]), "turned": (dropped, dropped.swapaxes(2, 3)), "seed": (dropped, ~other),
+    }  # fmt: skip
+    for name, (a, b) in pairs.items():
+        together = (a & b).mean()
+        assert abs(together - rate**2) < 5 * rate / a.size**0.5, name
+    bits = np.packbits(keep_mask(np.uint32([1, 2]), 1, 4, 512, 0.5))  # bytes of a fair coin: chi square, 255 degrees
+    counts = np.bincount(bits, minlength=256)
+    assert ((counts - bits.size / 256) ** 2 / (bits.size / 256)).sum() < 255 + 5 * 510**0.5
+
+
+@pytest.mark.parametrize("mask", ["texts", pytest.param("none", marks=pytest.mark.long)])
+def test_bfloat16_errs_no_more_than_the_definition(monkeypatch, mask):
+    blocks_of(monkeypatch, 128)
+    arrays, masks, rows = make_case(256, 2, 64, mask=mask, dtype=jnp.bfloat16)
+    exact = run(definition, {name: np.float32(a) for name, a in arrays.items()}, masks, rows)
+    error = lambda found: {name: np.linalg.norm(found[name] - a) / np.linalg.norm(a) for name, a in exact.items()}
+    ours, theirs = error(run(interpreted, arrays, masks, rows)), error(run(definition, arrays, masks, rows))
+    for name in exact:
+        assert 0 < ours[name] <= 1.3 * theirs[name], (name, ours[name], theirs[name])
+
+
+def test_blocks_without_a_visible_pair_are_not_computed(monkeypatch):
+    """NaN values in another text reach a block that is computed, even under weight 0; and its sums stay finite."""
+    blocks_of(monkeypatch, 128)
+    arrays, _, rows = make_case(384, 2, 64, batch=1)
+    texts = np.repeat(np.int32([[1, 2, 0]]), 128, axis=1)
+    arrays["value"] = np.where((texts == 1)[..., None, None], arrays["value"], np.float32(np.nan))
+    arrays["cotangent"] = np.where((texts == 1)[..., None, None], arrays["cotangent"], 0)
+    found = run(interpreted, arrays, {"texts": texts, "pairs": None}, rows)
+    first = {name: a if name.startswith("pos") else a[:, :128] for name, a in arrays.items()}
+    expected = run(definition, first, {"texts": None, "pairs": None}, rows[256:-256])
+    for name in ("context", "query", "key", "value"):
+        np.testing.assert_allclose(found[name][:, :128], expected[name], atol=2e-5 * np.abs(expected[name]).max())
+
+
+@pytest.mark.parametrize("order", [operands.QUERY_MAJOR, operands.KEY_MAJOR])
+def test_schedule_visits_the_blocks_that_have_pairs_and_fetches_no_other(order):
+    random, batch, length = np.random.RandomState(1), 3, 1024
+    chosen = plan.Plan(
+        length=length, block=128, blocks=8, heads=1, head_size=128, padded_heads=1, lanes_per_head=128, group=1,
+        nearest=(-7, 7), far=(-8, 8), scale=1.0, rate=0.0,
+    )  # fmt: skip
+    texts = np.cumsum(random.random_sample((batch, length)) < 0.01, axis=1).astype(np.int32)
+    texts[0, 700:], texts[2] = 0, 0
+    pairs = np.repeat(np.repeat(random.random_sample((batch, 8, 8)) < 0.7, 128, axis=1), 128, axis=2)
+    for given in ((texts, None), (None, pairs), (texts, pairs)):
+        steps = operands.schedule(chosen, *(None if a is None else jnp.asarray(a) for a in given), order)
+        steps = np.asarray(steps).reshape(batch, 8, 8)
+        allowed = visible_pairs(*(None if a is None else jnp.asarray(a) for a in given))
+        seen = np.asarray(allowed).reshape(batch, 8, 128, 8, 128).any(axis=(2, 4))
+        seen = seen if order.query_outer else seen.swapaxes(1, 2)
+        if given[0] is None or given[1] is None:
+            np.testing.assert_array_equal(steps & 1, seen)
+        else:
+            assert (steps & 1)[seen].all()
+        for b, outer in np.ndindex(batch, 8):
+            visited = {inner for inner in range(8) if steps[b, outer, inner] & 1}
+            fetched = {int(step) >> 1 for step in steps[b, outer]}
+            assert fetched == visited or not visited
+            assert all(steps[b, outer, inner] >> 1 == inner for inner in visited)
+
+
+def test_the_rotation_of_the_interpreter_is_the_tpus():
+    tile = np.random.RandomState(0).standard_normal((128, 128)).astype(np.float32)
+
+    def kernel(x, turned, rotated):
+        turned[...], rotated[...] = tiles.turn_right(x[...]), tiles.rotate(x[...])
+
+    like = jax.ShapeDtypeStruct(tile.shape, jnp.float32)
+    turned, rotated = pl.pallas_call(kernel, out_shape=(like, like), interpret=True)(tile)
+    np.testing.assert_array_equal(turned, rotated)
+    np.testing.assert_array_equal(turned, np.stack([np.roll(row, i + 1) for i, row in enumerate(tile)]))
+
+
+def test_what_it_cannot_do_is_refused():
+    arrays, _, rows = make_case(8, 1, 32)
+    arrays.pop("cotangent")
+    arrays = {name: jnp.asarray(a) for name, a in arrays.items()}
+    half = {name: a.astype(np.float16) for name, a in arrays.items()}
+    with pytest.raises(InputError, match=r"float32 or bfloat16, all arrays alike, not float16; use"):
+        interpreted(**half, rows=rows, scale=1.0)
+    with pytest.raises(InputError, match=r"not bfloat16, float32; use"):
+        interpreted(**arrays | {"key": arrays["key"].astype(jnp.bfloat16)}, rows=rows, scale=1.0)
+    length = 65537
+    arrays, rows = {name: jax.ShapeDtypeStruct((1, length, 1, 32), jnp.float32) for name in ARRAYS[:3]}, np.zeros(1)
+    with pytest.raises(InputError, match="at most 65536 tokens, not 65537"):
+        jax.eval_shape(lambda a: interpreted(**a, pos_key=None, pos_query=None, rows=rows, scale=1.0), arrays)
+
+
+@pytest.fixture
+def fresh_check():
+    kernel_agrees.cache_clear()
+    yield functools.partial(kernel_agrees, interpret=True, length=140)
+    kernel_agrees.cache_clear()
+
+
+def test_self_check_agrees_also_while_tracing(fresh_check, caplog):
+    caplog.set_level(logging.INFO)
+
+    @jax.jit
+    def traced(x):
+        assert fresh_check("float32")
+        return x + 1
+
+    assert jax.grad(traced)(1.0) == 1.0
+    assert fresh_check("float32")
+    assert [r.levelname for r in caplog.records if "definition" in r.message] == ["INFO"]
+    assert "attention kernel on cpu in float32: agrees with the definition" in caplog.text
+
+
+def wrong_sign(*args, pos_query, **options):
+    return interpreted_whole(*args, pos_query=-pos_query, **options)
+
+
+def wrong_gradient(*args, key, **options):
+    return interpreted_whole(*args, key=2 * key - jax.lax.stop_gradient(key), **options)
+
+
+def not_finite(*args, value, **options):
+    return interpreted_whole(*args, value=value * jnp.inf, **options)
+
+
+def does_not_compile(*args, **options):
+    raise RuntimeError("Mosaic failed to compile\nand much more")
+
+
+def interpreted_whole(*args, interpret, **options):
+    """The definition itself in the kernel's place: cheap, and only what is broken on purpose is wrong."""
+    rate = options.pop("dropout_rate")
+    del options["dropout_key"]
+    query = options["query"]
+    context, weights = reference_attention(*args, **options)
+    if not rate:
+        return context
+    batch, length, heads, _ = query.shape
+    with jax.ensure_compile_time_eval():
+        keep = keep_mask(np.asarray(dropout_seeds(jax.random.key(0))), batch, heads, length, rate)
+    return jnp.einsum("BNTS,BSNH->BTNH", jnp.where(keep, weights / (1 - rate), 0), options["value"])
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (wrong_sign, "not used, it differs from the definition"),
+        (wrong_gradient, "not used, it differs from the definition; largest relative difference"),
+        (not_finite, "largest relative difference inf"),
+        (does_not_compile, "not used, it failed: RuntimeError: Mosaic failed to compile"),
+    ],
+)
+def test_self_check_refuses_a_broken_kernel(fresh_check, caplog, broken, message):
+    assert not fresh_check("float32", body=broken)
+    (record,) = [r for r in caplog.records if r.name.endswith("selfcheck")]
+    assert record.levelname == "WARNING"
+    assert message in record.getMessage()
+    assert "\n" not in record.getMessage()
