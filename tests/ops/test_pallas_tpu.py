@@ -73,7 +73,8 @@ def assert_agree(found, expected):
     for name, a in expected.items():
         assert np.isfinite(found[name]).all(), name
         limit = (2e-6 if name == "context" else 2e-5) * np.abs(a).max()
-        np.testing.assert_allclose(found[name], a, rtol=0, atol=max(limit, 1e-7), err_msg=name)
+        limit = max(limit, 1e-6)  # one token alone has gradients of exactly 0: differences of numbers of size 10
+        np.testing.assert_allclose(found[name], a, rtol=0, atol=limit, err_msg=name)
 
 
 def blocks_of(monkeypatch, size):
@@ -248,16 +249,26 @@ def test_schedule_visits_the_blocks_that_have_pairs_and_fetches_no_other(order):
             assert all(steps[b, outer, inner] >> 1 == inner for inner in visited)
 
 
-def test_the_rotation_of_the_interpreter_is_the_tpus():
-    tile = np.random.RandomState(0).standard_normal((128, 128)).astype(np.float32)
+TILE = np.random.RandomState(0).standard_normal((128, 128)).astype(np.float32)
 
+
+def test_tiles_are_shifted_and_back():
+    np.testing.assert_array_equal(tiles.turn_right(TILE), np.stack([np.roll(row, i + 1) for i, row in enumerate(TILE)]))
+    wide, (i, j) = np.concatenate([TILE, TILE.T, -TILE], axis=1), np.indices((128, 256))
+    np.testing.assert_array_equal(tiles.shift(wide), wide[i, 127 - i + j])
+    back = np.zeros((128, 384), np.float32)
+    back[i, 127 - i + j] = wide[:, :256]
+    np.testing.assert_array_equal(tiles.unshift(jnp.asarray(wide[:, :256])), back)
+
+
+@pytest.mark.long
+def test_the_rotation_of_the_interpreter_is_the_tpus():
     def kernel(x, turned, rotated):
         turned[...], rotated[...] = tiles.turn_right(x[...]), tiles.rotate(x[...])
 
-    like = jax.ShapeDtypeStruct(tile.shape, jnp.float32)
-    turned, rotated = pl.pallas_call(kernel, out_shape=(like, like), interpret=True)(tile)
+    like = jax.ShapeDtypeStruct(TILE.shape, jnp.float32)
+    turned, rotated = pl.pallas_call(kernel, out_shape=(like, like), interpret=True)(TILE)
     np.testing.assert_array_equal(turned, rotated)
-    np.testing.assert_array_equal(turned, np.stack([np.roll(row, i + 1) for i, row in enumerate(tile)]))
 
 
 def test_what_it_cannot_do_is_refused():
@@ -270,7 +281,10 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(InputError, match=r"not bfloat16, float32; use"):
         interpreted(**arrays | {"key": arrays["key"].astype(jnp.bfloat16)}, rows=rows, scale=1.0)
     length = 65537
-    arrays, rows = {name: jax.ShapeDtypeStruct((1, length, 1, 32), jnp.float32) for name in ARRAYS[:3]}, np.zeros(1)
+    arrays, rows = (
+        {name: jax.ShapeDtypeStruct((1, length, 1, 32), jnp.float32) for name in ARRAYS[:3]},
+        np.zeros(1, np.int32),
+    )
     with pytest.raises(InputError, match="at most 65536 tokens, not 65537"):
         jax.eval_shape(lambda a: interpreted(**a, pos_key=None, pos_query=None, rows=rows, scale=1.0), arrays)
 
@@ -278,7 +292,7 @@ def test_what_it_cannot_do_is_refused():
 @pytest.fixture
 def fresh_check():
     kernel_agrees.cache_clear()
-    yield functools.partial(kernel_agrees, interpret=True, length=140)
+    yield functools.partial(kernel_agrees, interpret=True)
     kernel_agrees.cache_clear()
 
 
@@ -287,11 +301,11 @@ def test_self_check_agrees_also_while_tracing(fresh_check, caplog):
 
     @jax.jit
     def traced(x):
-        assert fresh_check("float32")
+        assert fresh_check("float32", length=100)
         return x + 1
 
     assert jax.grad(traced)(1.0) == 1.0
-    assert fresh_check("float32")
+    assert fresh_check("float32", length=100)
     assert [r.levelname for r in caplog.records if "definition" in r.message] == ["INFO"]
     assert "attention kernel on cpu in float32: agrees with the definition" in caplog.text
 
@@ -336,7 +350,7 @@ def interpreted_whole(*args, interpret, **options):
     ],
 )
 def test_self_check_refuses_a_broken_kernel(fresh_check, caplog, broken, message):
-    assert not fresh_check("float32", body=broken)
+    assert not fresh_check("float32", body=broken, length=20)
     (record,) = [r for r in caplog.records if r.name.endswith("selfcheck")]
     assert record.levelname == "WARNING"
     assert message in record.getMessage()
