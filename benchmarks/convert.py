@@ -1,6 +1,6 @@
 """Time and memory of converting a file of the size of deberta-v2-xlarge (884M parameters, float16, 1.8 GB).
 
-    python benchmarks/convert.py [--layers 24] [--repeats 3] [--directory /tmp]
+    python benchmarks/convert.py [--layers 24] [--repeats 3] [--directory /tmp] [--record FILE.json]
 
 Prints, for each target, our time as a ratio of a peer's, alternating in fresh processes (median of repeats), and the
 peak of anonymous memory as a ratio of its limit. The peers: for hf, ``torch.load`` + cast + ``save_file``; for Orbax,
@@ -11,6 +11,7 @@ Orbax 2.5 largest leaves + 512 MB and 1.3 of the peer's time.
 import argparse
 import dataclasses
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 PEER_HF = """
 import sys, time, torch
@@ -59,8 +61,8 @@ assert "torch" not in sys.modules
 """
 
 
-def make_source(directory: Path, layers: int) -> int:
-    """Random weights as a .bin of torch; returns the bytes of the largest leaf in float16."""
+def make_source(directory: Path, layers: int) -> tuple[int, int]:
+    """Random weights as a .bin of torch; returns the bytes of the largest leaf in float16, and the parameters."""
     import torch
 
     from deberta_jax.presets import PRESETS
@@ -79,7 +81,7 @@ def make_source(directory: Path, layers: int) -> int:
     torch.save(state, directory / "pytorch_model.bin")
     (directory / "config.json").write_text(json.dumps(config.to_hf()))
     print(f"{count / 1e6:.0f}M parameters, {2 * count / 1e9:.2f} GB, largest leaf {largest / 1e6:.0f} MB")
-    return largest
+    return largest, count
 
 
 def run(code: str, *arguments: str) -> tuple[float, int]:
@@ -106,7 +108,8 @@ def run(code: str, *arguments: str) -> tuple[float, int]:
     return float(out.split()[-1]), peak
 
 
-def measure(source: Path, work: Path, to: str, dtype: str, repeats: int, limit: float) -> None:
+def measure(source: Path, work: Path, to: str, dtype: str, repeats: int, limit: float) -> dict[str, Any]:
+    """Runs both in turn, prints the ratios, and gives all that was measured."""
     ours, theirs, peaks = [], [], []
     for _ in range(repeats):
         for peer in (True, False):
@@ -129,6 +132,12 @@ def measure(source: Path, work: Path, to: str, dtype: str, repeats: int, limit: 
         f"memory {max(peaks) / limit:.2f} of the limit ({max(peaks) / 1e6:.0f} of {limit / 1e6:.0f} MB)",
         flush=True,
     )
+    return {
+        "to": to, "dtype": dtype, "time_ratio": round(ratio, 3), "time_limit": bound,
+        "memory_ratio": round(max(peaks) / limit, 3),
+        "peak_MB": round(max(peaks) / 1e6), "limit_MB": round(limit / 1e6),
+        "seconds": [round(s, 2) for s in ours], "peer_seconds": [round(s, 2) for s in theirs],
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -136,14 +145,21 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--directory", default=None)
+    parser.add_argument("--record", type=Path, default=None, help="also write the figures to this JSON file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
         source = Path(folder) / "source"
         source.mkdir()
-        largest = make_source(source, arguments.layers)
+        largest, parameters = make_source(source, arguments.layers)
+        results = []
         for to, dtype in (("hf", "f16"), ("hf", "bf16"), ("orbax", "f16")):
             factor = 1.5 if to == "hf" else 2.5
-            measure(source, Path(folder), to, dtype, arguments.repeats, factor * largest + 512e6)
+            results.append(measure(source, Path(folder), to, dtype, arguments.repeats, factor * largest + 512e6))
+    if arguments.record is not None:
+        machine = f"{os.cpu_count()} cores, shared with other jobs while this ran"
+        record = {"command": "python benchmarks/convert.py", "machine": machine, "parameters": parameters,
+                  "largest_leaf_MB": round(largest / 1e6), "runs": results}  # fmt: skip
+        arguments.record.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

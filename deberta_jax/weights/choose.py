@@ -6,11 +6,11 @@ with or without absolute positions, a discriminator's is a left-over, a classifi
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
 from deberta_jax.weights.account import parts_present
+from deberta_jax.weights.cloud import Place
 from deberta_jax.weights.names import classifier_rows, head_parts
 from deberta_jax.weights.source import Tensor
 
@@ -39,7 +39,7 @@ class Wish:
 
 
 def choose_head(
-    wish: Wish, config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: bool, where: Path
+    wish: Wish, config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: bool, where: Place
 ) -> Choice:
     """The choice for one head.
 
@@ -81,7 +81,7 @@ def choose_all(config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: 
 
 
 def _masked_lm(
-    choice: Choice, wish: Wish, config: DebertaConfig, found: Mapping[str, Tensor], where: Path
+    choice: Choice, wish: Wish, config: DebertaConfig, found: Mapping[str, Tensor], where: Place
 ) -> None:  # fmt: skip
     present = parts_present(found)
     decoder = _POSITIONS in found and not config.position_biased_input
@@ -105,7 +105,7 @@ def _masked_lm(
 
 
 def _classifier(
-    choice: Choice, wish: Wish, found: Mapping[str, Tensor], labelled: bool, *, pooled: bool, where: Path
+    choice: Choice, wish: Wish, found: Mapping[str, Tensor], labelled: bool, *, pooled: bool, where: Place
 ) -> None:
     config, rows, present = choice.config, _rows(found), parts_present(found)
     single = wish.head == "multiple-choice"

@@ -3,20 +3,19 @@
 import dataclasses
 import functools
 import itertools
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from etils import epath
 
 from deberta_jax.errors import InputError
 from deberta_jax.models import MODELS
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import Plan
 from deberta_jax.weights.choose import Wish
+from deberta_jax.weights.cloud import Place, is_cloud, reaching
 from deberta_jax.weights.load import Source, draw_leaves, make_report, open_source, plan_all, plan_head
 from deberta_jax.weights.orbax_files import PARAMS, PendingLeaf, write_orbax
 from deberta_jax.weights.output import check_free, staged
@@ -72,7 +71,9 @@ def convert(
       InputError: as ``load``; nothing is written then.
     """
     kind = None if dtype is None else as_dtype(dtype)
-    cloud = to == "orbax" and "://" in str(destination)
+    cloud = is_cloud(destination)
+    if cloud and to != "orbax":
+        raise InputError(f"{destination}: a directory for transformers is written to a local disk; give one")
     target = Path(destination).expanduser()
     parse_size(max_shard_size)
     if not cloud:
@@ -97,8 +98,13 @@ def convert(
     config = json_text(hf_config(plan.config, plan.parts, plan.sizes["C"], _widest(tensors), known))
     files = [opened.directory / name for name in TOKENIZER_FILES if (opened.directory / name).is_file()]
     if cloud:
-        _to_cloud(epath.Path(str(destination)), plan, kind, config, files, broken, step)
-        _check(broken, opened, strict)
+        with reaching(destination) as place:
+            _to_cloud(place, orbax_leaves(plan, kind, broken, step))
+            _check(broken, opened, strict)
+            # config.json comes last: without it nothing is a model directory.
+            for file in files:
+                (place / file.name).write_bytes(file.read_bytes())
+            (place / "config.json").write_text(config)
     else:
         with staged(target) as stage:
             if to == "hf":
@@ -107,7 +113,7 @@ def convert(
                 write_orbax(stage / PARAMS, orbax_leaves(plan, kind, broken, step))
             _check(broken, opened, strict)
             for file in files:
-                shutil.copyfile(file, stage / file.name)
+                (stage / file.name).write_bytes(file.read_bytes())
             (stage / "config.json").write_text(config, encoding="utf-8")
     notes = [broken_note(broken)] if broken else []
     if not files:
@@ -156,17 +162,11 @@ def _reader(plan: Plan, path: str, dtype: np.dtype, broken: list[str], progress:
     return read
 
 
-def _to_cloud(
-    target: epath.Path, plan: Plan, dtype: np.dtype | None, config: str, files: Sequence[Path], broken: list[str],
-    progress: Callable[[str], None],
-) -> None:  # fmt: skip
-    """Orbax commits ``params`` at the end; config.json comes last, and without it nothing is a model directory."""
+def _to_cloud(target: Place, leaves: Mapping[str, PendingLeaf]) -> None:
+    """``params`` below the target, which Orbax marks as whole at the end."""
     if (target / "config.json").exists():
         raise InputError(f"{target}: holds a model already; give a new directory")
-    write_orbax(target / PARAMS, orbax_leaves(plan, dtype, broken, progress))
-    for file in files:
-        (target / file.name).write_bytes(file.read_bytes())
-    (target / "config.json").write_text(config)
+    write_orbax(target / PARAMS, leaves)
 
 
 def _check(broken: list[str], source: Source, strict: bool) -> None:

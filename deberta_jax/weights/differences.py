@@ -13,6 +13,7 @@ import numpy as np
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
 from deberta_jax.weights.account import Folded, by_canonical_name
+from deberta_jax.weights.cloud import Place
 from deberta_jax.weights.readers import GENERATOR, read_weights
 from deberta_jax.weights.source import Tensor
 
@@ -20,7 +21,7 @@ _TABLES = ("word_embeddings", "position_embeddings")
 
 
 def fold_differences(
-    found: dict[str, Tensor], config: DebertaConfig, directory: Path, path: Path
+    found: dict[str, Tensor], config: DebertaConfig, directory: Place, path: Place
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """``found`` with a ``weight`` for every table that has only a ``_weight``, and a note on how each came about.
 
@@ -33,7 +34,8 @@ def fold_differences(
         difference = found.get(f"{name}._weight")
         if difference is None or f"{name}.weight" in found:
             continue
-        generator = next((directory / file for file in GENERATOR if (directory / file).is_file()), None)
+        beside = [directory / file for file in GENERATOR] if isinstance(directory, Path) else []
+        generator = next((file for file in beside if file.is_file()), None)
         del out[f"{name}._weight"]
         if generator is not None:
             base = by_canonical_name(read_weights(generator)).get(f"{name}.weight")

@@ -11,6 +11,7 @@ from deberta_jax.config import V1
 from deberta_jax.errors import InputError
 from deberta_jax.text import load_tokenizer
 from deberta_jax.weights.choose import Wish
+from deberta_jax.weights.cloud import Place
 from deberta_jax.weights.conversion import TOKENIZER_FILES
 from deberta_jax.weights.load import make_report, open_source, plan_all, plan_head
 from deberta_jax.weights.names import HEADS
@@ -105,7 +106,9 @@ def inspect(source: str | Path, *, revision: str | None = None) -> Inspection:
     )
 
 
-def _tokenizer_rule(directory: Path) -> str | None:
+def _tokenizer_rule(directory: Place) -> str | None:
+    if not isinstance(directory, Path):
+        return None
     try:
         return load_tokenizer(directory).rule
     except InputError:

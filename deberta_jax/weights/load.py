@@ -17,6 +17,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.models import MODELS, Model, init_params
 from deberta_jax.weights.account import Plan, by_canonical_name, make_plan
 from deberta_jax.weights.choose import Wish, choose_all, choose_head
+from deberta_jax.weights.cloud import Place, is_cloud, reaching
 from deberta_jax.weights.differences import fold_differences
 from deberta_jax.weights.names import ENCODER
 from deberta_jax.weights.orbax_files import find_orbax, read_orbax
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 class Source:
     """An opened model: its directory, its weights under canonical names, and what its config says."""
 
-    directory: Path
+    directory: Place
     checkpoint: Checkpoint
     found: Mapping[str, Tensor]
     config: DebertaConfig
@@ -49,29 +50,49 @@ def load_config(name: str | Path, *, revision: str | None = None) -> DebertaConf
     Raises:
       InputError: no such directory or hub id, or a config.json that cannot be used.
     """
+    if is_cloud(name):
+        with reaching(name) as place:
+            return _read_config(place, "", None)[0]
     file = hub.split(str(name))[1]
     directory = hub.resolve(name, revision=revision, files=["*.json"])
     return _read_config(directory, file or "", None)[0]
 
 
 def open_source(name: str | Path, *, revision: str | None = None) -> Source:
-    """Opens a directory, a file in one, or a hub id; reads headers and the config, no weights.
+    """Opens a directory, a file in one, a hub id, or an Orbax checkpoint at ``gs://...``: headers, no weights.
 
     Raises:
       InputError: anything that cannot be read, in one line.
     """
+    if is_cloud(name):
+        with reaching(name) as place:
+            return _open_cloud(place)
     file = hub.split(str(name))[1]
     directory = hub.resolve(name, revision=revision)
     orbax = None if file or has_standard(directory) else find_orbax(directory)
     if orbax is not None:
-        home = next(
-            (place for place in (directory, *directory.absolute().parents[:3]) if _config_file(place, "")), None
-        )
-        config, raw = _read_config(home or directory, "", None)
-        checkpoint = read_orbax(orbax, config)
-    else:
-        checkpoint = read_weights(directory / file if file else find_weights(directory))
-        config, raw = _read_config(directory, checkpoint.path.name, checkpoint.config)
+        return _open_orbax(directory, orbax)
+    checkpoint = read_weights(directory / file if file else find_weights(directory))
+    return _make_source(directory, checkpoint, *_read_config(directory, checkpoint.path.name, checkpoint.config))
+
+
+def _open_cloud(directory: Place) -> Source:
+    orbax = find_orbax(directory)
+    if orbax is None:
+        raise InputError(f"{directory}: no Orbax checkpoint there; files of any other form must be on a local disk")
+    return _open_orbax(directory, orbax)
+
+
+def _open_orbax(directory: Place, orbax: Place) -> Source:
+    above = (directory, *directory.absolute().parents[:3])
+    home = next((place for place in above if _config_file(place, "")), directory)
+    config, raw = _read_config(home, "", None)
+    return _make_source(directory, read_orbax(orbax, config), config, raw)
+
+
+def _make_source(
+    directory: Place, checkpoint: Checkpoint, config: DebertaConfig, raw: Mapping[str, Any]
+) -> Source:  # fmt: skip
     found, notes = fold_differences(by_canonical_name(checkpoint), config, directory, checkpoint.path)
     if checkpoint.left:
         notes = (*notes, f"not weights, not read: {', '.join(checkpoint.left)}")
@@ -82,17 +103,20 @@ def open_source(name: str | Path, *, revision: str | None = None) -> Source:
 
 
 def _read_config(
-    directory: Path, file: str, inside: Mapping[str, Any] | None
+    directory: Place, file: str, inside: Mapping[str, Any] | None
 ) -> tuple[DebertaConfig, Mapping[str, Any]]:
     """The config that belongs to a file of weights, and what it was read from."""
     path = _config_file(directory, file)
     if path is None and inside is not None:
         return DebertaConfig.from_hf(inside), inside
     path = path or directory / "config.json"
-    return DebertaConfig.from_hf(path), json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(path, Path):
+        return DebertaConfig.from_hf(path), json.loads(path.read_text(encoding="utf-8"))
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return DebertaConfig.from_hf(raw), raw
 
 
-def _config_file(directory: Path, file: str) -> Path | None:
+def _config_file(directory: Place, file: str) -> Place | None:
     names = ["config.json", "model_config.json"]
     if "generator" in file:
         names.insert(0, "generator_config.json")

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from etils import epath
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
 from deberta_jax.weights import names as table
+from deberta_jax.weights.cloud import Place, is_cloud
 from deberta_jax.weights.source import Checkpoint, Tensor
 
 PARAMS = "params"
@@ -96,7 +96,7 @@ class _Handler(ocp.type_handlers.NumpyHandler):
                 del found, piece
 
 
-def write_orbax(directory: Path | epath.Path, leaves: Mapping[str, PendingLeaf]) -> None:
+def write_orbax(directory: Place, leaves: Mapping[str, PendingLeaf]) -> None:
     """Writes one checkpoint; ``leaves`` are by path, and come back as a nested dict."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
@@ -112,7 +112,7 @@ def write_orbax(directory: Path | epath.Path, leaves: Mapping[str, PendingLeaf])
         checkpointer.save(epath.Path(directory), args=ocp.args.PyTreeSave(tree))
 
 
-def find_orbax(directory: Path) -> Path | None:
+def find_orbax(directory: Place) -> Place | None:
     """The checkpoint in a directory: itself, its ``params``, or the newest step of a training state; else None."""
     for place in (directory, directory / PARAMS, directory / "state"):
         if (place / _METADATA).is_file():
@@ -125,7 +125,7 @@ def find_orbax(directory: Path) -> Path | None:
     return None
 
 
-def _leaves_of(directory: Path) -> dict[str, dict[str, Any]]:
+def _leaves_of(directory: Place) -> dict[str, dict[str, Any]]:
     """Specs of the parameters by path: everything, or what is below ``params`` in a training state.
 
     Raises:
@@ -145,7 +145,7 @@ def _leaves_of(directory: Path) -> dict[str, dict[str, Any]]:
     leaves = {}
     for key in keys:
         if key[: len(prefix)] == prefix:
-            name, base = ".".join(key), f"file://{directory.absolute()}/"
+            name, base = ".".join(key), f"{directory}/" if is_cloud(directory) else f"file://{directory.absolute()}/"
             store = {"driver": "ocdbt", "base": base, "path": f"{name}/"} if raw.get("use_ocdbt") else f"{base}{name}/"
             leaves["/".join(key[len(prefix) :])] = {"driver": zarr, "kvstore": store}
     return leaves
@@ -154,7 +154,7 @@ def _leaves_of(directory: Path) -> dict[str, dict[str, Any]]:
 class OrbaxArrays:
     """The arrays of a checkpoint by path, each opened when it is needed."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Place):
         self.directory = directory
         self._open: dict[str, ts.TensorStore] = {}
         self.specs = _leaves_of(directory)
@@ -203,7 +203,7 @@ def _key(index: tuple[slice, ...] | None) -> tuple[tuple[Any, Any], ...]:
     return tuple((part.start, part.stop) for part in index or ())
 
 
-def read_orbax(directory: Path, config: DebertaConfig) -> Checkpoint:
+def read_orbax(directory: Place, config: DebertaConfig) -> Checkpoint:
     """A checkpoint of ours under the names of torch tensors, so that it is accounted for like any other file.
 
     Raises:

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax.dtypes
 import numpy as np
+
+from deberta_jax.weights.cloud import Place
 
 BFLOAT16 = np.dtype(jax.dtypes.bfloat16)
 
@@ -30,8 +31,8 @@ class Tensor:
 class Checkpoint:
     """A file, or the shards of one, or an array checkpoint: names to tensors, and what else it said."""
 
-    path: Path
-    files: tuple[Path, ...]
+    path: Place
+    files: tuple[Place, ...]
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any] | None = None
     """An architecture stored inside the file, as Microsoft's task checkpoints do."""
