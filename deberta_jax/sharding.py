@@ -88,3 +88,27 @@ def constrain(x: jax.Array, axes: Sequence[str | None], rules: ShardingRules = R
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, rules.spec(axes))
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShare:
+    """The rows of a batch that one process reads: those of ``blocks`` out of ``count`` equal parts."""
+
+    blocks: tuple[int, ...] = (0,)
+    count: int = 1
+
+    def rows(self, total: int) -> np.ndarray:
+        """Their indices, ascending; ``total`` must be a multiple of ``count``."""
+        size = total // self.count
+        return (np.asarray(self.blocks)[:, None] * size + np.arange(size)).ravel()
+
+
+WHOLE = RowShare()
+"""All rows: the share of a process that is alone."""
+
+
+def row_share(mesh: Mesh) -> RowShare:
+    """What this process's devices hold of every batch."""
+    count = mesh.shape["data"] * mesh.shape["fsdp"]
+    index = batch_sharding(mesh).addressable_devices_indices_map((count,))
+    return RowShare(tuple(sorted({range(count)[rows][0] for (rows,) in index.values()})), count)

@@ -3,30 +3,30 @@
 import dataclasses
 import json
 import sys
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 from tqdm import tqdm
 
-from deberta_jax.data.labels import LabelSpec, encode_labels
-from deberta_jax.data.tables import Table, read_table
-from deberta_jax.errors import InputError
-from deberta_jax.inference.pipelines import TextClassifier, pipeline
-from deberta_jax.inference.predict import problem_of, score
+from deberta_jax import hub
+from deberta_jax.data.tables import Table
+from deberta_jax.data.tasks import read_task
+from deberta_jax.inference.pipelines import Loaded, load_model, trained_experiment
+from deberta_jax.inference.tasks import Task, TaskOptions, kind_of, kind_of_model, settle_options, task_of_model
 from deberta_jax.training.experiment import compute_dtype
+from deberta_jax.weights import load_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Args:
-    """Metrics of a model on a labelled file: one JSON object on standard output."""
+class Args(TaskOptions):
+    """Metrics of a model on a labelled file: one JSON object on standard output.
+
+    What is not given is as the run that trained the model had it."""
 
     model: str
-    """Model directory or hub id with a trained classifier."""
+    """Model directory or hub id with a trained head."""
     data: str
-    """csv, tsv or jsonl file."""
-    text: tuple[str, ...] = ("text",)
-    """Column of the text, or two columns of a pair."""
-    label: str = "label"
-    """Column of the label."""
+    """File as ``finetune`` reads it, or a pattern of several."""
     batch_size: int = 32
     max_length: int | None = None
     """Longest input in tokens; what the model was trained with if not given, else 512."""
@@ -34,26 +34,40 @@ class Args:
 
 
 def run(args: Args) -> None:
-    table = read_table(args.data)
-    pipe = load_pipeline(args)
-    problem = problem_of(pipe.model.config)
-    labels = encode_labels(table, args.label, LabelSpec(problem, pipe.model.config.id2label))
-    logits = logits_of(pipe, table, args.text)
-    print(json.dumps(score(logits, labels, problem)))
+    task, model, table = prepared(args, args.model, args.data, labelled=True)
+    with bar(table) as progress:
+        metrics = model.metrics_for(task, table, progress.update)
+    print(json.dumps(metrics))
 
 
-def load_pipeline(args) -> TextClassifier:
-    """The classifier that ``evaluate`` and ``predict`` share."""
-    return pipeline(
-        "text-classification", args.model, dtype=compute_dtype(args.dtype), max_length=args.max_length,
-        batch_size=args.batch_size,
+def prepared(args: Any, directory: str, data: str, *, labelled: bool) -> tuple[Task, Loaded, Table]:
+    """The task, the trained model and the table; columns are given, remembered from the training, known, or guessed."""
+    place = hub.resolve(directory)
+    trained = trained_experiment(place) or {}
+    table = read_task(args.task or trained.get("task", ""), [data])
+    options = remembered(args, trained, table)
+    options = dataclasses.replace(options, task=options.task or kind_of_model(place))
+    options = dataclasses.replace(options, **settle_options(options, table, labelled=labelled))
+    task = task_of_model(options, load_config(directory))
+    model = load_model(
+        kind_of(options.task), directory, task.read, per_token=task.per_token, dtype=compute_dtype(args.dtype),
+        max_length=args.max_length, batch_size=args.batch_size,
     )  # fmt: skip
+    return task, model, table
 
 
-def logits_of(pipe: TextClassifier, table: Table, columns: tuple[str, ...]):
-    """Logits of a table's texts, with a progress bar."""
-    if not 1 <= len(columns) <= 2:
-        raise InputError(f"--text: give one column, or two for a pair, not {len(columns)}")
-    texts = [table.texts(column) for column in columns]
-    with tqdm(total=len(table), unit="text", file=sys.stderr, leave=False) as bar:
-        return pipe.logits(texts[0], texts[1] if len(texts) > 1 else None, bar.update)
+def remembered(args: Any, trained: dict[str, Any], table: Table) -> TaskOptions:
+    """The options given, else those of the run that trained the model, where the table has such columns."""
+    out: dict[str, Any] = {}
+    for field in dataclasses.fields(TaskOptions):
+        given, before = getattr(args, field.name), trained.get(field.name, field.default)
+        before = tuple(before) if isinstance(before, list) else before
+        names = (before,) if isinstance(before, str) else before
+        is_column = field.name in ("text", "label", "labels", "choices")
+        there = not is_column or all(name in table.columns for name in names)
+        out[field.name] = given if given != field.default or not there else before
+    return TaskOptions(**out)
+
+
+def bar(table: Table) -> tqdm:
+    return tqdm(total=len(table), unit="text", file=sys.stderr, leave=False, disable=jax.process_index() != 0)

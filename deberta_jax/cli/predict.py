@@ -6,24 +6,23 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from deberta_jax.cli.evaluate import load_pipeline, logits_of
-from deberta_jax.data.tables import read_table
+from deberta_jax.cli.evaluate import bar, prepared
 from deberta_jax.errors import InputError
-from deberta_jax.inference.predict import probabilities
+from deberta_jax.inference.tasks import TaskOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Args:
-    """Labels and probabilities for a file of texts: one JSON object a row, in the order of the file."""
+class Args(TaskOptions):
+    """A model's answers for a file: one JSON object a row, in the order of the file.
+
+    What is not given is as the run that trained the model had it."""
 
     model: str
-    """Model directory or hub id with a trained classifier."""
+    """Model directory or hub id with a trained head."""
     input: str
-    """csv, tsv or jsonl file; - reads jsonl on standard input."""
+    """File as ``finetune`` reads it, or a pattern of several; - reads jsonl on standard input."""
     output: str
     """File to write; - writes to standard output."""
-    text: tuple[str, ...] = ("text",)
-    """Column of the text, or two columns of a pair."""
     batch_size: int = 32
     max_length: int | None = None
     """Longest input in tokens; what the model was trained with if not given, else 512."""
@@ -35,18 +34,9 @@ def run(args: Args) -> None:
         raise InputError(f"--output {args.output}: its directory does not exist")
     if Path(args.output).is_dir():
         raise InputError(f"--output {args.output}: is a directory; give a file")
-    table = read_table(args.input)
-    pipe = load_pipeline(args)
-    logits = logits_of(pipe, table, args.text)
-    labels = pipe.model.config.id2label
-    rows = []
-    for row in logits:
-        answer = pipe.answer(row)
-        if pipe.regression:
-            rows.append({"label": answer["label"], "score": answer["score"]})
-        else:
-            shares = dict(zip(labels, map(float, probabilities(row)), strict=True))
-            rows.append({"label": answer["label"], "probabilities": shares})
+    task, model, table = prepared(args, args.model, args.input, labelled=False)
+    with bar(table) as progress:
+        rows = model.answers_for(task, table, progress.update)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if args.output == "-":
         print(lines, end="")

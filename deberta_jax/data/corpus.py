@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from deberta_jax.data.batches import Size
 from deberta_jax.data.features import TokenizerLike
 from deberta_jax.errors import InputError
+from deberta_jax.sharding import WHOLE, RowShare
 from deberta_jax.text.masking import mask_tokens
 
 
@@ -71,13 +73,17 @@ class Masker:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedBatches:
-    """Batches of masked rows by step; which rows and which masks follow from (seed, step) alone."""
+    """Batches of masked rows by step; which rows and which masks follow from (seed, step) alone.
+
+    A process reads the rows of its ``share``; masks are drawn for all, so that they do not depend on who reads them.
+    """
 
     rows: np.ndarray
     batch_size: int
     steps: int
     seed: int
     masker: Masker
+    share: RowShare = WHOLE
 
     def __len__(self) -> int:
         return self.steps
@@ -92,7 +98,17 @@ class MaskedBatches:
             order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.rows))
             here = epochs == epoch
             index[here] = order[position[here] % len(self.rows)]
-        return self.masker(self.rows[index], np.random.default_rng([self.seed, 1, int(step)]))
+        batch = self.masker(self.rows[index], np.random.default_rng([self.seed, 1, int(step)]))
+        return {name: array[self.share.rows(self.batch_size)] for name, array in batch.items()}
+
+    def position(self, step: int) -> int:
+        """The number, over all epochs, of the row that a step begins with."""
+        return int(step) * self.batch_size
+
+    def size(self, step: int) -> Size:
+        del step
+        places = self.batch_size * self.rows.shape[1]
+        return Size(self.batch_size, places, places)
 
     def examples(self) -> Iterator[dict[str, np.ndarray]]:
-        yield self[0]
+        yield dataclasses.replace(self, share=WHOLE)[0]

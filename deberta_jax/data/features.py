@@ -1,17 +1,20 @@
-"""Tokenised examples in three flat arrays, whatever their lengths."""
+"""Tokenised examples in flat arrays, whatever their lengths: kept on disk, mapped into memory, read by index."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from deberta_jax.errors import InputError
+from deberta_jax.text import Tokenizer
+
+EXAMPLE, TOKEN, SPAN = "example", "token", "span"
 
 
 @runtime_checkable
 class TokenizerLike(Protocol):
-    """What this floor needs of a tokenizer."""
+    """What plain texts need of a tokenizer."""
 
     def encode_ragged(
         self,
@@ -21,26 +24,45 @@ class TokenizerLike(Protocol):
     ) -> list[tuple[np.ndarray, np.ndarray]]: ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Features:
-    """n examples: example i is ``ids[starts[i]:starts[i+1]]``, int32, special tokens included.
+    """Texts as tokens: text i is ``ids[starts[i]:starts[i+1]]``, int32, special tokens included.
 
-    ``types`` are the token type ids, int8; ``labels`` int32 ids or float32 numbers [n], or None. ``cut`` counts the
-    examples that were longer than the limit and lost their ends.
+    An example is ``choices`` texts one after the other (1 but in multiple choice; a choice that an example lacks is a
+    text of no tokens).
+
+    Attributes:
+      types: token type ids, int8, beside ``ids``.
+      labels: by ``level``: of each example, int32 or float32 [n] or float32 [n, C]; of each token, int32 beside ``ids``
+        (-100: none); or the first and last token of the answer in each text, int32 [n, 2] (-1: not in this text).
+      row: the row of the table that each text is from, int32.
+      offsets: where each token is in its text, int32 [N, 2], characters; (0, 0) outside the part that answers are in.
+      words: the word that each token begins, int32 beside ``ids``; -1 for all others.
+      cut: the examples that were longer than the limit and lost something.
     """
 
     ids: np.ndarray
     types: np.ndarray
     starts: np.ndarray
-    labels: np.ndarray | None
-    cut: int
+    labels: np.ndarray | None = None
+    level: str = EXAMPLE
+    choices: int = 1
+    row: np.ndarray | None = None
+    offsets: np.ndarray | None = None
+    words: np.ndarray | None = None
+    cut: int = 0
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        """Examples."""
+        return (len(self.starts) - 1) // self.choices
 
     @property
     def lengths(self) -> np.ndarray:
+        """Tokens of each text."""
         return np.diff(self.starts)
+
+    def texts_of(self, example: int) -> range:
+        return range(example * self.choices, (example + 1) * self.choices)
 
 
 def make_features(
@@ -60,10 +82,132 @@ def make_features(
         pairs = None if text_pairs is None else [text_pairs[i] for i in at_limit]
         whole = tokenizer.encode_ragged([texts[i] for i in at_limit], pairs)
         cut = sum(len(ids) > max_length for ids, _ in whole)
+    return Features(
+        ids=np.concatenate([ids for ids, _ in encoded]).astype(np.int32),
+        types=np.concatenate([types for _, types in encoded]).astype(np.int8),
+        starts=np.concatenate([[0], np.cumsum(lengths)]),
+        labels=labels,
+        cut=cut,
+    )
+
+
+def choice_features(
+    tokenizer: TokenizerLike,
+    firsts: Sequence[Sequence[str]],
+    seconds: Sequence[Sequence[str]],
+    *,
+    max_length: int,
+    labels: np.ndarray | None = None,
+) -> Features:
+    """Each example's choices as pairs of texts; examples with fewer choices than others get texts of no tokens."""
+    count = max(map(len, firsts))
+    flat = make_features(
+        tokenizer, [a for row in firsts for a in row], [b for row in seconds for b in row], max_length=max_length
+    )
+    lengths = np.zeros((len(firsts), count), np.int64)
+    lengths[np.arange(count) < np.array([len(row) for row in firsts])[:, None]] = flat.lengths
+    starts = np.concatenate([[0], np.cumsum(lengths.ravel())])
+    return dataclasses.replace(flat, starts=starts, choices=count, labels=labels)
+
+
+def word_features(
+    tokenizer: Tokenizer, sentences: Sequence[list[str]], tags: Sequence[Sequence[int]] | None, *, max_length: int
+) -> Features:
+    """Pre-split words; the first token of each word carries its tag, all others -100.
+
+    A sentence longer than ``max_length`` goes on in further texts, so that no word is without an answer.
+    """
+    encoded = tokenizer(
+        list(sentences), max_length=max_length, truncation="only_first", stride=0, is_split_into_words=True
+    )
+    row = np.asarray(encoded.overflow_to_sample, np.int32)
+    ids, words = _flat(encoded.input_ids), _flat(encoded.word_ids)
+    lengths = np.asarray([len(text) for text in encoded.input_ids], np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.concatenate([ids for ids, _ in encoded]).astype(np.int32)
-    types = np.concatenate([types for _, types in encoded]).astype(np.int8)
-    return Features(ids, types, starts, labels, cut)
+    # A word is begun by the token whose predecessor is of another word of the same sentence. A text may begin within
+    # a word; the token before it, in the text before, then is of the same word.
+    owner = np.repeat(row, lengths)
+    real = words >= 0
+    key = np.where(real, owner.astype(np.int64) << 32 | words.astype(np.int64), -1)
+    inner = key[real]
+    begins = np.zeros(len(ids), bool)
+    begins[np.flatnonzero(real)] = np.concatenate([[True], inner[1:] != inner[:-1]])
+    words = np.where(begins, words, -1).astype(np.int32)
+    labels = None
+    if tags is not None:
+        flat_tags = np.concatenate([np.asarray(t, np.int32) for t in tags])
+        first = np.concatenate([[0], np.cumsum([len(t) for t in tags])])
+        labels = np.where(begins, flat_tags[first[owner] + np.maximum(words, 0)], -100).astype(np.int32)
+    cut = int((np.bincount(row, minlength=len(sentences)) > 1).sum())
+    return Features(
+        ids=ids, types=np.zeros(len(ids), np.int8), starts=starts, labels=labels, level=TOKEN, row=row, words=words,
+        cut=cut,
+    )  # fmt: skip
+
+
+def span_features(
+    tokenizer: Tokenizer,
+    questions: Sequence[str],
+    contexts: Sequence[str],
+    answers: Sequence[tuple[int, int] | None] | None,
+    *,
+    max_length: int,
+    stride: int,
+) -> Features:
+    """``[CLS] question [SEP] context [SEP]`` in windows that overlap by ``stride`` tokens of the context.
+
+    Args:
+      answers: the characters of each context that answer, first and one beyond the last, or None for "no answer"; a
+        window without the whole answer is taught its first token, [CLS], as BERT's script does.
+
+    Raises:
+      InputError: a question that leaves no room for the context.
+    """
+    limit = max_length - stride - 4  # [CLS], two [SEP], and one token beyond the overlap
+    lengths = [len(ids) - 2 for ids, _ in tokenizer.encode_ragged(questions)]
+    for i in np.flatnonzero(np.asarray(lengths) > limit)[:1]:
+        raise InputError(
+            f"question {i + 1} has {lengths[i]} tokens; --max-length {max_length} with --doc-stride {stride} leaves "
+            f"{limit}; raise the one or lower the other"
+        )
+    encoded = tokenizer(
+        list(questions), list(contexts), max_length=max_length, truncation="only_second", stride=stride,
+        return_offsets=True, return_special_tokens_mask=True,
+    )  # fmt: skip
+    row = np.asarray(encoded.overflow_to_sample, np.int32)
+    lengths = np.asarray([len(text) for text in encoded.input_ids], np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    types = _flat(encoded.token_type_ids).astype(np.int8)
+    context = (types == 1) & (_flat(encoded.special_tokens_mask) == 0)
+    offsets = np.where(context[:, None], np.concatenate(list(encoded.offsets)), 0).astype(np.int32)
+    labels = None
+    if answers is not None:
+        labels = np.zeros((len(row), 2), np.int32)
+        for text, i in enumerate(row):
+            answer = answers[i]
+            if answer is not None:
+                part = slice(starts[text], starts[text + 1])
+                labels[text] = _answer_tokens(offsets[part], context[part], answer)
+    return Features(
+        ids=_flat(encoded.input_ids), types=types, starts=starts, labels=labels, level=SPAN, row=row, offsets=offsets,
+        cut=int((np.bincount(row, minlength=len(questions)) > 1).sum()),
+    )  # fmt: skip
+
+
+def _answer_tokens(offsets: np.ndarray, context: np.ndarray, answer: tuple[int, int]) -> tuple[int, int]:
+    """First and last token of the answer, (0, 0) where the text does not hold all of it."""
+    first, last = answer[0], answer[1] - 1
+    inside = np.flatnonzero(context & (offsets[:, 0] < offsets[:, 1]))
+    if not len(inside) or offsets[inside[0], 0] > first or offsets[inside[-1], 1] <= last:
+        return 0, 0
+    # Offsets ascend: the first token that ends beyond the answer's first character, the last that begins by its last.
+    begin = inside[np.searchsorted(offsets[inside, 1], first, side="right")]
+    end = inside[np.searchsorted(offsets[inside, 0], last, side="right") - 1]
+    return int(begin), int(max(begin, end))
+
+
+def _flat(rows: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(row) for row in rows]).astype(np.int32)
 
 
 def check_vocabulary(features: Features, vocab_size: int, where: str) -> None:

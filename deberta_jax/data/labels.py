@@ -10,7 +10,7 @@ import numpy as np
 from deberta_jax.data.tables import Table
 from deberta_jax.errors import InputError
 
-REGRESSION, SINGLE_LABEL = "regression", "single_label_classification"
+REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
 
 # More whole numbers than this are a quantity to predict, not names of classes.
 _MOST_NUMBERED_CLASSES = 50
@@ -25,14 +25,20 @@ class LabelSpec:
 
 
 def discover_labels(table: Table, column: str) -> LabelSpec:
-    """Reads the problem off the column: numbers that are not all whole make a regression, anything else classes.
+    """Reads the problem off the column: numbers that are not all whole make a regression, lists of names several labels
+    a text, anything else classes.
 
     Classes are sorted, as numbers where all of them are whole numbers.
 
     Raises:
       InputError: a missing value, the same in every row, or more classes than half the rows.
     """
-    values = [_text(table, column, line, value) for line, value in _rows(table, column)]
+    if any(isinstance(value, list) for value in table.column(column)):
+        found = {name for row in range(len(table)) for name in _names(table, column, row)}
+        if not found:
+            raise InputError(f"{table.name}: {column!r} names no label in any row")
+        return LabelSpec(MULTI_LABEL, tuple(sorted(found)))
+    values = [_text(table, column, row) for row in range(len(table))]
     numbers = [_number(value) for value in values]
     numeric = all(number is not None for number in numbers)
     whole = numeric and all(float(number).is_integer() for number in numbers if number is not None)
@@ -50,38 +56,63 @@ def discover_labels(table: Table, column: str) -> LabelSpec:
     return LabelSpec(SINGLE_LABEL, tuple(names))
 
 
-def encode_labels(table: Table, column: str, spec: LabelSpec) -> np.ndarray:
-    """Label ids, int32 [n], or for a regression float32 [n].
+def encode_labels(table: Table, columns: Sequence[str], spec: LabelSpec) -> np.ndarray:
+    """Label ids, int32 [n]; for a regression float32 [n]; for several labels a text float32 [n, C] of 0 and 1, from one
+    column of lists of names or from a column of 0 and 1 a label.
 
     Raises:
       InputError: a label that ``spec`` does not have, or a value that is no finite number; with the line.
     """
+    if spec.problem_type == MULTI_LABEL:
+        return _several(table, columns, spec)
+    (column,) = columns
     if spec.problem_type == REGRESSION:
-        numbers = []
-        for line, value in _rows(table, column):
-            number = _number(_text(table, column, line, value))
+        numbers = [_number(_text(table, column, row)) for row in range(len(table))]
+        for row, number in enumerate(numbers):
             if number is None or not math.isfinite(number):
-                raise InputError(f"{table.name}, line {line}: {column!r} is {value!r}; this model predicts a number")
-            numbers.append(number)
+                value = table.column(column)[row]
+                raise InputError(f"{table.where(row)}: {column!r} is {value!r}; this model predicts a number")
         return np.asarray(numbers, np.float32)
     ids = {name: i for i, name in enumerate(spec.names)}
-    encoded = []
-    for line, value in _rows(table, column):
-        text = _text(table, column, line, value)
-        if text not in ids:
-            known = _shorten(spec.names)
-            raise InputError(f"{table.name}, line {line}: unknown label {text!r} in {column!r}; known labels: {known}")
-        encoded.append(ids[text])
-    return np.asarray(encoded, np.int32)
+    texts = [_text(table, column, row) for row in range(len(table))]
+    return np.asarray([_id(table, column, row, ids, text) for row, text in enumerate(texts)], np.int32)
 
 
-def _rows(table: Table, column: str):
-    return zip(table.lines, table.column(column), strict=True)
+def _several(table: Table, columns: Sequence[str], spec: LabelSpec) -> np.ndarray:
+    out = np.zeros((len(table), len(spec.names)), np.float32)
+    ids = {name: i for i, name in enumerate(spec.names)}
+    if len(columns) == 1:
+        for row in range(len(table)):
+            for name in _names(table, columns[0], row):
+                out[row, _id(table, columns[0], row, ids, name)] = 1
+        return out
+    for column in columns:
+        for row in range(len(table)):
+            text = _text(table, column, row)
+            if _number(text) not in (0, 1) and text not in ("true", "false"):
+                raise InputError(f"{table.where(row)}: {column!r} is {text!r}; several label columns hold 0 or 1")
+            out[row, _id(table, column, row, ids, column)] = text == "true" or _number(text) == 1
+    return out
 
 
-def _text(table: Table, column: str, line: int, value: Any) -> str:
+def _id(table: Table, column: str, row: int, ids: dict[str, int], name: str) -> int:
+    if name not in ids:
+        known = shorten(tuple(ids))
+        raise InputError(f"{table.where(row)}: unknown label {name!r} in {column!r}; known labels: {known}")
+    return ids[name]
+
+
+def _names(table: Table, column: str, row: int) -> list[str]:
+    value = table.column(column)[row]
+    if not isinstance(value, list):
+        raise InputError(f"{table.where(row)}: {column!r} is {value!r}; a list of labels is needed")
+    return [str(name) for name in value]
+
+
+def _text(table: Table, column: str, row: int) -> str:
+    value: Any = table.column(column)[row]
     if value is None or isinstance(value, (list, dict)) or (isinstance(value, str) and not value.strip()):
-        raise InputError(f"{table.name}, line {line}: {column!r} is {value!r}; a label is needed")
+        raise InputError(f"{table.where(row)}: {column!r} is {value!r}; a label is needed")
     if isinstance(value, bool):
         return str(value).lower()
     return str(value).strip()
@@ -94,6 +125,6 @@ def _number(value: str) -> float | None:
         return None
 
 
-def _shorten(names: Sequence[str], most: int = 10) -> str:
+def shorten(names: Sequence[str], most: int = 10) -> str:
     shown = ", ".join(map(repr, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

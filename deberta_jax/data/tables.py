@@ -1,10 +1,12 @@
-"""Files of labelled text as users have them: csv, tsv and jsonl, read into columns."""
+"""Files of labelled text as users have them, read into columns: csv, tsv, jsonl, parquet, CoNLL and SQuAD's JSON."""
 
+import bisect
 import csv
 import dataclasses
 import io
 import json
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,26 @@ from deberta_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Columns of equal length, in file order; csv and tsv values are str, jsonl values what JSON gives.
+    """Columns of equal length, in file order; csv and tsv values are str, others what their format gives.
 
-    ``lines`` is the line of the file that each row starts at, for messages.
+    ``lines`` is the line of the file that each row starts at (its number, in a parquet file), for messages. A table of
+    several files has ``parts``: the first row of each and its name.
     """
 
     name: str
     columns: dict[str, list[Any]]
-    lines: list[int]
+    lines: Sequence[int]
+    parts: tuple[tuple[int, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def where(self, row: int) -> str:
+        """File and line of a row, for a message."""
+        name = self.name
+        if self.parts:
+            name = self.parts[bisect.bisect_right(self.parts, row, key=lambda part: part[0]) - 1][1]
+        return f"{name}, line {self.lines[row]}"
 
     def column(self, name: str) -> list[Any]:
         """Raises InputError with the columns there are if ``name`` is none of them."""
@@ -34,50 +45,122 @@ class Table:
     def texts(self, name: str) -> list[str]:
         """A column of text; raises InputError naming the line of a value that is missing or no text."""
         values = self.column(name)
-        for line, value in zip(self.lines, values, strict=True):
+        for row, value in enumerate(values):
             if not isinstance(value, str):
-                raise InputError(f"{self.name}, line {line}: {name!r} is {value!r}; a text is needed")
+                raise InputError(f"{self.where(row)}: {name!r} is {value!r}; a text is needed")
         return values
 
+    def word_lists(self, name: str) -> list[list[str]]:
+        """A column of lists of words; raises InputError naming the line of anything else."""
+        values = self.column(name)
+        for row, value in enumerate(values):
+            if not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value):
+                raise InputError(f"{self.where(row)}: {name!r} is {value!r}; a list of words is needed")
+        return values
 
-def read_table(path: str | Path) -> Table:
-    """Reads ``.csv`` (quoted), ``.tsv`` (tab-separated, quotes are text) or ``.jsonl``; ``-`` is standard input, jsonl.
+    def select(self, rows: Sequence[int]) -> "Table":
+        """These rows alone."""
+        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
+        parts = tuple((k, self.where(i).rpartition(", line ")[0]) for k, i in enumerate(rows)) if self.parts else ()
+        return Table(self.name, columns, [self.lines[i] for i in rows], parts)
 
-    The first line of csv and tsv names the columns. Blank lines are skipped.
+
+def read_tables(paths: Sequence[str], kind: str | None = None) -> Table:
+    """The rows of several files, or of all that a pattern such as ``part-*.jsonl`` matches, one after the other.
+
+    Columns are all that any file has; a row has None where its file lacks one.
+    """
+    files = [file for path in paths for file in matching(path)]
+    tables = [read_table(file, kind) for file in files]
+    if len(tables) == 1:
+        return tables[0]
+    names = list(dict.fromkeys(name for table in tables for name in table.columns))
+    columns = {name: [v for t in tables for v in t.columns.get(name, [None] * len(t))] for name in names}
+    parts, first = [], 0
+    for table in tables:
+        parts.append((first, table.name))
+        first += len(table)
+    name = f"{tables[0].name} and {len(tables) - 1} more"
+    return Table(name, columns, [line for table in tables for line in table.lines], tuple(parts))
+
+
+def matching(path: str) -> list[str]:
+    """The files that a path or pattern means, sorted.
+
+    Raises:
+      InputError: a pattern that matches none.
+    """
+    if not any(c in path for c in "*?["):
+        return [path]
+    from etils import epath  # slow to import; only patterns and remote files need it
+
+    found = epath.Path(path)
+    names = sorted(str(file) for file in found.parent.glob(found.name))
+    if not names:
+        raise InputError(f"{path}: no file matches")
+    return names
+
+
+def read_bytes(path: str) -> bytes:
+    """The contents of a local file or a ``gs://`` one. Raises InputError where there are none to read."""
+    try:
+        if "://" in path:
+            from etils import epath
+
+            return epath.Path(path).read_bytes()
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except ImportError as error:
+        raise InputError(f"{path}: {error}; pip install 'deberta_jax[gcs]'") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_table(path: str | Path, kind: str | None = None) -> Table:
+    """Reads a file by its ending, or as if it ended in ``kind``; ``-`` is standard input, jsonl.
+
+    ``.csv`` (quoted) and ``.tsv`` (tab-separated, quotes are text): the first line names the columns. ``.jsonl``: an
+    object a line. ``.parquet``. ``.conll``: a word a line, its tag in the last column, blank lines between sentences;
+    columns ``tokens`` and ``tags``. ``.conllu``: ``tokens`` and the fields of CoNLL-U. ``.json``: SQuAD 1 or 2, a
+    question a row.
 
     Raises:
       InputError: a file that is not there, is empty, is no UTF-8, has another ending, or has a row that does not fit
-        the header; the message names file and line.
+        the others; the message names file and line.
     """
     if str(path) == "-":
         return _parse("standard input", ".jsonl", sys.stdin.buffer.read())
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    return _parse(str(path), path.suffix.lower(), content)
+    return _parse(str(path), kind or Path(str(path)).suffix.lower(), read_bytes(str(path)))
 
 
 def _parse(name: str, kind: str, content: bytes) -> Table:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
-    if kind == ".jsonl":
-        table = _read_jsonl(name, text)
-    elif kind == ".tsv":
-        # GLUE's files hold unpaired quotation marks: in a tsv a quote is a character like any other.
-        table = _read_rows(name, text, csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))
-    elif kind == ".csv":
-        table = _read_rows(name, text, csv.reader(io.StringIO(text), strict=True))
+    if kind not in _READERS and kind != ".parquet":
+        raise InputError(f"{name}: ending {kind!r} is not known; expected {', '.join((*_READERS, '.parquet'))}")
+    if kind == ".parquet":
+        table = _read_parquet(name, content)
     else:
-        raise InputError(f"{name}: ending {kind!r} is not known; expected .csv, .tsv or .jsonl")
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
+        table = _READERS[kind](name, text)
     if not len(table):
         raise InputError(f"{name}: no rows; the file is empty")
     return table
+
+
+def _read_parquet(name: str, content: bytes) -> Table:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise InputError(f"{name}: parquet needs pyarrow; pip install 'deberta_jax[parquet]'") from None
+    try:
+        columns = pq.read_table(io.BytesIO(content)).to_pydict()
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{name}: not readable as parquet ({error})") from None
+    return Table(name, columns, range(1, 1 + len(next(iter(columns.values()), []))))
 
 
 def _read_jsonl(name: str, text: str) -> Table:
@@ -99,6 +182,15 @@ def _read_jsonl(name: str, text: str) -> Table:
         lines.append(number)
     names = list(dict.fromkeys(key for row in rows for key in row))
     return Table(name, {key: [row.get(key) for row in rows] for key in names}, lines)
+
+
+def _read_csv(name: str, text: str) -> Table:
+    return _read_rows(name, text, csv.reader(io.StringIO(text), strict=True))
+
+
+def _read_tsv(name: str, text: str) -> Table:
+    # GLUE's files hold unpaired quotation marks: in a tsv a quote is a character like any other.
+    return _read_rows(name, text, csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def _read_rows(name: str, text: str, reader) -> Table:
@@ -127,3 +219,89 @@ def _read_rows(name: str, text: str, reader) -> Table:
     finally:
         csv.field_size_limit(limit)
     return Table(name, {key: [row[i] for row in rows] for i, key in enumerate(header)}, lines)
+
+
+def sentences(text: str, separator: str | None) -> Iterable[tuple[int, list[list[str]]]]:
+    """(first line, fields of each word) of every sentence; comments and ``-DOCSTART-`` lines are no words."""
+    words: list[list[str]] = []
+    start = 1
+    for number, line in enumerate([*text.split("\n"), ""], 1):
+        if not line.strip():
+            if words:
+                yield start, words
+            words = []
+            continue
+        if line.startswith("-DOCSTART-"):
+            continue
+        if not words:
+            start = number
+        words.append(line.rstrip("\r").split(separator))
+
+
+def _read_conll(name: str, text: str) -> Table:
+    tokens, tags, lines = [], [], []
+    for start, words in sentences(text, None):
+        # A tab-separated word may be empty or hold a space; only the ends of the line are certain.
+        for offset, fields in enumerate(words):
+            if len(fields) < 2:
+                raise InputError(f"{name}, line {start + offset}: {fields[0]!r} has no tag; give a word and its tag")
+        tokens.append([fields[0] for fields in words])
+        tags.append([fields[-1] for fields in words])
+        lines.append(start)
+    return Table(name, {"tokens": tokens, "tags": tags}, lines)
+
+
+_CONLLU = {"tokens": 1, "lemmas": 2, "upos": 3, "xpos": 4, "heads": 6, "deprels": 7}
+
+
+def _read_conllu(name: str, text: str) -> Table:
+    columns: dict[str, list[Any]] = {key: [] for key in _CONLLU}
+    lines = []
+    for start, words in sentences(text, "\t"):
+        plain = [fields for fields in words if not fields[0].startswith("#")]
+        if any(len(fields) != 10 for fields in plain):
+            raise InputError(f"{name}, line {start}: a CoNLL-U word has 10 tab-separated fields")
+        # Ranges (1-2) and empty nodes (1.1) repeat or add words.
+        plain = [fields for fields in plain if fields[0].isdigit()]
+        if plain:
+            lines.append(start)
+            for key, i in _CONLLU.items():
+                columns[key].append([fields[i] for fields in plain])
+    return Table(name, columns, lines)
+
+
+def _read_squad(name: str, text: str) -> Table:
+    try:
+        articles = json.loads(text)["data"]
+        rows = [
+            {
+                "id": str(question["id"]),
+                "title": article.get("title", ""),
+                "question": question["question"],
+                "context": paragraph["context"],
+                "answers": {
+                    "text": [answer["text"] for answer in question.get("answers", [])],
+                    "answer_start": [answer["answer_start"] for answer in question.get("answers", [])],
+                },
+                "is_impossible": bool(question.get("is_impossible", False)),
+            }
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name}: not JSON ({error.msg}, line {error.lineno})") from None
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{name}: not SQuAD's JSON ({error} is missing); other data belong in .jsonl") from None
+    names = list(rows[0]) if rows else []
+    return Table(name, {key: [row[key] for row in rows] for key in names}, range(1, len(rows) + 1))
+
+
+_READERS: dict[str, Callable[[str, str], Table]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_jsonl,
+    ".json": _read_squad,
+    ".conll": _read_conll,
+    ".conllu": _read_conllu,
+}

@@ -48,3 +48,12 @@ def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str,
             value = math.nan if len(labels) < 2 else float(np.asarray(correlate(predictions, labels))[0])
         correlations[name] = None if math.isnan(value) else value  # JSON has no NaN
     return correlations
+
+
+def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """f1 (mean over labels), micro_f1 and accuracy (of whole rows) of logits [n,C] against 0 and 1 [n,C], at 0.5."""
+    from sklearn import metrics as sk
+
+    guess, truth = logits > 0, labels > 0.5
+    f1 = lambda average: float(sk.f1_score(truth, guess, average=average, zero_division=0))  # pyright: ignore
+    return {"f1": f1("macro"), "micro_f1": f1("micro"), "accuracy": float(sk.accuracy_score(truth, guess))}

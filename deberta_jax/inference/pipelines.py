@@ -2,46 +2,67 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from deberta_jax import hub
+from deberta_jax.data.columns import CHOICES, CLASSIFICATION, KINDS, SPANS, WORDS
 from deberta_jax.data.features import check_vocabulary, make_features
-from deberta_jax.data.labels import REGRESSION
+from deberta_jax.data.labels import MULTI_LABEL, REGRESSION, LabelSpec
+from deberta_jax.data.tables import Table
 from deberta_jax.errors import InputError
-from deberta_jax.inference.predict import Predictor, Progress, probabilities, problem_of
+from deberta_jax.inference.predict import Predictor, Progress
+from deberta_jax.inference.tasks import Task, TaskOptions, problem_of, task_of_model
+from deberta_jax.inference.tasks.text import probabilities, text_answer
 from deberta_jax.models import Model
 from deberta_jax.sharding import make_mesh
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.weights import from_pretrained
 
-TASKS = ("text-classification",)
+TASKS = (CLASSIFICATION, WORDS, SPANS, CHOICES)
 Text = str | Mapping[str, str]
+
+# Kinds that are settings of the first one.
+_HEADS = dict.fromkeys(KINDS, "sequence-classification") | {kind: kind for kind in (WORDS, SPANS, CHOICES)}
 
 
 @dataclasses.dataclass(frozen=True)
-class TextClassifier:
-    """A sequence classifier with its tokenizer; call it, or read the logits of many texts.
-
-    ``pipe("text")`` or ``pipe({"text": ..., "text_pair": ...})`` gives ``{"label": ..., "score": ...}``, a list of
-    those gives a list in the same order. The score is the label's probability; of a regression, the number itself.
-    """
+class Loaded:
+    """A model with its tokenizer, and what runs it over a data set."""
 
     model: Model
     params: Any
     tokenizer: Tokenizer
     predictor: Predictor
 
-    @overload
-    def __call__(self, inputs: Text) -> dict[str, Any]: ...
-    @overload
-    def __call__(self, inputs: Sequence[Text]) -> list[dict[str, Any]]: ...
-    def __call__(self, inputs: Any) -> dict[str, Any] | list[dict[str, Any]]:
+    def answers_for(self, task: Task, table: Table, progress: Progress | None = None) -> list[dict[str, Any]]:
+        """The task's answer to each row of a table."""
+        features = task.features(table, self.tokenizer, self.predictor.max_length, labelled=False)
+        check_vocabulary(features, self.model.config.vocab_size, table.name)
+        return task.answers(self.predictor.logits(self.params, features, progress), features, table)
+
+    def metrics_for(self, task: Task, table: Table, progress: Progress | None = None) -> Mapping[str, float | None]:
+        """The task's metrics on a labelled table."""
+        features = task.features(table, self.tokenizer, self.predictor.max_length, labelled=True)
+        check_vocabulary(features, self.model.config.vocab_size, table.name)
+        return task.metrics(self.predictor.logits(self.params, features, progress), features, table)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextClassifier(Loaded):
+    """A sequence classifier with its tokenizer; call it, or read the logits of many texts.
+
+    ``pipe("text")`` or ``pipe({"text": ..., "text_pair": ...})`` gives ``{"label": ..., "score": ...}``, a list of
+    those gives a list in the same order. The score is the label's probability; of a regression, the number itself. Of a
+    model with several labels a text it is ``{"labels": [...], "probabilities": {...}}``.
+    """
+
+    def __call__(self, inputs: Any) -> Any:
         """Raises InputError for an input that is no text and no mapping of ``text`` and ``text_pair``."""
         single = not isinstance(inputs, Iterable) or isinstance(inputs, (str, Mapping))
         parts = [_parts(item) for item in ([inputs] if single else inputs)]
@@ -64,15 +85,79 @@ class TextClassifier:
 
     def answer(self, logits: np.ndarray) -> dict[str, Any]:
         """Logits [C] of one text as label and score."""
-        labels = self.model.config.id2label
-        if self.regression:
-            return {"label": labels[0], "score": float(logits[0])}
+        config = self.model.config
+        problem = problem_of(config)
+        if problem in (REGRESSION, MULTI_LABEL):
+            return text_answer(logits, LabelSpec(problem, config.id2label))
         best = int(logits.argmax())
-        return {"label": labels[best], "score": float(probabilities(logits)[best])}
+        return {"label": config.id2label[best], "score": float(probabilities(logits)[best])}
 
-    @property
-    def regression(self) -> bool:
-        return problem_of(self.model.config) == REGRESSION
+
+@dataclasses.dataclass(frozen=True)
+class WordTagger(Loaded):
+    """``pipe(["Ada", "lives", "in", "London"])`` gives ``{"tags": [...], "scores": [...], "spans": [...]}``; words are
+    given one by one, or as a text that is split at white space. A list of lists of words gives a list."""
+
+    def __call__(self, inputs: Any) -> Any:
+        """Raises InputError for an input that is no text and no list of words."""
+        single = isinstance(inputs, str) or (bool(inputs) and all(isinstance(word, str) for word in inputs))
+        sentences = [_words(item) for item in ([inputs] if single else inputs)]
+        if not sentences:
+            return []
+        table = Table("the input", {"tokens": sentences}, range(1, len(sentences) + 1))
+        answers = self.answers_for(task_of_model(TaskOptions(task=WORDS, text=("tokens",)), self.model.config), table)
+        return answers[0] if single else answers
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionAnswerer(Loaded):
+    """``pipe({"question": ..., "context": ...})`` gives ``{"answer", "start", "end", "score", "n_best"}``; a list of
+    those gives a list. ``options`` says how long answers may be, how windows overlap, when there is no answer."""
+
+    options: TaskOptions = dataclasses.field(default_factory=TaskOptions)
+
+    def __call__(self, inputs: Any) -> Any:
+        """Raises InputError for an input that is no mapping of ``question`` and ``context``."""
+        single = isinstance(inputs, Mapping)
+        items = [inputs] if single else list(inputs)
+        for item in items:
+            if not isinstance(item, Mapping) or set(item) != {"question", "context"}:
+                raise InputError(f"cannot read the input {item!r}; give {{'question': ..., 'context': ...}}")
+        if not items:
+            return []
+        columns = {name: [item[name] for item in items] for name in ("question", "context")}
+        options = dataclasses.replace(self.options, task=SPANS, text=("question", "context"), label="answers")
+        table = Table("the input", columns, range(1, len(items) + 1))
+        answers = self.answers_for(task_of_model(options, self.model.config), table)
+        return answers[0] if single else answers
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceMaker(Loaded):
+    """``pipe({"text": ..., "choices": [...]})`` gives ``{"choice": 0, "text": ..., "probabilities": [...]}``."""
+
+    def __call__(self, inputs: Any) -> Any:
+        """Raises InputError for an input that is no mapping of ``text`` and ``choices``."""
+        single = isinstance(inputs, Mapping)
+        items = [inputs] if single else list(inputs)
+        for item in items:
+            if not isinstance(item, Mapping) or set(item) != {"text", "choices"}:
+                raise InputError(f"cannot read the input {item!r}; give {{'text': ..., 'choices': [...]}}")
+        if not items:
+            return []
+        columns = {name: [item[name] for item in items] for name in ("text", "choices")}
+        options = TaskOptions(task=CHOICES, text=("text",), choices=("choices",))
+        table = Table("the input", columns, range(1, len(items) + 1))
+        answers = self.answers_for(task_of_model(options, self.model.config), table)
+        return answers[0] if single else answers
+
+
+_CALLS: dict[str, type[Loaded]] = {
+    CLASSIFICATION: TextClassifier,
+    WORDS: WordTagger,
+    SPANS: QuestionAnswerer,
+    CHOICES: ChoiceMaker,
+}
 
 
 def pipeline(
@@ -83,41 +168,74 @@ def pipeline(
     max_length: int | None = None,
     batch_size: int = 32,
     attention: str = "auto",
-) -> TextClassifier:
+) -> Any:
     """A ready model for a task, on all devices.
 
     Args:
-      task: ``text-classification``.
-      model: a model directory or a hub id; it must hold a trained classifier.
+      task: ``text-classification``, ``token-classification``, ``question-answering`` or ``multiple-choice``.
+      model: a model directory or a hub id; it must hold a trained head of that kind.
       dtype: of the computation.
       max_length: longest input in tokens; by default what ``finetune`` trained the model with, else 512.
       batch_size: texts in a forward pass.
 
+    Returns:
+      A TextClassifier, WordTagger, QuestionAnswerer or ChoiceMaker.
+
     Raises:
-      InputError: an unknown task, a directory that is no model, or one without a classifier of one label a text.
+      InputError: an unknown task, a directory that is no model, or one without such a head.
     """
     if task not in TASKS:
         raise InputError(f"no pipeline for {task!r}; there is {', '.join(map(repr, TASKS))}")
+    parts = load_model(
+        task, model, lambda out: out.logits if task != SPANS else jnp.stack([out.start_logits, out.end_logits], -1),
+        per_token=task in (WORDS, SPANS), dtype=dtype, max_length=max_length, batch_size=batch_size,
+        attention=attention,
+    )  # fmt: skip
+    if task == CLASSIFICATION:
+        problem_of(parts.model.config)
+    return _CALLS[task](parts.model, parts.params, parts.tokenizer, parts.predictor)
+
+
+def load_model(
+    kind: str, model: str | Path, read: Callable[[Any], jax.Array], *, per_token: bool, dtype: Any,
+    max_length: int | None, batch_size: int, attention: str = "auto",
+) -> Loaded:  # fmt: skip
+    """A trained model of a kind, on all devices. Raises InputError as ``pipeline``."""
     directory = hub.resolve(model)
     tokenizer = load_tokenizer(directory)
-    network, params = from_pretrained(directory, head="sequence-classification", dtype=dtype, attention=attention)
-    problem_of(network.config)
+    network, params = from_pretrained(directory, head=_HEADS[kind], dtype=dtype, attention=attention)
     mesh = make_mesh()
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     limit = trained_length(directory) if max_length is None else max_length
-    predictor = Predictor(network, tokenizer.pad_id, max_length=limit, batch_size=batch_size, mesh=mesh)
-    return TextClassifier(network, params, tokenizer, predictor)
+    predictor = Predictor(
+        network, tokenizer.pad_id, max_length=limit, batch_size=batch_size, mesh=mesh, read=read, per_token=per_token
+    )
+    return Loaded(network, params, tokenizer, predictor)
 
 
 def trained_length(directory: Path) -> int:
     """The ``max_length`` of the run that made this model directory; 512 where none is recorded."""
-    record = directory / "experiment.json"
-    if not record.is_file():
+    record = trained_experiment(directory)
+    if record is None:
         return 512
     try:
-        return int(json.loads(record.read_text(encoding="utf-8"))["experiment"]["max_length"])
+        return int(record["max_length"])
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{record}: records no max_length; give one, or remove the file") from None
+        raise InputError(
+            f"{directory / 'experiment.json'}: records no max_length; give one, or remove the file"
+        ) from None
+
+
+def trained_experiment(directory: Path) -> dict[str, Any] | None:
+    """The experiment of the run that made this model directory; None where there is none, {} where it is another's."""
+    record = directory / "experiment.json"
+    if not record.is_file():
+        return None
+    try:
+        found = json.loads(record.read_text(encoding="utf-8")).get("experiment")
+    except (ValueError, AttributeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _parts(item: Any) -> tuple[str, str | None]:
@@ -128,3 +246,10 @@ def _parts(item: Any) -> tuple[str, str | None]:
         if (pair is None or isinstance(pair, str)) and not set(item) - {"text", "text_pair"}:
             return item["text"], pair
     raise InputError(f"cannot read the input {item!r}; give a str, or {{'text': ..., 'text_pair': ...}}")
+
+
+def _words(item: Any) -> list[str]:
+    words = item.split() if isinstance(item, str) else item
+    if isinstance(words, list) and words and all(isinstance(word, str) for word in words):
+        return words
+    raise InputError(f"cannot read the input {item!r}; give a str, or a list of words")

@@ -6,29 +6,46 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from deberta_jax.errors import InputError
 from deberta_jax.training.state import TrainState
 
 
 class Checkpoints:
-    """The states of one run in ``directory``; only the latest is kept.
+    """The states of one run in ``directory``; the latest ``keep`` are kept.
 
-    A state is the arrays of TrainState and a small JSON record of the loop: what has been evaluated, the best so far.
+    A state is the arrays of TrainState and a small JSON record of the loop: the run's identity, what has been
+    evaluated, the best so far, the place in the data.
     """
 
-    def __init__(self, directory: Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
-        self.manager = ocp.CheckpointManager(directory.absolute(), options=options)
+    def __init__(self, directory: Path, keep: int = 1):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self.directory = directory.absolute()
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest(self) -> int | None:
         """The step of the latest complete state; None if there is none."""
         return self.manager.latest_step()
 
     def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
-        """Starts writing; returns when the arrays may change. Does nothing if this step is there already."""
+        """Starts writing; returns when the arrays may change. Does nothing if this step is there already.
+
+        Raises:
+          InputError: a state could not be written, this one or the one before; the last complete one is intact.
+        """
         if step in self.manager.all_steps():
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))  # pyright: ignore
-        self.manager.save(step, args=items)
+        try:
+            self.manager.save(step, args=items)
+        except (OSError, ValueError) as error:
+            raise self._cannot(error) from error
+
+    def _cannot(self, error: Exception) -> InputError:
+        why = " ".join(str(error).split())[:200]
+        return InputError(
+            f"{self.directory}: a state could not be written ({why}); the last complete one is of step "
+            f"{self.latest()}. Make room and run the same command to go on"
+        )
 
     def restore(self, step: int, like: TrainState, shardings: Any) -> tuple[TrainState, dict[str, Any]]:
         """A state placed by ``shardings``, whatever devices it was saved from. ``like`` gives shapes and dtypes."""
@@ -38,6 +55,10 @@ class Checkpoints:
         return found["state"], found["record"]
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Waits until everything is written. Raises InputError as ``save``."""
+        try:
+            self.manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._cannot(error) from error
+        finally:
+            self.manager.close()

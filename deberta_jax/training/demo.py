@@ -23,9 +23,9 @@ from deberta_jax.data.tables import read_table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.pipelines import pipeline
 from deberta_jax.text import train_tokenizer
+from deberta_jax.training.directory import Result, write_json
 from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, Runtime
 from deberta_jax.training.finetune import finetune
-from deberta_jax.training.loop import Result, write_json
 from deberta_jax.training.pretrain import pretrain_mlm
 
 _log = logging.getLogger(__name__)

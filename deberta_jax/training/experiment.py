@@ -3,28 +3,42 @@
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from deberta_jax.data.tables import matching, read_bytes
 from deberta_jax.errors import InputError
+from deberta_jax.inference.tasks import TaskOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """AdamW with linear warm-up and decay. Biases and LayerNorm weights are not decayed."""
+    """AdamW with warm-up and decay. Biases and LayerNorm weights are not decayed."""
 
     learning_rate: float = 2e-5
-    """Peak, reached at the end of the warm-up; falls linearly to 0 at the last step."""
+    """Peak, reached at the end of the warm-up."""
     warmup: float | int = 0.1
     """Share of all steps if below 1, else a number of steps."""
+    schedule: Literal["linear", "cosine", "constant", "original"] = "linear"
+    """After the warm-up: linearly or by a cosine to 0 at the last step, or level. ``original``: Microsoft's linear one,
+    which drops by the warm-up's share at its end."""
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-6
+    bias_correction: bool = True
+    """False: Adam as Microsoft's code has it."""
     clip_norm: float = 1.0
     """Largest global norm of a gradient."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer to the one below; the head has the full rate."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameters that stay as they are, such as deberta/embeddings/*."""
+    freeze_layers: int = 0
+    """So many of the lowest layers stay as they are."""
+    ema: float = 0.0
+    """Decay of a running mean of the parameters, which is then evaluated and saved; 0: none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,26 +54,50 @@ class Runtime:
     attention: str = "auto"
     remat: Literal["none", "dots", "full"] = "none"
     scan: bool = True
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other, to save memory."""
     log_every: int = 20
     """Steps from one line of log.jsonl to the next."""
     checkpoint_every: int = 500
     """Steps from one saved state to the next; a state is saved after every evaluation too."""
+    keep: int = 1
+    """Saved states that are kept."""
+    resume: Literal["auto", "never"] = "auto"
+    """Go on with a run that is there already, or refuse to."""
+    distributed: bool = False
+    """Several processes, found by JAX itself on TPU pods, SLURM and Kubernetes."""
+    coordinator: str = ""
+    """Address host:port of process 0, where JAX does not find the processes itself; with --processes and --process."""
+    processes: int = 0
+    process: int = -1
+    heartbeat: int = 40
+    """Seconds without a sign of life after which a process is given up, and with it the run."""
+    deadline: int = 300
+    """Seconds within which every process must have arrived."""
+    dry_run: bool = False
+    """Only say what the run would be: guesses, shapes, parameters, memory, steps; write nothing."""
+    profile: tuple[int, ...] = ()
+    """First and last step of a profile, written to DIR/profile."""
+    peak_tflops: float = 0.0
+    """Peak of one device, for the utilisation (mfu) in the log; 0: from a table of known devices."""
+    tensorboard: bool = False
+    """Write DIR/tensorboard too; needs the extra of that name."""
+    wandb: str = ""
+    """Log to this project of Weights & Biases too; needs the extra of that name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune:
-    """Fine-tune a sequence classifier (or a regression) on a csv, tsv or jsonl file."""
+class Finetune(TaskOptions):
+    """Fine-tune a model on a task: classes, numbers, several labels, tags of words, answers, or multiple choice."""
 
     model: str = ""
     """Model directory, hub id, or the name of a released architecture."""
     train: str = ""
-    """File to train on."""
+    """File to train on (csv, tsv, jsonl, parquet, conll, conllu, or SQuAD's json), or a pattern of several."""
     eval: str = ""
     """File to evaluate on; the best checkpoint is chosen by it."""
-    text: tuple[str, ...] = ("text",)
-    """Column of the text, or two columns of a pair."""
-    label: str = "label"
-    """Column of the label: classes, or numbers for a regression."""
+    data_dir: str = ""
+    """Directory of a named task's files, in place of --train and --eval."""
     output: str = ""
     """Directory of the run: becomes the model directory of the best checkpoint."""
     tokenizer: str = ""
@@ -68,29 +106,52 @@ class Finetune:
     """Initialise all parameters; no weights are read."""
     epochs: int = 3
     batch_size: int = 32
-    """Examples in an optimizer step, over all devices."""
+    """Examples in an optimizer step, over all devices, however they are laid out."""
     max_length: int = 256
     """Longest input in tokens; longer ones lose their ends, and the run says how many."""
+    batching: Literal["packed", "buckets"] = "packed"
+    """Several examples in a row, each kept to itself; or an example a row, padded to one of four lengths."""
+    row_length: int = 0
+    """Tokens of a packed row; 0: what suits the examples."""
     seed: int = 0
+    seeds: int = 1
+    """So many runs, with this seed and those after it, in DIR/seed-N; prints their median and spread."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters and optimizer state are float32."""
     dropout: float | None = None
     """Dropout before the classifier; the model's own if not given."""
     metric: str = ""
-    """What chooses the best checkpoint: accuracy, f1, matthews_correlation, pearson, spearman or loss. If not given:
-    accuracy, or pearson for a regression."""
+    """What chooses the best checkpoint; the task's usual one if not given."""
+    sift: float = 0.0
+    """Weight of SiFT's loss between clean and perturbed inputs; 0: none."""
+    sift_sigma: float = 1e-2
+    """Spread of SiFT's first, random perturbation."""
+    sift_step: float = 1e-4
+    """Length of SiFT's step from there uphill."""
+    lora: int = 0
+    """Rank of LoRA's updates, the head trained whole; 0: all parameters are trained."""
+    lora_alpha: float = 16.0
+    """LoRA's updates are scaled by alpha / rank."""
+    lora_targets: tuple[str, ...] = ("*/query_proj/kernel", "*/value_proj/kernel")
+    """Patterns of the kernels that get them."""
     optimization: Optimization = dataclasses.field(default_factory=Optimization)
     runtime: Runtime = dataclasses.field(default_factory=Runtime)
 
     def check(self) -> None:
         """Raises InputError for the first value that cannot be used."""
         _check_common(self)
-        if not 1 <= len(self.text) <= 2:
+        if len(self.text) > 2:
             raise InputError(f"--text: give one column, or two for a pair, not {len(self.text)}")
-        if self.epochs < 1:
-            raise InputError(f"--epochs {self.epochs}: must be at least 1")
+        for name in ("epochs", "seeds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise InputError(f"--dropout {self.dropout}: a rate lies in [0, 1)")
+        for name in ("sift", "sift_sigma", "sift_step", "lora", "row_length", "doc_stride"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be below 0")
+        if self.sift and self.task == "question-answering":
+            raise InputError("--sift: is for classes and numbers, not for answers in a context")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,19 +198,26 @@ def _check_common(e: Any) -> None:
         raise InputError(f"--batch-size {e.batch_size}: must be at least 1")
     if e.max_length < 8:
         raise InputError(f"--max-length {e.max_length}: must be at least 8")
-    o = e.optimization
+    o, r = e.optimization, e.runtime
     # "not above" rather than "below": NaN is refused as well.
     for name in ("learning_rate", "clip_norm", "epsilon"):
         if not getattr(o, name) > 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(o, name)}: must be above 0")
-    for name in ("warmup", "weight_decay"):
+    for name in ("warmup", "weight_decay", "freeze_layers"):
         if not getattr(o, name) >= 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(o, name)}: must not be below 0")
-    for name in ("beta1", "beta2"):
+    for name in ("beta1", "beta2", "ema"):
         if not 0 <= getattr(o, name) < 1:
             raise InputError(f"--{name} {getattr(o, name)}: must lie in [0, 1)")
-    if e.runtime.log_every < 1 or e.runtime.checkpoint_every < 1:
+    if not 0 < o.layer_decay <= 1:
+        raise InputError(f"--layer-decay {o.layer_decay}: must lie in (0, 1]")
+    if r.log_every < 1 or r.checkpoint_every < 1:
         raise InputError("--log-every and --checkpoint-every: must be at least 1")
+    for name in ("accumulate", "keep", "heartbeat", "deadline"):
+        if getattr(r, name) < 1:
+            raise InputError(f"--{name} {getattr(r, name)}: must be at least 1")
+    if r.profile and not (len(r.profile) == 2 and 0 <= r.profile[0] <= r.profile[1]):
+        raise InputError(f"--profile {' '.join(map(str, r.profile))}: give a first and a last step")
 
 
 def require(experiment: Any, *names: str) -> None:
@@ -164,14 +232,30 @@ def compute_dtype(name: str) -> Any:
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
 
 
+def model_runtime(experiment: Any) -> dict[str, Any]:
+    """The runtime choices of an experiment, as keyword arguments of a model class."""
+    r = experiment.runtime
+    return {
+        "dtype": compute_dtype(experiment.dtype), "attention": r.attention, "remat": r.remat, "scan": r.scan
+    }  # fmt: skip
+
+
 def resolved(experiment: Experiment, files: dict[str, str]) -> dict[str, Any]:
     """The experiment as JSON, with the SHA-256 of each data file: two runs are one if all but ``runtime`` is equal."""
     fields = dataclasses.asdict(experiment)
-    fields.pop("output")
+    for name in ("output", "seeds"):  # where a run is, and how many there are beside it
+        fields.pop(name, None)
     runtime = fields.pop("runtime")
-    digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in sorted(files.values())}
+    paths = sorted({path for pattern in files.values() for path in matching(pattern)})
+    digests = {path: hashlib.sha256(read_bytes(path)).hexdigest() for path in paths}
     record = {"job": type(experiment).__name__, "experiment": fields, "data": digests, "runtime": runtime}
     return json.loads(json.dumps(record))  # tuples become lists, as they will be when read back
+
+
+def fingerprint(record: dict[str, Any]) -> str:
+    """A hash of what makes two resolved experiments one run."""
+    same = {name: record[name] for name in ("job", "experiment", "data")}
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:

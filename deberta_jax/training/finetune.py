@@ -1,9 +1,9 @@
-"""Fine-tuning a sequence classifier: from files and a model directory to the run's Job."""
+"""Fine-tuning on a task of any kind: from files and a model directory to the run's Job."""
 
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,33 @@ from tqdm import tqdm
 
 from deberta_jax import hub
 from deberta_jax.config import DebertaConfig
-from deberta_jax.data.batches import TrainingBatches, length_buckets
-from deberta_jax.data.features import Features, check_vocabulary, make_features
-from deberta_jax.data.labels import REGRESSION, LabelSpec, discover_labels, encode_labels
-from deberta_jax.data.tables import Table, read_table
+from deberta_jax.data.batches import Order, TrainingBatches, example_lengths, length_buckets
+from deberta_jax.data.cache import cache_directory, cached_features
+from deberta_jax.data.features import EXAMPLE, Features, check_vocabulary
+from deberta_jax.data.labels import REGRESSION
+from deberta_jax.data.tables import Table
+from deberta_jax.data.tasks import TASKS, find_file, read_task
 from deberta_jax.errors import InputError
-from deberta_jax.inference.predict import Predictor, model_inputs, score, sequence_loss
-from deberta_jax.models import DebertaForSequenceClassification, Model, init_params
+from deberta_jax.inference.predict import Predictor, model_inputs
+from deberta_jax.inference.tasks import Task, TextTask, WordTask, settle_options, settle_task
+from deberta_jax.models import MODELS, Model, init_params
 from deberta_jax.models.embeddings import check_length
 from deberta_jax.presets import PRESETS
-from deberta_jax.sharding import make_mesh
+from deberta_jax.sharding import row_share
 from deberta_jax.text import Tokenizer, load_tokenizer
-from deberta_jax.training.experiment import Finetune, Runtime, compute_dtype, require, resolved
-from deberta_jax.training.loop import Job, Result, check_directory, fit
+from deberta_jax.training.directory import Result, check_directory, write_json
+from deberta_jax.training.distributed import is_writer, start, wait_for_all
+from deberta_jax.training.experiment import Finetune, model_runtime, require, resolved
+from deberta_jax.training.loop import Job, fit, mesh_of
+from deberta_jax.training.lora import Lora, find_kernels, init_lora, lora_parameters, merge
+from deberta_jax.training.optimizers import frozen_paths
+from deberta_jax.training.peft import save_adapter
+from deberta_jax.training.sift import Sift, check_sift, normalized_words, sift_terms
+from deberta_jax.training.state import Parameters, parameters_of
+from deberta_jax.training.step import Loss
 from deberta_jax.weights import load, load_config, save_pretrained
 
 _log = logging.getLogger(__name__)
-
-METRICS = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman", "loss")
 
 
 def finetune(experiment: Finetune) -> Result:
@@ -40,65 +49,80 @@ def finetune(experiment: Finetune) -> Result:
       InputError: files, columns, labels, model or output directory that cannot be used; nothing is written then.
       FloatingPointError: the run diverged.
     """
-    require(experiment, "model", "train", "eval", "label", "output")
-    train, held_out = read_table(experiment.train), read_table(experiment.eval)
-    record = resolved(experiment, {"train": experiment.train, "eval": experiment.eval})
-    directory = Path(experiment.output)
-    finished = check_directory(directory, record)
-    if finished is not None:
-        _log.info(
-            "%s: this run has finished, at step %d of its best checkpoint; nothing to do", directory, finished.step
-        )
-        return finished
-    return fit(make_job(experiment, record, directory, train, held_out))
+    e, record, train, held_out = read(experiment)
+    finished = check_directory(Path(e.output), record)
+    wait_for_all("checked")  # before any process writes what another is still to look at
+    return finished or fit(make_job(e, record, Path(e.output), train, held_out))
 
 
-def make_job(experiment: Finetune, record: dict[str, Any], directory: Path, train: Table, held_out: Table) -> Job:
-    """Everything up to the first step, without writing anything."""
-    e = experiment
-    labels = discover_labels(train, e.label)
+def plan_finetune(experiment: Finetune) -> tuple[Finetune, Job]:
+    """The settled experiment and its job, which nothing has run yet. Raises InputError as ``finetune``."""
+    e, record, train, held_out = read(experiment)
+    return e, make_job(e, record, Path(e.output), train, held_out)
+
+
+def read(experiment: Finetune) -> tuple[Finetune, dict[str, Any], Table, Table]:
+    """The experiment with files, task and columns settled; its record; the tables to train and to evaluate on."""
+    e = with_files(experiment)
+    require(e, "model", "train", "eval", "output")
+    start(e.runtime)
+    train, held_out = (read_task(e.task, [path]) for path in (e.train, e.eval))
+    e = dataclasses.replace(e, **settle_options(e, train))
+    return e, resolved(e, {"train": e.train, "eval": e.eval}), train, held_out
+
+
+def with_files(e: Finetune) -> Finetune:
+    """The experiment with the files of a named task in its directory, where those are not given."""
+    if not e.data_dir:
+        return e
+    if e.task not in TASKS:
+        raise InputError(f"--data-dir: goes with a named --task, one of {', '.join(TASKS)}")
+    train, held_out = e.train or find_file(e.task, e.data_dir, "train"), e.eval or find_file(e.task, e.data_dir, "dev")
+    return dataclasses.replace(e, train=train, eval=held_out)
+
+
+def make_job(e: Finetune, record: dict[str, Any], directory: Path, train: Table, held_out: Table) -> Job:
+    """Everything up to the first step, without writing anything but the cache of tokens."""
     config = architecture(e)
-    labels = keep_order(labels, config)
-    if labels.problem_type == REGRESSION:
-        _log.info("labels: numbers, so this is a regression")
-    else:
-        _log.info("labels: %s", ", ".join(f"{i} = {name}" for i, name in enumerate(labels.names)))
-    metric = choose_metric(e.metric, labels)
-
+    task = keep_order(settle_task(e, train), config)
+    if e.metric and e.metric not in task.metric_names:
+        raise InputError(f"--metric {e.metric}: this task has {', '.join(task.metric_names)}")
+    _log.info("%s", task.describe())
     tokenizer = load_tokenizer(hub.resolve(e.tokenizer or tokenizer_source(e.model), files=hub.TEXT_FILES))
-    features = [
-        features_of(table, tokenizer, e.text, e.max_length, encode_labels(table, e.label, labels), config)
-        for table in (train, held_out)
-    ]
+    features = [features_of(e, record, task, tokenizer, table, config) for table in (train, held_out)]
     mesh = mesh_of(e.runtime)
-    rows = round_up(e.batch_size, mesh)
-    batches = TrainingBatches(
-        features[0], e.batch_size, rows, length_buckets(features[0].lengths, e.max_length), e.seed, e.epochs,
-        tokenizer.pad_id,
+    batches = make_batches(e, features[0], mesh, tokenizer.pad_id)
+    part = make_model(e, config, task)
+    predictor = Predictor(
+        part.model, tokenizer.pad_id, max_length=e.max_length, batch_size=e.batch_size, mesh=mesh, read=task.read,
+        per_token=task.per_token,
     )  # fmt: skip
-    model, initial_params = make_model(e, config, labels)
-    predictor = Predictor(model, tokenizer.pad_id, max_length=e.max_length, batch_size=e.batch_size, mesh=mesh)
-
-    def item_loss(params, batch, key):
-        out = model.apply({"params": params}, **model_inputs(batch), deterministic=False, rngs={"dropout": key})
-        return sequence_loss(out.logits, batch["labels"], labels.problem_type)  # pyright: ignore
+    details: dict[str, Any] = {}
 
     def evaluate(params, tick):
-        assert features[1].labels is not None
-        with tqdm(total=len(features[1]), desc="evaluating", leave=False, file=sys.stderr) as bar:
+        total = len(features[1].lengths)
+        with tqdm(total=total, desc="evaluating", leave=False, file=sys.stderr, disable=not is_writer()) as bar:
 
             def progress(done: int) -> None:
                 tick()
                 bar.update(done)
 
-            logits = predictor.logits(params, features[1], progress)
-        return score(logits, features[1].labels, labels.problem_type)
+            found = predictor.logits(part.effective(params), features[1], progress)
+        details.update(task.details(found, features[1], held_out))
+        return task.metrics(found, features[1], held_out)
+
+    def save_best(params):
+        save_pretrained(directory, part.model, part.effective(params), tokenizer, overwrite=True)
+        if part.lora is not None:
+            save_adapter(directory / "adapter", part.model, params, part.lora, e.model)
+        if is_writer():
+            write_json(directory / "evaluation.json", details)
 
     return Job(
-        directory=directory, record=record, model=model, mesh=mesh, optimization=e.optimization, runtime=e.runtime,
-        seed=e.seed, initial_params=initial_params, item_loss=item_loss, batches=batches, evaluate=evaluate,
-        metric=metric, save_best=lambda params: save_pretrained(directory, model, params, tokenizer, overwrite=True),
-        eval_every=batches.steps_per_epoch,
+        directory=directory, record=record, config=part.model.config, parameters=part.parameters, mesh=mesh,
+        optimization=e.optimization, runtime=e.runtime, seed=e.seed, initial_params=part.initial_params,
+        loss=make_loss(e, task, part), factors={"sift": e.sift}, batches=batches, evaluate=evaluate,
+        metric=e.metric or task.metric, save_best=save_best, eval_every=batches.steps_per_epoch,
     )  # fmt: skip
 
 
@@ -122,65 +146,127 @@ def tokenizer_source(model: str) -> str:
     return f"microsoft/{model}" if model in PRESETS and not Path(model).is_dir() else model
 
 
-def keep_order(labels: LabelSpec, config: DebertaConfig) -> LabelSpec:
+def keep_order(task: Task, config: DebertaConfig) -> Task:
     """The model's own order of the labels where it has just these, so that its classifier goes on from what it is."""
-    if labels.problem_type != REGRESSION and sorted(config.id2label) == sorted(labels.names):
-        return LabelSpec(labels.problem_type, config.id2label)
-    return labels
-
-
-def choose_metric(metric: str, labels: LabelSpec) -> str:
-    if not metric:
-        return "pearson" if labels.problem_type == REGRESSION else "accuracy"
-    of_numbers = ("pearson", "spearman", "loss")
-    fitting = of_numbers if labels.problem_type == REGRESSION else tuple(m for m in METRICS if m not in of_numbers[:2])
-    if metric not in fitting:
-        raise InputError(f"--metric {metric}: this task has {', '.join(fitting)}")
-    return metric
+    if isinstance(task, TextTask):
+        if task.spec.problem_type != REGRESSION and sorted(config.id2label) == sorted(task.spec.names):
+            return dataclasses.replace(task, spec=dataclasses.replace(task.spec, names=config.id2label))
+    elif isinstance(task, WordTask) and sorted(config.id2label) == sorted(task.names):
+        return dataclasses.replace(task, names=config.id2label)
+    return task
 
 
 def features_of(
-    table: Table, tokenizer: Tokenizer, columns: tuple[str, ...], max_length: int, labels: Any, config: DebertaConfig
+    e: Finetune, record: Mapping[str, Any], task: Task, tokenizer: Tokenizer, table: Table, config: DebertaConfig
 ) -> Features:
-    """Tokenises the text columns of a table and says how many examples were too long."""
-    texts = [table.texts(column) for column in columns]
-    features = make_features(
-        tokenizer, texts[0], texts[1] if len(texts) > 1 else None, max_length=max_length, labels=labels
-    )
+    """A table's tokens, from the cache where the same files have been tokenised so before; says what was too long.
+
+    Process 0 makes them first; others find them, or make their own where they do not share its disk.
+    """
+    files = {part[1] for part in table.parts} or {table.name}
+    identity = {
+        "features": 1, "tokenizer": tokenizer.fingerprint(), "task": repr(task), "max_length": e.max_length,
+        "files": sorted(digest for name, digest in record["data"].items() if name in files),
+    }  # fmt: skip
+    make = lambda: task.features(table, tokenizer, e.max_length, labelled=True)
+    if is_writer():
+        features = cached_features(identity, make, cache_directory())
+    wait_for_all(f"features {table.name}")
+    if not is_writer():
+        features = cached_features(identity, make, cache_directory())
     check_vocabulary(features, config.vocab_size, table.name)
     check_length(config, int(features.lengths.max()))
     if features.cut:
-        _log.info("%s: %d of %d texts are longer than %d tokens and were cut", table.name, features.cut, len(features),
-                  max_length)  # fmt: skip
+        _log.info("%s: %d of %d texts are longer than %d tokens and were %s", table.name, features.cut, len(table),
+                  e.max_length, "cut" if features.level == EXAMPLE else "read in parts")  # fmt: skip
     return features
 
 
-def mesh_of(runtime: Runtime) -> Mesh:
-    return make_mesh(runtime.mesh_data, runtime.mesh_fsdp, runtime.mesh_tensor)
-
-
-def round_up(batch_size: int, mesh: Mesh) -> int:
-    """Rows of a batch: the batch size, or the next number that the devices share evenly."""
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
-    return -(-batch_size // split) * split
-
-
-def make_model(e: Finetune, config: DebertaConfig, labels: LabelSpec) -> tuple[Model, Callable[[Any], Any]]:
-    """The classifier, and what gives its parameters when told where they shall live."""
-    config = dataclasses.replace(
-        config, id2label=labels.names, problem_type=labels.problem_type,
-        cls_dropout=config.cls_dropout if e.dropout is None else e.dropout,
+def make_batches(e: Finetune, features: Features, mesh: Mesh, pad_id: int) -> TrainingBatches:
+    """The run's batches in the layout that the experiment asks for; says how much of them is padding."""
+    multiple = mesh.shape["data"] * mesh.shape["fsdp"] * e.runtime.accumulate
+    buckets = ()
+    if e.batching == "buckets":
+        buckets = length_buckets(example_lengths(features), e.max_length)
+    longest = int(features.lengths.reshape(-1, features.choices).sum(1).max())
+    if e.batching == "packed" and e.row_length and e.row_length < longest:
+        raise InputError(f"--row-length {e.row_length}: the longest example has {longest} tokens")
+    batches = TrainingBatches(
+        features, Order(batch_size=e.batch_size, seed=e.seed, epochs=e.epochs), pad_id, buckets=buckets,
+        row_length=e.row_length, multiple=multiple, share=row_share(mesh),
     )  # fmt: skip
-    r = e.runtime
-    runtime = {"dtype": compute_dtype(e.dtype), "attention": r.attention, "remat": r.remat, "scan": r.scan}
-    model = DebertaForSequenceClassification(config, **runtime)
+    padded = 1 - features.lengths.sum() / (features.lengths.max() * len(features.lengths))
+    _log.info(
+        "%d steps of %d examples; %.0f %% of the places are padding (%.0f %% if all were as long as the longest)",
+        len(batches), e.batch_size, 100 * batches.padding(), 100 * padded,
+    )  # fmt: skip
+    return batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The model of a run; what is trained of it, and how its own parameters follow from that (LoRA's are merged)."""
+
+    model: Model
+    parameters: Parameters
+    initial_params: Callable[[Any], Any]
+    effective: Callable[[Any], Any]
+    lora: Lora | None = None
+
+
+def make_model(e: Finetune, config: DebertaConfig, task: Task) -> Trained:
+    """The model, and what gives its parameters when told where they shall live."""
+    config = dataclasses.replace(
+        task.configure(config), cls_dropout=config.cls_dropout if e.dropout is None else e.dropout
+    )
+    runtime = model_runtime(e)
+    model = MODELS[task.head](config, **runtime)
     key = jax.random.key(e.seed)
-    if e.from_scratch:
-        return model, lambda shardings: jax.jit(lambda: init_params(model, key), out_shardings=shardings)()
 
-    def load_params(shardings):
-        return load(
-            e.model, "sequence-classification", id2label=labels.names, new_head=key, shardings=shardings, **runtime
-        )[1]
+    def initial_params(shardings):
+        if e.from_scratch:
+            return jax.jit(lambda: init_params(model, key), out_shardings=shardings)()
+        names = None if task.head == "multiple-choice" else config.id2label
+        return load(e.model, task.head, id2label=names, new_head=key, shardings=shardings, **runtime)[1]
 
-    return model, load_params
+    base = parameters_of(model)
+    base = dataclasses.replace(base, frozen=frozen_paths(e.optimization, base.shapes))
+    if not e.lora:
+        return Trained(model, base, initial_params, lambda params: params)
+    if e.optimization.layer_decay != 1.0 or e.optimization.freeze_layers:
+        raise InputError("--lora: freezes the encoder; --layer-decay and --freeze-layers do not go with it")
+    lora = find_kernels(base, e.lora_targets, e.lora, e.lora_alpha)
+
+    def initial_lora(shardings):
+        update = jax.jit(lambda: init_lora(lora, jax.random.fold_in(key, 1)), out_shardings=shardings["lora"])()
+        return {"base": initial_params(shardings["base"]), "lora": update}
+
+    return Trained(model, lora_parameters(base, lora), initial_lora, lambda params: merge(params, lora), lora)
+
+
+def make_loss(e: Finetune, task: Task, part: Trained) -> Loss:
+    """The task's loss, with SiFT's beside it where it is asked for."""
+    apply = part.model.apply
+
+    def run(params, inputs, key):
+        return apply({"params": params}, **inputs, deterministic=False, rngs={"dropout": key})
+
+    def plain(params, batch, key):
+        return {"task": task.loss(run(part.effective(params), model_inputs(batch), key), batch)}
+
+    if not e.sift:
+        return plain
+    if not isinstance(task, (TextTask, WordTask)):
+        raise InputError(f"--sift: is for text-classification, regression and token-classification, not for {e.task}")
+    check_sift(part.model.config)
+    regression = isinstance(task, TextTask) and task.spec.problem_type == REGRESSION
+    sift = Sift(e.sift, e.sift_sigma, e.sift_step, regression)
+
+    def with_sift(params, batch, key):
+        params = part.effective(params)
+        inputs = model_inputs(batch)
+        z = normalized_words(params, inputs.pop("input_ids"), part.model.dtype)
+        forward = lambda p, x, k: run(p, {**inputs, "inputs_embeds": x}, k)
+        return sift_terms(forward, lambda out: task.loss(out, batch), params, z, key, sift)
+
+    return with_sift

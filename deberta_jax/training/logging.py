@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a progress bar, log.jsonl, and a picture of the curves."""
+"""What a run tells while it goes: a progress bar, log.jsonl, a picture of the curves, and other places if wanted."""
 
 import json
 import math
@@ -7,55 +7,96 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import matplotlib.figure
 import numpy as np
 from tqdm import tqdm
 
+from deberta_jax.data.batches import Size
+
+# What is never the same twice: kept apart from the figures of the run itself by these names.
+TIMES = ("tokens_per_second", "examples_per_second", "mfu", "peak_memory")
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Another place that figures go to."""
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
 
 class RunLog:
     """Progress of a run of ``total`` steps in ``directory``.
 
-    log.jsonl has one object a line: ``{"step", "loss", "learning_rate", "gradient_norm", "tokens_per_second"}`` every
-    ``every`` steps, means since the line before, and ``{"step", "eval": {...}}`` after each evaluation.
+    log.jsonl has one object a line: every ``every`` steps, means since the line before (``step``, ``loss``,
+    ``learning_rate``, ``gradient_norm``, ``padding``) and speed since then (``tokens_per_second`` of real tokens,
+    ``examples_per_second``; ``mfu`` and ``peak_memory`` where they are known); and ``{"step", "eval": {...}}`` after
+    each evaluation.
 
     A run goes on at step ``start``: ``pending`` are the measurements since its last line, as ``unwritten`` gave them,
     and ``evaluated`` the last step with an evaluation. Lines beyond, of steps that an interrupted run took after its
-    last saved state, are dropped, for they come again.
+    last saved state, are dropped, for they come again. ``flops``: of a batch of this size; ``peak``: of the devices, a
+    second. Only the ``writer`` among several processes writes.
     """
 
     def __init__(
         self, directory: Path, total: int, every: int, learning_rate: Callable[[int], Any],
         *, start: int = 0, evaluated: int = -1, pending: Sequence[Mapping[str, float]] = (),
+        flops: Callable[[Size], float] | None = None, peak: float | None = None, writer: bool = True,
+        sinks: Sequence[Sink] = (),
     ):  # fmt: skip
         self.path = directory / "log.jsonl"
         self.every = every
         self.learning_rate = learning_rate
+        self.flops, self.peak, self.writer, self.sinks = flops, peak, writer, sinks
         self.entries = _read_entries(self.path, start, evaluated)
-        partial = directory / ".log.jsonl.partial"
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8")
-        os.replace(partial, self.path)
-        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=0.5)
+        if writer:
+            partial = directory / ".log.jsonl.partial"
+            partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8")
+            os.replace(partial, self.path)
+        self.bar = tqdm(
+            total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=0.5,
+            disable=not writer,
+        )  # fmt: skip
+        self.total = total
         self.pending: list[Mapping[str, jax.Array | float]] = list(pending)
         self.restart_clock()
 
-    def step(self, step: int, metrics: dict[str, jax.Array], tokens: int) -> None:
+    def step(self, step: int, metrics: dict[str, jax.Array], size: Size) -> None:
         """Records a step; raises FloatingPointError if a measurement since the last line is not finite."""
-        self.pending.append(metrics)
-        self.tokens += tokens
+        self.pending.append({**metrics, "padding": 1 - size.tokens / size.places})
+        self.tokens += size.tokens
+        self.examples += size.examples
+        self.work += self.flops(size) if self.flops is not None else 0.0
         self.bar.update()
-        if step % self.every and step != self.bar.total:
+        if step % self.every and step != self.total:
             return
         pending = self.unwritten(step)
-        means = {name: float(np.mean([m[name] for m in pending])) for name in sorted(metrics, reverse=True)}
-        rate = self.tokens / (time.perf_counter() - self.clock)
+        means = {name: float(np.mean([m[name] for m in pending])) for name in (*metrics, "padding")}
+        speed = self._speed()
         self.pending = []
         self.restart_clock()
-        self.bar.set_postfix(loss=f"{means['loss']:.4f}", tokens_per_s=f"{rate:,.0f}", refresh=False)
+        self.bar.set_postfix(
+            loss=f"{means['loss']:.4f}", tokens_per_s=f"{speed['tokens_per_second']:,.0f}", refresh=False
+        )
         learning_rate = float(self.learning_rate(step - 1))
-        self._write({"step": step, **means, "learning_rate": learning_rate, "tokens_per_second": round(rate, 1)})
+        self._write({"step": step, **means, "learning_rate": learning_rate, **speed})
+
+    def _speed(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self.clock
+        out = {
+            "tokens_per_second": round(self.tokens / seconds, 1),
+            "examples_per_second": round(self.examples / seconds, 2),
+        }
+        if self.peak and self.flops is not None:
+            out["mfu"] = round(self.work / seconds / self.peak, 4)
+        memory = jax.local_devices()[0].memory_stats()
+        if memory and "peak_bytes_in_use" in memory:
+            out["peak_memory"] = memory["peak_bytes_in_use"]
+        return out
 
     def unwritten(self, step: int) -> list[dict[str, float]]:
         """The measurements since the last line, to be saved with the state of this step.
@@ -64,18 +105,19 @@ class RunLog:
           FloatingPointError: one of them is not finite, so that the state is not worth saving.
         """
         pending = [{name: float(value) for name, value in m.items()} for m in self.pending]
-        for m in pending:
+        for i, m in enumerate(pending):
             for name, value in m.items():
                 if not math.isfinite(value):
-                    raise FloatingPointError(
+                    raise NotFinite(
                         f"the {name.replace('_', ' ')} is {value} by step {step}: the run has diverged; lower "
-                        "--learning-rate or lengthen --warmup. The last saved state is from before"
+                        "--learning-rate or lengthen --warmup. The last saved state is from before",
+                        step - len(pending) + i,
                     )
         return pending
 
     def restart_clock(self) -> None:
         """Measures speed from now on, for instance after an evaluation."""
-        self.tokens, self.clock = 0, time.perf_counter()
+        self.tokens, self.examples, self.work, self.clock = 0, 0, 0.0, time.perf_counter()
 
     def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
         self._write({"step": step, "eval": metrics})
@@ -83,41 +125,64 @@ class RunLog:
         self.say(f"step {step}: {shown}")
 
     def say(self, line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
+        if self.writer:
+            tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
         self.bar.close()
+        for sink in self.sinks:
+            sink.close()
 
     def _write(self, entry: dict[str, Any]) -> None:
         self.entries.append(entry)
+        if not self.writer:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+        flat = {f"eval/{k}": v for k, v in entry["eval"].items()} if "eval" in entry else dict(entry)
+        figures = {name: value for name, value in flat.items() if value is not None and name != "step"}
+        for sink in self.sinks:
+            sink.write(entry["step"], figures)
 
     def draw(self, path: Path, metric: str) -> None:
-        """A PNG of the training loss and, if there were evaluations, of their loss and chosen metric."""
-        steps = [e for e in self.entries if "loss" in e]
-        evals = [e for e in self.entries if "eval" in e]
-        figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
-        left = figure.add_subplot()
-        left.plot([e["step"] for e in steps], [e["loss"] for e in steps], color="tab:blue", label="training loss")
-        left.plot(
-            [e["step"] for e in evals],
-            [e["eval"]["loss"] for e in evals],
-            "o--",
-            color="tab:cyan",
-            label="evaluation loss",
-        )
-        left.set_xlabel("step")
-        left.set_ylabel("loss")
-        lines = left.get_lines()
-        if metric != "loss":
-            right = left.twinx()
-            values = [np.nan if e["eval"][metric] is None else e["eval"][metric] for e in evals]
-            lines = [*lines, *right.plot([e["step"] for e in evals], values, "s-", color="tab:orange", label=metric)]
-            right.set_ylabel(metric)
-        left.legend(lines, [str(line.get_label()) for line in lines], loc="best")
-        left.grid(alpha=0.3)
-        figure.savefig(path, dpi=120)
+        """A PNG of the curves."""
+        if self.writer:
+            curves(self.entries, metric).savefig(path, dpi=120)
+
+
+class NotFinite(FloatingPointError):
+    """A measurement is no number; ``step`` is the first whose batch gave it."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
+def curves(entries: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:
+    """The training loss and, if there were evaluations, their loss and chosen metric."""
+    steps = [e for e in entries if "loss" in e]
+    evals = [e for e in entries if "eval" in e]
+    figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
+    left = figure.add_subplot()
+    left.plot([e["step"] for e in steps], [e["loss"] for e in steps], color="tab:blue", label="training loss")
+    left.plot(
+        [e["step"] for e in evals],
+        [e["eval"]["loss"] for e in evals],
+        "o--",
+        color="tab:cyan",
+        label="evaluation loss",
+    )
+    left.set_xlabel("step")
+    left.set_ylabel("loss")
+    lines = left.get_lines()
+    if metric != "loss":
+        right = left.twinx()
+        values = [np.nan if e["eval"][metric] is None else e["eval"][metric] for e in evals]
+        lines = [*lines, *right.plot([e["step"] for e in evals], values, "s-", color="tab:orange", label=metric)]
+        right.set_ylabel(metric)
+    left.legend(lines, [str(line.get_label()) for line in lines], loc="best")
+    left.grid(alpha=0.3)
+    return figure
 
 
 def _read_entries(path: Path, start: int, evaluated: int) -> list[dict[str, Any]]:

@@ -4,8 +4,7 @@ import dataclasses
 import json
 import logging
 import math
-import os
-import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,20 +13,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from deberta_jax.data.batches import read_ahead
+from deberta_jax.config import DebertaConfig
+from deberta_jax.data.batches import Size, read_ahead
 from deberta_jax.errors import InputError
-from deberta_jax.models import Model
-from deberta_jax.sharding import global_batch
+from deberta_jax.inference.tasks import Metrics
+from deberta_jax.sharding import global_batch, make_mesh, row_share
 from deberta_jax.training.checkpoints import Checkpoints
-from deberta_jax.training.experiment import Optimization, Runtime, difference
-from deberta_jax.training.logging import RunLog
-from deberta_jax.training.optimizers import make_optimizer, schedule
-from deberta_jax.training.state import make_state, state_shardings
-from deberta_jax.training.step import ItemLoss, compile_step, make_step
+from deberta_jax.training.directory import Result, write_json
+from deberta_jax.training.distributed import GracefulStop, Stopped, is_writer, wait_for_all
+from deberta_jax.training.experiment import Optimization, Runtime, fingerprint
+from deberta_jax.training.flops import peak_flops, step_flops
+from deberta_jax.training.logging import NotFinite, RunLog
+from deberta_jax.training.optimizers import make_optimizer, rate_scales, schedule, split
+from deberta_jax.training.report import write_report
+from deberta_jax.training.sinks import make_sinks
+from deberta_jax.training.state import Parameters, TrainState, abstract_state, make_state, state_shardings
+from deberta_jax.training.step import Loss, StepOptions, compile_step, make_step
 
 _log = logging.getLogger(__name__)
-
-Metrics = Mapping[str, float | None]
 
 
 @runtime_checkable
@@ -36,6 +39,8 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, step: int, /) -> dict[str, np.ndarray]: ...
+    def size(self, step: int, /) -> Size: ...
+    def position(self, step: int, /) -> int: ...
     def examples(self) -> Iterator[dict[str, np.ndarray]]: ...
 
 
@@ -45,8 +50,10 @@ class Job:
 
     Attributes:
       directory, record: of the run; ``record`` is the resolved experiment that is saved there.
+      config: of the architecture, to count arithmetic with.
+      parameters: shapes and axes of what is trained.
       initial_params: called with the tree of shardings, gives parameters placed accordingly.
-      item_loss: (params, batch, dropout key) -> loss and weight of every item.
+      loss, factors: (params, batch, dropout key) -> the parts of the loss; what each is multiplied with.
       evaluate: (params, tick) -> metrics, ``loss`` among them; calls ``tick`` now and then.
       metric: the one that chooses the best parameters; the highest, or of ``loss`` the lowest.
       save_best: writes parameters as the run's model directory.
@@ -56,191 +63,226 @@ class Job:
 
     directory: Path
     record: dict[str, Any]
-    model: Model
+    config: DebertaConfig
+    parameters: Parameters
     mesh: Mesh
     optimization: Optimization
     runtime: Runtime
     seed: int
     initial_params: Callable[[Any], Any]
-    item_loss: ItemLoss
+    loss: Loss
     batches: Batches
     evaluate: Callable[[Any, Callable[[], None]], Metrics]
     metric: str
     save_best: Callable[[Any], None]
     eval_every: int
     evaluate_first: bool = False
+    factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def mesh_of(runtime: Runtime) -> Mesh:
+    return make_mesh(runtime.mesh_data, runtime.mesh_fsdp, runtime.mesh_tensor)
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
-    """``metrics`` of the best checkpoint and the ``step`` it is from; ``stopped`` is the signal that ended the run
-    before its last step, or None."""
+class Prepared:
+    """A job's optimizer and step, and the shapes and places of its state: all that compiling needs, without an array.
 
-    step: int
-    metrics: Metrics
-    stopped: signal.Signals | None = None
-
-
-def check_directory(directory: Path, record: dict[str, Any]) -> Result | None:
-    """Whether a run may write here. None: begin, or go on where it stopped; a Result: it has already finished.
-
-    Raises:
-      InputError: the directory holds something else, or another run.
+    This is what a run compiles, and what may be compiled for devices that are not there.
     """
-    if not directory.exists():
-        _check_parent(directory)
-        return None
-    if not directory.is_dir():
-        raise InputError(f"--output {directory}: is a file; give a directory")
-    saved = directory / "experiment.json"
-    # A run killed at its very start leaves no more than the beginning of that file.
-    if all(path == _partial(saved) for path in directory.iterdir()):
-        return None
-    if not saved.is_file():
-        raise InputError(f"--output {directory}: is not empty and holds no run; give another directory")
-    try:
-        theirs = json.loads(saved.read_text(encoding="utf-8"))
-    except ValueError:
-        theirs = None
-    if not isinstance(theirs, dict) or "job" not in theirs:
-        raise InputError(f"--output {directory}: its experiment.json is not a run's; give another directory")
-    why = difference(record, theirs)
-    if why is not None:
-        raise InputError(f"--output {directory}: holds another run ({why}); give another directory or delete it")
-    finished = directory / "result.json"
-    if finished.is_file():
-        result = json.loads(finished.read_text(encoding="utf-8"))
-        return Result(result["step"], result["metrics"])
-    return None
+
+    optimizer: Any
+    step: Any
+    state: TrainState
+    shardings: TrainState
 
 
-def _check_parent(directory: Path) -> None:
-    parent = next(path for path in directory.absolute().parents if path.exists())
-    if not parent.is_dir():
-        raise InputError(f"--output {directory}: {parent} is a file; give another directory")
-    if not os.access(parent, os.W_OK):
-        raise InputError(f"--output {directory}: {parent} cannot be written to; give another directory")
+def prepare(job: Job) -> Prepared:
+    o, p = job.optimization, job.parameters
+    scales = rate_scales(o, split(p.shapes, p.frozen)[0])
+    optimizer = make_optimizer(o, len(job.batches), scales)
+    options = StepOptions(factors=job.factors, accumulate=job.runtime.accumulate, frozen=p.frozen, ema=o.ema)
+    return Prepared(
+        optimizer,
+        make_step(job.loss, optimizer, options),
+        abstract_state(p, optimizer, job.mesh, ema=o.ema),
+        state_shardings(p, optimizer, job.mesh, ema=o.ema),
+    )
 
 
 def fit(job: Job) -> Result:
     """Trains to the last step, or until SIGTERM or SIGINT, after which the same call goes on from where it was.
 
     Raises:
-      FloatingPointError: the loss is no longer finite.
+      FloatingPointError: the loss is no longer finite; its batch lies in the run's directory.
     """
-    total = len(job.batches)
-
-    # Where everything lives, and one compiled program per batch shape.
-    optimizer = make_optimizer(job.optimization, total)
-    shardings = state_shardings(job.model, optimizer, job.mesh)
-    params = job.initial_params(shardings.params)
-    state = jax.jit(lambda p: make_state(p, optimizer, job.seed), out_shardings=shardings, donate_argnums=0)(params)
-    del params
-    step_fn = make_step(job.item_loss, optimizer)
-    programs = {}
-    for example in job.batches.examples():
-        _log.info("compiling the step for batches of %s tokens", " x ".join(map(str, example["input_ids"].shape)))
-        programs[_shapes(example)] = compile_step(step_fn, state, shardings, example, job.mesh)
-
-    # Resume: the latest complete state, if this run has one.
-    job.directory.mkdir(parents=True, exist_ok=True)
-    write_json(job.directory / "experiment.json", job.record)
-    checkpoints = Checkpoints(job.directory / "state")
-    progress: dict[str, Any] = {"evaluated": -1, "best_step": None, "best": None, "unwritten": []}
-    step = 0
-    latest = checkpoints.latest()
-    if latest is not None:
-        state, progress = checkpoints.restore(latest, state, shardings)
-        step = latest
-        _log.info("going on from step %d of %d", step, total)
-
-    log = RunLog(
-        job.directory, total, job.runtime.log_every, schedule(job.optimization, total),
-        start=step, evaluated=progress["evaluated"], pending=progress["unwritten"],
-    )  # fmt: skip
-
-    def save() -> None:
-        checkpoints.save(step, state, {**progress, "unwritten": log.unwritten(step)})
-
-    with GracefulStop() as stop:
-        try:
-            batches = read_ahead(job.batches, step)
-            while True:
-                due = step % job.eval_every == 0 or step == total
-                due = due and (step > 0 or job.evaluate_first)
-                if due and progress["evaluated"] != step:
-                    log.unwritten(step)  # a run that has diverged is neither evaluated nor saved
-                    metrics = dict(job.evaluate(state.params, stop.check))
-                    log.evaluation(step, metrics)
-                    progress = {**progress, "evaluated": step}
-                    if _better(job.metric, metrics, progress["best"]):
-                        job.save_best(state.params)
-                        progress |= {"best_step": step, "best": metrics}
-                    log.draw(job.directory / "curves.png", job.metric)
-                    save()
-                    log.restart_clock()
-                elif step % job.runtime.checkpoint_every == 0 and step > 0:
-                    save()
-                if step == total:
-                    break
-                stop.check()
-                batch = next(batches)
-                program = programs[_shapes(batch)]
-                state, measured = program(state, global_batch(batch, job.mesh))
-                step += 1
-                log.step(step, measured, tokens=int(batch["attention_mask"].sum()))
-        except Stopped as stopped:
-            save()
-            return Result(step, progress["best"] or {}, stopped.signal)
-        finally:
-            log.close()
-            checkpoints.close()
-    result = {"step": progress["best_step"], "metrics": progress["best"]}
-    write_json(job.directory / "result.json", result)
-    return Result(**result)
+    return _Run(job).to_end()
 
 
-class Stopped(Exception):
-    """A signal asked the run to end."""
+class _Run:
+    """One session of a job: from where the last one stopped to the end, or to the next stop."""
 
-    def __init__(self, number: signal.Signals):
-        super().__init__(number.name)
-        self.signal = number
+    def __init__(self, job: Job):
+        self.job, self.total = job, len(job.batches)
+        self.identity = fingerprint(job.record)
+        prepared = prepare(job)
+        # Weights are read before anything is written: a model that cannot be used leaves nothing behind.
+        states = job.directory / "state"
+        fresh = None if states.is_dir() and any(states.iterdir()) else self._begin(prepared)
+        self._compile(prepared)
+        if is_writer():
+            job.directory.mkdir(parents=True, exist_ok=True)
+            write_json(job.directory / "experiment.json", job.record | {"hash": self.identity})
+        wait_for_all("directory")
+        self.checkpoints = Checkpoints(states, job.runtime.keep)
+        self.progress: dict[str, Any] = {
+            "run": self.identity, "position": 0, "evaluated": -1, "best_step": None, "best": None, "unwritten": []
+        }  # fmt: skip
+        self.step = 0
+        latest = self.checkpoints.latest()
+        if latest is None:
+            self.state = fresh or self._begin(prepared)
+        else:
+            self.state, self.progress = self.checkpoints.restore(latest, prepared.state, prepared.shardings)
+            if self.progress["run"] != self.identity:
+                raise InputError(f"{states}: holds the state of another run; delete it")
+            self.step = latest
+            _log.info("going on from step %d of %d", self.step, self.total)
+        self.log = self._open_log()
+
+    def _compile(self, prepared: Prepared) -> None:
+        """A program for every shape that is announced: nothing is compiled for training after this."""
+        job, began = self.job, time.perf_counter()
+        self.programs = {}
+        for example in job.batches.examples():
+            _log.info("compiling the step for batches of %s tokens", " x ".join(map(str, example["input_ids"].shape)))
+            self.programs[_shapes(example)] = compile_step(
+                prepared.step, prepared.state, prepared.shardings, example, job.mesh
+            )
+        self.compile_seconds = time.perf_counter() - began
+        _log.info("%d programs compiled in %.0f s", len(self.programs), self.compile_seconds)
+
+    def _begin(self, prepared: Prepared) -> TrainState:
+        job = self.job
+        params = job.initial_params(prepared.shardings.params)
+        make = lambda p: make_state(
+            p, prepared.optimizer, job.seed, frozen=job.parameters.frozen, ema=job.optimization.ema
+        )
+        return jax.jit(make, out_shardings=prepared.shardings, donate_argnums=0)(params)
+
+    def _open_log(self) -> RunLog:
+        job, r = self.job, self.job.runtime
+        length = next(job.batches.examples())["input_ids"].shape[-1]
+        return RunLog(
+            job.directory, self.total, r.log_every, schedule(job.optimization, self.total), start=self.step,
+            evaluated=self.progress["evaluated"], pending=self.progress["unwritten"],
+            flops=lambda size: step_flops(job.config, size.places, length), peak=peak_flops(r.peak_tflops),
+            writer=is_writer(),
+            sinks=make_sinks(r, job.directory, self.identity, job.record) if is_writer() else (),
+        )  # fmt: skip
+
+    def to_end(self) -> Result:
+        job, session = self.job, _Session(self)
+        with GracefulStop() as stop:
+            try:
+                batches = read_ahead(job.batches, self.step)
+                while True:
+                    self._due(stop)
+                    if self.step == self.total:
+                        break
+                    stop.check_step(self.step)
+                    self._take(next(batches))
+            except Stopped as stopped:
+                self._save()
+                return Result(self.step, self.progress["best"] or {}, stopped.signal)
+            except NotFinite as error:
+                raise FloatingPointError(f"{error}; the batch is in {self._keep_batch(error.step)}") from None
+            finally:
+                self.log.close()
+                self.checkpoints.close()
+                session.write()
+        result = {"step": self.progress["best_step"], "metrics": self.progress["best"]}
+        if is_writer():
+            write_json(job.directory / "result.json", result)
+            write_report(job.directory, job.metric)
+        wait_for_all("result")
+        return Result(**result)
+
+    def _take(self, batch: dict[str, np.ndarray]) -> None:
+        job = self.job
+        program = self.programs.get(_shapes(global_shapes(batch, job)))
+        assert program is not None, "a batch of a shape that was not announced"
+        if self.step in job.runtime.profile[:1]:
+            jax.profiler.start_trace(str(job.directory / "profile"))
+        self.state, measured = program(self.state, global_batch(batch, job.mesh))
+        self.step += 1
+        if self.step in (last + 1 for last in job.runtime.profile[1:]):
+            jax.block_until_ready(measured)
+            jax.profiler.stop_trace()
+        self.log.step(self.step, measured, job.batches.size(self.step - 1))
+
+    def _due(self, stop: GracefulStop) -> None:
+        """Evaluates and saves where this step is one to do so."""
+        job = self.job
+        due = self.step % job.eval_every == 0 or self.step == self.total
+        due = due and (self.step > 0 or job.evaluate_first)
+        if due and self.progress["evaluated"] != self.step:
+            self.log.unwritten(self.step)  # a run that has diverged is neither evaluated nor saved
+            params = self.state.mean or self.state.params
+            # Alone a process may stop between two batches; several stop together, between steps.
+            metrics = dict(job.evaluate(params, stop.check))
+            self.log.evaluation(self.step, metrics)
+            self.progress = {**self.progress, "evaluated": self.step}
+            if _better(job.metric, metrics, self.progress["best"]):
+                job.save_best(params)
+                self.progress |= {"best_step": self.step, "best": metrics}
+            self.log.draw(job.directory / "curves.png", job.metric)
+            self._save()
+            self.log.restart_clock()
+        elif self.step % job.runtime.checkpoint_every == 0 and self.step > 0:
+            self._save()
+
+    def _save(self) -> None:
+        place = {"position": self.job.batches.position(self.step), "unwritten": self.log.unwritten(self.step)}
+        self.checkpoints.save(self.step, self.state, self.progress | place)
+
+    def _keep_batch(self, step: int) -> Path:
+        """Writes the batch of a step, as this process read it."""
+        path = self.job.directory / f"not_finite_step_{step + 1}.npz"
+        if is_writer():
+            np.savez_compressed(path, **self.job.batches[step])  # pyright: ignore[reportArgumentType]
+        return path
 
 
-class GracefulStop:
-    """Within the block SIGTERM and SIGINT only set a mark; ``check`` raises Stopped where it is safe to stop."""
+class _Session:
+    """A line of sessions.jsonl: what is of this session rather than of the run."""
 
-    def __enter__(self) -> "GracefulStop":
-        self.received: signal.Signals | None = None
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
+    def __init__(self, run: _Run):
+        self.run, self.first, self.clock = run, run.step, time.perf_counter()
 
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, _) -> None:
-        self.received = signal.Signals(number)
-
-    def check(self) -> None:
-        if self.received is not None:
-            raise Stopped(self.received)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file in one rename."""
-    partial = _partial(path)
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    def write(self) -> None:
+        run = self.run
+        if not is_writer():
+            return
+        line = {
+            "run": run.identity, "from_step": self.first, "to_step": run.step, "programs": len(run.programs),
+            "compile_seconds": round(run.compile_seconds, 2), "seconds": round(time.perf_counter() - self.clock, 2),
+            "devices": jax.device_count(), "kind": jax.devices()[0].device_kind, "processes": jax.process_count(),
+            "mesh": dict(run.job.mesh.shape), "jax": jax.__version__,
+        }  # fmt: skip
+        with (run.job.directory / "sessions.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+def global_shapes(batch: Mapping[str, np.ndarray], job: Job) -> dict[str, Any]:
+    """The shapes of a batch of all processes, from this one's share."""
+    share = row_share(job.mesh)
+    whole = lambda a: (a.shape[0] * share.count // len(share.blocks), *a.shape[1:])
+    return {name: jax.ShapeDtypeStruct(whole(array), array.dtype) for name, array in batch.items()}
 
 
-def _shapes(batch: Mapping[str, np.ndarray]) -> tuple:
-    return tuple((name, batch[name].shape[1:]) for name in sorted(batch))
+def _shapes(batch: Mapping[str, Any]) -> tuple:
+    return tuple((name, tuple(batch[name].shape)) for name in sorted(batch))
 
 
 def _better(metric: str, ours: Metrics, best: Metrics | None) -> bool:

@@ -1,11 +1,20 @@
-"""AdamW with DeBERTa's rules: linear warm-up and decay, and what is not decayed."""
+"""AdamW with DeBERTa's rules: schedules, what is not decayed, what is frozen, and slower lower layers."""
 
+import fnmatch
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
+from deberta_jax.errors import InputError
 from deberta_jax.training.experiment import Optimization
+
+
+def path_of(keys: Any) -> str:
+    """A leaf's path as text, ``deberta/encoder/layers/...``."""
+    return "/".join(key.key for key in keys)
 
 
 def decay_mask(params: Any) -> Any:
@@ -25,16 +34,126 @@ def warmup_steps(o: Optimization, steps: int) -> int:
 
 
 def schedule(o: Optimization, steps: int) -> optax.Schedule:
-    """Learning rate by step: from 0 up to the peak, then linearly to 0 at ``steps``."""
+    """Learning rate by step: from 0 up to the peak, then as ``o.schedule`` says."""
     up = min(warmup_steps(o, steps), steps)
     rise = optax.linear_schedule(0.0, o.learning_rate, max(up, 1))
-    fall = optax.linear_schedule(o.learning_rate, 0.0, max(steps - up, 1))
+    rest = max(steps - up, 1)
+    if o.schedule == "original":
+        # Microsoft's warmup_linear: beyond the warm-up 1 - step / steps, not from 1.
+        fall = lambda count: o.learning_rate * (1.0 - (count + up) / steps)
+    elif o.schedule == "cosine":
+        fall = optax.cosine_decay_schedule(o.learning_rate, rest)
+    elif o.schedule == "constant":
+        fall = optax.constant_schedule(o.learning_rate)
+    else:
+        fall = optax.linear_schedule(o.learning_rate, 0.0, rest)
     return optax.join_schedules([rise, fall], [up])
 
 
-def make_optimizer(o: Optimization, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW (decoupled decay, bias correction) under the schedule."""
-    adamw = optax.adamw(
-        schedule(o, steps), b1=o.beta1, b2=o.beta2, eps=o.epsilon, weight_decay=o.weight_decay, mask=decay_mask
-    )
-    return optax.chain(optax.clip_by_global_norm(o.clip_norm), adamw)
+def frozen_paths(o: Optimization, shapes: Any) -> frozenset[str]:
+    """Paths of the leaves that the patterns freeze.
+
+    Raises:
+      InputError: a pattern that matches nothing, or patterns that leave nothing to train.
+    """
+    paths = [path_of(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
+    frozen: set[str] = set()
+    for pattern in o.freeze:
+        found = fnmatch.filter(paths, pattern)
+        if not found:
+            raise InputError(f"--freeze {pattern}: matches no parameter; there are such as {paths[0]} and {paths[-1]}")
+        frozen.update(found)
+    if len(frozen) == len(paths):
+        raise InputError("--freeze: leaves nothing to train")
+    return frozenset(frozen)
+
+
+def split(params: Any, frozen: frozenset[str], prefix: str = "") -> tuple[Any, Any]:
+    """The tree's leaves that are trained, and those that are frozen, each in its place."""
+    trained, rest = {}, {}
+    for name, value in params.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict):
+            a, b = split(value, frozen, f"{path}/")
+            trained |= {name: a} if a else {}
+            rest |= {name: b} if b else {}
+        else:
+            (rest if path in frozen else trained)[name] = value
+    return trained, rest
+
+
+def join(a: Any, b: Any) -> Any:
+    """The tree that ``split`` took apart."""
+    out = dict(a)
+    for name, value in b.items():
+        out[name] = join(out[name], value) if isinstance(value, dict) and name in out else value
+    return out
+
+
+def rate_scales(o: Optimization, shapes: Any) -> Any:
+    """For each leaf what its update is multiplied with: a number, or one a layer for stacked leaves. None: 1 for all.
+
+    Layer-wise decay: 1 for the head, ``layer_decay`` for the last layer's successor below, and so on down to the
+    embeddings; 0 for frozen layers.
+
+    Raises:
+      InputError: more frozen layers than there are.
+    """
+    if o.layer_decay == 1.0 and not o.freeze_layers:
+        return None
+    counts = {leaf.shape[0] for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
+              if "/layers/" in path_of(keys)}  # fmt: skip
+    (layers,) = counts or {0}
+    if o.freeze_layers > layers:
+        raise InputError(f"--freeze-layers {o.freeze_layers}: the model has {layers}")
+    by_layer = o.layer_decay ** np.arange(layers, 0, -1, dtype=np.float64)
+    by_layer[: o.freeze_layers] = 0.0
+
+    def scale(keys, leaf):
+        path = path_of(keys)
+        if "/layers/" in path:
+            return by_layer.reshape(-1, *(1,) * (leaf.ndim - 1)).astype(np.float32)
+        if "/embeddings/" in path:
+            return np.float32(0.0 if o.freeze_layers else o.layer_decay ** (layers + 1))
+        if "/encoder/" in path:  # the relative table, read by all layers
+            return np.float32(o.layer_decay**layers)
+        return np.float32(1.0)
+
+    return jax.tree_util.tree_map_with_path(scale, shapes)
+
+
+def make_optimizer(o: Optimization, steps: int, scales: Any = None) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW (decoupled decay) under the schedule, then ``scales``."""
+    if o.bias_correction:
+        adam = optax.scale_by_adam(b1=o.beta1, b2=o.beta2, eps=o.epsilon)
+    else:
+        adam = scale_by_plain_adam(o.beta1, o.beta2, o.epsilon)
+    parts = [
+        optax.clip_by_global_norm(o.clip_norm),
+        adam,
+        optax.add_decayed_weights(o.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(schedule(o, steps)),
+    ]
+    if scales is not None:
+        # Frozen layers take no part in the norm either.
+        trained = jax.tree.map(lambda s: (s != 0).astype(np.float32), scales)
+        parts = [_times(trained), *parts, _times(scales)]
+    return optax.chain(*parts)
+
+
+def scale_by_plain_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
+    """``m / (sqrt(v) + eps)`` without bias correction: the Adam that DeBERTa was trained with."""
+
+    def update(updates, state, params=None):
+        del params
+        mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.nu, updates)
+        scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
+        return scaled, optax.ScaleByAdamState(optax.safe_increment(state.count), mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)
+
+
+def _times(factors: Any) -> optax.GradientTransformation:
+    multiply = lambda u, f: u * jnp.broadcast_to(jnp.asarray(f, u.dtype), u.shape)
+    return optax.stateless(lambda updates, _: jax.tree.map(multiply, updates, factors))

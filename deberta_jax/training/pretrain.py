@@ -13,11 +13,13 @@ from deberta_jax.data.corpus import MaskedBatches, Masker, contiguous_rows, read
 from deberta_jax.errors import InputError
 from deberta_jax.models import DebertaForMaskedLM, init_params
 from deberta_jax.ops.losses import masked_lm_loss
-from deberta_jax.sharding import global_batch
+from deberta_jax.sharding import global_batch, row_share
 from deberta_jax.text import load_tokenizer
-from deberta_jax.training.experiment import PretrainMLM, compute_dtype, require, resolved
-from deberta_jax.training.finetune import mesh_of, round_up
-from deberta_jax.training.loop import Job, Result, check_directory, fit
+from deberta_jax.training.directory import Result, check_directory
+from deberta_jax.training.distributed import start
+from deberta_jax.training.experiment import PretrainMLM, model_runtime, require, resolved
+from deberta_jax.training.loop import Job, fit, mesh_of
+from deberta_jax.training.state import parameters_of
 from deberta_jax.weights import load, load_config, save_pretrained
 
 _log = logging.getLogger(__name__)
@@ -36,16 +38,11 @@ def pretrain_mlm(experiment: PretrainMLM) -> Result:
     """
     e = experiment
     require(e, "model", "train", "eval", "output")
+    start(e.runtime)
     texts = {path: read_lines(path) for path in (*e.train, e.eval)}
     record = resolved(e, {path: path for path in texts})
     directory = Path(e.output)
-    finished = check_directory(directory, record)
-    if finished is not None:
-        _log.info(
-            "%s: this run has finished, at step %d of its best checkpoint; nothing to do", directory, finished.step
-        )
-        return finished
-    return fit(make_job(e, record, directory, texts))
+    return check_directory(directory, record) or fit(make_job(e, record, directory, texts))
 
 
 def make_job(e: PretrainMLM, record: dict[str, Any], directory: Path, texts: dict[str, list[str]]) -> Job:
@@ -65,10 +62,10 @@ def make_job(e: PretrainMLM, record: dict[str, Any], directory: Path, texts: dic
     masker = Masker(count, tokenizer.mask_id, (first, tokenizer.vocab_size), specials)
 
     mesh = mesh_of(e.runtime)
-    if round_up(e.batch_size, mesh) != e.batch_size:
-        raise InputError(f"--batch-size {e.batch_size}: must be a multiple of the {mesh.size} devices that share it")
-    r = e.runtime
-    runtime = {"dtype": compute_dtype(e.dtype), "attention": r.attention, "remat": r.remat, "scan": r.scan}
+    split = mesh.shape["data"] * mesh.shape["fsdp"] * e.runtime.accumulate
+    if e.batch_size % split:
+        raise InputError(f"--batch-size {e.batch_size}: must be a multiple of the {split} parts it is computed in")
+    runtime = model_runtime(e)
     model = DebertaForMaskedLM(config, **runtime)
     key = jax.random.key(e.seed)
 
@@ -81,17 +78,18 @@ def make_job(e: PretrainMLM, record: dict[str, Any], directory: Path, texts: dic
         inputs = {name: batch[name] for name in INPUTS}
         return model.apply({"params": params}, **inputs, **options).logits  # pyright: ignore
 
-    def item_loss(params, batch, key):
-        return masked_lm_loss(logits(params, batch, deterministic=False, rngs={"dropout": key}), batch["labels"])
+    def loss(params, batch, key):
+        found = logits(params, batch, deterministic=False, rngs={"dropout": key})
+        return {"task": masked_lm_loss(found, batch["labels"])}
 
     @jax.jit
     def measure(params, batch):
         found = logits(params, batch)
-        loss, weight = masked_lm_loss(found, batch["labels"])
-        return (loss * weight).sum(), ((found.argmax(-1) == batch["labels"]) * weight).sum(), weight.sum()
+        value, weight = masked_lm_loss(found, batch["labels"])
+        return (value * weight).sum(), ((found.argmax(-1) == batch["labels"]) * weight).sum(), weight.sum()
 
     def evaluate(params, tick):
-        sums = np.zeros(3)
+        sums, share = np.zeros(3), row_share(mesh)
         with jax.set_mesh(mesh):
             for start in range(0, len(held_out), e.batch_size):
                 tick()
@@ -100,13 +98,15 @@ def make_job(e: PretrainMLM, record: dict[str, Any], directory: Path, texts: dic
                 if len(part) < e.batch_size:
                     batch = {name: _pad_rows(array, e.batch_size) for name, array in batch.items()}
                     batch["labels"][len(part) :] = -100
-                sums += np.asarray(jax.device_get(measure(params, global_batch(batch, mesh))), np.float64)
+                mine = {name: array[share.rows(e.batch_size)] for name, array in batch.items()}
+                sums += np.asarray(jax.device_get(measure(params, global_batch(mine, mesh))), np.float64)
         return {"loss": float(sums[0] / sums[2]), "accuracy": float(sums[1] / sums[2])}
 
     return Job(
-        directory=directory, record=record, model=model, mesh=mesh, optimization=e.optimization, runtime=e.runtime,
-        seed=e.seed, initial_params=initial_params, item_loss=item_loss,
-        batches=MaskedBatches(rows, e.batch_size, e.steps, e.seed, masker), evaluate=evaluate, metric="loss",
+        directory=directory, record=record, config=config, parameters=parameters_of(model), mesh=mesh,
+        optimization=e.optimization, runtime=e.runtime, seed=e.seed, initial_params=initial_params, loss=loss,
+        batches=MaskedBatches(rows, e.batch_size, e.steps, e.seed, masker, row_share(mesh)), evaluate=evaluate,
+        metric="loss",
         save_best=lambda params: save_pretrained(directory, model, params, tokenizer, overwrite=True),
         eval_every=e.eval_every, evaluate_first=True,
     )  # fmt: skip

@@ -11,12 +11,27 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deberta_jax.errors import InputError
 from deberta_jax.models import Model, abstract_params, logical_axes
 from deberta_jax.sharding import tree_shardings
+from deberta_jax.training.optimizers import path_of, split
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """What is trained, before it exists: a tree of shapes, the names of its axes, and the paths that are frozen."""
+
+    shapes: Any
+    axes: Any
+    frozen: frozenset[str] = frozenset()
+
+
+def parameters_of(model: Model, frozen: frozenset[str] = frozenset()) -> Parameters:
+    return Parameters(abstract_params(model), logical_axes(model), frozen)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: int32 scalar, steps taken; rng: raw key data, from which each step derives its own key.
+    """step: int32 scalar, steps taken; rng: raw key data, from which each step derives its own key; mean: the running
+    mean of the parameters, {} where none is kept. The optimizer's state is of the trained parameters alone.
 
     Also a tree of whatever describes those arrays: shapes, shardings.
     """
@@ -25,29 +40,46 @@ class TrainState:
     params: Any
     opt_state: Any
     rng: Any
+    mean: Any
 
 
-def make_state(params: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def make_state(
+    params: Any, optimizer: optax.GradientTransformation, seed: int, *, frozen: frozenset[str] = frozenset(),
+    ema: float = 0.0,
+) -> TrainState:  # fmt: skip
     """The state before the first step."""
     rng = jax.random.key_data(jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)
+    mean = jax.tree.map(jnp.copy, params) if ema else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(split(params, frozen)[0]), rng, mean)
 
 
-def state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+def state_shardings(
+    parameters: Parameters, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: float = 0.0
+) -> Any:
     """A TrainState of shardings: moments live where their parameters do, all else on every device.
 
     Raises:
       InputError: a mesh that does not divide a parameter.
     """
-    params = tree_shardings(logical_axes(model), mesh)
+    params = tree_shardings(parameters.axes, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    shapes = abstract_params(model)
-    jax.tree_util.tree_map_with_path(_check_divides, shapes, params)
-    abstract = jax.eval_shape(optimizer.init, shapes)
+    jax.tree_util.tree_map_with_path(_check_divides, parameters.shapes, params)
+    trained, trained_shardings = (split(tree, parameters.frozen)[0] for tree in (parameters.shapes, params))
+    abstract = jax.eval_shape(optimizer.init, trained)
     opt_state = optax.tree_map_params(
-        optimizer, lambda _, sharding: sharding, abstract, params, transform_non_params=lambda _: everywhere
+        optimizer, lambda _, sharding: sharding, abstract, trained_shardings, transform_non_params=lambda _: everywhere
     )
-    return TrainState(everywhere, params, opt_state, everywhere)
+    return TrainState(everywhere, params, opt_state, everywhere, params if ema else {})
+
+
+def abstract_state(
+    parameters: Parameters, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int = 0, *, ema: float = 0.0
+) -> TrainState:
+    """The state as ``jax.ShapeDtypeStruct`` with shardings: what a step is compiled from without an array existing."""
+    make = lambda p: make_state(p, optimizer, seed, frozen=parameters.frozen, ema=ema)
+    shapes = jax.eval_shape(make, parameters.shapes)
+    place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
+    return jax.tree.map(place, shapes, state_shardings(parameters, optimizer, mesh, ema=ema))
 
 
 def _check_divides(path: Any, array: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:
@@ -55,7 +87,6 @@ def _check_divides(path: Any, array: jax.ShapeDtypeStruct, sharding: NamedShardi
         sharding.shard_shape(array.shape)
     except ValueError:
         sizes = ", ".join(f"{name}={size}" for name, size in sharding.mesh.shape.items())
-        name = "/".join(key.key for key in path)
         raise InputError(
-            f"mesh {sizes}: cannot split {name} of shape {array.shape} by {sharding.spec}; give other sizes"
+            f"mesh {sizes}: cannot split {path_of(path)} of shape {array.shape} by {sharding.spec}; give other sizes"
         ) from None

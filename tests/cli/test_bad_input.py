@@ -95,6 +95,15 @@ def test_files_that_are_not_there(bad, tmp_path):
         (("--beta2", "1"), "--beta2 1"),
         (("--dropout", "1"), "--dropout 1"),
         (("--log-every", "0"), "--log-every"),
+        (("--task", "translation"), "--task translation: is no task; there are text-classification"),
+        (("--data-dir", "x"), "--data-dir: goes with a named --task"),
+        (("--task", "mnli", "--data-dir", "none", "--train", ""), "--data-dir none: no file train of mnli there"),
+        (("--layer-decay", "0"), "--layer-decay 0"),
+        (("--freeze", "nothing/*"), "--freeze nothing/*: matches no parameter"),
+        (("--freeze-layers", "3"), "--freeze-layers 3: the model has 2"),
+        (("--lora", "4", "--lora-targets", "nothing"), "--lora-targets nothing: matches no kernel"),
+        (("--row-length", "9"), "--row-length 9: the longest example has"),
+        (("--coordinator", "localhost:1"), "--coordinator, --processes and --process belong together"),
         (("--text", "a", "b", "c"), "--text: give one column, or two for a pair, not 3"),
         (("--model", ""), "--model is missing"),
         (("--output", ""), "--output is missing"),
@@ -205,7 +214,8 @@ def test_evaluate_and_predict(trained, task, tmp_path, capsys):
     assert "its directory does not exist" in refused([*predict, tmp_path / "none" / "o.jsonl"], capsys)
     assert "is a directory" in refused([*predict, tmp_path], capsys)
     target = tmp_path / "o.jsonl"
-    assert "no column 'text'" in refused(["predict", *model, "--input", data, "--output", target], capsys)
+    other = ["predict", *model, "--input", data, "--text", "text", "--output", target]
+    assert "no column 'text'" in refused(other, capsys)
     for more in (["--batch-size", "0"], ["--max-length", "0"]):
         assert "must be at least" in refused([*predict, target, *more], capsys)
     assert "--text: give one column" in refused(

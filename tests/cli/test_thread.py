@@ -11,8 +11,11 @@ import pytest
 
 import deberta_jax
 from deberta_jax.cli.main import main
+from deberta_jax.data.labels import LabelSpec
+from deberta_jax.inference.tasks import TextTask
 from deberta_jax.sharding import make_mesh
 from deberta_jax.training import finetune as finetuning
+from deberta_jax.training.finetune import keep_order
 from tests.made import MAX_LENGTH, TINY, blank_model, log_of, rows, start, stdout_of, weighted_model, write_table
 
 
@@ -34,7 +37,9 @@ def test_a_run_learns_the_task_and_leaves_a_model_directory(trained):
     assert [entry["step"] for entry in log if "eval" in entry] == [6, 12, 18, 24]
     assert log[-1]["eval"]["loss"] < log[0]["loss"]
     assert all(
-        entry.keys() == {"step", "loss", "gradient_norm", "learning_rate"} for entry in log if "eval" not in entry
+        entry.keys() == {"step", "loss", "gradient_norm", "padding", "learning_rate"}
+        for entry in log
+        if "eval" not in entry
     )
     best = max((entry for entry in log if "eval" in entry), key=lambda entry: entry["eval"]["accuracy"])
     assert {"step": best["step"], **best["eval"]} == {k: v for k, v in printed.items() if k != "output"}
@@ -151,14 +156,12 @@ def test_a_regression_from_tsv_by_a_config_file(tmp_path, capsys, one_device):
     assert float(((scores - truth) ** 2).mean()) == pytest.approx(metrics["loss"], rel=1e-4)
 
 
-def test_the_models_own_order_of_labels_is_kept(task, tmp_path):
+def test_the_models_own_order_of_labels_is_kept():
     """A classifier that was trained in another order goes on as what it is."""
-    from deberta_jax.data.labels import LabelSpec
-    from deberta_jax.training.finetune import keep_order
-
-    labels = LabelSpec("single_label_classification", ("neg", "pos"))
-    assert keep_order(labels, dataclasses.replace(TINY, id2label=("pos", "neg"))).names == ("pos", "neg")
-    assert keep_order(labels, dataclasses.replace(TINY, id2label=("pos", "other"))).names == ("neg", "pos")
+    task = TextTask(("text",), ("label",), LabelSpec("single_label_classification", ("neg", "pos")))
+    names = lambda *own: keep_order(task, dataclasses.replace(TINY, id2label=own)).configure(TINY).id2label
+    assert names("pos", "neg") == ("pos", "neg")
+    assert names("pos", "other") == ("neg", "pos")
 
 
 def test_the_command_in_a_process_of_its_own(trained, task):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deberta_jax.data.batches import (
+    Order,
     TrainingBatches,
     length_buckets,
     pad_batch,
@@ -14,6 +15,7 @@ from deberta_jax.data.batches import (
     read_ahead,
 )
 from deberta_jax.data.features import Features
+from deberta_jax.sharding import WHOLE, RowShare
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=200).map(lambda lengths: np.array(lengths))
 
@@ -23,7 +25,7 @@ def features_of(lengths, labels=None) -> Features:
     lengths = np.asarray(lengths)
     ids = np.concatenate([1000 * i + 1 + np.arange(n) for i, n in enumerate(lengths)]).astype(np.int32)
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    return Features(ids, (ids % 2).astype(np.int8), starts, labels, 0)
+    return Features(ids=ids, types=(ids % 2).astype(np.int8), starts=starts, labels=labels)
 
 
 @settings(deadline=None)
@@ -89,47 +91,68 @@ def test_padding_counts_nowhere(labels, nothing):
     np.testing.assert_array_equal(batch["labels"], [labels[2], labels[0], nothing, nothing])
 
 
-def batches_of(lengths, batch_size, rows, epochs=2, share=None):
+def batches_of(lengths, batch_size, multiple=1, epochs=2, share=WHOLE, packed=False, **more):
     labels = np.arange(len(lengths), dtype=np.int32)
+    buckets = () if packed else length_buckets(np.asarray(lengths), 24)
+    order = Order(batch_size=batch_size, seed=5, epochs=epochs)
     return TrainingBatches(
-        features_of(lengths, labels), batch_size, rows, length_buckets(np.asarray(lengths), 24), 5, epochs, 0, share
+        features_of(lengths, labels), order, 0, buckets=buckets, multiple=multiple, share=share, **more
     )
 
 
-def test_a_run_has_every_example_once_an_epoch_whatever_the_rows():
+def seen(batch):
+    labels = batch["labels"].ravel()
+    return sorted(labels[labels >= 0].tolist())
+
+
+LAYOUTS = pytest.mark.parametrize("packed", [False, True])
+
+
+@LAYOUTS
+def test_a_run_has_every_example_once_an_epoch_whatever_the_rows(packed):
     lengths = np.random.default_rng(1).integers(2, 25, 29)
-    for rows in (8, 12):
-        batches = batches_of(lengths, 8, rows)
+    for multiple in (1, 12):
+        batches = batches_of(lengths, 8, multiple, packed=packed)
         assert len(batches) == 2 * batches.steps_per_epoch == 8
         for epoch in (0, 1):
-            seen = [batches[step]["labels"] for step in range(4 * epoch, 4 * epoch + 4)]
-            assert all(len(labels) == rows for labels in seen)
-            assert sorted(label for labels in seen for label in labels if label >= 0) == list(range(29))
-        assert not np.array_equal(batches[0]["labels"], batches[4]["labels"])
+            steps = [batches[step] for step in range(4 * epoch, 4 * epoch + 4)]
+            assert all(len(batch["input_ids"]) % multiple == 0 for batch in steps)
+            assert sorted(label for batch in steps for label in seen(batch)) == list(range(29))
+        assert seen(batches[0]) != seen(batches[4])
+    assert [batches.position(step) for step in range(8)] == [0, 8, 16, 24, 29, 37, 45, 53]
 
 
-def test_the_order_does_not_depend_on_the_rows_and_shares_join_to_the_whole():
+@LAYOUTS
+def test_the_order_does_not_depend_on_the_rows_and_shares_join_to_the_whole(packed):
     lengths = np.random.default_rng(1).integers(2, 25, 29)
-    whole = batches_of(lengths, 8, 12)
-    few = batches_of(lengths, 8, 8)
-    shares = [batches_of(lengths, 8, 12, share=slice(i, i + 4)) for i in (0, 4, 8)]
+    whole = batches_of(lengths, 8, 12, packed=packed)
+    few = batches_of(lengths, 8, packed=packed)
+    shares = [batches_of(lengths, 8, 12, share=RowShare((i,), 3), packed=packed) for i in range(3)]
     for step in range(len(whole)):
-        np.testing.assert_array_equal(whole[step]["labels"][:8], few[step]["labels"])
+        assert seen(whole[step]) == seen(few[step])
         for name, array in whole[step].items():
             np.testing.assert_array_equal(array, np.concatenate([share[step][name] for share in shares]))
 
 
-def test_examples_have_all_shapes_of_the_run_and_no_others():
+@LAYOUTS
+def test_examples_have_all_shapes_of_the_run_and_no_others(packed):
     lengths = np.random.default_rng(1).integers(2, 25, 60)
-    batches = batches_of(lengths, 4, 4, epochs=3)
+    batches = batches_of(lengths, 4, epochs=3, packed=packed)
     shapes = lambda batch: tuple((name, array.shape, array.dtype) for name, array in sorted(batch.items()))
-    assert {shapes(batches[i]) for i in range(len(batches))} <= {shapes(batch) for batch in batches.examples()}
-    assert len(list(batches.examples())) == len(batches.buckets) > 1
+    announced = [shapes(batch) for batch in batches.examples()]
+    assert {shapes(batches[i]) for i in range(len(batches))} <= set(announced)
+    assert len(announced) == len(set(announced))
+    assert 1 < len(announced) <= 4
+    assert all(seen(batch) == [] for batch in batches.examples())
+    for step in range(len(batches)):
+        size, batch = batches.size(step), batches[step]
+        real = batch["segment_ids"] > 0 if packed else batch["attention_mask"]
+        assert (size.examples, size.tokens, size.places) == (len(seen(batch)), real.sum(), real.size)
 
 
 @pytest.mark.parametrize("start", [0, 7, 8])
 def test_reading_ahead_keeps_the_order_from_any_step_to_the_end(start):
-    batches = batches_of(np.random.default_rng(1).integers(2, 25, 29), 8, 8)
+    batches = batches_of(np.random.default_rng(1).integers(2, 25, 29), 8)
     read = list(read_ahead(batches, start))
     assert len(read) == 8 - start
     for step, batch in enumerate(read, start):

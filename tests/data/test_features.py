@@ -1,9 +1,19 @@
 """Tokenised examples: what is cut and counted, and ids that the model does not have."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from deberta_jax.data.features import check_vocabulary, make_features
+from deberta_jax.data.cache import cached_features
+from deberta_jax.data.features import (
+    TOKEN,
+    check_vocabulary,
+    choice_features,
+    make_features,
+    span_features,
+    word_features,
+)
 from deberta_jax.errors import InputError
 from tests.made import make_tokenizer
 
@@ -35,3 +45,89 @@ def test_an_id_without_a_row_is_refused(tokenizer):
     check_vocabulary(features, tokenizer.vocab_size, "f.csv")
     with pytest.raises(InputError, match=r"f.csv: token id \d+ is outside the model's vocabulary of 100"):
         check_vocabulary(features, 100, "f.csv")
+
+
+SENTENCES = [["banban", "tell", "xyzzy"], ["ko"], ["mu"] * 30]
+
+
+def test_the_first_token_of_each_word_has_its_tag(tokenizer):
+    tags = [[3, 1, 2], [4], [i % 5 for i in range(30)]]
+    features = word_features(tokenizer, SENTENCES, tags, max_length=12)
+    assert features.level == TOKEN
+    whole = tokenizer(SENTENCES, is_split_into_words=True).input_ids
+    assert features.cut == sum(len(ids) > 12 for ids in whole) > 0
+    assert features.lengths.max() <= 12
+    owner = np.repeat(features.row, features.lengths)
+    for row, (words, ids) in enumerate(zip(SENTENCES, tags, strict=True)):
+        mine = owner == row
+        begins = mine & (features.words >= 0)
+        assert features.words[begins].tolist() == list(range(len(words))), "each word once, in order"
+        assert features.labels[begins].tolist() == ids
+        assert (features.labels[mine & ~begins] == -100).all()
+    # The tokens of a word follow its first one.
+    first = np.flatnonzero((owner == 0) & (features.words == 0))[0]
+    second = np.flatnonzero((owner == 0) & (features.words == 1))[0]
+    pieces = tokenizer(["banban"], add_special_tokens=False).input_ids[0]
+    np.testing.assert_array_equal(features.ids[first:second], pieces)
+    assert second - first == len(pieces) > 1
+
+
+def test_answers_are_where_their_characters_are_in_every_window(tokenizer):
+    context = "ban tell rimu kost lork test ban sall nirk muban" + " kon" * 10
+    answers = {"rimu kost": 1, "ban": 1, "nirk muban": 1, "imu kos": 1}
+    for text in answers:
+        start = context.index(text)
+        features = span_features(tokenizer, ["tell"], [context], [(start, start + len(text))], max_length=24, stride=6)
+        assert len(features) > 2, "several windows"
+        found = 0
+        for window, (first, last) in enumerate(features.labels.tolist()):
+            at = features.starts[window]
+            offsets = features.offsets[at : features.starts[window + 1]]
+            inside = offsets[offsets[:, 0] < offsets[:, 1]]
+            whole = inside[0, 0] <= start and inside[-1, 1] >= start + len(text)
+            assert ((first, last) != (0, 0)) == whole
+            if whole:
+                found += 1
+                begin, end = offsets[first, 0], offsets[last, 1]
+                # The fewest tokens that hold all of it.
+                assert begin <= start
+                assert end >= start + len(text)
+                assert offsets[first, 1] > start
+                assert offsets[last, 0] < start + len(text)
+        assert found >= 1
+    nothing = span_features(tokenizer, ["tell"], [context], [None], max_length=24, stride=6)
+    assert (nothing.labels == 0).all()
+    with pytest.raises(InputError, match=r"question 1 has \d+ tokens; --max-length 24 with --doc-stride 12"):
+        span_features(tokenizer, ["tell sall nirk muban kost"], [context], None, max_length=24, stride=12)
+
+
+def test_choices_that_an_example_lacks_have_no_tokens(tokenizer):
+    features = choice_features(
+        tokenizer, [["ban"] * 3, ["tell"] * 2], [["a", "b c", "d"], ["ko", "mu"]], max_length=16,
+        labels=np.array([2, 0], np.int32),
+    )  # fmt: skip
+    assert len(features) == 2
+    assert features.choices == 3
+    assert features.lengths.reshape(2, 3).astype(bool).tolist() == [[True] * 3, [True, True, False]]
+    encoded = tokenizer(["tell"], ["mu"])
+    np.testing.assert_array_equal(features.ids[features.starts[4] : features.starts[5]], encoded.input_ids[0])
+
+
+def test_features_are_made_once_and_mapped_from_the_disk(tokenizer, tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return word_features(tokenizer, SENTENCES, [[0, 1, 2], [3], [4] * 30], max_length=12)
+
+    first = cached_features({"a": [1, "b"]}, make, tmp_path)
+    again = cached_features({"a": [1, "b"]}, make, tmp_path)
+    assert len(made) == 1
+    assert isinstance(again.ids, np.memmap)
+    whole = make()
+    for field in dataclasses.fields(whole):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(whole, field.name))
+        np.testing.assert_array_equal(getattr(first, field.name), getattr(whole, field.name))
+    cached_features({"a": [2, "b"]}, make, tmp_path)
+    assert len(made) == 3
+    assert not list((tmp_path / "tokens").glob(".partial*"))

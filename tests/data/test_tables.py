@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deberta_jax.data.tables import read_table
+from deberta_jax.data.tables import read_table, read_tables
 from deberta_jax.errors import InputError
 
 
@@ -74,3 +74,55 @@ def test_what_is_not_there_or_no_file(tmp_path):
         read_table(tmp_path)
     with pytest.raises(InputError, match=r"no column 'sentence'; its columns are 'text', 'label'"):
         table_of(tmp_path, "a.csv", "text,label\na,1\n").column("sentence")
+
+
+def test_conll_files_are_sentences_of_words_and_tags(tmp_path):
+    conll = "-DOCSTART- -X- O O\n\nEU NNP B-ORG\nrejects VBZ O\n\n\nBlackburn NNP B-PER\r\n"
+    table = table_of(tmp_path, "a.conll", conll)
+    assert table.columns == {"tokens": [["EU", "rejects"], ["Blackburn"]], "tags": [["B-ORG", "O"], ["B-PER"]]}
+    assert table.lines == [3, 7]
+    words = ["1-2 don't _ _ _ _ _ _ _ _", "1 do do AUX VBP _ 0 root _ _", "2 n't not PART RB _ 1 advmod _ _"]
+    conllu = "# text = a\n" + "".join(word.replace(" ", "\t") + "\n" for word in words)
+    table = table_of(tmp_path, "a.conllu", conllu)
+    assert table.columns["tokens"] == [["do", "n't"]]
+    assert table.columns["upos"] == [["AUX", "PART"]]
+    with pytest.raises(InputError, match=r"line 2: 'b' has no tag"):
+        table_of(tmp_path, "b.conll", "a O\nb\n")
+    with pytest.raises(InputError, match="10 tab-separated fields"):
+        table_of(tmp_path, "b.conllu", "1\ta\n")
+
+
+def test_squads_json_is_a_question_a_row(tmp_path):
+    content = {"data": [{"title": "T", "paragraphs": [{"context": "abc", "qas": [
+        {"id": "1", "question": "Q?", "answers": [{"text": "b", "answer_start": 1}, {"text": "c", "answer_start": 2}]},
+        {"id": "2", "question": "R?", "answers": [], "is_impossible": True},
+    ]}]}]}  # fmt: skip
+    table = table_of(tmp_path, "a.json", json.dumps(content))
+    assert table.columns["answers"] == [{"text": ["b", "c"], "answer_start": [1, 2]}, {"text": [], "answer_start": []}]
+    assert table.columns["is_impossible"] == [False, True]
+    assert table.columns["context"] == ["abc", "abc"]
+    with pytest.raises(InputError, match="not SQuAD's JSON"):
+        table_of(tmp_path, "b.json", '{"rows": []}')
+
+
+def test_parquet_keeps_lists_and_numbers(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = {"tokens": [["a", "b"], ["c"]], "label": [1, 0], "answers": [{"text": ["x"]}, {"text": []}]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    table = read_table(tmp_path / "a.parquet")
+    assert table.columns == rows
+    with pytest.raises(InputError, match="not readable as parquet"):
+        table_of(tmp_path, "b.parquet", b"nonsense")
+
+
+def test_many_files_are_one_table_and_rows_know_theirs(tmp_path):
+    (tmp_path / "part-1.csv").write_text("text,label\na,1\nb,0\n")
+    (tmp_path / "part-2.csv").write_text("text\nc\n")
+    table = read_tables([str(tmp_path / "part-*.csv")])
+    assert table.columns == {"text": ["a", "b", "c"], "label": ["1", "0", None]}
+    assert [table.where(i) for i in range(3)] == [
+        f"{tmp_path}/part-1.csv, line 2", f"{tmp_path}/part-1.csv, line 3", f"{tmp_path}/part-2.csv, line 2"
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"none-\*.csv: no file matches"):
+        read_tables([str(tmp_path / "none-*.csv")])

@@ -9,11 +9,12 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import deberta_jax
-from deberta_jax.inference.predict import model_inputs, sequence_loss
+from deberta_jax.inference.predict import model_inputs
+from deberta_jax.inference.tasks.text import sequence_loss
 from deberta_jax.sharding import global_batch, make_mesh
 from deberta_jax.training.experiment import Optimization
 from deberta_jax.training.optimizers import make_optimizer
-from deberta_jax.training.state import make_state, state_shardings
+from deberta_jax.training.state import make_state, parameters_of, state_shardings
 from deberta_jax.training.step import compile_step, make_step
 from tests.made import rows, shared_directory, trained_run, weighted_model, without_dropout
 
@@ -88,14 +89,14 @@ def test_twenty_steps_have_the_losses_of_a_torch_loop(tmp_path):
     model, params = deberta_jax.from_pretrained(directory, head="sequence-classification")
     mesh = make_mesh(devices=jax.devices()[:1])
     optimizer = make_optimizer(Optimization(learning_rate=PEAK, warmup=WARMUP, weight_decay=DECAY), STEPS)
-    shardings = state_shardings(model, optimizer, mesh)
+    shardings = state_shardings(parameters_of(model), optimizer, mesh)
     state = jax.jit(lambda p: make_state(p, optimizer, 0), out_shardings=shardings)(params)
 
-    def item_loss(params, batch, key):
+    def loss(params, batch, key):
         out = model.apply({"params": params}, **model_inputs(batch), deterministic=False, rngs={"dropout": key})
-        return sequence_loss(out.logits, batch["labels"], "single_label_classification")
+        return {"task": sequence_loss(out.logits, batch["labels"], "single_label_classification")}
 
-    program = compile_step(make_step(item_loss, optimizer), state, shardings, next(batches()), mesh)
+    program = compile_step(make_step(loss, optimizer), state, shardings, next(batches()), mesh)
     ours, our_norms = [], []
     for batch in batches():
         state, measured = program(state, global_batch(batch, mesh))

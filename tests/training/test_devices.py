@@ -9,15 +9,15 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from deberta_jax import DebertaForSequenceClassification, init_params
-from deberta_jax.data.batches import TrainingBatches
+from deberta_jax.data.batches import Order, TrainingBatches
 from deberta_jax.data.features import make_features
-from deberta_jax.inference.predict import model_inputs, sequence_loss
+from deberta_jax.inference.predict import model_inputs
+from deberta_jax.inference.tasks.text import sequence_loss
 from deberta_jax.sharding import global_batch, make_mesh
 from deberta_jax.training.checkpoints import Checkpoints
 from deberta_jax.training.experiment import Optimization
-from deberta_jax.training.finetune import round_up
 from deberta_jax.training.optimizers import make_optimizer
-from deberta_jax.training.state import make_state, state_shardings
+from deberta_jax.training.state import make_state, parameters_of, state_shardings
 from deberta_jax.training.step import compile_step, make_step
 from tests.made import TINY, make_tokenizer, rows, without_dropout
 
@@ -35,21 +35,22 @@ class Trial:
         examples = rows(30, seed=4)
         labels = np.array([label == "pos" for _, label in examples], np.int32)
         features = make_features(tokenizer, [text for text, _ in examples], None, max_length=16, labels=labels)
-        self.batches = TrainingBatches(features, ROWS, round_up(ROWS, self.mesh), (16,), 0, 2, 0)
+        order = Order(batch_size=ROWS, seed=0, epochs=2)
+        self.batches = TrainingBatches(features, order, 0, buckets=(16,), multiple=data * fsdp)
         optimizer = make_optimizer(Optimization(learning_rate=1e-3), STEPS)
-        self.shardings = state_shardings(self.model, optimizer, self.mesh)
+        self.shardings = state_shardings(parameters_of(self.model), optimizer, self.mesh)
         key = jax.random.key(1)
         begin = lambda: make_state(init_params(self.model, key), optimizer, 0)
         self.begin = jax.jit(begin, out_shardings=self.shardings)
         self.state = self.begin()
 
-        def item_loss(params, batch, key):
+        def loss(params, batch, key):
             inputs = model_inputs(batch)
             out = self.model.apply({"params": params}, **inputs, deterministic=False, rngs={"dropout": key})
-            return sequence_loss(out.logits, batch["labels"], "single_label_classification")
+            return {"task": sequence_loss(out.logits, batch["labels"], "single_label_classification")}
 
         (example,) = self.batches.examples()
-        self.program = compile_step(make_step(item_loss, optimizer), self.state, self.shardings, example, self.mesh)
+        self.program = compile_step(make_step(loss, optimizer), self.state, self.shardings, example, self.mesh)
 
     def losses(self, start, stop):
         found = []

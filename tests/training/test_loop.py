@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from deberta_jax import InputError
-from deberta_jax.data.batches import length_buckets
+from deberta_jax.data.batches import Size, length_buckets
 from deberta_jax.data.features import make_features
 from deberta_jax.sharding import make_mesh
 from deberta_jax.text import load_tokenizer
 from deberta_jax.training import finetune as finetuning
+from deberta_jax.training.directory import check_directory, write_json
 from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, difference, resolved
 from deberta_jax.training.finetune import finetune
 from deberta_jax.training.logging import RunLog
-from deberta_jax.training.loop import _better, check_directory, write_json
+from deberta_jax.training.loop import _better
 from tests.made import LABELS, log_of, text_of, write_table
 
 
@@ -45,7 +46,8 @@ def test_lengths_of_all_sorts_are_a_few_programs_and_no_more(task, tmp_path, one
     assert len(set(lengths)) > 10
     assert len(buckets) >= 3
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        finetune(experiment_of(task, tmp_path / "run", train=str(train), batch_size=4, max_length=32))
+        finetune(experiment_of(task, tmp_path / "run", train=str(train), batch_size=4, max_length=32,
+                                  batching="buckets"))  # fmt: skip
     compiled = [
         record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling jit(step)")
     ]
@@ -62,6 +64,9 @@ def test_a_run_that_diverges_ends_with_a_word_and_saves_no_such_state(task, tmp_
     assert all(np.isfinite(entry["eval"]["loss"]) for entry in log_of(tmp_path / "run") if "eval" in entry)
 
 
+SIZE = Size(examples=1, tokens=3, places=4)
+
+
 def measured(value):
     return {"loss": jnp.float32(value), "gradient_norm": jnp.float32(1)}
 
@@ -75,7 +80,7 @@ def test_lines_are_means_since_the_line_before_through_evaluations_and_interrupt
         for stop in (*stops, 20):
             log = RunLog(directory, 20, 6, lambda step: 0.1 * step, start=start, evaluated=evaluated, pending=pending)
             for step in range(start + 1, stop + 1):
-                log.step(step, measured(losses[step - 1]), tokens=3)
+                log.step(step, measured(losses[step - 1]), SIZE)
                 if step == 10:
                     log.evaluation(step, {"loss": 1.0, "accuracy": 0.5})
                     log.restart_clock()
@@ -83,7 +88,7 @@ def test_lines_are_means_since_the_line_before_through_evaluations_and_interrupt
             start, pending = stop, json.loads(json.dumps(log.unwritten(stop)))
             # Steps beyond the saved state, of a process that was killed: they come again.
             for step in range(stop + 1, min(stop + 4, 20)):
-                log.step(step, measured(losses[step - 1]), tokens=3)
+                log.step(step, measured(losses[step - 1]), SIZE)
             log.close()
         return log_of(directory)
 
@@ -100,7 +105,7 @@ def test_lines_are_means_since_the_line_before_through_evaluations_and_interrupt
 def test_an_evaluation_that_comes_again_is_written_once(tmp_path):
     log = RunLog(tmp_path, 8, 4, lambda step: 0.0)
     for step in range(1, 5):
-        log.step(step, measured(0.5), tokens=1)
+        log.step(step, measured(0.5), SIZE)
     log.evaluation(4, {"loss": 1.0})
     log.close()
     for evaluated, expected in ((4, [1, 1]), (-1, [1, 0])):
@@ -119,9 +124,9 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_neither_written_nor_saved(tmp_path, value):
     log = RunLog(tmp_path, 9, 5, lambda step: 0.0)
-    log.step(1, measured(0.5), tokens=1)
-    assert log.unwritten(1) == [{"loss": 0.5, "gradient_norm": 1.0}]
-    log.step(2, measured(value), tokens=1)
+    log.step(1, measured(0.5), SIZE)
+    assert log.unwritten(1) == [{"loss": 0.5, "gradient_norm": 1.0, "padding": 0.25}]
+    log.step(2, measured(value), SIZE)
     with pytest.raises(FloatingPointError, match="by step 2: the run has diverged"):
         log.unwritten(2)
     log.close()
@@ -139,7 +144,8 @@ def test_the_best_is_the_highest_or_of_the_loss_the_lowest_and_the_first_of_equa
 
 
 def test_a_directory_is_free_goes_on_has_finished_or_is_refused(tmp_path):
-    record = {"job": "Finetune", "experiment": {"seed": 0}, "data": {"a.csv": "00"}, "runtime": {"log_every": 3}}
+    runtime = {"log_every": 3, "resume": "auto"}
+    record = {"job": "Finetune", "experiment": {"seed": 0}, "data": {"a.csv": "00"}, "runtime": runtime}
     run = tmp_path / "deep" / "run"
     assert check_directory(run, record) is None
     run.mkdir(parents=True)
@@ -147,7 +153,9 @@ def test_a_directory_is_free_goes_on_has_finished_or_is_refused(tmp_path):
     (run / ".experiment.json.partial").write_text("{")  # killed at the very start
     assert check_directory(run, record) is None
     write_json(run / "experiment.json", record)
-    assert check_directory(run, record | {"runtime": {"log_every": 9}}) is None, "how it is computed may change"
+    assert check_directory(run, record | {"runtime": {**runtime, "log_every": 9}}) is None, (
+        "how it is computed may change"
+    )
     for change, words in (
         ({"experiment": {"seed": 1}}, "its seed is 0, now it is 1"),
         ({"data": {"a.csv": "11"}}, "the data file a.csv has changed"),
@@ -155,6 +163,8 @@ def test_a_directory_is_free_goes_on_has_finished_or_is_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=f"holds another run .{words}"):
             check_directory(run, record | change)
+    with pytest.raises(InputError, match="holds this run already and --resume is never"):
+        check_directory(run, record | {"runtime": {"resume": "never"}})
     write_json(run / "result.json", {"step": 7, "metrics": {"loss": 0.5}})
     found = check_directory(run, record)
     assert (found.step, found.metrics, found.stopped) == (7, {"loss": 0.5}, None)

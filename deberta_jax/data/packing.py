@@ -1,0 +1,125 @@
+"""Several texts in one row: which row each goes to, and the rows as arrays. Planned by numpy, never streamed."""
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from deberta_jax.data.features import EXAMPLE, SPAN, TOKEN, Features
+
+
+def pack(lengths: np.ndarray, row_length: int, slots: int) -> tuple[np.ndarray, int]:
+    """The row of each item, int64 [n], and the number of rows: longest first, each into the fullest row that holds it.
+
+    A row holds at most ``row_length`` tokens and ``slots`` items. An item longer than a row must not be.
+    """
+    rows = np.empty(len(lengths), np.int64)
+    free: list[tuple[int, int, int]] = []  # (tokens left, row, slots left), ascending
+    count = 0
+    for i in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[i])
+        at = bisect.bisect_left(free, (length, -1, -1))
+        if at < len(free):
+            left, row, places = free.pop(at)
+        else:
+            left, row, places = row_length, count, slots
+            count += 1
+        rows[i] = row
+        if places > 1 and left > length:
+            bisect.insort(free, (left - length, row, places - 1))
+    return rows, count
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """The few shapes of packed batches: ``counts`` rows of ``row_length`` tokens and ``slots`` examples each."""
+
+    row_length: int
+    slots: int
+    counts: tuple[int, ...]
+
+    def rows(self, needed: int) -> int:
+        return next(count for count in self.counts if count >= needed)
+
+
+def choose_packing(
+    lengths: np.ndarray, batches: Sequence[np.ndarray], *, row_length: int, multiple: int, programs: int = 3
+) -> Packing:
+    """A row length, unless one is given (0: none), and row counts that hold all ``batches`` of examples.
+
+    Rows are at least as long as the longest example and as three examples of mean length: attention costs the square
+    of a row, and shorter rows leave more padding. Row counts are multiples of ``multiple``.
+    """
+    longest, mean = int(lengths.max()), float(lengths.mean())
+    if not row_length:
+        row_length = -(-int(max(longest, 3 * mean)) // 8) * 8
+    # A row of very short texts would need a slot for each; four times the mean is room enough.
+    slots = max(1, min(row_length // max(int(lengths.min()), 1), int(4 * row_length / mean)))
+    needed = np.array([pack(lengths[members], row_length, slots)[1] for members in batches])
+    rounded = lambda n: -(-int(n) // multiple) * multiple
+    counts = {rounded(np.quantile(needed, q, method="higher")) for q in np.arange(1, programs + 1) / programs}
+    return Packing(row_length, slots, tuple(sorted(counts)))
+
+
+def packed_batch(
+    features: Features, members: np.ndarray, row_of: np.ndarray, rows: np.ndarray, packing: Packing, pad_id: int
+) -> dict[str, np.ndarray]:
+    """The rows ``rows``, ascending, of a batch whose example ``members[k]`` stands in row ``row_of[k]``.
+
+    Returns:
+      input_ids, token_type_ids and segment_ids int32 [R, T] (segment 0 is padding; the k-th text of a row is segment
+      k+1); for labels of examples ``positions`` int32 [R, P], where each text begins (-1: none), P = slots * choices.
+      ``labels`` [R, slots] or [R, slots, C]; [R, T] for labels of tokens; [R, slots, 2] for answers, counted from the
+      row's begin. What is not there is -100, for an answer -1, for a float NaN.
+    """
+    count, length, slots, choices = len(rows), packing.row_length, packing.slots, features.choices
+    batch = {
+        "input_ids": np.full((count, length), pad_id, np.int32),
+        "token_type_ids": np.zeros((count, length), np.int32),
+        "segment_ids": np.zeros((count, length), np.int32),
+    }
+    if features.level == EXAMPLE:
+        batch["positions"] = np.full((count, slots * choices), -1, np.int32)
+    if features.labels is not None:
+        batch["labels"] = empty_labels(features, count, length, slots)
+    filled, used = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    local = {int(row): i for i, row in enumerate(rows)}
+    mine = np.flatnonzero(np.isin(row_of, rows))
+    for k in mine.tolist():
+        example, row = int(members[k]), local[int(row_of[k])]
+        slot = int(used[row])
+        for choice, text in enumerate(features.texts_of(example)):
+            start, end = int(features.starts[text]), int(features.starts[text + 1])
+            if start == end:
+                continue
+            at = int(filled[row])
+            place = (row, slice(at, at + end - start))
+            batch["input_ids"][place] = features.ids[start:end]
+            batch["token_type_ids"][place] = features.types[start:end]
+            batch["segment_ids"][place] = slot * choices + choice + 1
+            if features.level == EXAMPLE:
+                batch["positions"][row, slot * choices + choice] = at
+            if features.labels is not None and features.level == TOKEN:
+                batch["labels"][place] = features.labels[start:end]
+            if features.labels is not None and features.level == SPAN:
+                answer = features.labels[text]
+                batch["labels"][row, slot] = np.where(answer >= 0, answer + at, -1)
+            filled[row] += end - start
+        if features.labels is not None and features.level == EXAMPLE:
+            batch["labels"][row, slot] = features.labels[example]
+        used[row] += 1
+    return batch
+
+
+def empty_labels(features: Features, rows: int, length: int, slots: int | None) -> np.ndarray:
+    """Labels that count nowhere; without ``slots`` a row is an example."""
+    assert features.labels is not None
+    kind = features.labels.dtype
+    if features.level == TOKEN:
+        return np.full((rows, length), -100, np.int32)
+    shape = (rows,) if slots is None else (rows, slots)
+    if features.level == SPAN:
+        return np.full((*shape, 2), -1, np.int32)
+    nothing = np.nan if kind == np.float32 else -100
+    return np.full((*shape, *features.labels.shape[1:]), nothing, kind)

@@ -1,0 +1,172 @@
+"""Extractive question answering: the answer is a piece of the context, or there is none."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.data.features import Features, span_features
+from deberta_jax.data.tables import Table
+from deberta_jax.errors import InputError
+from deberta_jax.inference.squad import Answers, answer_scores, collect_answers, squad_metrics
+from deberta_jax.inference.tasks.base import Metrics
+from deberta_jax.inference.tasks.text import probabilities
+from deberta_jax.ops import losses
+from deberta_jax.ops.losses import Items
+from deberta_jax.text import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanTask:
+    """``answers``: a column of ``{"text": [...], "answer_start": [...]}``; lists without an entry mean "no answer".
+
+    ``may_be_none``: "no answer" is an answer, as in SQuAD 2.
+    """
+
+    question: str
+    context: str
+    answers_column: str
+    may_be_none: bool
+    stride: int
+    longest: int
+    n_best: int
+    threshold: float
+    head: str = "question-answering"
+    per_token: bool = True
+    metric: str = "f1"
+    metric_names: tuple[str, ...] = ("f1", "exact_match", "loss")
+
+    def configure(self, config: DebertaConfig) -> DebertaConfig:
+        return dataclasses.replace(config, id2label=("LABEL_0", "LABEL_1"), problem_type=None)
+
+    def describe(self) -> str:
+        return "answers: pieces of the context" + (", or none" if self.may_be_none else "")
+
+    def features(self, table: Table, tokenizer: Tokenizer, max_length: int, *, labelled: bool) -> Features:
+        questions = [text.strip() for text in table.texts(self.question)]
+        contexts = table.texts(self.context)
+        answers = [self._first(table, row, contexts[row]) for row in range(len(table))] if labelled else None
+        return span_features(
+            tokenizer, questions, contexts, answers, max_length=max_length, stride=min(self.stride, max_length // 2)
+        )
+
+    def _first(self, table: Table, row: int, context: str) -> tuple[int, int] | None:
+        texts, starts = answer_lists(table, self.answers_column, row)
+        if not texts:
+            return None
+        start = starts[0]
+        end = start + len(texts[0])
+        if context[start:end] != texts[0]:
+            raise InputError(
+                f"{table.where(row)}: the answer {texts[0]!r} is not at character {start} of {self.context!r}, there "
+                f"is {context[start:end]!r}"
+            )
+        return start, end
+
+    def loss(self, out: Any, batch: Mapping[str, jax.Array]) -> Items:
+        labels = batch["labels"]
+        if "segment_ids" not in batch:
+            mask = batch["attention_mask"]
+            return losses.span_loss(out.start_logits, out.end_logits, labels[:, 0], labels[:, 1], mask)
+        # Packed: a softmax over each text's own tokens, [R, P, T].
+        slots = labels.shape[1]
+        texts = jnp.arange(1, slots + 1, dtype=jnp.int32)[None, :, None]
+        mask = (batch["segment_ids"][:, None, :] == texts).reshape(-1, batch["segment_ids"].shape[-1])
+        spread = lambda a: jnp.repeat(a, slots, axis=0)
+        value, weight = losses.span_loss(
+            spread(out.start_logits), spread(out.end_logits), labels[..., 0].reshape(-1), labels[..., 1].reshape(-1),
+            mask,
+        )  # fmt: skip
+        return value.reshape(labels.shape[:2]), weight.reshape(labels.shape[:2])
+
+    def read(self, out: Any) -> jax.Array:
+        return jnp.stack([out.start_logits, out.end_logits], axis=-1)
+
+    def metrics(self, found: np.ndarray, features: Features, table: Table) -> Metrics:
+        answers = self._collect(found, features)
+        guesses = [self._text(answers[row], table.column(self.context)[row]) for row in range(len(table))]
+        truths = [answer_lists(table, self.answers_column, row)[0] for row in range(len(table))]
+        return squad_metrics(guesses, truths) | {"loss": _loss(found, features)}
+
+    def answers(self, found: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
+        answers = self._collect(found, features)
+        contexts = table.column(self.context)
+        rows = [self.answer(answers[row], contexts[row]) for row in range(len(table))]
+        if "id" in table.columns:
+            rows = [{"id": name, **row} for name, row in zip(table.columns["id"], rows, strict=True)]
+        return rows
+
+    def _collect(self, found: np.ndarray, features: Features) -> Mapping[int, Answers]:
+        assert features.row is not None
+        assert features.offsets is not None
+        return collect_answers(
+            found, features.starts, features.row, features.offsets, n_best=self.n_best, longest=self.longest
+        )
+
+    def _says_nothing(self, answers: Answers) -> bool:
+        if not answers.best:
+            return True
+        return self.may_be_none and answers.nothing - answers.best[0].score > self.threshold
+
+    def _text(self, answers: Answers, context: str) -> str:
+        return "" if self._says_nothing(answers) else context[answers.best[0].start : answers.best[0].end]
+
+    def answer(self, answers: Answers, context: str) -> dict[str, Any]:
+        """The answer's text, place and probability among the n best (and "no answer"), and those."""
+        scores = [answer.score for answer in answers.best] + ([answers.nothing] if self.may_be_none else [])
+        shares = probabilities(np.array(scores or [0.0])).tolist()
+        best = [
+            {"answer": context[a.start : a.end], "start": a.start, "end": a.end, "score": share}
+            for a, share in zip(answers.best, shares, strict=False)
+        ]
+        if self._says_nothing(answers):
+            first = {"answer": "", "start": 0, "end": 0, "score": shares[-1]}
+        else:
+            first = best[0]
+        out = {**first, "n_best": best}
+        if self.may_be_none:
+            out["no_answer_margin"] = answers.nothing - (answers.best[0].score if answers.best else 0.0)
+        return out
+
+    def details(self, found: np.ndarray, features: Features, table: Table) -> dict[str, Any]:
+        answers = self._collect(found, features)
+        contexts = table.column(self.context)
+        guesses = [self._text(answers[row], contexts[row]) for row in range(len(table))]
+        truths = [answer_lists(table, self.answers_column, row)[0] for row in range(len(table))]
+        scores = [answer_scores(g, t)[1] for g, t in zip(guesses, truths, strict=True)]
+        wrong = [row for row in range(len(table)) if scores[row] == 0][:10]
+        return {
+            "histogram": {"title": "F1 of the questions", "values": scores, "axis": "F1"},
+            "wrong": [[table.where(r), " | ".join(truths[r]) or "no answer", guesses[r], scores[r]] for r in wrong],
+        }
+
+
+def answer_lists(table: Table, column: str, row: int) -> tuple[Sequence[str], Sequence[int]]:
+    """Texts and starts of a row's answers. Raises InputError for another form."""
+    value: Any = table.column(column)[row]
+    if isinstance(value, dict):
+        texts: Any = value.get("text")
+        starts: Any = value.get("answer_start")
+        if isinstance(texts, str):
+            texts, starts = [texts], [starts]
+        if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
+            return texts, starts
+    raise InputError(
+        f'{table.where(row)}: {column!r} is {value!r}; it must be {{"text": [...], "answer_start": [...]}}'
+    )
+
+
+def _loss(found: np.ndarray, features: Features) -> float:
+    """The mean over windows of half the two cross-entropies, each over the window's own tokens."""
+    assert features.labels is not None
+    values = []
+    for text, answer in enumerate(features.labels):
+        window = found[features.starts[text] : features.starts[text + 1]].astype(np.float64)
+        top = window.max(axis=0)
+        total = top + np.log(np.exp(window - top).sum(axis=0))
+        values.append((total - window[answer, [0, 1]]).mean())
+    return float(np.mean(values))

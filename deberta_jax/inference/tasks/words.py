@@ -1,0 +1,156 @@
+"""A tag for each word of pre-split sentences; the first token of a word answers for it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.data.features import Features, word_features
+from deberta_jax.data.labels import shorten
+from deberta_jax.data.tables import Table
+from deberta_jax.errors import InputError
+from deberta_jax.inference.chunks import chunk_metrics, chunks, is_chunk_tag
+from deberta_jax.inference.metrics import classification_metrics
+from deberta_jax.inference.tasks.base import Metrics
+from deberta_jax.inference.tasks.text import by_label, confusion, probabilities
+from deberta_jax.ops import losses
+from deberta_jax.ops.losses import Items
+from deberta_jax.text import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class WordTask:
+    """``text``: the column of word lists. ``label``: that of their tags, names or (with ``numbered``) ids."""
+
+    text: str
+    label: str
+    names: tuple[str, ...]
+    head: str = "token-classification"
+    per_token: bool = True
+
+    @property
+    def spans(self) -> bool:
+        """Tags mark spans (``B-PER``, ``I-PER``, ``O``); others, such as parts of speech, stand each for itself."""
+        return all(map(is_chunk_tag, self.names)) and self.names != ("O",)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("f1", "precision", "recall", "accuracy", "loss") if self.spans else ("accuracy", "f1", "loss")
+
+    @property
+    def metric(self) -> str:
+        return self.metric_names[0]
+
+    def configure(self, config: DebertaConfig) -> DebertaConfig:
+        return dataclasses.replace(config, id2label=self.names, problem_type=None)
+
+    def describe(self) -> str:
+        kind = "spans" if self.spans else "tags"
+        return f"labels ({kind}): {', '.join(f'{i} = {name}' for i, name in enumerate(self.names))}"
+
+    def features(self, table: Table, tokenizer: Tokenizer, max_length: int, *, labelled: bool) -> Features:
+        tags = encode_tags(table, self.text, self.label, self.names) if labelled else None
+        return word_features(tokenizer, table.word_lists(self.text), tags, max_length=max_length)
+
+    def loss(self, out: Any, batch: Mapping[str, jax.Array]) -> Items:
+        return losses.cross_entropy(out.logits, batch["labels"])
+
+    def read(self, out: Any) -> jax.Array:
+        return out.logits
+
+    def metrics(self, found: np.ndarray, features: Features, table: Table) -> Metrics:
+        assert features.labels is not None
+        there = features.labels >= 0
+        logits, labels = found[there], features.labels[there]
+        value, weight = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
+        loss = {"loss": float(losses.weighted_mean(value, weight))}
+        flat = classification_metrics(logits, labels)
+        if not self.spans:
+            return {"accuracy": flat["accuracy"], "f1": flat["f1"]} | loss
+        owner = _owners(features)[there]
+        truth = _by_sentence(labels, owner, len(table), self.names)
+        guess = _by_sentence(logits.argmax(-1), owner, len(table), self.names)
+        return chunk_metrics(truth, guess) | {"accuracy": flat["accuracy"]} | loss
+
+    def answers(self, found: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
+        assert features.words is not None
+        begins = features.words >= 0
+        logits, owner = found[begins], _owners(features)[begins]
+        tags = _by_sentence(logits.argmax(-1), owner, len(table), self.names)
+        shares = probabilities(logits).max(-1)
+        scores = [part.tolist() for part in np.split(shares, np.cumsum(np.bincount(owner, minlength=len(table)))[:-1])]
+        words = table.word_lists(self.text)
+        return [
+            word_answer(words[row], tags[row], scores[row], spans=self.spans) for row in range(len(table))
+        ]  # fmt: skip
+
+    def details(self, found: np.ndarray, features: Features, table: Table) -> dict[str, Any]:
+        assert features.labels is not None
+        there = features.labels >= 0
+        guess, truth = found[there].argmax(-1), features.labels[there]
+        classes = np.arange(len(self.names))
+        return confusion(guess, truth, self.names) | {
+            "by_label": by_label(guess[:, None] == classes, truth[:, None] == classes, self.names)
+        }
+
+
+def word_answer(words: Sequence[str], tags: Sequence[str], scores: Sequence[float], *, spans: bool) -> dict[str, Any]:
+    """Tags and their probabilities, and where tags mark spans those, with their words."""
+    answer: dict[str, Any] = {"tags": list(tags), "scores": list(scores)}
+    if spans:
+        answer["spans"] = [
+            {"label": kind, "start": first, "end": last + 1, "text": " ".join(words[first : last + 1])}
+            for kind, first, last in chunks(tags)
+        ]
+    return answer
+
+
+def discover_tags(table: Table, text: str, label: str) -> tuple[str, ...]:
+    """All tags of a column, ``O`` first, then the kinds in alphabetical order, each with its B before its I.
+
+    Raises:
+      InputError: a row whose words and tags are not equally many, or tags that are numbers, which have no names.
+    """
+    values = {tag for tags in _tag_lists(table, text, label) for tag in tags}
+    if any(isinstance(tag, int) for tag in values):
+        return tuple(f"LABEL_{i}" for i in range(max(values) + 1))
+    kind = lambda tag: (tag != "O", tag.partition("-")[2] if is_chunk_tag(tag) else tag, tag)
+    return tuple(sorted(values, key=kind))
+
+
+def encode_tags(table: Table, text: str, label: str, names: Sequence[str]) -> list[list[int]]:
+    """Ids of each row's tags; a tag may be given by its id."""
+    ids: dict[Any, int] = {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
+    out = []
+    for row, tags in enumerate(_tag_lists(table, text, label)):
+        for tag in tags:
+            if tag not in ids:
+                raise InputError(
+                    f"{table.where(row)}: unknown tag {tag!r} in {label!r}; known tags: {shorten(tuple(names), 20)}"
+                )
+        out.append([ids[tag] for tag in tags])
+    return out
+
+
+def _tag_lists(table: Table, text: str, label: str) -> list[list[Any]]:
+    words, tags = table.word_lists(text), table.column(label)
+    for row, (ws, ts) in enumerate(zip(words, tags, strict=True)):
+        if not isinstance(ts, list) or len(ts) != len(ws):
+            said = len(ts) if isinstance(ts, list) else repr(ts)
+            raise InputError(f"{table.where(row)}: {len(ws)} words in {text!r} but {label!r} is {said}; a tag a word")
+    return tags
+
+
+def _owners(features: Features) -> np.ndarray:
+    """The table's row of every token."""
+    assert features.row is not None
+    return np.repeat(features.row, features.lengths)
+
+
+def _by_sentence(ids: np.ndarray, owner: np.ndarray, count: int, names: Sequence[str]) -> list[list[str]]:
+    cuts = np.cumsum(np.bincount(owner, minlength=count))[:-1]
+    return [[names[int(i)] for i in part] for part in np.split(ids, cuts)]

@@ -1,0 +1,139 @@
+"""Several processes as one run, by JAX's own runtime: found or told, counted, stopped together."""
+
+import json
+import logging
+import os
+import re
+import signal
+from typing import Any
+
+import jax
+from jax._src import distributed as _state  # the key-value store has no public name
+from jax.experimental import multihost_utils
+
+from deberta_jax.errors import InputError
+from deberta_jax.training.experiment import Runtime
+
+_log = logging.getLogger(__name__)
+
+
+def start(r: Runtime) -> None:
+    """Joins the other processes, if the run has any; must come before the first use of a device.
+
+    Raises:
+      InputError: flags that do not belong together, or processes that did not arrive within the deadline: which, and
+        what is usually the cause.
+    """
+    told = (r.coordinator != "", r.processes > 0, r.process >= 0)
+    if not any(told) and not r.distributed:
+        return
+    if any(told) and not all(told):
+        raise InputError("--coordinator, --processes and --process belong together; give all three, or --distributed")
+    if jax.distributed.is_initialized():
+        return
+    options: dict[str, Any] = {"heartbeat_timeout_seconds": r.heartbeat, "initialization_timeout": r.deadline}
+    if all(told):
+        options |= {
+            "coordinator_address": r.coordinator, "num_processes": r.processes, "process_id": r.process
+        }  # fmt: skip
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(_missing(str(error), r)) from None
+    preflight(r.deadline)
+
+
+def _missing(message: str, r: Runtime) -> str:
+    tasks = sorted({int(number) for number in re.findall(r"task:(\d+)", message)})
+    who = f"process {', '.join(map(str, tasks))} of {r.processes}" if tasks else "another process"
+    if "DEADLINE" not in message and "timed out" not in message.lower():
+        return f"the processes could not be joined: {' '.join(message.split())[:300]}"
+    return (
+        f"{who} did not arrive within {r.deadline} s; it was not started, died at its start (see its own output), has "
+        f"another --coordinator than {r.coordinator or 'the others'}, or a firewall closes that port"
+    )
+
+
+def preflight(deadline: int) -> list[dict[str, Any]]:
+    """What every process reports of itself; process 0 logs it.
+
+    Raises:
+      InputError: a process that does not report within the deadline, or has other versions or devices than the first.
+    """
+    client = _state.global_state.client
+    assert client is not None
+    mine = {
+        "host": os.uname().nodename, "devices": jax.local_device_count(), "kind": jax.local_devices()[0].device_kind,
+        "jax": jax.__version__,
+    }  # fmt: skip
+    client.key_value_set(f"deberta_jax/preflight/{jax.process_index()}", json.dumps(mine))
+    found = []
+    for process in range(jax.process_count()):
+        try:
+            found.append(json.loads(client.blocking_key_value_get(f"deberta_jax/preflight/{process}", deadline * 1000)))
+        except Exception as error:
+            raise InputError(
+                f"process {process} of {jax.process_count()} did not report its devices within {deadline} s; its "
+                f"accelerator may be held by another program ({' '.join(str(error).split())[:120]})"
+            ) from None
+    if is_writer():
+        for process, report in enumerate(found):
+            _log.info("process %d: %s", process, ", ".join(f"{k} {v}" for k, v in report.items()))
+    for name in ("devices", "kind", "jax"):
+        odd = [i for i, report in enumerate(found) if report[name] != found[0][name]]
+        if odd:
+            raise InputError(
+                f"process {odd[0]} has {name} {found[odd[0]][name]}, process 0 has {found[0][name]}; all must be alike"
+            )
+    return found
+
+
+def is_writer() -> bool:
+    """The one process that writes files and messages."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+class Stopped(Exception):
+    """A signal asked the run to end."""
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(number.name)
+        self.signal = number
+
+
+class GracefulStop:
+    """Within the block SIGTERM and SIGINT only set a mark; ``check`` raises Stopped where it is safe to stop.
+
+    With several processes a signal to any of them, or a notice of preemption, stops all after the same step:
+    ``check_step`` must be called by all with every step.
+    """
+
+    def __enter__(self) -> "GracefulStop":
+        self.received: signal.Signals | None = None
+        self.before: dict[signal.Signals, Any] = {}
+        # With several processes JAX's own service listens for SIGTERM and tells the others.
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self.before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _) -> None:
+        self.received = signal.Signals(number)
+
+    def check(self) -> None:
+        if self.received is not None:
+            raise Stopped(self.received)
+
+    def check_step(self, step: int) -> None:
+        self.check()
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            raise Stopped(signal.SIGTERM)

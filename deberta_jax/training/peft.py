@@ -1,0 +1,91 @@
+"""LoRA's updates in the files that the ``peft`` library reads: adapter_config.json and adapter_model.safetensors."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from deberta_jax.models import Model
+from deberta_jax.training.directory import write_json
+from deberta_jax.training.distributed import is_writer
+from deberta_jax.training.lora import HEAD, Lora
+from deberta_jax.weights.names import Row, classifier_rows, head_parts, sizes, table
+from deberta_jax.weights.safetensors_file import Pending, write_safetensors
+from deberta_jax.weights.save import head_of
+
+_log = logging.getLogger(__name__)
+
+_TASKS = {
+    "sequence-classification": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+    "question-answering": "QUESTION_ANS",
+    "multiple-choice": "SEQ_CLS",
+}
+
+
+def save_adapter(directory: Path, model: Model, params: Mapping[str, Any], lora: Lora, base_model: str) -> None:
+    """Writes the adapter; of a model whose kernels are one matrix in PyTorch (v1's projections) says that it cannot.
+
+    ``params`` is the trained tree ``{"base", "lora"}``. With several processes all must call.
+    """
+    head = head_of(model)
+    rows = table(model.config, head_parts(model.config, head))
+    of_leaf = {leaf: row for row in rows for leaf in row.tree}
+    shared = [path for path in lora.kernels if len(of_leaf[path].tree) > 1]
+    if shared:
+        _log.info(
+            "no adapter for peft: %s is one matrix with others in PyTorch; the merged model is written", shared[0]
+        )
+        return
+    tensors = _updates(params, lora, of_leaf) | _head(params, model, rows)
+    if not is_writer():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    pending = [Pending(name, a.shape, a.dtype, lambda a=a: a) for name, a in tensors.items()]
+    write_safetensors(directory / "adapter_model.safetensors", pending, {"format": "pt"})
+    # Dots before the name: "output.dense" must not match "attention.output.dense" as well.
+    modules = sorted({of_leaf[path].torch.removesuffix(".weight").partition("{i}.")[2] for path in lora.kernels})
+    write_json(directory / "adapter_config.json", {
+        "peft_type": "LORA", "task_type": _TASKS[head], "base_model_name_or_path": base_model, "r": lora.rank,
+        "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True, "fan_in_fan_out": False,
+        "target_modules": rf".*\.layer\.\d+\.({'|'.join(name.replace('.', chr(92) + '.') for name in modules)})",
+        "modules_to_save": [part for part in head_parts(model.config, head) if part in HEAD],
+    })  # fmt: skip
+
+
+def _updates(params: Mapping[str, Any], lora: Lora, of_leaf: Mapping[str, Row]) -> dict[str, np.ndarray]:
+    out = {}
+    for path, kernel in lora.kernels.items():
+        update = {name: host(value) for name, value in params["lora"][path.replace("/", ".")].items()}
+        for i in range(kernel.layers or 1):
+            layer = {name: value if kernel.layers is None else value[i] for name, value in update.items()}
+            name = f"base_model.model.{of_leaf[path].torch.format(i=i).removesuffix('.weight')}"
+            out[f"{name}.lora_A.weight"] = np.ascontiguousarray(layer["a"].T)
+            out[f"{name}.lora_B.weight"] = np.ascontiguousarray(layer["b"].T)
+    return out
+
+
+def _head(params: Mapping[str, Any], model: Model, rows: tuple[Row, ...]) -> dict[str, np.ndarray]:
+    shapes = sizes(model.config, classifier_rows(model.config, head_of(model)))
+    out = {}
+    for row in rows:
+        if row.tree and row.tree[0].split("/")[0] in HEAD:
+            leaves = []
+            for path in row.tree:
+                leaf: Any = params["base"]
+                for key in path.split("/"):
+                    leaf = leaf[key]
+                leaves.append(host(leaf))
+            out[f"base_model.model.{row.torch}"] = np.ascontiguousarray(row.transform.to_torch(tuple(leaves), shapes))
+    return out
+
+
+def host(array: jax.Array) -> np.ndarray:
+    """An array's values on this process, wherever it lives."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -1,0 +1,161 @@
+"""``report.html``: one file that tells a run, made from the files in its directory."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+
+from deberta_jax.training.logging import curves
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; } td, th { border: 1px solid #ccc; padding: .25rem .6rem; }
+th { text-align: left; background: #f4f4f4; font-weight: 600; } img { max-width: 100%; } td.n { text-align: right; }
+"""
+
+
+def write_report(directory: Path, metric: str) -> None:
+    """Reads experiment.json, log.jsonl, result.json, sessions.jsonl and, if there, evaluation.json."""
+    experiment = _read(directory / "experiment.json")
+    result = _read(directory / "result.json")
+    entries = _lines(directory / "log.jsonl")
+    sessions = _lines(directory / "sessions.jsonl")
+    details = _read(directory / "evaluation.json") if (directory / "evaluation.json").is_file() else {}
+    parts = [
+        _table("Best checkpoint", [("step", result["step"]), *result["metrics"].items()]),
+        _figure("Curves", curves(entries, metric)),
+        _evaluations(entries),
+        *_details(details),
+        _speed(entries, sessions),
+        _table("Experiment", _flat(experiment["experiment"])),
+        _table("Runtime", _flat(experiment["runtime"])),
+        _table("Data (SHA-256)", experiment["data"].items()),
+    ]
+    title = html.escape(f"{experiment['job']}: {directory.name}")
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+    text = f"{page}<h1>{title}</h1>{''.join(parts)}</html>\n"
+    partial = directory / ".report.html.partial"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(directory / "report.html")
+
+
+def _details(details: Mapping[str, Any]) -> list[str]:
+    """What a task tells beyond its metrics: a confusion matrix, a scatter, a histogram, examples."""
+    parts = []
+    if "confusion" in details:
+        parts.append(_figure("Confusion matrix", _confusion(details["labels"], np.array(details["confusion"]))))
+    if "by_label" in details:
+        rows = [(name, *values) for name, values in details["by_label"].items()]
+        parts.append(_rows("By label", ("label", "precision", "recall", "f1", "number"), rows))
+    if "scatter" in details:
+        parts.append(_figure("Predicted against true", _scatter(*details["scatter"])))
+    if "histogram" in details:
+        parts.append(_figure(details["histogram"]["title"], _histogram(**details["histogram"])))
+    if "wrong" in details:
+        parts.append(_rows("Wrong and most certain", ("row", "true", "predicted", "score"), details["wrong"]))
+    return parts
+
+
+def _confusion(labels: Sequence[str], counts: np.ndarray) -> matplotlib.figure.Figure:
+    size = min(10.0, 2.5 + 0.45 * len(labels))
+    figure = matplotlib.figure.Figure(figsize=(size + 1, size), layout="constrained")
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(labels) <= 20:
+        for i, j in np.ndindex(*counts.shape):
+            axes.text(
+                j, i, str(counts[i, j]), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black"
+            )
+    return figure
+
+
+def _scatter(truth: Sequence[float], guess: Sequence[float]) -> matplotlib.figure.Figure:
+    figure = matplotlib.figure.Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(truth, guess, ".", alpha=0.4)
+    axes.set_xlabel("true")
+    axes.set_ylabel("predicted")
+    return figure
+
+
+def _histogram(title: str, values: Sequence[float], axis: str) -> matplotlib.figure.Figure:
+    del title
+    figure = matplotlib.figure.Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(values, bins=20)
+    axes.set_xlabel(axis)
+    axes.set_ylabel("examples")
+    return figure
+
+
+def _evaluations(entries: Sequence[Mapping[str, Any]]) -> str:
+    evals = [entry for entry in entries if "eval" in entry]
+    if not evals:
+        return ""
+    names = list(evals[0]["eval"])
+    return _rows("Evaluations", ("step", *names), [(e["step"], *(e["eval"][n] for n in names)) for e in evals])
+
+
+def _speed(entries: Sequence[Mapping[str, Any]], sessions: Sequence[Mapping[str, Any]]) -> str:
+    steps = [entry for entry in entries if "loss" in entry]
+    rows = []
+    for name in ("tokens_per_second", "examples_per_second", "mfu", "padding", "peak_memory"):
+        values = [entry[name] for entry in steps if name in entry]
+        if values:
+            rows.append((f"{name.replace('_', ' ')} (median of the log's lines)", float(np.median(values))))
+    text = _table("Speed", rows)
+    if sessions:
+        names = list(sessions[0])
+        text += _rows("Sessions", names, [[s.get(n) for n in names] for s in sessions])
+    return text
+
+
+def _figure(title: str, figure: matplotlib.figure.Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
+
+
+def _table(title: str, pairs: Any) -> str:
+    rows = "".join(f"<tr><th>{html.escape(str(k))}</th>{_cell(v)}</tr>" for k, v in pairs)
+    return f"<h2>{html.escape(title)}</h2><table>{rows}</table>"
+
+
+def _rows(title: str, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
+    return f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>{body}</table>"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f'<td class="n">{value:.6g}</td>'
+    kind = ' class="n"' if isinstance(value, int) and not isinstance(value, bool) else ""
+    return f"<td{kind}>{html.escape(str(value))}</td>"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        out += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return out
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

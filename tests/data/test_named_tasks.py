@@ -1,0 +1,132 @@
+"""Named tasks: GLUE's own layouts, the hub's copies, and the order of labels that DeBERTa's checkpoints have."""
+
+import json
+
+import pytest
+
+from deberta_jax.data.columns import KINDS
+from deberta_jax.data.tasks import NLI, TASKS, find_file, read_task
+from deberta_jax.errors import InputError
+from deberta_jax.presets import PRESETS
+
+
+def written(directory, name, lines):
+    (directory / name).parent.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_text("\n".join(lines) + "\n")
+    return str(directory / name)
+
+
+def jsonl(directory, name, *rows):
+    return written(directory, name, [json.dumps(row) for row in rows])
+
+
+GLUE = {
+    "cola": (["src\t0\t*\tBad sentence \"this."], {"sentence": ['Bad sentence "this.'], "label": ["0"]}),
+    "sst2": (["sentence\tlabel", "fine film\t1"], {"sentence": ["fine film"], "label": ["1"]}),
+    "mrpc": (["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t7\t8\tA a\tB b"],
+             {"sentence1": ["A a"], "sentence2": ["B b"], "label": ["1"]}),
+    "stsb": (["index\tgenre\tfilename\tyear\told\ts1\ts2\tsentence1\tsentence2\tscore",
+              "0\tg\tf\ty\to\t-\t-\tA\tB\t3.5"], {"sentence1": ["A"], "sentence2": ["B"], "label": ["3.5"]}),
+    "qqp": (["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "1\t2\t3\tA\tB\t0", "torn\tline",
+             "4\t5\t6\tC\tD\t1"],
+            {"question1": ["A", "C"], "question2": ["B", "D"], "label": ["0", "1"]}),
+    "mnli": (["index\tpromptID\tpairID\tgenre\tp1\tp2\tp3\tp4\tsentence1\tsentence2\tlabel1\tgold_label",
+              "0\t1\t2\tg\t\t\t\t\tA\tB\tneutral\tentailment"],
+             {"premise": ["A"], "hypothesis": ["B"], "label": ["entailment"]}),
+    "qnli": (["index\tquestion\tsentence\tlabel", "0\tQ?\tS.\tnot_entailment"],
+             {"sentence": ["S."], "question": ["Q?"], "label": ["not_entailment"]}),
+    "rte": (["index\tsentence1\tsentence2\tlabel", "0\tA\tB\tentailment"],
+            {"sentence1": ["A"], "sentence2": ["B"], "label": ["entailment"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_glues_files(tmp_path, task):
+    lines, expected = GLUE[task]
+    written(tmp_path, "dev_matched.tsv" if task == "mnli" else "dev.tsv", lines)
+    table = read_task(task, [find_file(task, str(tmp_path), "dev")])
+    assert {name: table.columns[name] for name in expected} == expected
+    with pytest.raises(InputError, match=f"no file train of {task} there"):
+        find_file(task, str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("task", "number", "name"),
+    [("mnli", 0, "entailment"), ("mnli", 2, "contradiction"), ("rte", 0, "entailment"), ("cb", 1, "contradiction"),
+     ("boolq", True, "true"), ("boolq", 0, "false"), ("anli", 1, "neutral")],
+)  # fmt: skip
+def test_the_hubs_numbers_become_names(tmp_path, task, number, name):
+    """The hub counts entailment first; DeBERTa's checkpoints do not."""
+    row = dict.fromkeys(TASKS[task].text, "x") | {"label": number}
+    table = read_task(task, [jsonl(tmp_path, "validation.jsonl", row)])
+    assert table.columns["label"] == [name]
+    assert name in TASKS[task].names
+
+
+def test_labels_stand_in_the_order_of_the_released_checkpoints():
+    assert tuple(label.lower() for label in PRESETS["deberta-large-mnli"].id2label) == NLI
+    assert TASKS["rte"].names == TASKS["qnli"].names == ("not_entailment", "entailment")
+    assert TASKS["conll2003"].names[:3] == ("O", "B-MISC", "I-MISC")
+    assert all(task.kind in KINDS for task in TASKS.values())
+
+
+def test_super_glue(tmp_path):
+    copa = {"premise": "P", "choice1": "A", "choice2": "B"}
+    path = jsonl(
+        tmp_path, "copa.jsonl", copa | {"question": "cause", "label": 1}, copa | {"question": "effect", "label": 0}
+    )
+    table = read_task("copa", [path])
+    assert table.columns["first"] == [["A", "B"], ["P", "P"]]
+    assert table.columns["second"] == [["P", "P"], ["A", "B"]]
+
+    multirc = {"idx": 3, "passage": {"text": "T", "questions": [
+        {"idx": 0, "question": "Q?", "answers": [{"text": "a", "label": 1}, {"text": "b", "label": 0}]}]}}  # fmt: skip
+    table = read_task("multirc", [jsonl(tmp_path, "multirc.jsonl", multirc)])
+    assert table.columns == {"paragraph": ["T", "T"], "answer": ["Q? a", "Q? b"], "group": ["3/0", "3/0"],
+                             "label": ["1", "0"]}  # fmt: skip
+
+    record = {"passage": {"text": "Ann met Bo.", "entities": [{"start": 0, "end": 2}, {"start": 8, "end": 9}]},
+              "qas": [{"query": "@placeholder was met", "answers": [{"text": "Bo"}]}]}  # fmt: skip
+    table = read_task("record", [jsonl(tmp_path, "record.jsonl", record)])
+    assert table.columns["queries"] == [["Ann was met", "Bo was met"]]
+    assert table.columns["label"] == [1]
+    assert table.columns["gold"] == [["Bo"]]
+
+    wsc = {"text": "Ann saw her.", "target": {"span1_text": "Ann", "span2_text": "her"}, "label": False}
+    table = read_task("wsc", [jsonl(tmp_path, "wsc.jsonl", wsc)])
+    assert table.columns["claim"] == ["her refers to Ann"]
+    assert table.columns["label"] == ["false"]
+
+
+def test_other_sources(tmp_path):
+    anli = {"context": "C", "hypothesis": "H", "label": "e"}
+    jsonl(tmp_path, "R1/train.jsonl", anli)
+    jsonl(tmp_path, "R3/train.jsonl", anli | {"label": "n"})
+    table = read_task("anli", [str(tmp_path / "R1/train.jsonl"), str(tmp_path / "R3/train.jsonl")])
+    assert table.columns["label"] == ["entailment", "neutral"]
+    assert table.columns["premise"] == ["C", "C"]
+
+    arc = {"question": {"stem": "S", "choices": [{"text": "a", "label": "1"}, {"text": "b", "label": "2"}]},
+           "answerKey": "2"}  # fmt: skip
+    table = read_task("arc", [jsonl(tmp_path, "ARC-Easy-Dev.jsonl", arc)])
+    assert (table.columns["choices"], table.columns["label"]) == ([["a", "b"]], [1])
+    assert find_file("arc", str(tmp_path), "dev").endswith("*-Dev.jsonl")
+
+    written(tmp_path, "train.txt", ["-DOCSTART- -X- -X- O", "", "EU NNP B-NP B-ORG", "rejects VBZ B-VP O"])
+    table = read_task("conll2003", [find_file("conll2003", str(tmp_path), "train")])
+    assert table.columns["tags"] == [["B-ORG", "O"]]
+    hub = jsonl(tmp_path, "ner.jsonl", {"tokens": ["EU", "x"], "ner_tags": [3, 0]})
+    assert read_task("conll2003", [hub]).columns["tags"] == [["B-ORG", "O"]]
+    assert read_task("wnut17", [hub]).columns["tags"] == [["B-creative-work", "O"]]
+
+
+def test_real_files(data_dir):
+    cola = read_task("cola", [str(data_dir / "classification" / "cola" / "train.tsv")])
+    assert len(cola) == 8551
+    assert set(cola.columns["label"]) == {"0", "1"}
+    assert len(read_task("sst2", [str(data_dir / "classification" / "sst2" / "dev.tsv")])) == 872
+    wnut = read_task("wnut17", [str(data_dir / "ner" / "wnut17" / "train.conll")])
+    assert len(wnut) == 3394
+    assert {tag for tags in wnut.columns["tags"] for tag in tags} <= set(TASKS["wnut17"].names)
+    xquad = read_task("squad", [str(data_dir / "qa" / "xquad_en_train.json")])
+    assert len(xquad) == 725
