@@ -1,7 +1,8 @@
 """One test for each known disagreement between implementations that the models themselves decide.
 
-Others stand beside what they are about: traps 1, 4, 5, 10, 21, 23, 32 and 41 in tests/ops, 6, 7, 8, 28, 29 and 30 in
-tests/test_config.py, 2, 3, 20, 35 and 36 in test_padding.py.
+Others stand beside what they are about: traps 1, 4, 5, 10, 21, 23, 32, 41 and 44 in tests/ops; 6, 7, 8, 28, 29 and 30
+in tests/test_config.py; 2, 3, 20, 35 and 36 in test_padding.py; 9, 11, 25, 26, 27 and 43 in tests/weights; 12, 13, 17,
+37, 38 and 39 in tests/text; 15 and 16 in tests/training; 4, 21, 22 and 23 beside transformers in tests/parity.
 """
 
 import dataclasses

@@ -88,6 +88,18 @@ def test_replaced_token_loss():
     np.testing.assert_allclose(value, np.where(labels >= 0, expected, 0), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])
+def test_trap_44_labels_of_any_integer_dtype(dtype):
+    """Microsoft's replaced-token loss takes int32 alone."""
+    labels = np.array([[1, 0, 1, 1], [0, 0, 1, 0]])
+    expected = losses.replaced_token_loss(LOGITS[:2], jnp.asarray(labels, jnp.int32))
+    np.testing.assert_array_equal(losses.replaced_token_loss(LOGITS[:2], jnp.asarray(labels.astype(dtype))), expected)
+    classes = jnp.asarray(np.array([0, 3, 1, 1, 2]).astype(dtype))
+    np.testing.assert_array_equal(
+        losses.cross_entropy(LOGITS, classes), losses.cross_entropy(LOGITS, classes.astype(int))
+    )
+
+
 def test_trap_21_labels_with_an_axis_too_many_are_squeezed():
     for loss in (losses.cross_entropy, losses.multiple_choice_loss):
         np.testing.assert_array_equal(loss(LOGITS, LABELS[:, None]), loss(LOGITS, LABELS))

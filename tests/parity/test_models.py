@@ -11,6 +11,7 @@ from tests.parity.matrix import CASES, QUICK_GRADIENTS
 pytestmark = pytest.mark.parity
 
 _WITH_GRADIENTS = [pytest.param(c, marks=() if c.name in QUICK_GRADIENTS else pytest.mark.long) for c in CASES]
+_WITH_ATTENTIONS = [pytest.param(c, marks=pytest.mark.long if c.name in QUICK_GRADIENTS else ()) for c in CASES]
 _name = lambda case: case.name
 
 
@@ -32,7 +33,7 @@ def assert_same_outputs(case: Case, tree, ours, theirs, batch) -> None:
         assert difference <= 1e-5, f"{name} differs by {difference}"
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name not in QUICK_GRADIENTS], ids=_name)
+@pytest.mark.parametrize("case", _WITH_ATTENTIONS, ids=_name)
 def test_outputs_equal_transformers(case: Case):
     torch_model, state = hugging_face.build(case)
     batch = case.batch()

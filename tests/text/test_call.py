@@ -56,8 +56,8 @@ def test_longest_first_takes_one_piece_at_a_time_from_the_longer():
         assert got == keep or (tied and sorted(got) == sorted(keep))
 
 
-def test_segments_never_change_places(tok):
-    """T17: Microsoft's code sorts the segments by length while truncating."""
+def test_trap_17_segments_never_change_places(tok):
+    """Microsoft's code sorts the segments by length while truncating."""
     short, long = "one", TEXT
     for a, b in ((short, long), (long, short), (long, long)):
         enc = tok(a, b, max_length=13)

@@ -49,7 +49,7 @@ def test_eight_in_ten_become_mask_one_random_one_stays():
     assert stats.chisquare(spread).pvalue > 1e-4
 
 
-def test_what_becomes_of_a_target_does_not_depend_on_its_place():
+def test_trap_39_what_becomes_of_a_target_does_not_depend_on_its_place():
     ids = np.random.default_rng(1).integers(4500, 4900, (6000, 12)).astype(np.int32)
     seen, positions, _ = masked(ids, np.ones(ids.shape, bool), 4)
     chosen = np.bincount(positions.reshape(-1), minlength=12)

@@ -7,9 +7,19 @@ import optax
 import pytest
 
 from deberta_jax import PRESETS, DebertaForMaskedLM, DebertaForSequenceClassification
+from deberta_jax.errors import InputError
 from deberta_jax.models import abstract_params
 from deberta_jax.training.experiment import Optimization
-from deberta_jax.training.optimizers import decay_mask, make_optimizer, schedule
+from deberta_jax.training.optimizers import (
+    decay_mask,
+    frozen_paths,
+    join,
+    make_optimizer,
+    rate_scales,
+    schedule,
+    split,
+)
+from tests.made import TINY
 
 
 def rate(step, steps, peak, warmup):
@@ -19,7 +29,7 @@ def rate(step, steps, peak, warmup):
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.1, 40), (7.0, 40), (0.0, 5), (1.0, 5), (0.5, 3), (0.06, 900)])
-def test_the_schedule_is_two_lines(warmup, steps):
+def test_trap_16_the_schedule_is_two_lines(warmup, steps):
     found = schedule(Optimization(learning_rate=3e-4, warmup=warmup), steps)
     expected = [rate(i, steps, 3e-4, warmup) for i in range(steps)]
     np.testing.assert_allclose([float(found(i)) for i in range(steps)], expected, rtol=1e-5, atol=1e-12)
@@ -50,7 +60,7 @@ def adamw(params, gradients, o, steps):
 
 
 @pytest.mark.parametrize("size", [0.01, 1.0, 30.0])
-def test_twenty_steps_are_those_of_the_paper(size):
+def test_trap_15_twenty_steps_are_those_of_the_paper(size):
     """Gradients below, about and above the norm at which they are clipped."""
     rng = np.random.default_rng(int(size * 100))
     o = Optimization(learning_rate=1e-2, warmup=4.0, weight_decay=0.1, beta2=0.98, clip_norm=1.0)
@@ -88,3 +98,68 @@ def test_biases_and_layer_norms_are_not_decayed_tables_and_kernels_are(kind, pre
         assert decays == (not any(word in name for word in ("bias", "LayerNorm.weight"))), name
     assert any(decays for _, decays in mask)
     assert not all(decays for _, decays in mask)
+
+
+def test_microsofts_adam_has_no_bias_correction_and_its_schedule_a_step():
+    """m / (sqrt(v) + eps) from zero moments; after the warm-up 1 - step / steps, below where the warm-up ended."""
+    rng = np.random.default_rng(3)
+    o = Optimization(learning_rate=1e-2, warmup=4, weight_decay=0.1, bias_correction=False, schedule="original")
+    params = {"dense": {"kernel": rng.normal(size=(3, 2)).astype(np.float32)}}
+    gradients = [0.01 * rng.normal(size=(3, 2)).astype(np.float32) for _ in range(10)]
+    optimizer = make_optimizer(o, 10)
+    state, ours = optimizer.init(params), jax.tree.map(jnp.asarray, params)
+    p, m, v = params["dense"]["kernel"].astype(np.float64), 0.0, 0.0
+    for step, g in enumerate(gradients):
+        updates, state = optimizer.update({"dense": {"kernel": jnp.asarray(g)}}, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        m, v = 0.9 * m + 0.1 * g.astype(np.float64), 0.999 * v + 0.001 * g.astype(np.float64) ** 2
+        rate = 1e-2 * (step / 4 if step < 4 else 1 - step / 10)
+        p = p - rate * (m / (np.sqrt(v) + o.epsilon) + 0.1 * p)
+        np.testing.assert_allclose(ours["dense"]["kernel"], p, rtol=1e-5)
+    assert float(schedule(o, 10)(4)) == pytest.approx(0.6e-2)
+    assert float(schedule(o, 10)(3)) == pytest.approx(0.75e-2)
+
+
+@pytest.mark.parametrize(("kind", "at"), [("cosine", 0.5 * (1 + np.cos(np.pi / 3))), ("constant", 1.0)])
+def test_other_schedules(kind, at):
+    o = Optimization(learning_rate=2.0, warmup=3, schedule=kind)
+    assert float(schedule(o, 12)(6)) == pytest.approx(2.0 * at)
+    assert float(schedule(o, 12)(1)) == pytest.approx(2 / 3)
+
+
+def test_lower_layers_are_slower_and_the_lowest_may_stay():
+    """By name and layer: the head's rate is whole, the last layer's times the decay, and so on down."""
+    shapes = abstract_params(DebertaForSequenceClassification(TINY))
+    o = Optimization(layer_decay=0.5)
+    scales = rate_scales(o, shapes)
+    layers = scales["deberta"]["encoder"]["layers"]
+    assert all(scale.ravel().tolist() == [0.25, 0.5] for scale in jax.tree.leaves(layers))
+    assert {float(s) for s in jax.tree.leaves(scales["deberta"]["embeddings"])} == {0.125}
+    assert float(scales["deberta"]["encoder"]["rel_embeddings"]["embedding"]) == 0.25
+    assert {float(s) for s in jax.tree.leaves((scales["pooler"], scales["classifier"]))} == {1.0}
+    assert rate_scales(Optimization(), shapes) is None
+
+    frozen = rate_scales(Optimization(freeze_layers=1), shapes)
+    optimizer = make_optimizer(Optimization(learning_rate=1.0, warmup=0, weight_decay=0.5), 10, frozen)
+    params = jax.tree.map(lambda s: jnp.ones(s.shape), shapes)
+    huge = lambda keys, s: jnp.ones(s.shape).at[0].multiply(1e6 if "layers" in str(keys) else 1.0)
+    updates, _ = optimizer.update(jax.tree_util.tree_map_with_path(huge, shapes), optimizer.init(params), params)
+    for update in jax.tree.leaves(updates["deberta"]["encoder"]["layers"]):
+        assert (np.asarray(update[0]) == 0).all(), "not even decayed"
+        assert (np.asarray(update[1]) != 0).all()
+    assert (np.asarray(updates["deberta"]["embeddings"]["word_embeddings"]["embedding"]) == 0).all()
+
+
+def test_patterns_freeze_and_what_is_frozen_has_no_moments():
+    shapes = abstract_params(DebertaForSequenceClassification(TINY))
+    frozen = frozen_paths(Optimization(freeze=("deberta/embeddings/*", "*/rel_embeddings/*")), shapes)
+    trained, rest = split(shapes, frozen)
+    assert "embeddings" not in trained["deberta"]
+    assert set(rest["deberta"]) == {"embeddings", "encoder"}
+    assert set(rest["deberta"]["encoder"]) == {"rel_embeddings"}
+    assert jax.tree.structure(join(trained, rest)) == jax.tree.structure(shapes)
+    state = jax.eval_shape(make_optimizer(Optimization(), 10).init, trained)
+    sizes = [leaf.size for leaf in jax.tree.leaves(state)]
+    assert sum(sizes) < 2.1 * sum(leaf.size for leaf in jax.tree.leaves(trained)) + 10
+    with pytest.raises(InputError, match="leaves nothing to train"):
+        frozen_paths(Optimization(freeze=("*",)), shapes)
