@@ -1,8 +1,12 @@
 """convert, inspect and verify as a user runs them."""
 
+import fcntl
 import json
+import os
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import jax
@@ -146,6 +150,29 @@ def test_verify_refuses_weights_that_are_no_numbers(write):
     state["deberta.encoder.layer.0.output.dense.bias"][0] = np.inf
     with pytest.raises(InputError, match="not finite: layer 1"):
         verify(write("m", state, raw_config("v3")))
+
+
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_progress_counts_every_tensor_once(to, source, tmp_path):
+    seen: list[tuple[int, int]] = []
+    report = convert(source, tmp_path / "out", to=to, progress=lambda done, total: seen.append((done, total)))
+    total = len(report.tensors) if to == "hf" else len(report.targets)
+    assert seen == [(i, total) for i in range(1, total + 1)]
+
+
+def test_a_terminal_shows_a_bar_and_a_file_does_not(source, tmp_path):
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    os.set_blocking(ours, False)
+    root = Path(__file__).resolve().parents[2]
+    for name, stream in (("one", theirs), ("two", subprocess.PIPE)):
+        command = [sys.executable, "-m", "convert", str(source), str(tmp_path / name), "--to", "hf"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stream, text=True, cwd=root)
+        assert done.returncode == 0
+        shown = os.read(ours, 1 << 16).decode() if stream == theirs else done.stderr
+        assert (" tensors/s]" in shown) == (stream == theirs)
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_front_door(source, tmp_path):
