@@ -1,4 +1,7 @@
-"""Experiments as Python files: ``--config configs/x.py`` loads its ``get_config()``, further arguments override it."""
+"""Experiments as Python files: ``--config configs/x.py`` loads its ``get_config()``, further arguments override it.
+
+``--config configs/x.py:WORD`` passes the word on: ``get_config("WORD")``.
+"""
 
 import importlib.util
 from collections.abc import Sequence
@@ -27,7 +30,8 @@ def experiment_arguments(kind: type, argv: Sequence[str]) -> Any:
 
 
 def load_config_file(path: str, kind: type) -> Any:
-    """What ``get_config()`` of a Python file returns."""
+    """What ``get_config()`` of a Python file returns, or ``get_config(word)`` of ``file.py:word``."""
+    path, colon, word = path.partition(":")
     if not path.endswith(".py"):
         raise InputError(f"--config {path}: give a Python file that has a function get_config()")
     if not Path(path).is_file():
@@ -39,7 +43,7 @@ def load_config_file(path: str, kind: type) -> Any:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise InputError(f"--config {path}: has no function get_config()")
-    experiment = module.get_config()
+    experiment = module.get_config(*([word] if colon else []))
     if not isinstance(experiment, kind):
         raise InputError(f"--config {path}: get_config() gives {type(experiment).__name__}, expected {kind.__name__}")
     return experiment

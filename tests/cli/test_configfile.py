@@ -54,6 +54,13 @@ def test_the_experiments_of_the_repository_load():
     assert files
     for path in files:
         load_config_file(str(path), Finetune).check()
+    experiment = load_config_file(str(files[0].parent / "mnli.py:v3-xsmall-sift"), Finetune)
+    assert (experiment.sift, experiment.optimization.learning_rate, experiment.batch_size) == (3, 5e-5, 64)
+    assert experiment.model == "microsoft/deberta-v3-xsmall"
+    rte = load_config_file(str(files[0].parent / "rte.py:large"), Finetune)
+    assert rte.model == "microsoft/deberta-large-mnli", "begins where MNLI ended"
+    with pytest.raises(InputError, match="no published recipe for tiny"):
+        load_config_file(str(files[0].parent / "rte.py:tiny"), Finetune)
 
 
 def test_help_and_version(capsys):

@@ -92,7 +92,7 @@ class ChoiceTask:
             there, scores = (batch["positions"] >= 0).reshape(shape), out.logits.reshape(shape)
         else:
             there, scores, labels = batch["attention_mask"].any(axis=-1), out.logits, batch["labels"]
-        return losses.multiple_choice_loss(jnp.where(there, scores, NOTHING), labels)
+        return losses.cross_entropy(jnp.where(there, scores, NOTHING), labels)
 
     def read(self, out: Any) -> jax.Array:
         return out.logits
@@ -105,7 +105,7 @@ class ChoiceTask:
     def metrics(self, found: np.ndarray, features: Features, table: Table) -> Metrics:
         assert features.labels is not None
         scores = self._scores(found, features)
-        items = losses.multiple_choice_loss(jnp.asarray(scores), jnp.asarray(features.labels))
+        items = losses.cross_entropy(jnp.asarray(scores), jnp.asarray(features.labels))
         best = scores.argmax(-1)
         out = {"accuracy": float((best == features.labels).mean()), "loss": float(losses.weighted_mean(*items))}
         if self.gold:

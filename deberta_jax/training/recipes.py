@@ -1,0 +1,58 @@
+"""Microsoft's published fine-tuning settings as experiments; the numbers stand in ``configs/``, a file a task."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from deberta_jax.errors import InputError
+from deberta_jax.training.experiment import Finetune, Optimization
+
+
+class Recipe(NamedTuple):
+    """Of one model on one task. ``warmup``: steps, or below 1 a share. ``dropout``: before the classifier. ``sift``:
+    weight of SiFT's loss."""
+
+    learning_rate: float
+    batch_size: int
+    epochs: int
+    warmup: float
+    dropout: float
+    sift: float = 0.0
+
+
+HUB = {
+    "base": "microsoft/deberta-base",
+    "large": "microsoft/deberta-large",
+    "xlarge": "microsoft/deberta-xlarge",
+    "v2-xlarge": "microsoft/deberta-v2-xlarge",
+    "v2-xxlarge": "microsoft/deberta-v2-xxlarge",
+    "v3-xsmall": "microsoft/deberta-v3-xsmall",
+    "v3-small": "microsoft/deberta-v3-small",
+    "v3-base": "microsoft/deberta-v3-base",
+    "v3-large": "microsoft/deberta-v3-large",
+}
+
+
+def published(
+    task: str, length: int, recipes: Mapping[str, Recipe], model: str, *, from_mnli: bool = False, **more: Any
+) -> Finetune:
+    """The experiment of one of a task's recipes, with Microsoft's optimizer and schedule.
+
+    Args:
+      model: one of ``recipes``; with ``-sift`` at its end the recipe with SiFT.
+      from_mnli: v1 and v2 begin with the weights that were fine-tuned on MNLI before.
+
+    Raises:
+      InputError: a model without a published recipe for this task.
+    """
+    if model not in recipes:
+        raise InputError(f"{task}: no published recipe for {model}; there are {', '.join(recipes)}")
+    r = recipes[model]
+    name = model.removesuffix("-sift")
+    start = HUB[name] + ("-mnli" if from_mnli and not name.startswith("v3") else "")
+    optimization = Optimization(
+        learning_rate=r.learning_rate, warmup=r.warmup, schedule="original", bias_correction=False
+    )  # fmt: skip
+    return Finetune(
+        task=task, model=start, max_length=length, batch_size=r.batch_size, epochs=r.epochs, dropout=r.dropout,
+        sift=r.sift, seed=1234, optimization=optimization, **more,
+    )  # fmt: skip

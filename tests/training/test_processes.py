@@ -1,0 +1,195 @@
+"""Several real processes over gloo, and several devices: the same losses, stopped and gone on with anywhere.
+
+Every process is one of the command line's own; nothing here reaches into another.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.made import Task, start
+
+STEPS = ("--epochs", "9", "--log-every", "1", "--checkpoint-every", "7")  # 54 steps
+
+
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> dict[str, str]:
+    """Programs are compiled once for all processes that have the same."""
+    directory = str(tmp_path_factory.mktemp("programs"))
+    return {"JAX_COMPILATION_CACHE_DIR": directory, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+def begin(task: Task, output: Path, cache, mesh, *more: str, processes: int = 1, devices: int = 1, only: int = -1):
+    """The processes of one run, each with so many devices; ``only`` starts no other than that one."""
+    names = ("data", "fsdp", "tensor")
+    sizes = [word for name, size in zip(names, mesh, strict=True) for word in (f"--mesh-{name}", str(size))]
+    arguments = [*task.arguments(output), *STEPS, *sizes, *more]
+    if processes == 1:
+        return [start(arguments, devices=devices, **cache)]
+    told = ["--coordinator", f"localhost:{port()}", "--processes", str(processes), "--heartbeat", "10"]
+    return [
+        start([*arguments, *told, "--process", str(i)], devices=devices, **cache)
+        for i in range(processes) if only in (-1, i)
+    ]  # fmt: skip
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
+    told = [process.communicate(timeout=900)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), told
+    return told
+
+
+def curve(output: Path) -> list[float]:
+    entries = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def single(task, cache, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("single") / "run"
+    finish(begin(task, output, cache, (1, 1, 1)))
+    assert len(curve(output)) == 54
+    return output
+
+
+LONG = pytest.mark.long
+CASES = [
+    pytest.param(1, 8, (8, 1, 1), marks=LONG), pytest.param(1, 8, (1, 8, 1), marks=LONG),
+    pytest.param(1, 4, (1, 1, 4), marks=LONG), pytest.param(1, 8, (2, 2, 2), marks=LONG),
+    pytest.param(2, 1, (2, 1, 1), marks=LONG), (2, 2, (1, 2, 2)), pytest.param(2, 1, (1, 1, 2), marks=LONG),
+    pytest.param(4, 1, (1, 4, 1), marks=LONG), pytest.param(4, 1, (2, 1, 2), marks=LONG),
+    pytest.param(4, 2, (2, 2, 2), marks=LONG),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("processes", "devices", "mesh"), CASES)
+def test_the_losses_of_one_device(task, cache, single, tmp_path, processes, devices, mesh):
+    output = tmp_path / "run"
+    told = finish(begin(task, output, cache, mesh, processes=processes, devices=devices))
+    np.testing.assert_allclose(curve(output), curve(single), rtol=1e-5)
+    ours, theirs = (json.loads((run / "result.json").read_text()) for run in (output, single))
+    assert ours["step"] == theirs["step"]
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-4)
+    assert (output / "report.html").is_file()
+    if processes > 1:
+        assert all("process 1: host" not in line for line in told[1:]), "one process speaks"
+        assert "process 1: host" in told[0]
+
+
+def steps_logged(output: Path, count: int) -> bool:
+    log = output / "log.jsonl"
+    return log.is_file() and len(log.read_text().splitlines()) >= count
+
+
+def wait(condition, processes, seconds=600) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
+        time.sleep(0.01)
+
+
+@LONG
+def test_when_one_of_four_is_killed_the_others_end_with_a_word(task, cache, tmp_path):
+    output = tmp_path / "run"
+    processes = begin(task, output, cache, (4, 1, 1), "--epochs", "400", processes=4)
+    wait(lambda: steps_logged(output, 8), processes)
+    processes[2].kill()
+    killed = time.monotonic()
+    told = [process.communicate(timeout=90)[1] for process in processes]
+    assert time.monotonic() - killed < 60
+    for i, (process, text) in enumerate(zip(processes, told, strict=True)):
+        assert process.returncode != 0
+        if i != 2:
+            assert text.strip(), "it says why"
+
+
+@LONG
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_signal_to_one_stops_all_and_one_process_goes_on(task, cache, single, tmp_path, who):
+    output = tmp_path / "run"
+    processes = begin(task, output, cache, (2, 1, 1), processes=2)
+    wait(lambda: steps_logged(output, 10), processes)
+    processes[who].send_signal(signal.SIGTERM)
+    told = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, told
+    (state,) = (output / "state").iterdir()
+    assert 5 < int(state.name) < 54
+    told = finish(begin(task, output, cache, (1, 1, 1)))
+    assert f"going on from step {state.name} of 54" in told[0]
+    np.testing.assert_allclose(curve(output), curve(single), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def half(task, cache, tmp_path_factory):
+    """Runs on many devices, stopped near the middle."""
+    home = tmp_path_factory.mktemp("half")
+    for name, processes, devices, mesh in (("one", 1, 8, (2, 2, 2)), ("four", 4, 1, (2, 2, 1))):
+        running = begin(task, home / name, cache, mesh, processes=processes, devices=devices)
+        wait(lambda name=name: steps_logged(home / name, 25), running)
+        running[0].send_signal(signal.SIGTERM)
+        assert [p.communicate(timeout=300) and p.returncode for p in running] == [143] * processes
+    return home
+
+
+@LONG
+@pytest.mark.parametrize(
+    ("begun", "processes", "devices", "mesh"),
+    [("one", 1, 1, (1, 1, 1)), ("one", 1, 2, (1, 2, 1)), ("one", 1, 4, (2, 1, 2)), ("one", 2, 2, (2, 2, 1)),
+     ("four", 2, 1, (2, 1, 1)), ("four", 1, 1, (1, 1, 1))],
+)  # fmt: skip
+def test_a_run_goes_on_anywhere(task, cache, single, half, tmp_path, begun, processes, devices, mesh):
+    output = tmp_path / "run"
+    shutil.copytree(half / begun, output)
+    before = len(curve(output))
+    finish(begin(task, output, cache, mesh, processes=processes, devices=devices))
+    assert 10 < before < 54 == len(curve(output))
+    np.testing.assert_allclose(curve(output), curve(single), rtol=1e-5)
+
+
+def test_a_process_that_does_not_come_is_named(task, tmp_path, cache):
+    began = time.monotonic()
+    (process,) = begin(task, tmp_path / "run", cache, (2, 1, 1), "--deadline", "6", processes=2, only=0)
+    _, told = process.communicate(timeout=120)
+    assert time.monotonic() - began < 60
+    assert process.returncode == 2
+    line = told.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "process 1 of 2 did not arrive within 6 s" in line or "another process did not arrive within 6 s" in line
+    assert not (tmp_path / "run").exists()
+
+
+@LONG
+def test_a_full_disk_stops_with_a_word_and_the_last_state_is_whole(task, cache, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", disk], check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        output = disk / "run"
+        more = ("--keep", "1000", "--checkpoint-every", "1")
+        (process,) = begin(task, output, cache, (1, 1, 1), *more)
+        _, told = process.communicate(timeout=600)
+        assert process.returncode != 0
+        line = told.strip().splitlines()[-1]
+        assert line.startswith("error: "), told[-3000:]
+        assert "could not be written" in line or "No space left" in line
+        shutil.copytree(output, tmp_path / "roomy")
+        told = finish(begin(task, tmp_path / "roomy", cache, (1, 1, 1)))[0]
+        assert "going on from step" in told
+    finally:
+        subprocess.run(["umount", disk], check=True)
