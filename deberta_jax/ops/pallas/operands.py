@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -81,7 +80,7 @@ def _index(plan: Plan, masked: bool, order: Order, select: Callable) -> Callable
     return index
 
 
-def inputs(plan: Plan, arrays: dict[str, jax.Array], order: Order):
+def inputs(plan: Plan, arrays: dict[str, Any], order: Order):
     """Names, block specs and arrays of a kernel's inputs, those that are there."""
     at = functools.partial(_index, plan, "texts" in arrays or "pairs" in arrays, order)
     size, lanes = plan.block, plan.lanes
@@ -111,7 +110,7 @@ def inputs(plan: Plan, arrays: dict[str, jax.Array], order: Order):
     return names, tuple(specs[name] for name in names), tuple(given[name] for name in names)
 
 
-def own_block(plan: Plan, order: Order) -> pl.BlockSpec:
+def own_block(plan: Plan) -> pl.BlockSpec:
     """An output's block of the outer loop's side."""
     return pl.BlockSpec((1, plan.block, plan.lanes), lambda g, b, outer, inner, *_: (b, outer, g))
 

@@ -21,21 +21,9 @@ from deberta_jax.ops.products import F32
 
 def backward(plan: Plan, arrays: dict[str, jax.Array], scalars: tuple[jax.Array, jax.Array], interpret: Any):
     """Gradients by name: query, key, value [B,L,N*H] in their dtype, and the tables given, float32 [U,N*H]."""
-    query = arrays["query"]
-    batch, blocks = query.shape[0], plan.blocks
+    batch, blocks = arrays["query"].shape[0], plan.blocks
     names, specs, values = operands.inputs(plan, arrays, operands.KEY_MAJOR)
-    own = operands.own_block(plan, operands.KEY_MAJOR)
-    outputs = {
-        "d_query": pl.BlockSpec((1, plan.padded_length, plan.lanes), lambda g, b, *_: (b, 0, g)),
-        "d_key": own,
-        "d_value": own,
-        **{
-            f"d_{name}": pl.BlockSpec((plan.table_rows, plan.lanes), lambda g, *_: (0, g))
-            for name in ("table_key", "table_query")
-            if name in arrays
-        },
-    }
-    like = lambda name: jax.ShapeDtypeStruct(arrays[name].shape, F32 if name.startswith("table") else query.dtype)
+    made = outputs(plan, arrays)
     scratch = {
         "sum_query": pltpu.VMEM((plan.padded_length, plan.lanes), F32),
         "sum_key": pltpu.VMEM((plan.block, plan.lanes), F32),
@@ -43,23 +31,39 @@ def backward(plan: Plan, arrays: dict[str, jax.Array], scalars: tuple[jax.Array,
         **operands.position_scratch(plan, arrays),
     }
     gradients = pl.pallas_call(
-        functools.partial(_kernel, plan, (*names, *outputs, *scratch)),
+        functools.partial(_kernel, plan, (*names, *made, *scratch)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(plan.groups, batch, blocks, blocks),
             in_specs=specs,
-            out_specs=tuple(outputs.values()),
+            out_specs=tuple(spec for spec, _ in made.values()),
             scratch_shapes=tuple(scratch.values()),
         ),
-        out_shape=tuple(like(name.removeprefix("d_")) for name in outputs),
+        out_shape=tuple(shape for _, shape in made.values()),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=operands.vmem_limit(plan, query.dtype, backward=True),
+            vmem_limit_bytes=operands.vmem_limit(plan, arrays["query"].dtype, backward=True),
         ),
         interpret=interpret,
         name="disentangled_attention_backward",
     )(*scalars, *values)
-    return dict(zip((name.removeprefix("d_") for name in outputs), gradients, strict=True))
+    return dict(zip((name.removeprefix("d_") for name in made), gradients, strict=True))
+
+
+def outputs(plan: Plan, arrays: dict[str, Any]) -> dict[str, tuple[pl.BlockSpec, jax.ShapeDtypeStruct]]:
+    """Block and shape of each output: the gradients, ``d_`` and the name."""
+    whole = pl.BlockSpec((1, plan.padded_length, plan.lanes), lambda g, b, *_: (b, 0, g))
+    table = pl.BlockSpec((plan.table_rows, plan.lanes), lambda g, *_: (0, g))
+    own = operands.own_block(plan)
+    blocks = {"query": whole, "key": own, "value": own, "table_key": table, "table_query": table}
+    return {
+        f"d_{name}": (
+            block,
+            jax.ShapeDtypeStruct(arrays[name].shape, F32 if block is table else arrays[name].dtype),
+        )
+        for name, block in blocks.items()
+        if name in arrays
+    }
 
 
 def _kernel(plan: Plan, names: tuple[str, ...], steps: Any, seeds: Any, *given: Any) -> None:

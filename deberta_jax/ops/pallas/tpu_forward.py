@@ -15,39 +15,43 @@ from deberta_jax.ops.products import F32
 
 def forward(plan: Plan, arrays: dict[str, jax.Array], scalars: tuple[jax.Array, jax.Array], interpret: Any):
     """Context [B,L,N*H] in the operands' dtype, and log of the sum of exponentials, float32 [B,groups,group,L]."""
-    query = arrays["query"]
-    batch, (groups, blocks) = query.shape[0], (plan.groups, plan.blocks)
+    batch, blocks = arrays["query"].shape[0], plan.blocks
     names, specs, values = operands.inputs(plan, arrays, operands.QUERY_MAJOR)
+    made = outputs(plan, arrays)
     scratch = {
         "top": pltpu.VMEM((plan.group, plan.block, TILE), F32),
         "total": pltpu.VMEM((plan.group, plan.block, TILE), F32),
         "sums": pltpu.VMEM((plan.block, plan.lanes), F32),
         **operands.position_scratch(plan, arrays),
     }
-    names = (*names, "context", "logsum", *scratch)
     return pl.pallas_call(
-        functools.partial(_kernel, plan, names),
+        functools.partial(_kernel, plan, (*names, *made, *scratch)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(groups, batch, blocks, blocks),
+            grid=(plan.groups, batch, blocks, blocks),
             in_specs=specs,
-            out_specs=(
-                operands.own_block(plan, operands.QUERY_MAJOR),
-                pl.BlockSpec((1, 1, plan.group, plan.block), lambda g, b, i, j, *_: (b, g, 0, i)),
-            ),
+            out_specs=tuple(spec for spec, _ in made.values()),
             scratch_shapes=tuple(scratch.values()),
         ),
-        out_shape=(
-            jax.ShapeDtypeStruct(query.shape, query.dtype),
-            jax.ShapeDtypeStruct((batch, groups, plan.group, plan.padded_length), F32),
-        ),
+        out_shape=tuple(shape for _, shape in made.values()),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=operands.vmem_limit(plan, query.dtype, backward=False),
+            vmem_limit_bytes=operands.vmem_limit(plan, arrays["query"].dtype, backward=False),
         ),
         interpret=interpret,
         name="disentangled_attention_forward",
     )(*scalars, *values)
+
+
+def outputs(plan: Plan, arrays: dict[str, Any]) -> dict[str, tuple[pl.BlockSpec, jax.ShapeDtypeStruct]]:
+    """Block and shape of each output."""
+    query = arrays["query"]
+    logsum = pl.BlockSpec((1, 1, plan.group, plan.block), lambda g, b, i, j, *_: (b, g, 0, i))
+    shape = (query.shape[0], plan.groups, plan.group, plan.padded_length)
+    return {
+        "context": (operands.own_block(plan), jax.ShapeDtypeStruct(query.shape, query.dtype)),
+        "logsum": (logsum, jax.ShapeDtypeStruct(shape, F32)),
+    }
 
 
 def _kernel(plan: Plan, names: tuple[str, ...], steps: Any, seeds: Any, *given: Any) -> None:

@@ -1,0 +1,183 @@
+"""Attention compiled for TPUs that are not there: which programs compile, and how many bytes of HBM each moves.
+
+    pip install 'deberta_jax[tpu]'      # libtpu, the compiler; no TPU is needed, and none was used
+    python benchmarks/tpu_aot.py [--generations v5e v5p v6e] [--output benchmarks/results/tpu_aot.json]
+
+Figures are the compiler's, not measured. Its "bytes accessed" counts a Pallas call as its operands and results, once
+each. What the kernel moves besides, because a block is fetched again for every other block it meets, is counted here
+from the kernel's own index maps and added: the column "moved". Time cannot be told from either.
+"""
+
+import argparse
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from deberta_jax.ops.pallas import operands, tpu_backward, tpu_forward
+from deberta_jax.ops.pallas.plan import make_plan
+from deberta_jax.ops.pallas.tpu import pallas_attention
+from deberta_jax.ops.relative_position import reachable_rows, table_rows
+from deberta_jax.ops.shift import shift_attention
+
+GENERATIONS = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}
+LENGTHS = {128: 32, 384: 8, 512: 8, 2048: 2, 4096: 1, 8192: 1}  # and the batch
+HEADS = {32: 24, 64: 12, 128: 6}  # by head size: 768 wide
+
+
+def plain_attention(query, key, value, pos_key, pos_query, rows, *, scale, texts, **_):
+    """Attention without the relative terms, as three einsums."""
+    scores = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32) * scale
+    weights = jax.nn.softmax(jnp.where((texts != 0)[:, None, None], scores, -1e30), axis=-1)
+    return jnp.einsum("BNTS,BSNH->BTNH", weights.astype(value.dtype), value)
+
+
+BODIES = {"plain": plain_attention, "shift": lambda *a, **k: shift_attention(*a, **k)[0], "pallas": pallas_attention}
+
+
+def make_rows(length: int) -> np.ndarray:
+    """Rows of the released v3 models."""
+    return reachable_rows(table_rows(length, 256, buckets=256, max_distance=512, clamp=True))[1]
+
+
+def device(generation: str) -> Any:
+    """One device of a described TPU.
+
+    Raises:
+      ImportError: without libtpu.
+    """
+    import libtpu  # noqa: F401 - asked for here, so that its absence has one place
+
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    return topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices[0]
+
+
+def compile_attention(
+    body: str,
+    generation: str,
+    length: int,
+    *,
+    head_size: int = 64,
+    batch: int | None = None,
+    dtype: Any = jnp.bfloat16,
+    rate: float = 0.0,
+    pairs: bool = False,
+    backward: bool = True,
+    rows: np.ndarray | None = None,
+) -> Any:
+    """One attention, forward and backward, with a mask of tokens, compiled for one device."""
+    batch, heads = batch or LENGTHS[length], HEADS[head_size]
+    rows = make_rows(length) if rows is None else rows
+    like = jax.ShapeDtypeStruct
+    x, table = like((batch, length, heads, head_size), dtype), like((rows.max() + 1, heads, head_size), dtype)
+    masks = {"texts": like((batch, length), jnp.int32)}
+    masks |= {"pairs": like((batch, length, length), jnp.bool_)} if pairs else {}
+    masks |= {"dropout_key": jax.eval_shape(lambda: jax.random.key(0))} if rate else {}
+
+    def program(arrays, masks, cotangent):
+        attend = lambda *a: BODIES[body](*a, rows, scale=(3 * head_size) ** -0.5, dropout_rate=rate, **masks)
+        if not backward:
+            return attend(*arrays)
+        context, pull = jax.vjp(attend, *arrays)
+        return context, pull(cotangent)
+
+    mesh = Mesh(np.array([device(generation)]), ("one",))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    jitted = jax.jit(program, in_shardings=sharding, out_shardings=sharding)
+    return jitted.lower((x, x, x, table, table), masks, x).compile()
+
+
+def bytes_accessed(compiled: Any) -> float:
+    """The compiler's count; a Pallas call stands in it with its operands and results."""
+    return compiled.cost_analysis()["bytes accessed"]
+
+
+def bytes_refetched(length: int, *, head_size: int = 64, batch: int | None = None) -> int:
+    """What both kernels move beyond their operands and results once: from their index maps, nothing masked, bfloat16.
+
+    A block is moved whenever its index differs from that of the step before. The windows of the tables overlap, so
+    even one step may move more than the operand is large; and what no step reads is not moved.
+    """
+    batch, heads = batch or LENGTHS[length], HEADS[head_size]
+    plan = make_plan(length, heads, head_size, make_rows(length), scale=1.0, rate=0.0)
+    like = jax.ShapeDtypeStruct
+    x = like((batch, plan.padded_length, plan.padded_heads * plan.lanes_per_head), jnp.bfloat16)
+    table = like((plan.table_rows, x.shape[2]), jnp.bfloat16)
+    arrays = {"query": x, "key": x, "value": x, "table_key": table, "table_query": table}
+    logsum = tpu_forward.outputs(plan, arrays)["logsum"][1]
+    both = (
+        (tpu_forward, arrays, operands.QUERY_MAJOR),
+        (tpu_backward, arrays | {"context": x, "cotangent": x, "logsum": logsum}, operands.KEY_MAJOR),
+    )
+    more = 0
+    for kernel, given, order in both:
+        _, specs, values = operands.inputs(plan, given, order)
+        blocks = [*zip(specs, values, strict=True), *kernel.outputs(plan, given).values()]
+        more += sum(
+            _moved(spec, a, (plan.groups, batch, plan.blocks, plan.blocks)) - a.size * _width(a) for spec, a in blocks
+        )
+    return more
+
+
+def _width(array: Any) -> int:
+    return jnp.dtype(array.dtype).itemsize
+
+
+def _moved(spec: Any, array: Any, grid: tuple[int, ...]) -> int:
+    size = int(np.prod([getattr(side, "block_size", side) for side in spec.block_shape])) * _width(array)
+    count, last = 0, None
+    for step in np.ndindex(*grid):
+        index = tuple(int(i) for i in spec.index_map(*step, None, None))
+        count, last = count + (index != last), index
+    return count * size
+
+
+def largest_gather(compiled: Any) -> int:
+    """Elements of the largest array that a gather or scatter of the program reads or writes."""
+    largest = 0
+    for line in compiled.as_text().splitlines():
+        if re.search(r"[ )](gather|scatter)\(", line):
+            shapes = re.findall(r"\w+\[([\d,]+)\]", line.split("metadata")[0])
+            largest = max([largest, *(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)])
+    return largest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generations", nargs="+", choices=GENERATIONS, default=list(GENERATIONS))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/tpu_aot.json"))
+    args = parser.parse_args()
+    result: dict[str, Any] = {"note": "compiler's figures, no TPU was used", "traffic": [], "compiles": []}
+    for length in (128, 512, 2048):
+        row: dict[str, Any] = {"generation": args.generations[0], "batch": LENGTHS[length], "length": length}
+        for body in BODIES:
+            row[body] = bytes_accessed(compile_attention(body, args.generations[0], length)) / 1e9
+        row["pallas_moved"] = row["pallas"] + bytes_refetched(length) / 1e9
+        row["ratios"] = {name: row[name] / row["plain"] for name in ("shift", "pallas", "pallas_moved")}
+        result["traffic"].append(row)
+        print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()}, flush=True)
+    for generation in args.generations:
+        for length in LENGTHS:
+            for head_size in HEADS:
+                start = time.perf_counter()
+                compiled = compile_attention("pallas", generation, length, head_size=head_size, rate=0.1)
+                row = {"generation": generation, "length": length, "head_size": head_size}
+                row["seconds"] = round(time.perf_counter() - start, 1)
+                row["temp_mib"] = compiled.memory_analysis().temp_size_in_bytes >> 20
+                result["compiles"].append(row)
+                print(row, flush=True)
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
