@@ -22,7 +22,7 @@ class Args:
 
     source: tyro.conf.Positional[str]
     destination: tyro.conf.Positional[str]
-    """New directory; for orbax also gs://bucket/directory. A model directory there is replaced."""
+    """New directory; for orbax also gs://bucket/directory. A model directory on a local disk is replaced."""
     to: Literal["hf", "orbax"]
     """hf: a directory that transformers loads too. orbax: params/ that restores straight into shards."""
     dtype: Literal["f32", "bf16", "f16"] | None = None

@@ -1,5 +1,6 @@
 """Runtime choices change how a model is computed and not what: numbers, compile time, memory of nothing."""
 
+import dataclasses
 import time
 
 import jax
@@ -234,6 +235,39 @@ def test_float16_is_finite_when_raw_scores_exceed_its_range():
 
     (value, out), gradients = execute(jax.value_and_grad(loss, has_aux=True), params, batch)
     assert all(np.isfinite(np.float32(a)).all() for a in jax.tree.leaves((value, out, gradients)))
+
+
+OUTPUTS = {
+    "encoder": {"last_hidden_state": (4, 11, 32)},
+    "masked-lm": {"logits": (4, 11, 96)},
+    "sequence-classification": {"logits": (4, 3)},
+    "token-classification": {"logits": (4, 11, 5)},
+    "question-answering": {"start_logits": (4, 11), "end_logits": (4, 11)},
+    "multiple-choice": {"logits": (4, 3)},
+    "replaced-token-detection": {"logits": (4, 11)},
+}
+
+
+@pytest.mark.parametrize("head", MODELS)
+def test_outputs_are_frozen_and_hold_what_was_asked_for(head):
+    case = Case("outputs", "v3", head)
+    params, ids = abstract_params(case.model()), make_batch(case)["input_ids"]
+    rows, length = ids.size // ids.shape[-1], ids.shape[-1]
+
+    def call(**options):
+        def run(params, ids):
+            out = case.model().apply({"params": params}, ids, **options)
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                out.hidden_states = None
+            return vars(out)
+
+        return jax.eval_shape(run, params, ids)
+
+    out, plain = call(output_hidden_states=True, output_attentions=True), call()
+    assert (plain.pop("hidden_states"), plain.pop("attentions")) == (None, None)
+    assert [a.shape for a in out["hidden_states"]] == [(rows, length, 32)] * 3
+    assert [(a.shape, a.dtype) for a in out["attentions"]] == [((rows, 4, length, length), jnp.float32)] * 2
+    assert {name: a.shape for name, a in plain.items()} == OUTPUTS[head]
 
 
 def test_every_model_names_its_task():
