@@ -17,6 +17,7 @@ from deberta_jax.ops.pallas.selfcheck import kernel_agrees
 from deberta_jax.ops.pallas.tpu import dropout_seeds, pallas_attention
 from deberta_jax.ops.reference import pair_rows, reference_attention
 from deberta_jax.ops.relative_position import reachable_rows, table_rows
+from deberta_jax.sharding import make_mesh
 from tests.cases import QUICK
 
 interpreted = functools.partial(pallas_attention, interpret=True)
@@ -170,6 +171,18 @@ def test_dropout_is_the_same_in_forward_and_backward(monkeypatch):
     assert_agree(found, expected)
 
 
+@pytest.mark.parametrize("mesh", [{"data": 2, "tensor": 2}, {"fsdp": 4}])  # 4 do not divide 2 examples: not used
+def test_devices_change_nothing(mesh):
+    """Examples and heads over simulated devices, dropout included, against one device."""
+    arrays, masks, rows = make_case(60, 4, 32, mask="all")
+    options = {"dropout_rate": 0.2, "dropout_key": jax.random.key(3)}
+    whole = run(interpreted, arrays, masks, rows, **options)
+    with jax.set_mesh(make_mesh(**mesh, devices=jax.devices()[:4])):
+        divided = run(interpreted, arrays, masks, rows, **options)
+    for name, a in whole.items():
+        np.testing.assert_allclose(divided[name], a, rtol=0, atol=2e-6 * np.abs(a).max(), err_msg=name)
+
+
 def test_dropout_mask_is_random():
     """Shares, pairs of neighbours, heads, examples and seeds: all as of independent draws."""
     rate, shape = 0.1, (3, 4, 256, 256)
@@ -227,7 +240,7 @@ def test_schedule_visits_the_blocks_that_have_pairs_and_fetches_no_other(order):
     random, batch, length = np.random.RandomState(1), 3, 1024
     chosen = plan.Plan(
         length=length, block=128, blocks=8, heads=1, head_size=128, padded_heads=1, lanes_per_head=128, group=1,
-        nearest=(-7, 7), far=(-8, 8), scale=1.0, rate=0.0,
+        nearest=(-7, 7), far=(-8, 8), scale=1.0, rate=0.0, all_heads=1,
     )  # fmt: skip
     texts = np.cumsum(random.random_sample((batch, length)) < 0.01, axis=1).astype(np.int32)
     texts[0, 700:], texts[2] = 0, 0

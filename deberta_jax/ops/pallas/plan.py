@@ -26,6 +26,7 @@ class Plan:
       nearest: smallest and largest D whose table windows exist; farther blocks read the window at the end.
       far: the largest negative and the smallest positive D, and beyond, at which all distances read one row.
       scale, rate: of the scores and of the dropout.
+      all_heads: heads on all devices together, by which dropout numbers them.
     """
 
     length: int
@@ -40,6 +41,7 @@ class Plan:
     far: tuple[int, int]
     scale: float
     rate: float
+    all_heads: int
 
     @property
     def padded_length(self) -> int:
@@ -78,7 +80,16 @@ class Plan:
         return np.clip(distance, 1 - self.length, self.length - 1)
 
 
-def make_plan(length: int, heads: int, head_size: int, rows: np.ndarray, *, scale: float, rate: float) -> Plan:
+def make_plan(
+    length: int,
+    heads: int,
+    head_size: int,
+    rows: np.ndarray,
+    *,
+    scale: float,
+    rate: float,
+    all_heads: int | None = None,
+) -> Plan:
     """Chooses blocks and heads of a program, and finds where the far blocks begin."""
     block = block_size(length)
     blocks = -(-length // block)
@@ -89,6 +100,7 @@ def make_plan(length: int, heads: int, head_size: int, rows: np.ndarray, *, scal
         length=length, block=block, blocks=blocks, heads=heads, head_size=head_size,
         padded_heads=-(-heads // group) * group, lanes_per_head=lanes, group=group,
         nearest=(max(far[0], 1 - blocks), min(far[1], blocks - 1)), far=far, scale=scale, rate=rate,
+        all_heads=all_heads or heads,
     )  # fmt: skip
 
 

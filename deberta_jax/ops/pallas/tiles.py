@@ -202,8 +202,9 @@ def strip_kept(plan: Plan, words: Any, n: Any, query_block: Any, key_block: Any)
 
 
 def dropout_words(plan: Plan, seeds: Any, example: Any, group: Any, head: int) -> Any:
-    """The two hash words of one example and head; numbered by the heads given, not by the padded ones."""
+    """The two hash words of one example and head, numbered over all devices. ``seeds``: two words, first of each."""
     if plan.rate == 0.0:
         return None
-    at = (example * plan.heads + group * plan.group + head).astype(jnp.uint32)
-    return counter_dropout.stream((seeds[0].astype(jnp.uint32), seeds[1].astype(jnp.uint32)), at)
+    at = (example + seeds[2]) * plan.all_heads + seeds[3] + group * plan.group + head
+    words = seeds[0].astype(jnp.uint32), seeds[1].astype(jnp.uint32)
+    return counter_dropout.stream(words, at.astype(jnp.uint32))

@@ -6,12 +6,15 @@ time for v5e, v5p and v6e; no TPU has run them yet, so ``selfcheck`` asks the de
 """
 
 import functools
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import InputError
@@ -20,6 +23,7 @@ from deberta_jax.ops.pallas.plan import Plan, make_plan
 from deberta_jax.ops.pallas.tpu_backward import backward
 from deberta_jax.ops.pallas.tpu_forward import forward
 from deberta_jax.ops.products import F32
+from deberta_jax.sharding import RULES, MeshAxes
 
 _DTYPES = (jnp.float32, jnp.bfloat16)
 
@@ -54,18 +58,64 @@ def pallas_attention(
             f"attention='pallas' computes in float32 or bfloat16, all arrays alike, not {', '.join(dtypes)}; "
             "use another dtype, or attention='shift'"
         )
-    _, length, heads, head_size = query.shape
+    _, length, heads, _ = query.shape
     if length > counter_dropout.LONGEST:
         raise InputError(f"attention='pallas' takes at most {counter_dropout.LONGEST} tokens, not {length}")
     rate = 0.0 if dropout_key is None else dropout_rate
-    plan = make_plan(length, heads, head_size, rows, scale=scale, rate=rate)
-    seeds = jnp.zeros((2,), jnp.int32)
-    if rate and dropout_key is not None:
-        seeds = lax.bitcast_convert_type(dropout_seeds(dropout_key), jnp.int32)
+    arrays = {"query": query, "key": key, "value": value, "pos_key": pos_key, "pos_query": pos_query}
+    arrays |= {"texts": texts, "pairs": pairs}
+    arrays |= {"seeds": None if dropout_key is None or not rate else dropout_seeds(dropout_key)}
+    arrays = {name: a for name, a in arrays.items() if a is not None}
+    return _on_each_device(functools.partial(_attend_here, rows, scale, rate, heads, interpret), arrays)
+
+
+_AXES = {
+    **dict.fromkeys(("query", "key", "value"), ("batch", None, "heads", None)),
+    **dict.fromkeys(("pos_key", "pos_query"), (None, "heads", None)),
+    "texts": ("batch", None),
+    "pairs": ("batch", None, None),
+    "seeds": (None,),
+}
+
+
+def _on_each_device(attend: Callable, arrays: dict[str, jax.Array]) -> Float[Array, "B T N H"]:
+    """``attend(arrays, first example, first head)`` on each device's examples and heads, where a mesh is set.
+
+    XLA cannot divide a kernel by itself. A mesh axis that does not divide the examples, or heads, is not used for them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        return attend(arrays, 0, 0)
+    sizes = {"batch": arrays["query"].shape[0], "heads": arrays["query"].shape[2]}
+    names = {axis: _dividing(mesh.shape, getattr(RULES, axis), size) for axis, size in sizes.items()}
+    spec = lambda axes: PartitionSpec(*(None if axis is None else names[axis] for axis in axes))
+
+    def here(arrays):
+        counts = arrays["query"].shape[0], arrays["query"].shape[2]
+        numbers = (lax.axis_index(names[axis]) if names[axis] else 0 for axis in sizes)
+        return attend(arrays, *(number * count for number, count in zip(numbers, counts, strict=True)))
+
+    in_specs = ({name: spec(_AXES[name]) for name in arrays},)
+    return jax.shard_map(here, mesh=mesh, in_specs=in_specs, out_specs=spec(_AXES["query"]), check_vma=False)(arrays)
+
+
+def _dividing(mesh: Mapping[str, int], axes: MeshAxes, size: int) -> tuple[str, ...]:
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    return axes if size % math.prod(mesh[axis] for axis in axes) == 0 else ()
+
+
+def _attend_here(rows, scale, rate, all_heads, interpret, arrays, first_example, first_head):
+    """One device's part. Dropout numbers examples and heads over all devices: the mask is that of one device."""
+    query, texts, pairs = (arrays.get(name) for name in ("query", "texts", "pairs"))
+    _, length, heads, head_size = query.shape
+    plan = make_plan(length, heads, head_size, rows, scale=scale, rate=rate, all_heads=all_heads)
+    seeds = lax.bitcast_convert_type(arrays.get("seeds", jnp.zeros((2,), jnp.uint32)), jnp.int32)
+    seeds = jnp.append(seeds, jnp.stack([jnp.int32(first_example), jnp.int32(first_head)]))
     if texts is None and pairs is None and plan.padded_length > length:
         texts = jnp.ones(query.shape[:2], jnp.int32)
     read = tuple(jnp.asarray(rows[d + length - 1]) for d in (plan.key_distances, plan.query_distances))
-    return _attend(plan, interpret, query, key, value, pos_key, pos_query, texts, pairs, seeds, read)
+    tables = arrays.get("pos_key"), arrays.get("pos_query")
+    return _attend(plan, interpret, query, arrays["key"], arrays["value"], *tables, texts, pairs, seeds, read)
 
 
 def dropout_seeds(key: jax.Array) -> jax.Array:
