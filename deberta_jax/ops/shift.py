@@ -7,6 +7,7 @@ with the keys. The slide is a reshape: of a [n, n+m] matrix, element (i, n-1-i+j
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,23 @@ def by_distance(table: Float[Array, "R N H"], rows: Int[np.ndarray, " U"], *, de
     return jnp.take(table, np.append(rows, rows[-1]), axis=0, mode="clip")
 
 
+def _position_scores(x: Float[Array, "B T N H"], table: Float[Array, "U N H"], stored: Any) -> Float[Array, "B N T T"]:
+    """Products of each row with the table row of its distance to each column, in the dtype ``stored``.
+
+    In up to four blocks of w rows: a block meets T+w of the 2T distances, so that much less passes through the shift.
+    """
+    length, blocks = x.shape[1], []
+    width = max(128, -(-length // 4))
+    for start in range(0, length, width):
+        size = min(width, length - start)
+        window = table[length - start - size : 2 * length - start]
+        # Table first: a TPU then lays the product out as the shift wants it.
+        scores = product("UNH,BTNH->BNTU", window, x[:, start : start + size]).astype(stored)
+        blocks.append(slide(scores, size, length))
+    # Without the barrier the cast to float32 that follows is done first, and the copies are twice as large.
+    return lax.optimization_barrier(blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=2))
+
+
 def shift_attention(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T N H"],
@@ -94,15 +112,12 @@ def shift_attention(
     in the compute dtype: in bfloat16 that halves their traffic, in float32 it changes nothing. In float16, where a
     product of ordinary activations may exceed the largest number, 65504, they pass in float32.
     """
-    length = query.shape[1]
     stored = F32 if query.dtype == jnp.float16 else query.dtype
     scores = product("BTNH,BSNH->BNTS", query, key)
     if pos_key is not None:
-        table = by_distance(pos_key, rows, descending=True)
-        scores += slide(product("BTNH,UNH->BNTU", query, table).astype(stored), length, length).astype(F32)
+        scores += _position_scores(query, by_distance(pos_key, rows, descending=True), stored).astype(F32)
     if pos_query is not None:
-        table = by_distance(pos_query, rows, descending=False)
-        turned = slide(product("BSNH,UNH->BNSU", key, table).astype(stored), length, length)
+        turned = _position_scores(key, by_distance(pos_query, rows, descending=False), stored)
         scores += turned.swapaxes(-1, -2).astype(F32)
     return weigh_values(
         scores * scale, value, visible_pairs(texts, pairs), dropout_rate=dropout_rate, dropout_key=dropout_key,
