@@ -6,7 +6,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 F32 = jnp.float32
-_MASKED = -1e30  # finite: the difference of two masked scores is 0, not NaN
+MASKED = -1e30  # finite: the difference of two masked scores is 0, not NaN
 
 
 def visibility(
@@ -31,12 +31,19 @@ def visibility(
 
 
 def visible_pairs(
-    texts: Int[Array, "... S"] | None, pairs: Bool[Array, "... S S"] | None = None
-) -> Bool[Array, "... S S"] | None:
-    """True where query t may read key s: both of the same text, and allowed by ``pairs``. None: all may read all."""
+    texts: Int[Array, "... T"] | None,
+    pairs: Bool[Array, "... T S"] | None = None,
+    key_texts: Int[Array, "... S"] | None = None,
+) -> Bool[Array, "... T S"] | None:
+    """True where query t may read key s: both of the same text, and allowed by ``pairs``. None: all may read all.
+
+    Args:
+      key_texts: the keys' texts, where they are not those of the queries.
+    """
     if texts is None:
         return pairs
-    same = (texts[..., :, None] == texts[..., None, :]) & (texts != 0)[..., :, None]
+    key_texts = texts if key_texts is None else key_texts
+    same = (texts[..., :, None] == key_texts[..., None, :]) & (texts != 0)[..., :, None]
     return same if pairs is None else pairs & same
 
 
@@ -44,7 +51,7 @@ def masked_softmax(scores: Float[Array, "... T S"], pairs: Bool[Array, "... #T #
     """Softmax over the keys in float32. A query that may read nothing gets zeros, as in Microsoft's code."""
     if pairs is None:
         return jax.nn.softmax(scores.astype(F32), axis=-1)
-    scores = jnp.where(pairs, scores.astype(F32), _MASKED)
+    scores = jnp.where(pairs, scores.astype(F32), MASKED)
     top = lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.where(pairs, jnp.exp(scores - top), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
@@ -55,8 +62,12 @@ def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float
     """Inverted dropout; as it is where ``key`` is None or the rate 0."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)
+    return (x * dropout_factor(key, rate, x.shape)).astype(x.dtype)
+
+
+def dropout_factor(key: jax.Array, rate: float, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """What inverted dropout multiplies with: 0 with probability ``rate``, else 1/(1-rate); float32."""
+    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, shape), 1.0 / (1.0 - rate), 0.0)
 
 
 def text_starts(mask: Bool[Array, "B T"] | None, segment_ids: Int[Array, "B T"] | None, length: int):

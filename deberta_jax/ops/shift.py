@@ -52,25 +52,27 @@ def _slide_vjp(x: jax.Array, n: int, m: int):
     return _slide(x, n, m)
 
 
-def _slide_backward(n, m, _, cotangent):
-    # The transpose as two pads costs a CPU 6 to 10 copies and a TPU one; as a gather it costs a CPU under 2 and is
-    # what makes DeBERTa unusable on a TPU. Hence two, chosen where the program is lowered.
-    return (
-        lax.platform_dependent(
-            cotangent,
-            cpu=lambda y: _slide_back_by_gather(y, n, m),
-            default=lambda y: _slide_back_by_pad(y, n, m),
-        ),
+def slide_back(y: Float[Array, "... n m"], n: int, m: int) -> Float[Array, "... n c"]:
+    """The transpose of ``slide``: ``out[..., i, n-1-i+j] = y[..., i, j]``, zero elsewhere."""
+    # As two pads it costs a CPU 6 to 10 copies and a TPU one; as a gather it costs a CPU under 2 and is what makes
+    # DeBERTa unusable on a TPU. Hence two, chosen where the program is lowered.
+    return lax.platform_dependent(
+        y, cpu=lambda y: _slide_back_by_gather(y, n, m), default=lambda y: _slide_back_by_pad(y, n, m)
     )
 
 
-_slide_vjp.defvjp(lambda x, n, m: (_slide(x, n, m), None), _slide_backward)
+_slide_vjp.defvjp(lambda x, n, m: (_slide(x, n, m), None), lambda n, m, _, y: (slide_back(y, n, m),))
+
+
+def distance_rows(rows: Int[np.ndarray, " U"], *, descending: bool) -> Int[np.ndarray, " V"]:
+    """The table's rows in the order of the distances, and one more that no score reads: 2T rows."""
+    rows = rows[::-1] if descending else rows
+    return np.append(rows, rows[-1])
 
 
 def by_distance(table: Float[Array, "R N H"], rows: Int[np.ndarray, " U"], *, descending: bool):
-    """The table's rows in the order of the distances, and one more row that no score reads: [2T, N, H]."""
-    rows = rows[::-1] if descending else rows
-    return jnp.take(table, np.append(rows, rows[-1]), axis=0, mode="clip")
+    """The table with ``distance_rows`` in place of its rows: [2T, N, H]."""
+    return jnp.take(table, distance_rows(rows, descending=descending), axis=0, mode="clip")
 
 
 def _position_scores(x: Float[Array, "B T N H"], table: Float[Array, "U N H"], stored: Any) -> Float[Array, "B N T T"]:
