@@ -2,14 +2,18 @@
 
 import functools
 import logging
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.blocked import blocked_attention
 from deberta_jax.ops.masking import visibility
+from deberta_jax.ops.pallas.selfcheck import kernel_agrees
+from deberta_jax.ops.pallas.tpu import pallas_attention
 from deberta_jax.ops.reference import reference_attention
 from deberta_jax.ops.shift import shift_attention
 
@@ -18,23 +22,24 @@ _log = logging.getLogger(__name__)
 # Bodies by name. All equal the definition, forward and every gradient. Those of the first kind hold the whole scores,
 # which talking heads and returned attention weights need; the others never do.
 WHOLE = {"reference": reference_attention, "shift": shift_attention}
-PIECEWISE = {"blocked": blocked_attention}
+PIECEWISE = {"blocked": blocked_attention, "pallas": pallas_attention}
 BODIES = (*WHOLE, *PIECEWISE)
 
 
-def choose_body(impl: str, *, whole_scores: bool) -> str:
+def choose_body(impl: str, dtype: Any, *, whole_scores: bool) -> str:
     """The body that ``impl`` names, or for ``auto`` the fastest of this backend.
 
-    On a CPU that is ``blocked``; on TPU and GPU ``shift``, which gathers nothing. Where the scores are needed whole,
-    a CPU takes ``reference``: there a gather is cheaper than the shift's copies.
+    On a CPU that is ``blocked``; on a TPU ``pallas``, where this device computes with it what the definition says
+    (asked once a process), else ``shift``, which gathers nothing, as on a GPU. Where the scores are needed whole, a CPU
+    takes ``reference``: there a gather is cheaper than the shift's copies.
 
     Raises:
       InputError: a name that no body has, or a body that cannot give what is asked.
     """
+    backend = jax.default_backend()
     if impl == "auto":
-        cpu = jax.default_backend() == "cpu"
-        body = ("reference" if whole_scores else "blocked") if cpu else "shift"
-        _log_choice(jax.default_backend(), body, whole_scores)
+        body, why = _fastest(backend, jnp.dtype(dtype).name, whole_scores)
+        _log_choice(backend, body, why)
         return body
     if impl not in BODIES:
         raise InputError(f"attention={impl!r}: expected one of 'auto', {', '.join(map(repr, BODIES))}")
@@ -46,9 +51,21 @@ def choose_body(impl: str, *, whole_scores: bool) -> str:
     return impl
 
 
+def _fastest(backend: str, dtype: str, whole_scores: bool) -> tuple[str, str]:
+    """A body and why, where it is not the backend's first."""
+    if whole_scores:
+        return "reference" if backend == "cpu" else "shift", ", as attentions or talking heads need the scores whole"
+    if backend == "cpu":
+        return "blocked", ""
+    if backend != "tpu":
+        return "shift", ""
+    if dtype not in ("float32", "bfloat16"):
+        return "shift", f", as the kernel does not compute in {dtype}"
+    return ("pallas", "") if kernel_agrees(dtype) else ("shift", ", as the kernel failed its check on this device")
+
+
 @functools.cache
-def _log_choice(backend: str, body: str, whole_scores: bool) -> None:
-    why = ", which attentions or talking heads need whole" if whole_scores else ""
+def _log_choice(backend: str, body: str, why: str) -> None:
     _log.info("attention on %s: %r%s", backend, body, why)
 
 
@@ -83,7 +100,7 @@ def disentangled_attention(
       dropout_rate, dropout_key: dropout on the weights; none where the key is None.
       mix_scores, mix_weights: v1's talking heads, maps across heads before the softmax and after the dropout.
       return_weights: give the attention weights too.
-      impl: ``auto``, ``reference`` (gathers: slow, the definition), ``shift`` or ``blocked``.
+      impl: ``auto``, ``reference`` (gathers: slow, the definition), ``shift``, ``blocked``, or ``pallas`` (TPUs only).
 
     Returns:
       context [B,T,N,H] in the dtype of ``value``, zero for queries that may read nothing, and the attention weights
@@ -97,7 +114,7 @@ def disentangled_attention(
     if rows.shape != (2 * length - 1,):
         raise ValueError(f"rows has shape {rows.shape}; a text of {length} tokens has {2 * length - 1} distances")
     whole = return_weights or mix_scores is not None or mix_weights is not None
-    name = choose_body(impl, whole_scores=whole)
+    name = choose_body(impl, query.dtype, whole_scores=whole)
     inputs = (query, key, value, pos_key, pos_query, rows)
     texts, pairs = visibility(mask, segment_ids)
     options = {

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from deberta_jax.errors import InputError
+from deberta_jax.ops import attention as entry
 from deberta_jax.ops import blocked
-from deberta_jax.ops.attention import BODIES, WHOLE, disentangled_attention
+from deberta_jax.ops.attention import WHOLE, disentangled_attention
 from deberta_jax.ops.relative_position import table_rows
 from tests.cases import QUICK
 
+# The TPU kernel has tests of its own, in the interpreter.
+BODIES = [body for body in entry.BODIES if body != "pallas"]
 T, N, H = 9, 2, 4
 SCALE = 0.3
 
@@ -240,7 +243,7 @@ def test_bfloat16_error_is_that_of_the_definition(body):
 
 
 def test_a_body_without_whole_scores_refuses_to_return_weights():
-    for body in set(BODIES) - set(WHOLE):
+    for body in set(entry.BODIES) - set(WHOLE):
         with pytest.raises(InputError, match="never holds the whole scores"):
             attend(make_inputs(), make_rows("v1"), impl=body, return_weights=True)
 
@@ -309,3 +312,37 @@ def test_unknown_body_and_wrong_rows_are_refused():
         attend(arrays, make_rows("v1"), impl="flash")
     with pytest.raises(ValueError, match="17 distances"):
         attend(arrays, make_rows("v1")[:-1], impl="auto")
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "whole", "agrees", "expected"),
+    [
+        ("cpu", "bfloat16", False, None, "blocked"),
+        ("cpu", "float32", True, None, "reference"),
+        ("gpu", "bfloat16", False, None, "shift"),
+        ("tpu", "bfloat16", False, True, "pallas"),
+        ("tpu", "bfloat16", False, False, "shift"),
+        ("tpu", "float16", False, None, "shift"),
+        ("tpu", "bfloat16", True, None, "shift"),
+    ],
+)
+def test_auto_goes_by_backend_dtype_and_the_kernels_own_check(
+    monkeypatch, caplog, backend, dtype, whole, agrees, expected
+):
+    """``agrees`` None: the device must not be asked, as the kernel is no candidate."""
+
+    def ask(asked):
+        assert agrees is not None
+        assert asked == dtype
+        return agrees
+
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(entry, "kernel_agrees", ask)
+    entry._log_choice.cache_clear()
+    with caplog.at_level("INFO"):
+        choices = [entry.choose_body("auto", dtype, whole_scores=whole) for _ in range(2)]
+    entry._log_choice.cache_clear()
+    assert choices == [expected] * 2
+    assert len(caplog.records) == 1
+    assert repr(expected) in caplog.text
+    assert ("failed its check" in caplog.text) == (agrees is False)
