@@ -3,11 +3,13 @@
 import json
 import logging
 import os
-import re
 import signal
-from typing import Any
+import sys
+import threading
+from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax._src import distributed as _state  # the key-value store has no public name
 from jax.experimental import multihost_utils
 
@@ -21,8 +23,8 @@ def start(r: Runtime) -> None:
     """Joins the other processes, if the run has any; must come before the first use of a device.
 
     Raises:
-      InputError: flags that do not belong together, or processes that did not arrive within the deadline: which, and
-        what is usually the cause.
+      InputError: flags that do not belong together. Where a process does not arrive within the deadline this one ends
+        with a line that says what is usually the cause.
     """
     told = (r.coordinator != "", r.processes > 0, r.process >= 0)
     if not any(told) and not r.distributed:
@@ -31,7 +33,11 @@ def start(r: Runtime) -> None:
         raise InputError("--coordinator, --processes and --process belong together; give all three, or --distributed")
     if jax.distributed.is_initialized():
         return
-    options: dict[str, Any] = {"heartbeat_timeout_seconds": r.heartbeat, "initialization_timeout": r.deadline}
+    # JAX ends the process without Python when its own time is up; the watch comes first and says more.
+    watch = threading.Timer(r.deadline, _give_up, [r])
+    watch.daemon = True
+    watch.start()
+    options: dict[str, Any] = {"heartbeat_timeout_seconds": r.heartbeat, "initialization_timeout": r.deadline + 60}
     if all(told):
         options |= {
             "coordinator_address": r.coordinator, "num_processes": r.processes, "process_id": r.process
@@ -39,19 +45,31 @@ def start(r: Runtime) -> None:
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
-        raise InputError(_missing(str(error), r)) from None
+        raise InputError(f"the processes could not be joined: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        watch.cancel()
+    _results_alone_on_stdout()
     preflight(r.deadline)
 
 
-def _missing(message: str, r: Runtime) -> str:
-    tasks = sorted({int(number) for number in re.findall(r"task:(\d+)", message)})
-    who = f"process {', '.join(map(str, tasks))} of {r.processes}" if tasks else "another process"
-    if "DEADLINE" not in message and "timed out" not in message.lower():
-        return f"the processes could not be joined: {' '.join(message.split())[:300]}"
-    return (
-        f"{who} did not arrive within {r.deadline} s; it was not started, died at its start (see its own output), has "
-        f"another --coordinator than {r.coordinator or 'the others'}, or a firewall closes that port"
-    )
+def _give_up(r: Runtime) -> None:
+    """Ends the process: the call that waits for the others cannot be left in another way."""
+    print(
+        f"error: another process of {r.processes or 'this run'} did not arrive within {r.deadline} s; it was not "
+        "started, died at its start (see its own output), was given another --coordinator than "
+        f"{r.coordinator or 'this one'}, or a firewall closes that port",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    os._exit(2)
+
+
+def _results_alone_on_stdout() -> None:
+    """Native code, gloo's for one, writes to file 1: from here on that is standard error, and ``print`` goes where it
+    went before."""
+    sys.stdout.flush()
+    before = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(before, "w")
 
 
 def preflight(deadline: int) -> list[dict[str, Any]]:
@@ -88,6 +106,17 @@ def preflight(deadline: int) -> list[dict[str, Any]]:
     return found
 
 
+def leave_behind(error: Exception) -> NoReturn:
+    """Ends this process because another one is gone: with that one missing nothing can be closed in order, and the last
+    saved state is whole."""
+    print(
+        f"error: process {jax.process_index()} of {jax.process_count()} has lost another one, which ended or cannot be "
+        f"reached ({' '.join(str(error).split())[:200]}); start all again to go on from the last saved state",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    os._exit(1)
+
+
 def is_writer() -> bool:
     """The one process that writes files and messages."""
     return jax.process_index() == 0
@@ -97,6 +126,19 @@ def wait_for_all(name: str) -> None:
     """Returns when all processes have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def on_writer(tree: Any) -> Any:
+    """Arrays that live on several processes as numpy arrays on the one that writes; the others get empty ones of the
+    same shapes, which take no memory. Leaf by leaf, in one order on all; all must call."""
+    if jax.process_count() == 1:
+        return tree
+
+    def gather(leaf: jax.Array) -> np.ndarray:
+        whole = np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return whole if is_writer() else np.broadcast_to(np.zeros((), whole.dtype), whole.shape)
+
+    return jax.tree.map(gather, tree)
 
 
 class Stopped(Exception):

@@ -20,7 +20,7 @@ from deberta_jax.inference.tasks import Metrics
 from deberta_jax.sharding import global_batch, make_mesh, row_share
 from deberta_jax.training.checkpoints import Checkpoints
 from deberta_jax.training.directory import Result, write_json
-from deberta_jax.training.distributed import GracefulStop, Stopped, is_writer, wait_for_all
+from deberta_jax.training.distributed import GracefulStop, Stopped, is_writer, leave_behind, wait_for_all
 from deberta_jax.training.experiment import Optimization, Runtime, fingerprint
 from deberta_jax.training.flops import peak_flops, step_flops
 from deberta_jax.training.logging import NotFinite, RunLog
@@ -195,6 +195,10 @@ class _Run:
             except Stopped as stopped:
                 self._save()
                 return Result(self.step, self.progress["best"] or {}, stopped.signal)
+            except jax.errors.JaxRuntimeError as error:
+                if jax.process_count() == 1:
+                    raise
+                leave_behind(error)
             except NotFinite as error:
                 raise FloatingPointError(f"{error}; the batch is in {self._keep_batch(error.step)}") from None
             finally:

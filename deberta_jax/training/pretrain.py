@@ -16,7 +16,7 @@ from deberta_jax.ops.losses import masked_lm_loss
 from deberta_jax.sharding import global_batch, row_share
 from deberta_jax.text import load_tokenizer
 from deberta_jax.training.directory import Result, check_directory
-from deberta_jax.training.distributed import start
+from deberta_jax.training.distributed import on_writer, start
 from deberta_jax.training.experiment import PretrainMLM, model_runtime, require, resolved
 from deberta_jax.training.loop import Job, fit, mesh_of
 from deberta_jax.training.state import parameters_of
@@ -107,7 +107,7 @@ def make_job(e: PretrainMLM, record: dict[str, Any], directory: Path, texts: dic
         optimization=e.optimization, runtime=e.runtime, seed=e.seed, initial_params=initial_params, loss=loss,
         batches=MaskedBatches(rows, e.batch_size, e.steps, e.seed, masker, row_share(mesh)), evaluate=evaluate,
         metric="loss",
-        save_best=lambda params: save_pretrained(directory, model, params, tokenizer, overwrite=True),
+        save_best=lambda params: save_pretrained(directory, model, on_writer(params), tokenizer, overwrite=True),
         eval_every=e.eval_every, evaluate_first=True,
     )  # fmt: skip
 

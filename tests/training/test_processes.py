@@ -115,7 +115,7 @@ def test_when_one_of_four_is_killed_the_others_end_with_a_word(task, cache, tmp_
     for i, (process, text) in enumerate(zip(processes, told, strict=True)):
         assert process.returncode != 0
         if i != 2:
-            assert text.strip(), "it says why"
+            assert "has lost another one" in text or "heartbeat" in text.lower(), text[-2000:]
 
 
 @LONG
@@ -169,7 +169,7 @@ def test_a_process_that_does_not_come_is_named(task, tmp_path, cache):
     assert process.returncode == 2
     line = told.strip().splitlines()[-1]
     assert line.startswith("error: ")
-    assert "process 1 of 2 did not arrive within 6 s" in line or "another process did not arrive within 6 s" in line
+    assert "another process of 2 did not arrive within 6 s" in line
     assert not (tmp_path / "run").exists()
 
 
