@@ -21,14 +21,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import deberta_jax
+from deberta_jax.models import abstract_params
 from deberta_jax.ops.pallas import operands, tpu_backward, tpu_forward
 from deberta_jax.ops.pallas.plan import make_plan
 from deberta_jax.ops.pallas.tpu import pallas_attention
 from deberta_jax.ops.relative_position import reachable_rows, table_rows
 from deberta_jax.ops.shift import shift_attention
+from deberta_jax.sharding import RULES, make_mesh
 
 GENERATIONS = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}
 LENGTHS = {128: 32, 384: 8, 512: 8, 2048: 2, 4096: 1, 8192: 1}  # and the batch
@@ -50,8 +54,8 @@ def make_rows(length: int) -> np.ndarray:
     return reachable_rows(table_rows(length, 256, buckets=256, max_distance=512, clamp=True))[1]
 
 
-def device(generation: str) -> Any:
-    """One device of a described TPU.
+def devices(generation: str) -> list[Any]:
+    """The devices of a described TPU.
 
     Raises:
       ImportError: without libtpu.
@@ -59,7 +63,7 @@ def device(generation: str) -> Any:
     import libtpu  # noqa: F401 - asked for here, so that its absence has one place
 
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    return topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices[0]
+    return topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices
 
 
 def compile_attention(
@@ -91,10 +95,51 @@ def compile_attention(
         context, pull = jax.vjp(attend, *arrays)
         return context, pull(cotangent)
 
-    mesh = Mesh(np.array([device(generation)]), ("one",))
+    mesh = Mesh(np.array(devices(generation)[:1]), ("one",))
     sharding = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(program, in_shardings=sharding, out_shardings=sharding)
     return jitted.lower((x, x, x, table, table), masks, x).compile()
+
+
+def compile_on_mesh(length: int, *, data: int, tensor: int) -> Any:
+    """The kernel, forward and backward with dropout, on a v5e mesh: examples over ``data``, heads over ``tensor``."""
+    heads, rows, like = HEADS[64], make_rows(length), jax.ShapeDtypeStruct
+    mesh = make_mesh(data=data, tensor=tensor, devices=devices("v5e")[: data * tensor])
+    split, whole = (NamedSharding(mesh, RULES.spec(axes)) for axes in (("batch", None, "heads", None), ()))
+    x, table = like((8, length, heads, 64), jnp.bfloat16), like((rows.max() + 1, heads, 64), jnp.bfloat16)
+
+    def program(arrays, texts, key, cotangent):
+        attend = lambda *a: pallas_attention(*a, rows, scale=0.07, texts=texts, dropout_rate=0.1, dropout_key=key)
+        context, pull = jax.vjp(attend, *arrays)
+        return context, pull(cotangent)
+
+    key, texts = jax.eval_shape(lambda: jax.random.key(0)), like((8, length), jnp.int32)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        jitted = jax.jit(program, in_shardings=((split,) * 3 + (whole,) * 2, whole, whole, split))
+        return jitted.lower((x, x, x, table, table), texts, key, x).compile()
+
+
+def compile_train_step(attention: str, batch: int, length: int) -> Any:
+    """A step of fine-tuning v3-base in bfloat16 (AdamW, dropout) on one v5e."""
+    model = deberta_jax.DebertaForSequenceClassification(
+        deberta_jax.PRESETS["deberta-v3-base"], dtype=jnp.bfloat16, attention=attention
+    )
+    params, optimizer = abstract_params(model), optax.adamw(1e-5)
+    whole = NamedSharding(make_mesh(devices=devices("v5e")[:1]), PartitionSpec())
+
+    def step(params, state, key, ids, mask, labels):
+        def loss(params):
+            run = {"attention_mask": mask, "deterministic": False, "rngs": {"dropout": key}}
+            logits = model.apply({"params": params}, ids, **run).logits.astype(jnp.float32)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        value, slopes = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(slopes, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    tokens, key = jax.ShapeDtypeStruct((batch, length), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
+    arguments = params, jax.eval_shape(optimizer.init, params), key, tokens, tokens, tokens.update(shape=(batch,))
+    return jax.jit(step, in_shardings=whole, out_shardings=whole, donate_argnums=(0, 1)).lower(*arguments).compile()
 
 
 def bytes_accessed(compiled: Any) -> float:
@@ -142,14 +187,10 @@ def _moved(spec: Any, array: Any, grid: tuple[int, ...]) -> int:
     return count * size
 
 
-def largest_gather(compiled: Any) -> int:
-    """Elements of the largest array that a gather or scatter of the program reads or writes."""
-    largest = 0
-    for line in compiled.as_text().splitlines():
-        if re.search(r"[ )](gather|scatter)\(", line):
-            shapes = re.findall(r"\w+\[([\d,]+)\]", line.split("metadata")[0])
-            largest = max([largest, *(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)])
-    return largest
+def gathers(compiled: Any) -> list[tuple[int, ...]]:
+    """Shapes of the arrays that the program's gathers and scatters make."""
+    made = re.findall(r"= \w+\[([\d,]*)\]\S* (?:gather|scatter)\(", compiled.as_text())
+    return [tuple(int(n) for n in shape.split(",") if n) for shape in made]
 
 
 def main() -> None:
