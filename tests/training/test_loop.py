@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from deberta_jax import InputError
-from deberta_jax.data.batches import Size, length_buckets
+from deberta_jax.data.batches import Order, Size, TrainingBatches, length_buckets
 from deberta_jax.data.features import make_features
 from deberta_jax.sharding import make_mesh
 from deberta_jax.text import load_tokenizer
 from deberta_jax.training import finetune as finetuning
 from deberta_jax.training.directory import check_directory, write_json
-from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, difference, resolved
+from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, Runtime, difference, resolved
 from deberta_jax.training.finetune import finetune
 from deberta_jax.training.logging import RunLog
 from deberta_jax.training.loop import _better
@@ -35,29 +35,39 @@ def experiment_of(task, output, **more) -> Finetune:
     })  # fmt: skip
 
 
-def test_lengths_of_all_sorts_are_a_few_programs_and_no_more(task, tmp_path, one_device, caplog):
+@pytest.mark.parametrize("batching", ["packed", "buckets"])
+def test_lengths_of_all_sorts_are_the_announced_programs_and_no_more(task, tmp_path, one_device, caplog, batching):
     """By jax's own account of what it compiles."""
     rng = np.random.default_rng(3)
     rows = [(text_of(LABELS[i % 2], rng, 1, 14), LABELS[i % 2]) for i in range(90)]
     train = write_table(tmp_path / "train.csv", ("sentence", "kind"), rows)
-    tokenizer = load_tokenizer(task.blank)
-    lengths = make_features(tokenizer, [text for text, _ in rows], None, max_length=32).lengths
-    buckets = length_buckets(lengths, 32)
-    assert len(set(lengths)) > 10
-    assert len(buckets) >= 3
+    features = make_features(load_tokenizer(task.blank), [text for text, _ in rows], None, max_length=32)
+    assert len(set(features.lengths)) > 10
+    buckets = length_buckets(features.lengths, 32) if batching == "buckets" else ()
+    announced = list(TrainingBatches(features, Order(batch_size=4, seed=0, epochs=1), 0, buckets=buckets).examples())
+    assert len(announced) >= 2
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        finetune(experiment_of(task, tmp_path / "run", train=str(train), batch_size=4, max_length=32,
-                                  batching="buckets"))  # fmt: skip
-    compiled = [
-        record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling jit(step)")
-    ]
-    assert len(compiled) == len(buckets)
+        finetune(
+            experiment_of(
+                task, tmp_path / "run", train=str(train), batch_size=4, max_length=32, batching=batching,
+                runtime=Runtime(attention="shift"),
+            )
+        )  # fmt: skip
+    told = [record.getMessage() for record in caplog.records]
+    assert sum(line.startswith("Compiling jit(step)") for line in told) == len(announced)
+    (session,) = (tmp_path / "run" / "sessions.jsonl").read_text().splitlines()
+    assert json.loads(session)["programs"] == len(announced)
 
 
 def test_a_run_that_diverges_ends_with_a_word_and_saves_no_such_state(task, tmp_path, one_device):
     experiment = experiment_of(task, tmp_path / "run", epochs=3, optimization=Optimization(learning_rate=1e30))
-    with pytest.raises(FloatingPointError, match="has diverged; lower --learning-rate"):
+    with pytest.raises(FloatingPointError, match=r"has diverged; lower --learning-rate .* the batch is in ") as raised:
         finetune(experiment)
+    (kept,) = (tmp_path / "run").glob("not_finite_step_*.npz")
+    assert str(kept) in str(raised.value)
+    batch = np.load(kept)
+    assert batch["input_ids"].shape == batch["segment_ids"].shape
+    assert (batch["labels"] >= 0).any()
     assert not (tmp_path / "run" / "result.json").exists()
     # Evaluations and log lines come before the divergence is due in the log, and are none the less of finite numbers.
     assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()

@@ -1,0 +1,47 @@
+"""Median and spread over seeds, seeds that learned nothing, and what a dry run tells and does not do."""
+
+import json
+import statistics
+
+import pytest
+
+from deberta_jax.training.seeds import has_collapsed, spread
+from tests.made import MAX_LENGTH, TINY, stdout_of
+
+
+def test_median_and_spread():
+    values = {"0": 0.5, "1": 0.9, "2": 0.7, "3": None, "4": 0.8}
+    found = spread(values)
+    numbers = [0.5, 0.9, 0.7, 0.0, 0.8]
+    assert found["median"] == 0.7
+    assert found["deviation"] == pytest.approx(statistics.stdev(numbers))
+    assert (found["lowest"], found["highest"], found["best"]) == (0.0, 0.9, "1")
+    assert found["by_seed"] == values
+    assert spread({"3": 0.5}, lowest_is_best=True)["deviation"] == 0.0
+    assert spread({"3": 0.5, "4": 0.4}, lowest_is_best=True)["best"] == "4"
+
+
+def test_a_seed_that_always_says_the_same_has_collapsed():
+    assert has_collapsed({"accuracy": 0.5}, {"confusion": [[0, 9], [0, 8]]})
+    assert not has_collapsed({"accuracy": 0.6}, {"confusion": [[1, 8], [0, 8]]})
+    assert has_collapsed({"pearson": None}, {"scatter": [[], []]})
+    assert not has_collapsed({"pearson": 0.1}, {"scatter": [[], []]})
+
+
+def test_a_dry_run_tells_and_writes_nothing(task, tmp_path):
+    out = json.loads(stdout_of([*task.arguments(tmp_path / "run"), "--dry-run", "--lora", "2"]))
+    assert not (tmp_path / "run").exists()
+    assert (out["task"], out["text"], out["label"], out["metric"]) == (
+        "text-classification", ["sentence"], "kind", "accuracy"
+    )  # fmt: skip
+    assert out["labels_of_model"] == ["neg", "pos"]
+    assert out["steps"] == 24
+    assert out["examples_per_step"] == 16
+    assert all(rows % 8 == 0 and length >= MAX_LENGTH for rows, length in out["programs"])
+    # Two kernels of two layers, each [32, 2] and [2, 32]; pooler and classifier whole.
+    updates = 2 * TINY.num_hidden_layers * 2 * 2 * 32
+    head = 32 * 32 + 32 + 32 * 2 + 2
+    assert out["trained_parameters"] == updates + head
+    assert out["parameters"] > TINY.vocab_size * 32
+    # Parameters in float32, two moments of what is trained, the step, the rng, and the optimizer's counts.
+    assert out["state_bytes_per_device"] == pytest.approx(4 * out["parameters"] + 8 * out["trained_parameters"], abs=64)
