@@ -19,6 +19,7 @@ from deberta_jax.models import (
     DebertaForSequenceClassification,
     DebertaForTokenClassification,
     init_params,
+    prepare_for_inference,
 )
 from deberta_jax.ops import losses
 from deberta_jax.presets import PRESETS

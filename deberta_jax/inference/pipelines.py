@@ -19,7 +19,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.inference.predict import Predictor, Progress
 from deberta_jax.inference.tasks import Task, TaskOptions, problem_of, task_of_model
 from deberta_jax.inference.tasks.text import probabilities, text_answer
-from deberta_jax.models import Model
+from deberta_jax.models import Model, prepare_for_inference
 from deberta_jax.sharding import make_mesh
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.weights import from_pretrained
@@ -205,6 +205,7 @@ def load_model(
     tokenizer = load_tokenizer(directory)
     network, params = from_pretrained(directory, head=_HEADS[kind], dtype=dtype, attention=attention)
     mesh = make_mesh()
+    network, params = prepare_for_inference(network, params)
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     limit = trained_length(directory) if max_length is None else max_length
     predictor = Predictor(

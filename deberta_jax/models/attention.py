@@ -5,15 +5,50 @@ projections themselves, biases included; otherwise with two of its own. v1 is th
 bias on the content-to-position projection.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.config import V1, DebertaConfig
-from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime
+from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, declare
 from deberta_jax.ops.attention import disentangled_attention
 from deberta_jax.sharding import constrain
+
+
+class Relative(NamedTuple):
+    """What all layers share of the relative positions of a length.
+
+    Attributes:
+      table: the normalised rows that some distance reads [R,D]; None without relative attention, or where every layer
+        has them projected already.
+      kept: their numbers in the whole table [R].
+      rows: which of them each distance reads [2T-1].
+    """
+
+    table: jax.Array | None
+    kept: np.ndarray
+    rows: np.ndarray
+
+
+def table_projections(config: DebertaConfig) -> dict[str, tuple[str, bool]]:
+    """Which projection, with a bias or not, makes the relative table keys and queries; only the model's own terms."""
+    shared, terms = config.share_att_key, config.relative_terms if config.relative_attention else ()
+    projections = {
+        "c2p": ("pos_key", ("key_proj" if shared else "pos_key_proj", config.model_type != V1)),
+        "p2c": ("pos_query", ("query_proj" if shared else "pos_query_proj", True)),
+    }
+    return dict(projections[term] for term in terms)
+
+
+def head_projection(config: DebertaConfig, runtime: Runtime, use_bias: bool, **options) -> Linear:
+    """From width to heads."""
+    shape = (config.hidden_size, config.num_attention_heads, config.head_size)
+    axes = ("embed", "heads", "kv")
+    return Linear(shape, axes, config.initializer_range, runtime, use_bias=use_bias, **options)
 
 
 class SelfAttention(nn.Module):
@@ -27,8 +62,7 @@ class SelfAttention(nn.Module):
         self,
         x: Float[Array, "B T D"],
         source: Float[Array, "B T D"],
-        table: Float[Array, "R D"] | None,
-        rows: Int[np.ndarray, " U"],
+        relative: Relative,
         mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None,
         segment_ids: Int[Array, "B T"] | None,
         deterministic: bool,
@@ -38,27 +72,45 @@ class SelfAttention(nn.Module):
         query_proj, key_proj = self.projection("query_proj"), self.projection("key_proj", use_bias=not v1)
         query, key, value = query_proj(x), key_proj(source), self.projection("value_proj")(source)
         query, key, value = (constrain(a, ("batch", "length", "heads", "kv")) for a in (query, key, value))
-        pos_key = pos_query = None
-        if table is not None:
-            table = Dropout(c.hidden_dropout_prob)(table, deterministic)
-        if table is not None and "c2p" in c.relative_terms:
-            pos_key = (key_proj if c.share_att_key else self.projection("pos_key_proj", use_bias=not v1))(table)
-        if table is not None and "p2c" in c.relative_terms:
-            pos_query = (query_proj if c.share_att_key else self.projection("pos_query_proj"))(table)
+        pos_key, pos_query = self.position_tables(
+            relative, deterministic, **({"query_proj": query_proj, "key_proj": key_proj} if c.share_att_key else {})
+        )
         mix_scores = self.head_map("head_logits_proj") if c.talking_head else None
         mix_weights = self.head_map("head_weights_proj") if c.talking_head else None
         drops = not deterministic and c.attention_probs_dropout_prob > 0
         return disentangled_attention(
-            query, key, value, pos_key, pos_query, rows,
+            query, key, value, pos_key, pos_query, relative.rows,
             scale=c.score_scale, mask=mask, segment_ids=segment_ids,
             dropout_rate=c.attention_probs_dropout_prob, dropout_key=self.make_rng("dropout") if drops else None,
             mix_scores=mix_scores, mix_weights=mix_weights, return_weights=return_weights, impl=self.runtime.attention,
         )  # fmt: skip
 
-    def projection(self, name: str, use_bias: bool = True) -> Linear:
+    def position_tables(self, relative: Relative, deterministic: bool, **shared: Linear):
+        """The relative table as keys and as queries [R,N,H], each None where the model leaves that term out."""
         c = self.config
-        shape = (c.hidden_size, c.num_attention_heads, c.head_size)
-        return Linear(shape, ("embed", "heads", "kv"), c.initializer_range, self.runtime, use_bias=use_bias, name=name)
+        projections = table_projections(c)
+        if self.runtime.prepared:
+            if not deterministic:
+                raise ValueError("parameters prepared for inference cannot be trained; use the original ones")
+            tables = {name: self.prepared_table(name, relative.kept) for name in projections}
+        elif relative.table is not None:
+            table = Dropout(c.hidden_dropout_prob)(relative.table, deterministic)
+            of = lambda name, use_bias: shared[name] if name in shared else self.projection(name, use_bias)
+            tables = {name: of(*projection)(table) for name, projection in projections.items()}
+        else:
+            tables = {}
+        return tables.get("pos_key"), tables.get("pos_query")
+
+    def prepared_table(self, name: str, kept: Int[np.ndarray, " R"]) -> Float[Array, "R N H"]:
+        c = self.config
+        shape = (2 * c.relative_span, c.num_attention_heads, c.head_size)
+        table = self.param(
+            name, declare(nn.initializers.zeros_init(), ("relpos", "heads", "kv")), shape, self.runtime.dtype
+        )
+        return jnp.take(table, kept, axis=0, mode="clip")
+
+    def projection(self, name: str, use_bias: bool = True) -> Linear:
+        return head_projection(self.config, self.runtime, use_bias, name=name)
 
     def head_map(self, name: str) -> jax.Array:
         return HeadMap(self.config, self.runtime, name=name)()
@@ -84,10 +136,10 @@ class Attention(nn.Module):
     runtime: Runtime
 
     @nn.compact
-    def __call__(self, x, source, table, rows, mask, segment_ids, deterministic, return_weights):
+    def __call__(self, x, source, relative, mask, segment_ids, deterministic, return_weights):
         c, run = self.config, self.runtime
         context, weights = SelfAttention(c, run, name="self")(
-            x, source, table, rows, mask, segment_ids, deterministic, return_weights
+            x, source, relative, mask, segment_ids, deterministic, return_weights
         )
         shape = (c.num_attention_heads, c.head_size, c.hidden_size)
         return Residual(c, run, shape, ("heads", "kv", "embed"), name="output")(context, x, deterministic), weights

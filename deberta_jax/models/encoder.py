@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.models.attention import Attention, Residual
+from deberta_jax.models.attention import Attention, Relative, Residual
 from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, Table, declare, norm_params
 from deberta_jax.ops.activations import ACTIVATIONS
 from deberta_jax.ops.convolution import token_convolution
@@ -45,10 +45,10 @@ class Layer(nn.Module):
     runtime: Runtime
 
     @nn.compact
-    def __call__(self, x, source, table, rows, mask, segment_ids, deterministic, return_weights):
+    def __call__(self, x, source, relative, mask, segment_ids, deterministic, return_weights):
         c, run = self.config, self.runtime
         x, weights = Attention(c, run, name="attention")(
-            x, source, table, rows, mask, segment_ids, deterministic, return_weights
+            x, source, relative, mask, segment_ids, deterministic, return_weights
         )
         wide = Intermediate(c, run, name="intermediate")(x)
         x = Residual(c, run, (c.intermediate_size, c.hidden_size), ("mlp", "embed"), name="output")(
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         output_attentions: bool,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "L B T D"] | None, Float[Array, "L B N T T"] | None]:
         c, run = self.config, self.runtime
-        table, rows = self.relative_table(embeddings.shape[1])
+        relative = self.relative(embeddings.shape[1])
         conv = None
         if c.conv_kernel_size > 0:
             conv = Convolution(c, run, name="conv")(embeddings, token_mask, segment_ids, deterministic)
@@ -137,7 +137,7 @@ class Encoder(nn.Module):
 
         def run_layer(params, key, x, source) -> Any:
             rngs = None if key is None else {"dropout": key}
-            args = (table, rows, mask, segment_ids, deterministic, output_attentions)
+            args = (relative, mask, segment_ids, deterministic, output_attentions)
             return layer.apply({"params": params}, x, source, *args, rngs=rngs)
 
         def body(carry, xs):
@@ -167,31 +167,33 @@ class Encoder(nn.Module):
         y = layer_norm(y + branch, scale, bias, self.config.layer_norm_eps).astype(y.dtype)
         return y if token_mask is None else jnp.where(token_mask[..., None], y, jnp.zeros((), y.dtype))
 
-    def relative_table(self, length: int):
-        """The normalised rows that a text of this length reads [R,D], and which of them each distance reads."""
+    def relative(self, length: int) -> Relative:
         c, run = self.config, self.runtime
         if not c.relative_attention:
-            return None, np.zeros(2 * length - 1, np.int32)
-        span = c.relative_span
-        axes = ("relpos", "embed")
-        table = Table(2 * span, c.hidden_size, axes, c.initializer_range, run, name="rel_embeddings")()
+            return Relative(None, np.zeros(0, np.int32), np.zeros(2 * length - 1, np.int32))
         clamp = c.long_positions == "clamp"
-        rows = table_rows(length, span, buckets=c.position_buckets, max_distance=c.max_distance, clamp=clamp)
+        rows = table_rows(
+            length, c.relative_span, buckets=c.position_buckets, max_distance=c.max_distance, clamp=clamp
+        )  # fmt: skip
         kept, rows = reachable_rows(rows)
+        if run.prepared:
+            return Relative(None, kept, rows)
+        axes = ("relpos", "embed")
+        table = Table(2 * c.relative_span, c.hidden_size, axes, c.initializer_range, run, name="rel_embeddings")()
         table = jnp.take(table, kept, axis=0, mode="clip")
         if c.normalizes_relative_table:
-            return LayerNorm(c.hidden_size, c.layer_norm_eps, run, name="LayerNorm")(table), rows
-        return table.astype(run.dtype), rows
+            return Relative(LayerNorm(c.hidden_size, c.layer_norm_eps, run, name="LayerNorm")(table), kept, rows)
+        return Relative(table.astype(run.dtype), kept, rows)
 
     def initialize_layers(self, layer: Layer):
         """An initializer of all layers at once, every leaf stacked on a leading axis ``layers``."""
         c = self.config
         x = jnp.zeros((1, 1, c.hidden_size), self.runtime.dtype)
         table = jnp.zeros((1, c.hidden_size), self.runtime.dtype) if c.relative_attention else None
-        rows = np.zeros(1, np.int32)
+        relative = Relative(table, np.zeros(1, np.int32), np.zeros(1, np.int32))
 
         def one(key):
-            return layer.init(key, x, x, table, rows, None, None, True, False)["params"]
+            return layer.init(key, x, x, relative, None, None, True, False)["params"]
 
         def initialize(key):
             stacked = jax.vmap(one)(jax.random.split(key, c.num_hidden_layers))

@@ -26,6 +26,7 @@ class Runtime:
     attention: str = "auto"
     remat: str = "none"
     scan: bool = True
+    prepared: bool = False
 
     def __post_init__(self):
         if self.remat not in REMAT:

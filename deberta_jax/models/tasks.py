@@ -40,6 +40,7 @@ class Model(nn.Module):
       attention: ``auto``, or a body of ``ops.attention`` by name.
       remat: ``none``, ``dots`` or ``full``: what the backward pass recomputes to save memory.
       scan: loop over layers in the program (compiles in the time of one layer) rather than unroll them.
+      prepared: the parameters are those of ``prepare_for_inference``, which sets this.
     """
 
     config: DebertaConfig
@@ -48,10 +49,11 @@ class Model(nn.Module):
     attention: str = "auto"
     remat: str = "none"
     scan: bool = True
+    prepared: bool = False
 
     @property
     def runtime(self) -> Runtime:
-        return Runtime(self.dtype, self.param_dtype, self.attention, self.remat, self.scan)
+        return Runtime(self.dtype, self.param_dtype, self.attention, self.remat, self.scan, self.prepared)
 
     def example_shape(self) -> tuple[int, ...]:
         """Shape of the smallest ``input_ids`` that the model takes."""

@@ -3,9 +3,11 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deberta_jax.models import abstract_params, prepare_for_inference
 from tests.cases import Case, draw_weights, real_part, run, run_with_gradients, to_tree
 from tests.golden.recorded import GRADIENTS, HUGGING_FACE, MICROSOFT, file_of
 
@@ -42,6 +44,35 @@ def test_recorded_outputs(case: Case):
     tree, recorded, _ = load(case)
     batch = case.batch()
     assert_recorded(case, run(case, tree, batch), recorded, batch)
+
+
+_PREPARED = ("golden-v1-encoder", "golden-v2-unshared", "golden-v3-left", "golden-xl-mask-decoder")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, marks=() if c.name in _PREPARED else pytest.mark.long, id=c.name)
+        for c in HUGGING_FACE + MICROSOFT
+    ],
+)
+def test_recorded_outputs_with_position_tables_computed_beforehand(case: Case):
+    """``prepare_for_inference``: at another length too its tables serve, as they hold every row."""
+    tree, recorded, _ = load(case)
+    batch = case.batch()
+    model = case.model()
+    prepared, params = prepare_for_inference(model, jax.tree.map(jnp.asarray, tree))
+    found = run(case, params, batch, prepared=True)
+    assert_recorded(case, found, recorded, batch)
+    before, after = (len(jax.tree.leaves(t)) for t in (tree, params))
+    assert prepared.prepared
+    assert before != after or case.config.share_att_key
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), abstract_params(prepared), params)
+    with pytest.raises(ValueError, match="prepared already"):
+        prepare_for_inference(prepared, params)
+    inputs = {name: jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask")}
+    with pytest.raises(ValueError, match="cannot be trained"):
+        prepared.apply({"params": params}, **inputs, deterministic=False, rngs={"dropout": jax.random.key(0)})
 
 
 @pytest.mark.parametrize(
