@@ -38,7 +38,7 @@ from deberta_jax.training.optimizers import make_optimizer
 from deberta_jax.training.state import make_state, parameters_of, state_shardings
 from deberta_jax.training.step import compile_step, make_step
 
-VOCABULARY, BATCH, RATE, WARMUP, DECAY = 4000, 32, 1e-3, 0.1, 0.05
+VOCABULARY, BATCH, RATE, WARMUP, DECAY = 2000, 32, 1e-3, 0.1, 0.05
 CONFIG = DebertaConfig(
     vocab_size=VOCABULARY + 8, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
     max_position_embeddings=256, relative_attention=True, pos_att_type=("p2c", "c2p"), position_biased_input=False,
