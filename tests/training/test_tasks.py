@@ -161,3 +161,22 @@ def test_several_labels_a_text(blank, tmp_path):
         [sorted(row["labels"]) == sorted(kinds) for row, (_, kinds) in zip(answers, body, strict=False)]
     ) == (pytest.approx(printed["accuracy"]))
     assert deberta_jax.pipeline("text-classification", run)(body[0][0])["labels"] == answers[0]["labels"]
+
+
+def test_options_of_the_step_together(task, tmp_path):
+    """SiFT, micro-batches, a running mean, slower lower layers, Microsoft's Adam, a profile and TensorBoard."""
+    pytest.importorskip("tensorboardX")
+    run = tmp_path / "run"
+    printed = json.loads(stdout_of(task.arguments(
+        run, "--epochs", "3", "--log-every", "3", "--sift", "5", "--tensorboard", "--profile", "2", "4", "--ema", "0.5",
+        "--accumulate", "2", "--attention", "shift", "--layer-decay", "0.9", "--no-bias-correction", "--schedule",
+        "original", "--learning-rate", "1e-3",
+    )))  # fmt: skip
+    assert printed["accuracy"] > 0.8, "the majority has 0.5"
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for entry in (entry for entry in entries if "loss" in entry):
+        assert entry["loss"] == pytest.approx(entry["task"] + 5 * entry["sift"], rel=1e-5)
+        # Two cross-entropies between answers: at least the two entropies, at most those of a coin.
+        assert 0 < entry["sift"] < 2 * np.log(2) + 0.1
+    assert list((run / "tensorboard").iterdir())
+    assert list((run / "profile").rglob("*.xplane.pb"))
