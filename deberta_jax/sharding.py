@@ -111,4 +111,5 @@ def row_share(mesh: Mesh) -> RowShare:
     """What this process's devices hold of every batch."""
     count = mesh.shape["data"] * mesh.shape["fsdp"]
     index = batch_sharding(mesh).addressable_devices_indices_map((count,))
-    return RowShare(tuple(sorted({range(count)[rows][0] for (rows,) in index.values()})), count)
+    blocks = {range(count)[rows[0]][0] for rows in index.values() if rows is not None}
+    return RowShare(tuple(sorted(blocks)), count)
