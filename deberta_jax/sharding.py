@@ -23,10 +23,12 @@ class ShardingRules:
     """For each logical axis the mesh axis, or axes, it is split over; None keeps it whole on every device.
 
     The batch is split over ``data`` and ``fsdp``; parameters over ``fsdp`` (one dimension, gathered when used) and
-    over ``tensor`` (heads, feed-forward and vocabulary).
+    over ``tensor`` (heads, feed-forward and vocabulary). ``replica`` is a batch whose arrays are split like parameters:
+    over ``data`` alone.
     """
 
     batch: MeshAxes = ("data", "fsdp")
+    replica: MeshAxes = "data"
     length: MeshAxes = None
     embed: MeshAxes = "fsdp"
     heads: MeshAxes = "tensor"
