@@ -1,114 +1,88 @@
-"""Plain text for pre-training: rows of contiguous tokens, masked anew at every visit."""
+"""Text for pre-training as tokens: of files, tokenised now, or mapped from the shards of a prepared directory."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from deberta_jax.data.batches import Size
-from deberta_jax.data.features import TokenizerLike
+from deberta_jax.data.documents import Source, blocks, encode_block, join_parts, text_files, texts_of
+from deberta_jax.data.shards import MANIFEST, open_shards
 from deberta_jax.errors import InputError
-from deberta_jax.sharding import WHOLE, RowShare
-from deberta_jax.text.masking import mask_tokens
+from deberta_jax.text import Tokenizer
 
 
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 text file that are not blank.
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Documents as tokens, one after the other, without special tokens.
+
+    Attributes:
+      parts: the ids, uint16 or uint32 or int32, in one array or several; memory maps where they come from shards.
+      lengths: tokens of each document, none of them 0.
+      unigrams: int64 [vocab_size], how often each id occurs.
+    """
+
+    parts: tuple[np.ndarray, ...]
+    lengths: np.ndarray
+    unigrams: np.ndarray
+    cls_id: int
+    sep_id: int
+    pad_id: int
+
+    @property
+    def tokens(self) -> int:
+        return int(self.unigrams.sum())
+
+
+def open_corpus(paths: Sequence[str | Path], tokenizer: Tokenizer, source: Source | None = None) -> Corpus:
+    """The corpus of text files (``data.documents`` says which), or of one directory that ``prepare`` made.
+
+    ``source`` says how files are cut into documents; for a prepared directory that is settled.
 
     Raises:
-      InputError: a file that is not there, is empty or is no UTF-8.
+      InputError: files that cannot be read or have no text; a directory of another tokenizer's, or damaged.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    lines = [line for line in text.split("\n") if line.strip()]
-    if not lines:
+    names = [str(path) for path in paths]
+    if any((Path(name) / MANIFEST).is_file() for name in names):
+        if len(names) > 1:
+            raise InputError(
+                f"{names[0]}, {names[1]}: of prepared directories one is taken; prepare all files together"
+            )
+        shards = open_shards(Path(names[0]), tokenizer)
+        parts, lengths, unigrams = shards.ids, shards.lengths, shards.unigrams
+    else:
+        parts, lengths, unigrams = _tokenise(text_files(names), tokenizer, source or Source())
+    return Corpus(parts, lengths, unigrams, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
+
+
+def _tokenise(
+    files: list[str], tokenizer: Tokenizer, source: Source
+) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+    ids, lengths = [], []
+    for file in files:
+        carried = 0
+        for block in blocks(file, source):
+            found, each = encode_block(tokenizer, block, source)
+            ended, carried = join_parts(each, block, carried)
+            ids.append(found)
+            lengths.append(ended)
+    if not sum(map(len, ids)):
+        raise InputError(f"{', '.join(files)}: no text; nothing but blank lines")
+    whole = np.concatenate(ids)
+    return (whole,), np.concatenate(lengths), np.bincount(whole, minlength=tokenizer.vocab_size)
+
+
+def read_documents(path: str | Path, source: Source | None = None) -> list[str]:
+    """The documents of a text file that are not blank; what ``train_tokenizer`` takes.
+
+    Raises:
+      InputError: a file that is not there, has no text or is no UTF-8.
+    """
+    source = source or Source()
+    found = [
+        text for file in text_files([str(path)]) for block in blocks(file, source) for text in texts_of(block, source)
+    ]
+    found = [text for text in found if text.strip()]
+    if not found:
         raise InputError(f"{path}: no text; the file is empty")
-    return lines
-
-
-def contiguous_rows(tokenizer: TokenizerLike, lines: Sequence[str], length: int) -> np.ndarray:
-    """All lines' tokens one after the other, cut into rows ``[CLS] ... [SEP]`` of exactly ``length``: int32 [n,T].
-
-    What is left over at the end, less than a row, is not used. As Microsoft prepared its masked-LM data.
-    """
-    encoded = tokenizer.encode_ragged(lines)
-    cls, sep = encoded[0][0][0], encoded[0][0][-1]
-    stream = np.concatenate([ids[1:-1] for ids, _ in encoded])
-    count = len(stream) // (length - 2)
-    if count == 0:
-        raise InputError(f"the text has {len(stream)} tokens; one row needs {length - 2}")
-    body = stream[: count * (length - 2)].reshape(count, length - 2)
-    edge = np.ones((count, 1), np.int32)
-    return np.concatenate([cls * edge, body, sep * edge], axis=1).astype(np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Masker:
-    """How rows are masked: see ``text.masking.mask_tokens``."""
-
-    count: int
-    mask_id: int
-    random_ids: tuple[int, int]
-    special_ids: tuple[int, ...]
-
-    def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        predictable = ~np.isin(ids, self.special_ids)
-        seen, positions, labels = mask_tokens(
-            ids, predictable, rng, count=self.count, mask_id=self.mask_id, random_ids=self.random_ids
-        )
-        return {
-            "input_ids": seen,
-            "attention_mask": np.ones(ids.shape, bool),
-            "positions": positions,
-            "labels": labels,
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskedBatches:
-    """Batches of masked rows by step; which rows and which masks follow from (seed, step) alone.
-
-    A process reads the rows of its ``share``; masks are drawn for all, so that they do not depend on who reads them.
-    """
-
-    rows: np.ndarray
-    batch_size: int
-    steps: int
-    seed: int
-    masker: Masker
-    share: RowShare = WHOLE
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        """Rows are visited in a new random order every epoch; an epoch ends where the rows do, within a batch."""
-        first = int(step) * self.batch_size
-        position = np.arange(first, first + self.batch_size)
-        epochs = position // len(self.rows)
-        index = np.empty(self.batch_size, np.int64)
-        for epoch in np.unique(epochs):
-            order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.rows))
-            here = epochs == epoch
-            index[here] = order[position[here] % len(self.rows)]
-        batch = self.masker(self.rows[index], np.random.default_rng([self.seed, 1, int(step)]))
-        return {name: array[self.share.rows(self.batch_size)] for name, array in batch.items()}
-
-    def position(self, step: int) -> int:
-        """The number, over all epochs, of the row that a step begins with."""
-        return int(step) * self.batch_size
-
-    def size(self, step: int) -> Size:
-        del step
-        places = self.batch_size * self.rows.shape[1]
-        return Size(self.batch_size, places, places)
-
-    def examples(self) -> Iterator[dict[str, np.ndarray]]:
-        yield dataclasses.replace(self, share=WHOLE)[0]
+    return found

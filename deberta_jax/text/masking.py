@@ -1,42 +1,249 @@
-"""Which tokens a masked language model predicts, and what it sees in their places; numpy, seeded by the caller."""
+"""Which tokens a masked language model predicts, and what it sees in their places; numpy, in whole batches.
+
+Every draw is a function of the seed, the row's number and a place in the row (Philox, counted by row), so that a mask
+does not depend on the batch, or the process, that the row is in.
+"""
+
+import dataclasses
+import unicodedata
+from typing import Literal
 
 import numpy as np
 
+from deberta_jax.errors import InputError
+from deberta_jax.text.tokenizer import Tokenizer
+
+# Scripts that put no space between words: a character that begins a piece begins a word. (first, last) code points.
+_UNSPACED = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3040, 0x30FF),
+    (0x3400, 0x9FFF),
+    (0x20000, 0x3FFFF),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masking:
+    """How targets are chosen and shown.
+
+    The default is BERT's. DeBERTa v1 and v2: words in spans of up to 3. v3's generator: tokens, [MASK] alone."""
+
+    share: float = 0.15
+    """Share of a row's tokens, special ones not counted, that are predicted."""
+    unit: Literal["token", "word"] = "token"
+    """What is masked whole."""
+    longest_span: int = 1
+    """Neighbouring units are masked together, n of them with a weight of 1/n, up to this many."""
+    shown: Literal["80-10-10", "mask"] = "80-10-10"
+    """What stands in a target's place: [MASK], a random token, itself in 80, 10, 10 % of cases; or always [MASK]."""
+    skip_tail: bool = False
+    """Reproduce the original's generator: it takes spans from the left until the budget is reached, so that the last
+    tenth of every row is almost never masked. By default every token is equally likely."""
+
+    def check(self) -> None:
+        """Raises InputError for a value that cannot be used."""
+        if not 0 < self.share < 1:
+            raise InputError(f"--mask-share {self.share}: a share lies between 0 and 1")
+        if self.longest_span < 1:
+            raise InputError(f"--longest-span {self.longest_span}: must be at least 1")
+
+    def targets(self, length: int) -> int:
+        """P, the most targets of a row of ``length`` tokens."""
+        return max(1, round(self.share * (length if self.skip_tail else length - 2)))
+
+
+def word_starts(tokenizer: Tokenizer) -> np.ndarray:
+    """bool [vocab_size]: whether a piece begins a word, whatever stands before it.
+
+    A piece with the mark of a space ("▁", or "Ġ" in a byte-level vocabulary), a single mark of punctuation, a special
+    token, or a character of a script without spaces; all others go on with the word before them. The rule of
+    Microsoft's tokenizers, but for the scripts.
+    """
+    starts = np.ones(tokenizer.vocab_size, bool)
+    space = "Ġ" if tokenizer.kind == "bpe" else "▁"
+    special = set(tokenizer.all_special_ids)
+    for index in range(tokenizer.vocab_size):
+        if index in special:
+            continue
+        try:
+            piece = tokenizer.id_to_token(index)
+        except InputError:  # a hole in the vocabulary, which no text has
+            continue
+        starts[index] = piece.startswith(space) or _alone(tokenizer.decode([index]) if space == "Ġ" else piece)
+    return starts
+
+
+def _alone(text: str) -> bool:
+    """Whether a piece without a space before it is a word of its own, or the beginning of one."""
+    if not text:
+        return False
+    code = ord(text[0])
+    if any(first <= code <= last for first, last in _UNSPACED):
+        return True
+    return len(text) == 1 and (text.isspace() or unicodedata.category(text)[0] in "PCS")
+
+
+def draws(seed: int, rows: np.ndarray, width: int, stream: int = 0) -> np.ndarray:
+    """Uniform in [0, 1), float64 [len(rows), width]: those of row number r follow from (seed, stream, r, width)."""
+    blocks = -(-width // 4)  # Philox gives four numbers a count
+    out = np.empty((len(rows), blocks * 4))
+    key = np.array([seed, stream], np.uint64)
+    edges = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2, append=rows[-1:] + 2) != 1)
+    for first, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        generator = np.random.Generator(np.random.Philox(key=key, counter=int(rows[first]) * blocks))
+        generator.random(out=out[first:end])
+    return out[:, :width]
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What masking must know of a tokenizer: ``special`` and ``starts`` are bool [V], ``ordinary`` the ids that are not
+    special, ``mask_id`` that of [MASK]."""
+
+    special: np.ndarray
+    starts: np.ndarray
+    ordinary: np.ndarray
+    mask_id: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Vocabulary":
+        special = np.zeros(tokenizer.vocab_size, bool)
+        special[list(tokenizer.all_special_ids)] = True
+        return cls(special, word_starts(tokenizer), np.flatnonzero(~special), tokenizer.mask_id)
+
 
 def mask_tokens(
-    ids: np.ndarray,
-    predictable: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    count: int,
-    mask_id: int,
-    random_ids: tuple[int, int],
+    ids: np.ndarray, real: np.ndarray, vocabulary: Vocabulary, masking: Masking, *, seed: int, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """BERT's masking with a fixed number of targets a row: 80 % become [MASK], 10 % a random token, 10 % stay.
+    """Chooses targets and replaces them.
 
-    The targets are drawn over the whole row without replacement, so every predictable token is equally likely.
+    Without ``skip_tail`` a row's predictable tokens are divided into groups (tokens, words, or spans of them) and whole
+    groups are taken in random order while they fit into ``share`` of the tokens: each group is as likely as any other,
+    wherever it stands. A group never reaches over a special token, nor into another text of the row. So a row has
+    ``round(share * tokens)`` targets if tokens are masked singly, and at most a group fewer otherwise.
 
     Args:
-      ids: int [B,T]. predictable: bool [B,T], False for special tokens and padding.
-      count: P, the most targets of a row; a row with fewer predictable tokens has fewer.
-      mask_id: of [MASK]. random_ids: the first id, and one beyond the last, that a random token may be.
+      ids: int [B,T]. real: bool [B,T], False for padding; special tokens are found here.
+      seed, rows: int64 [B], the number of each row: the masks follow from these alone.
 
     Returns:
-      what the model sees [B,T], the targets' positions [B,P] ascending (-1: none), and their true ids [B,P] (-100:
-      none), all int32.
+      what the model sees [B,T]; the targets' positions [B,P] ascending (-1: none), P = ``masking.targets(T)``; and
+      their true ids [B,P] (-100: none); all int32.
     """
-    draw = np.where(predictable, rng.random(ids.shape), np.inf)
-    chosen = np.argsort(draw, axis=1)[:, :count]
-    real = np.isfinite(np.take_along_axis(draw, chosen, axis=1))
-    positions = np.sort(np.where(real, chosen, ids.shape[1]), axis=1)
-    real = positions < ids.shape[1]
-    safe = np.where(real, positions, 0)
-    labels = np.where(real, np.take_along_axis(ids, safe, axis=1), -100)
+    count, (batch, length) = masking.targets(ids.shape[1]), ids.shape
+    predictable = real & ~vocabulary.special[ids]
+    random = draws(seed, rows, 2 * length + 2 * count)
+    units = _units(ids, predictable, vocabulary, masking)
+    if masking.skip_tail:
+        chosen = _from_the_left(units, predictable, real, masking, random[:, : 2 * length])
+    else:
+        budget = np.minimum(np.maximum(1, np.rint(masking.share * predictable.sum(1))), count).astype(np.int64)
+        groups = spans(units, predictable, masking.longest_span, random[:, :length])
+        chosen = _in_random_order(groups, predictable, budget, random[:, length : 2 * length])
+    row, column = np.nonzero(chosen)
+    place = (np.cumsum(chosen, axis=1) - 1)[row, column]
+    if masking.skip_tail:  # the word that goes over the budget is cut
+        row, column, place = (values[place < count] for values in (row, column, place))
+    positions = np.full((batch, count), -1, np.int32)
+    labels = np.full((batch, count), -100, np.int32)
+    positions[row, place], labels[row, place] = column, ids[row, column]
+    seen = ids.astype(np.int32)
+    shown = np.full(len(row), vocabulary.mask_id, np.int32)
+    if masking.shown == "80-10-10":
+        fate = random[row, 2 * length + place]
+        other = random[row, 2 * length + count + place]
+        if masking.skip_tail:  # the original draws from the whole vocabulary
+            drawn = (other * len(vocabulary.special)).astype(np.int32)
+        else:
+            drawn = vocabulary.ordinary[(other * len(vocabulary.ordinary)).astype(np.int64)]
+        shown = np.where(fate < 0.8, shown, np.where(fate < 0.9, drawn, labels[row, place]))
+    seen[row, column] = shown
+    return seen, positions, labels
 
-    fate = rng.random(positions.shape)
-    random = rng.integers(*random_ids, positions.shape)
-    shown = np.where(fate < 0.8, mask_id, np.where(fate < 0.9, random, labels))
-    seen = ids.copy()
-    row, column = np.nonzero(real)
-    seen[row, positions[row, column]] = shown[row, column]
-    return seen.astype(np.int32), np.where(real, positions, -1).astype(np.int32), labels.astype(np.int32)
+
+def _units(ids: np.ndarray, predictable: np.ndarray, vocabulary: Vocabulary, masking: Masking) -> np.ndarray:
+    """bool [B,T]: the tokens at which a unit begins."""
+    if masking.unit == "token":
+        return predictable
+    return predictable & (vocabulary.starts[ids] | _after_border(predictable))
+
+
+def _after_border(predictable: np.ndarray) -> np.ndarray:
+    """bool [B,T]: whether the token before is special, padding, or none."""
+    after = np.ones_like(predictable)
+    after[:, 1:] = ~predictable[:, :-1]
+    return after
+
+
+def span_lengths(random: np.ndarray, longest: int) -> np.ndarray:
+    """Uniform numbers -> 1 .. longest with weights 1/n."""
+    weights = np.cumsum(1 / np.arange(1, longest + 1))
+    return 1 + np.searchsorted(weights[:-1] / weights[-1], random, side="right")
+
+
+def spans(units: np.ndarray, predictable: np.ndarray, longest: int, random: np.ndarray) -> np.ndarray:
+    """int64 [B,T]: the group that each predictable token is in, numbered from 0 in each row.
+
+    The row's units are divided, from its begin, into spans of lengths drawn with weights 1/n; a span that reaches over
+    a border is divided there.
+    """
+    starts = units
+    if longest > 1:
+        batch, length = units.shape
+        sizes = span_lengths(random, longest)
+        begins = np.cumsum(sizes, axis=1) - sizes
+        is_begin = np.zeros((batch, length + longest), bool)
+        row, column = np.nonzero(begins < length)
+        is_begin[row, begins[row, column]] = True
+        number = np.maximum(np.cumsum(units, axis=1) - 1, 0)
+        starts = units & (np.take_along_axis(is_begin, number, axis=1) | _after_border(predictable))
+    return np.maximum(np.cumsum(starts, axis=1) - 1, 0)
+
+
+def _in_random_order(groups: np.ndarray, predictable: np.ndarray, budget: np.ndarray, random: np.ndarray) -> np.ndarray:
+    """bool [B,T]: the tokens of the groups taken, in random order up to the first that exceeds the budget."""
+    batch, length = groups.shape
+    flat = groups + np.arange(batch)[:, None] * length
+    sizes = np.bincount(flat[predictable], minlength=batch * length).reshape(batch, length)
+    score = np.where((sizes > 0) & (sizes <= budget[:, None]), random, np.inf)
+    order = np.argsort(score, axis=1)
+    ordered = np.where(
+        np.isfinite(np.take_along_axis(score, order, axis=1)), np.take_along_axis(sizes, order, axis=1), length
+    )
+    taken = np.zeros((batch, length), bool)
+    np.put_along_axis(taken, order, np.cumsum(ordered, axis=1) <= budget[:, None], axis=1)
+    return predictable & np.take_along_axis(taken, groups, axis=1)
+
+
+def _from_the_left(
+    units: np.ndarray, predictable: np.ndarray, real: np.ndarray, masking: Masking, random: np.ndarray
+) -> np.ndarray:
+    """bool [B,T]: the choice of the original's generator, which stops at the first unit that reaches the budget.
+
+    A walk over the units: a length n with weight 1/n, a window of the next ``n * int(1 / share)`` units, a span of n
+    that begins at random within it. The budget is of all tokens of the row, special ones counted.
+    """
+    batch, length = units.shape
+    number = np.maximum(np.cumsum(units, axis=1) - 1, 0)
+    count = units.sum(axis=1)
+    window, offset = int(1 / masking.share), np.zeros(batch, np.int64)
+    edges = np.zeros((batch, length + 1), np.int64)
+    every = np.arange(batch)
+    for step in range(length):
+        going = offset < count
+        if not going.any():
+            break
+        size = span_lengths(random[:, step], masking.longest_span)
+        context = np.minimum(size * window, count - offset)
+        start = offset + (random[:, length + step] * context).astype(np.int64)
+        end = np.minimum(start + size, count)
+        np.add.at(edges, (every[going], start[going]), 1)
+        np.add.at(edges, (every[going], end[going]), -1)
+        offset = np.where(going, np.maximum(offset + context, end), offset)
+    chosen = predictable & (np.take_along_axis(np.cumsum(edges, axis=1), number, axis=1) > 0)
+    budget = np.maximum(1, np.rint(masking.share * real.sum(axis=1)))
+    before = np.cumsum(chosen, axis=1) - chosen  # targets to the left
+    at_start = np.maximum.accumulate(np.where(units, before, 0), axis=1)  # of the unit's first token
+    return chosen & (at_start < budget[:, None])

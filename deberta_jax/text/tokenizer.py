@@ -183,6 +183,11 @@ class Tokenizer(abc.ABC):
         mask[0, :count] = 1
         return Encoding(input_ids, mask, np.zeros((1, length), np.int32))
 
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """int32 ids of all texts one after the other, without special tokens, and int64 the number of each text's."""
+        pieces = self._segment(texts, "texts", False, False)
+        return pieces.ids, pieces.lengths
+
     def encode_ragged(
         self,
         texts: Any,

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.data.corpus import read_lines
+from deberta_jax.data.corpus import read_documents
 from deberta_jax.data.tables import read_table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.pipelines import pipeline
@@ -182,7 +182,7 @@ def write_blank_model(output: Path) -> None:
     blank = output / "blank"
     if not (blank / "config.json").is_file():
         _log.info("training a vocabulary of %d pieces", VOCABULARY)
-        train_tokenizer(read_lines(output / "data" / "pretrain.txt"), VOCABULARY, blank)
+        train_tokenizer(read_documents(output / "data" / "pretrain.txt"), VOCABULARY, blank)
         write_json(blank / "config.json", config.to_hf())
 
 

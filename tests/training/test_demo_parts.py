@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from deberta_jax.data.corpus import read_lines
+from deberta_jax.data.corpus import read_documents
 from deberta_jax.data.tables import read_table
 from deberta_jax.training.demo import CLASSES, collect_docstrings, parameter_count, run_demo, write_data
 from tests.made import weighted_model
@@ -36,7 +36,7 @@ def test_held_out_docstrings_are_in_no_other_file(data):
     unseen = set(held_out.column("docstring"))
     assert not unseen & set(train.column("docstring"))
     assert len(unseen) == len(held_out)
-    lines = {*read_lines(data / "pretrain.txt"), *read_lines(data / "pretrain_held_out.txt")}
+    lines = {*read_documents(data / "pretrain.txt"), *read_documents(data / "pretrain_held_out.txt")}
     # A sentence that is one docstring may be a paragraph of another; no more than that.
     again = [text for text in unseen if " ".join(text.split()) in lines]
     assert len(again) < 0.02 * len(unseen), again

@@ -1,0 +1,350 @@
+"""Running text from files, in blocks of about a mebibyte: text, jsonl, parquet; compressed; local or in a bucket.
+
+A block is a function of the file and of the place that it begins at, so that reading may stop after any block and go
+on there. Documents longer than a block come as several blocks: nothing but one line of jsonl, or the rows that parquet
+stores together, is ever held whole.
+"""
+
+import dataclasses
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+
+from deberta_jax.data.tables import matching
+from deberta_jax.errors import InputError
+from deberta_jax.text import Tokenizer
+
+BLOCK = 1 << 20
+# Longer texts are given to the tokenizer in pieces, or its own memory would grow with the text.
+PIECE = 1 << 17
+LONGEST_LINE = 1 << 28
+_PARQUET_ROWS = 256
+_BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
+_SUFFIXES = {".txt": "text", ".text": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
+_COMPRESSED = (".gz", ".zst")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """How files are cut into documents."""
+
+    documents: Literal["line", "paragraph", "file"] = "line"
+    """What a document is in a text file: a line, as ``datasets`` reads text; what stands between blank lines, as BERT's
+    and fairseq's files are laid out; or the whole file. A row of jsonl or parquet is always one."""
+    text: str = "text"
+    """Column of jsonl and parquet that holds the text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Consecutive text of one file.
+
+    Attributes:
+      file, kind: its name; text, jsonl or parquet.
+      content: bytes, or the texts of parquet's rows.
+      start, end: where it begins and ends in the file's decompressed bytes, or in its rows.
+      line: the line of the file, from 1, that it begins in.
+      opens, closes: whether its first document begins in it, and its last one ends.
+      read: how many bytes of the file as it is stored have been read so far.
+    """
+
+    file: str
+    kind: str
+    content: bytes | list[Any]
+    start: int
+    end: int
+    line: int
+    opens: bool
+    closes: bool
+    read: int
+
+
+def text_files(paths: Sequence[str]) -> list[str]:
+    """The files that paths and patterns mean, in the order given, each of a known kind.
+
+    Raises:
+      InputError: a pattern without a match, a file named twice, a directory, an unknown ending.
+    """
+    files = [file for path in paths for file in matching(str(path))]
+    for file in files:
+        kind_of(file)
+        if "://" not in file and Path(file).is_dir():
+            raise InputError(f"{file}: is a directory; give its files, as in {Path(file) / '*.txt'}")
+    twice = next((file for i, file in enumerate(files) if file in files[:i]), None)
+    if twice is not None:
+        raise InputError(f"{twice}: is given twice")
+    return files
+
+
+def kind_of(file: str) -> str:
+    """text, jsonl or parquet, by the ending. Raises InputError for another."""
+    name = Path(file)
+    if name.suffix in _COMPRESSED:
+        name = name.with_suffix("")
+    if name.suffix not in _SUFFIXES or (name.suffix == ".parquet" and str(name) != str(Path(file))):
+        known = ", ".join(_SUFFIXES)
+        raise InputError(
+            f"{file}: ending {Path(file).suffix!r} is not known; expected {known}; all but the last also .gz or .zst"
+        )
+    return _SUFFIXES[name.suffix]
+
+
+@contextmanager
+def stored(file: str) -> Iterator[BinaryIO]:
+    """The file's bytes as they are stored. Raises InputError where there are none to read."""
+    try:
+        if "://" in file:
+            from etils import epath  # slow to import; only remote files need it
+
+            place: Any = epath.Path(file)
+        else:
+            place = Path(file)
+        with place.open("rb") as stream:
+            yield stream
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file") from None
+    except ImportError as error:
+        raise InputError(f"{file}: {error}; pip install 'deberta_jax[gcs]'") from None
+    except (OSError, EOFError) as error:
+        raise InputError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def size_of(file: str) -> int:
+    """Bytes of the file as it is stored."""
+    with stored(file) as stream:
+        return stream.seek(0, io.SEEK_END)
+
+
+def blocks(file: str, source: Source, start: int = 0, line: int = 1) -> Iterator[Block]:
+    """The file's blocks from a place where one of them ended and closed a document.
+
+    Raises:
+      InputError: what is no text, no parquet, or not compressed as its ending says; a line of jsonl above 256 MiB.
+    """
+    kind = kind_of(file)
+    with stored(file) as stream:
+        if kind == "parquet":
+            yield from _parquet_blocks(file, stream, source.text, start)
+            return
+        content, damage = _decompressed(file, stream)
+        try:
+            content.seek(start)
+            yield from _byte_blocks(file, content, stream, kind, source, start, line)
+        except damage as error:
+            raise InputError(f"{file}: damaged: {error}") from None
+
+
+def _decompressed(file: str, stream: BinaryIO) -> tuple[Any, tuple[type[Exception], ...]]:
+    """A stream of what was compressed, and what it raises where the file is damaged."""
+    if file.endswith(".gz"):
+        return gzip.open(stream), (gzip.BadGzipFile, zlib.error, EOFError)
+    if not file.endswith(".zst"):
+        return stream, ()
+    try:
+        from backports import zstd
+    except ImportError:
+        try:
+            from compression import zstd  # pyright: ignore[reportMissingImports]  # Python 3.14
+        except ImportError:
+            raise InputError(f"{file}: .zst needs a library; pip install 'deberta_jax[zstd]'") from None
+    return zstd.open(stream), (zstd.ZstdError, EOFError)
+
+
+def _byte_blocks(
+    file: str, content: BinaryIO, stream: BinaryIO, kind: str, source: Source, start: int, line: int
+) -> Iterator[Block]:
+    how = "line" if kind == "jsonl" else source.documents
+    rest, opens, over = b"", True, False
+    while True:
+        window = BLOCK
+        cut, closes = -1, True
+        while cut < 0:
+            while len(rest) <= window and not over:
+                more = content.read(window + 1 - len(rest))
+                rest, over = rest + more, not more
+            if over and len(rest) <= window:
+                cut = len(rest)
+            else:
+                cut = _last_border(rest[:window], how)
+            if cut < 0 and kind == "text":
+                cut, closes = lone_space(rest[:window]), False
+            elif cut < 0:
+                window *= 2
+                if window > LONGEST_LINE:
+                    raise InputError(f"{file}, line {line}: longer than {LONGEST_LINE >> 20} MiB; divide it")
+        if not cut:
+            return
+        yield Block(file, kind, rest[:cut], start, start + cut, line, opens, closes, stream.tell())
+        line += rest.count(b"\n", 0, cut)
+        start, rest, opens = start + cut, rest[cut:], closes
+
+
+def _last_border(data: bytes, how: str) -> int:
+    """Where the last whole document in ``data`` ends, or -1."""
+    if how == "file":
+        return -1
+    if how == "line":
+        return data.rfind(b"\n") + 1 or -1
+    at = data.rfind(b"\n\n")
+    if at >= 0:
+        return at + 2
+    return max((match.end() for match in _BLANK_LINE.finditer(data)), default=-1)
+
+
+def lone_space(data: Any) -> int:
+    """Where to cut a long text, bytes or str: before its last space that has no white space beside it.
+
+    Both kinds of tokenizers give the two parts the tokens that the whole has. A text without such a space is cut at
+    its end, between two characters.
+    """
+    space: Any = b" " if isinstance(data, bytes) else " "
+    end = len(data) - 1
+    while (at := data.rfind(space, 1, end)) > 0:
+        if not data[at - 1 : at].isspace() and not data[at + 1 : at + 2].isspace():
+            return at
+        end = at
+    end = len(data)
+    if isinstance(data, bytes):
+        while end > len(data) - 4 and data[end - 1] & 0xC0 == 0x80:
+            end -= 1
+        if data[end - 1] < 0x80:
+            return end
+        # The character that begins here may be whole.
+        width = 2 + (data[end - 1] >= 0xE0) + (data[end - 1] >= 0xF0)
+        return len(data) if len(data) - (end - 1) >= width else end - 1
+    return end
+
+
+def _parquet_blocks(file: str, stream: BinaryIO, column: str, start: int) -> Iterator[Block]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise InputError(f"{file}: parquet needs pyarrow; pip install 'deberta_jax[parquet]'") from None
+    try:
+        table = pq.ParquetFile(stream)
+        names = table.schema_arrow.names
+        if column not in names:
+            raise InputError(f"{file}: no column {column!r}; its columns are {', '.join(map(repr, names))}")
+        first = 0
+        for group in range(table.num_row_groups):
+            rows = table.metadata.row_group(group).num_rows
+            if first + rows > start:
+                for batch in table.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[column], use_threads=False):
+                    end = first + len(batch)
+                    if first >= start:
+                        yield Block(
+                            file,
+                            "parquet",
+                            batch.column(0).to_pylist(),
+                            first,
+                            end,
+                            first + 1,
+                            True,
+                            True,
+                            stream.tell(),
+                        )
+                    first = end
+            else:
+                first += rows
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{file}: not readable as parquet ({error})") from None
+
+
+def texts_of(block: Block, source: Source) -> list[str]:
+    """The texts of a block's documents, blank ones too.
+
+    Raises:
+      InputError: naming file and line of what is no UTF-8, no JSON object, or has no text in its column.
+    """
+    if block.kind == "parquet":
+        for i, value in enumerate(block.content):
+            _check_text(value, f"{block.file}, row {block.line + i}", source.text)
+        return list(block.content)  # pyright: ignore[reportReturnType]
+    data = block.content
+    assert isinstance(data, bytes)
+    if block.start == 0:
+        data = data.removeprefix(b"\xef\xbb\xbf")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        at = block.end - len(data) + error.start
+        raise InputError(f"{block.file}: not UTF-8 at byte {at}; convert the file to UTF-8") from None
+    if block.kind == "jsonl":
+        return _json_texts(block, text, source.text)
+    if source.documents == "line":
+        if "\r" in text:
+            return [line.rstrip("\r") for line in text.split("\n")]
+        return text.split("\n")
+    if source.documents == "paragraph":
+        return [part.strip("\r\n") for part in re.split(r"\n[ \t\r]*\n", text)]
+    return [text]
+
+
+def _json_texts(block: Block, text: str, column: str) -> list[str]:
+    out = []
+    # Not splitlines: JSON strings may hold U+2028 and its like unescaped.
+    for number, line in enumerate(text.split("\n"), block.line):
+        if not line.strip():
+            continue
+        where = f"{block.file}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: not JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
+        if column not in row:
+            raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(map(repr, row))}")
+        _check_text(row[column], where, column)
+        out.append(row[column])
+    return out
+
+
+def _check_text(value: Any, where: str, column: str) -> None:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {column!r} is {value!r}; a text is needed")
+
+
+def encode_block(tokenizer: Tokenizer, block: Block, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """int32 ids of a block's documents one after the other, without special tokens, and int64 how many each has.
+
+    A document that is cut by the block's borders has its part here; a blank one has no tokens.
+    """
+    texts = texts_of(block, source)
+    pieces: list[str] = []
+    owner: list[int] = []
+    for i, text in enumerate(texts):
+        at = 0
+        while len(text) - at > PIECE:
+            cut = at + lone_space(text[at : at + PIECE])
+            pieces.append(text[at:cut])
+            owner.append(i)
+            at = cut
+        if at or (text and not text.isspace()):
+            pieces.append(text[at:] if at else text)
+            owner.append(i)
+    ids, lengths = tokenizer.encode_flat(pieces)
+    return ids, np.bincount(np.array(owner, np.int64), lengths, len(texts)).astype(np.int64)
+
+
+def join_parts(lengths: np.ndarray, block: Block, carried: int) -> tuple[np.ndarray, int]:
+    """The lengths of the documents that end in a block, without blank ones, and the tokens so far of one that does not.
+
+    ``carried``: what this returned for the block before.
+    """
+    lengths = lengths.copy()
+    if not block.opens and len(lengths):
+        lengths[0] += carried
+        carried = 0
+    if not block.closes:
+        lengths, carried = lengths[:-1], int(lengths[-1])
+    return lengths[lengths > 0], carried

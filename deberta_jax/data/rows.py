@@ -1,0 +1,213 @@
+"""A corpus as rows of one length, read by number; nothing is planned that grows with the number of rows.
+
+Contiguous: the corpus as one stream of tokens, cut, as Microsoft prepared its masked-LM data. Packed: documents keep
+to themselves; those longer than a row are cut into full rows, and what is left of each shares rows with others.
+
+How they share follows from the histogram of their lengths alone (the idea of Krell et al. 2021, arXiv:2107.02027, with
+the best fit, the longest first): the cost is that of the number of lengths, not of documents.
+"""
+
+import dataclasses
+from bisect import bisect_left, insort
+from functools import cached_property
+from typing import Literal, Protocol
+
+import numpy as np
+
+from deberta_jax.data.corpus import Corpus
+from deberta_jax.errors import InputError
+
+Layout = Literal["packed", "contiguous"]
+
+
+class Rows(Protocol):
+    """What rows of both layouts have."""
+
+    length: int
+    pad_id: int
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """These rows: input_ids int32 [n,T], and segment_ids int32 [n,T] (0: padding) or attention_mask bool [n,T]."""
+        ...
+
+    def tokens(self, index: np.ndarray) -> int:
+        """How many tokens these rows hold, special ones counted; nothing is read."""
+        ...
+
+
+def lay_out(corpus: Corpus, length: int, layout: Layout) -> Rows:
+    """Raises InputError where the corpus does not fill a row."""
+    return PackedRows(corpus, length) if layout == "packed" else ContiguousRows(corpus, length)
+
+
+class Reader:
+    """Slices of a corpus by the number of a token, across its parts."""
+
+    def __init__(self, corpus: Corpus):
+        self.parts = corpus.parts
+        self.starts = np.concatenate([[0], np.cumsum([len(part) for part in corpus.parts])])
+
+    def into(self, out: np.ndarray, start: int) -> None:
+        """Fills ``out`` with the tokens from ``start`` on."""
+        part = int(np.searchsorted(self.starts, start, "right")) - 1
+        done = 0
+        while done < len(out):
+            at = start + done - int(self.starts[part])
+            piece = self.parts[part][at : at + len(out) - done]
+            out[done : done + len(piece)] = piece
+            done += len(piece)
+            part += 1
+
+
+class ContiguousRows:
+    """Row i: [CLS], tokens ``i * (T-2)`` to ``(i+1) * (T-2)`` of the corpus, [SEP]. What is left over is not used."""
+
+    def __init__(self, corpus: Corpus, length: int):
+        self.corpus, self.length, self.pad_id = corpus, length, corpus.pad_id
+        self.reader = Reader(corpus)
+        self.count = corpus.tokens // (length - 2)
+        if not self.count:
+            raise InputError(f"the text has {corpus.tokens} tokens; one row needs {length - 2}")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        ids = np.empty((len(index), self.length), np.int32)
+        ids[:, 0], ids[:, -1] = self.corpus.cls_id, self.corpus.sep_id
+        for row, i in zip(ids, index.tolist(), strict=True):
+            self.reader.into(row[1:-1], i * (self.length - 2))
+        return {"input_ids": ids, "attention_mask": np.ones(ids.shape, bool)}
+
+    def tokens(self, index: np.ndarray) -> int:
+        return len(index) * self.length
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """``repeats`` rows that hold items of these sizes."""
+
+    sizes: tuple[int, ...]
+    repeats: int
+
+
+def pack_histogram(counts: np.ndarray, row_length: int) -> list[Pattern]:
+    """How ``counts[s]`` items of each size s share rows: the longest first, each into the fullest row that holds it.
+
+    Equal rows are one pattern, so the cost is of the number of sizes.
+    """
+    open_rows: dict[int, list[Pattern]] = {}  # tokens left -> patterns
+    spaces: list[int] = []  # the keys, ascending
+    done: list[Pattern] = []
+
+    def put(pattern: Pattern, left: int) -> None:
+        if left < 1:
+            done.append(pattern)
+        elif left in open_rows:
+            open_rows[left].append(pattern)
+        else:
+            open_rows[left] = [pattern]
+            insort(spaces, left)
+
+    for size in np.flatnonzero(counts)[::-1].tolist():
+        items = int(counts[size])
+        while items:
+            at = bisect_left(spaces, size)
+            if at == len(spaces):
+                # New rows hold as many of this size as fit; of the last row, what is left.
+                each = min(row_length // size, items)
+                put(Pattern((size,) * each, items // each), row_length - each * size)
+                items %= each
+                continue
+            left = spaces[at]
+            pattern = open_rows[left].pop()
+            if not open_rows[left]:
+                del open_rows[left], spaces[at]
+            used = min(items, pattern.repeats)
+            if used < pattern.repeats:
+                put(dataclasses.replace(pattern, repeats=pattern.repeats - used), left)
+            put(Pattern((*pattern.sizes, size), used), left - size)
+            items -= used
+    return done + [pattern for left in spaces for pattern in open_rows[left]]
+
+
+class PackedRows:
+    """Rows of whole documents, or of the parts of long ones, each ``[CLS] ... [SEP]`` and a segment of its own.
+
+    Rows 0 to F-1 are the full rows of long documents; the others hold what is left, by the patterns. A document is
+    found by its number among those that leave as much. What is kept: a few numbers a document.
+    """
+
+    def __init__(self, corpus: Corpus, length: int):
+        self.corpus, self.length, self.pad_id = corpus, length, corpus.pad_id
+        self.reader, self.body = Reader(corpus), length - 2
+        lengths = np.asarray(corpus.lengths)
+        full = lengths // self.body
+        self.ends = np.cumsum(lengths, dtype=np.int64)
+        self.full_ends = np.cumsum(full, dtype=np.int64)
+        # In 16 bits numpy sorts in linear time.
+        left = (lengths - full * self.body).astype(np.uint16 if length <= 1 << 16 else np.uint32)
+        del full, lengths
+        self.order = np.argsort(left, kind="stable").astype(np.int64 if len(left) >> 32 else np.uint32)
+        counts = np.bincount(left, minlength=self.body)
+        self.class_starts = np.cumsum(counts) - counts
+        counts[0] = 0  # documents that leave nothing
+        self.patterns = pack_histogram(np.concatenate([[0, 0], counts]), length)
+        self.full = int(self.full_ends[-1])
+        self.pattern_ends = np.cumsum([pattern.repeats for pattern in self.patterns], dtype=np.int64)
+        self.count = self.full + (int(self.pattern_ends[-1]) if self.patterns else 0)
+
+    def __len__(self) -> int:
+        return self.count
+
+    @cached_property
+    def taken(self) -> list[list[int]]:
+        """Of each pattern and place in it: how many items of the size go to earlier places and patterns."""
+        used: dict[int, int] = {}
+        out = []
+        for pattern in self.patterns:
+            firsts = []
+            for size in pattern.sizes:
+                firsts.append(used.get(size, 0))
+                used[size] = firsts[-1] + pattern.repeats
+            out.append(firsts)
+        return out
+
+    def parts(self, row: int) -> list[tuple[int, int]]:
+        """(first token in the corpus, tokens) of each of the row's texts."""
+        if row < self.full:
+            document = int(np.searchsorted(self.full_ends, row, "right"))
+            before = int(self.full_ends[document - 1]) if document else 0
+            start = int(self.ends[document - 1]) if document else 0
+            return [(start + (row - before) * self.body, self.body)]
+        row -= self.full
+        which = int(np.searchsorted(self.pattern_ends, row, "right"))
+        pattern = self.patterns[which]
+        number = row - (int(self.pattern_ends[which]) - pattern.repeats)
+        out = []
+        for size, first in zip(pattern.sizes, self.taken[which], strict=True):
+            document = int(self.order[self.class_starts[size - 2] + first + number])
+            out.append((int(self.ends[document]) - (size - 2), size - 2))
+        return out
+
+    def read(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        ids = np.full((len(index), self.length), self.pad_id, np.int32)
+        segments = np.zeros((len(index), self.length), np.int32)
+        for k, row in enumerate(index.tolist()):
+            at = 0
+            for number, (start, count) in enumerate(self.parts(row), 1):
+                end = at + count + 2
+                ids[k, at], ids[k, end - 1] = self.corpus.cls_id, self.corpus.sep_id
+                self.reader.into(ids[k, at + 1 : end - 1], start)
+                segments[k, at:end] = number
+                at = end
+        return {"input_ids": ids, "segment_ids": segments}
+
+    def tokens(self, index: np.ndarray) -> int:
+        packed = index[index >= self.full] - self.full
+        each = np.array([sum(pattern.sizes) for pattern in self.patterns], np.int64)
+        return (len(index) - len(packed)) * self.length + int(
+            each[np.searchsorted(self.pattern_ends, packed, "right")].sum()
+        )
