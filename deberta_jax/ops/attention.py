@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.blocked import blocked_attention
+from deberta_jax.ops.dropout import LONGEST
 from deberta_jax.ops.masking import visibility
 from deberta_jax.ops.pallas.selfcheck import kernel_agrees
 from deberta_jax.ops.pallas.tpu import pallas_attention
@@ -38,7 +40,7 @@ def choose_body(impl: str, dtype: Any, *, whole_scores: bool) -> str:
     """
     backend = jax.default_backend()
     if impl == "auto":
-        body, why = _fastest(backend, jnp.dtype(dtype).name, whole_scores)
+        body, why = _fastest(backend, jnp.dtype(dtype).name, whole_scores, kernel_agrees)
         _log_choice(backend, body, why)
         return body
     if impl not in BODIES:
@@ -51,8 +53,13 @@ def choose_body(impl: str, dtype: Any, *, whole_scores: bool) -> str:
     return impl
 
 
-def _fastest(backend: str, dtype: str, whole_scores: bool) -> tuple[str, str]:
-    """A body and why, where it is not the backend's first."""
+def expected_body(platform: str, dtype: Any) -> str:
+    """What ``auto`` is on a platform whose devices are not here to be asked, if they pass their check."""
+    return _fastest(platform, jnp.dtype(dtype).name, whole_scores=False, agrees=lambda dtype: True)[0]
+
+
+def _fastest(backend: str, dtype: str, whole_scores: bool, agrees: Callable[[str], bool]) -> tuple[str, str]:
+    """A body and why, where it is not the backend's first; ``agrees`` asks the device about its kernel."""
     if whole_scores:
         return "reference" if backend == "cpu" else "shift", ", as attentions or talking heads need the scores whole"
     if backend == "cpu":
@@ -61,7 +68,7 @@ def _fastest(backend: str, dtype: str, whole_scores: bool) -> tuple[str, str]:
         return "shift", ""
     if dtype not in ("float32", "bfloat16"):
         return "shift", f", as the kernel does not compute in {dtype}"
-    return ("pallas", "") if kernel_agrees(dtype) else ("shift", ", as the kernel failed its check on this device")
+    return ("pallas", "") if agrees(dtype) else ("shift", ", as the kernel failed its check on this device")
 
 
 @functools.cache
@@ -107,10 +114,12 @@ def disentangled_attention(
       before dropout, float32 [B,N,T,T], or None.
 
     Raises:
-      InputError: an unknown ``impl``, or one that cannot give what is asked.
+      InputError: an unknown ``impl``, or one that cannot give what is asked; dropout in more than 65536 tokens.
       ValueError: ``rows`` of another length than 2T-1.
     """
     length = query.shape[1]
+    if dropout_key is not None and dropout_rate > 0 and length > LONGEST:
+        raise InputError(f"attention drops weights in texts of up to {LONGEST} tokens, not {length}; set its rate to 0")
     if rows.shape != (2 * length - 1,):
         raise ValueError(f"rows has shape {rows.shape}; a text of {length} tokens has {2 * length - 1} distances")
     whole = return_weights or mix_scores is not None or mix_weights is not None
