@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from deberta_jax.errors import InputError
-from deberta_jax.ops.masking import dropout
+from deberta_jax.ops.dropout import dropout
 from deberta_jax.ops.normalization import layer_norm
 from deberta_jax.ops.products import align, product
 

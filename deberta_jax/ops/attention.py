@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.blocked import blocked_attention
+from deberta_jax.ops.dropout import LONGEST
 from deberta_jax.ops.masking import visibility
 from deberta_jax.ops.pallas.selfcheck import kernel_agrees
 from deberta_jax.ops.pallas.tpu import pallas_attention
@@ -113,10 +114,12 @@ def disentangled_attention(
       before dropout, float32 [B,N,T,T], or None.
 
     Raises:
-      InputError: an unknown ``impl``, or one that cannot give what is asked.
+      InputError: an unknown ``impl``, or one that cannot give what is asked; dropout in more than 65536 tokens.
       ValueError: ``rows`` of another length than 2T-1.
     """
     length = query.shape[1]
+    if dropout_key is not None and dropout_rate > 0 and length > LONGEST:
+        raise InputError(f"attention drops weights in texts of up to {LONGEST} tokens, not {length}; set its rate to 0")
     if rows.shape != (2 * length - 1,):
         raise ValueError(f"rows has shape {rows.shape}; a text of {length} tokens has {2 * length - 1} distances")
     whole = return_weights or mix_scores is not None or mix_weights is not None

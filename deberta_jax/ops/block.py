@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
-from deberta_jax.ops.masking import MASKED, dropout_factor, visible_pairs
+from deberta_jax.ops.dropout import weight_factor
+from deberta_jax.ops.masking import MASKED, visible_pairs
 from deberta_jax.ops.products import F32, product
 from deberta_jax.ops.shift import slide, slide_back
 
@@ -67,12 +68,16 @@ class Terms(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """A block's share of the inputs; ``texts`` and ``pairs`` as in ``masking.visible_pairs``."""
+    """A block's share of the inputs; ``texts`` and ``pairs`` as in ``masking.visible_pairs``.
+
+    first: index in its text of the first query. words: of ``dropout.pair_words``, None where nothing is dropped.
+    """
 
     query: Float[Array, "b T H"]
     texts: Int[Array, "b T"] | None
     pairs: Bool[Array, "b T S"] | None
-    dropout_key: jax.Array | None
+    first: int | Int[Array, ""]
+    words: UInt[Array, "2 b"] | None
 
 
 class Keys(NamedTuple):
@@ -154,8 +159,8 @@ def masked_scores(queries: Queries, keys: Keys, terms: Terms, rule: Rule) -> Flo
 
 
 def kept(queries: Queries, shape: tuple[int, ...], rate: float):
-    """What dropout multiplies the weights with: the same array in forward and backward, from the same key."""
-    return 1.0 if queries.dropout_key is None else dropout_factor(queries.dropout_key, rate, shape)
+    """What dropout multiplies the weights with: the same array in forward and backward."""
+    return 1.0 if queries.words is None else weight_factor(queries.words, queries.first, shape[-2], shape[-1], rate)
 
 
 def block_context(queries: Queries, keys: Keys, terms: Terms, rule: Rule):

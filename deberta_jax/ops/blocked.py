@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.ops.block import Geometry, Keys, Queries, Rule, Tables, Terms, block_context, block_gradients
+from deberta_jax.ops.dropout import dropout_seeds, pair_words
 from deberta_jax.ops.products import F32
 from deberta_jax.ops.shift import distance_rows
 
@@ -72,15 +73,16 @@ def blocked_attention(
         x = jnp.pad(x, ((0, 0), *((0, extra) for _ in x.shape[1:])))
         return x.reshape(-1, examples, *x.shape[1:])
 
-    keys = None
+    words = None
     if dropout_key is not None and dropout_rate > 0:
-        keys = jax.random.split(dropout_key, (heads, geometry.blocks, batch // examples))
+        words = pair_words(dropout_seeds(dropout_key), batch, heads)
+        words = words.reshape(2, batch // examples, examples, heads).transpose(3, 1, 0, 2)
     context: jax.Array = _attend(
         (lay_out(query * folded if folded != 1.0 else query), lay_out(key), lay_out(value)),
         (by_head(pos_key), by_head(None if pos_query is None else pos_query * folded)),
         (jnp.asarray(distance_rows(rows, descending=True)), jnp.asarray(distance_rows(rows, descending=False))),
         (lay_out_mask(texts), lay_out_mask(pairs)),
-        keys,
+        words,
         rule,
     )  # fmt: skip
     return context.reshape(heads, batch, geometry.length, size)[:, :, :length].transpose(1, 2, 0, 3)
@@ -171,76 +173,75 @@ def joined(x):
     return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
 
-def block_inputs(operands, masks, dropout_key, first, g: Geometry) -> tuple[Queries, Keys]:
+def block_inputs(operands, masks, words, first, g: Geometry) -> tuple[Queries, Keys]:
     (query, key, value), (texts, pairs) = operands, masks
     of_queries = lambda x: None if x is None else of_block(x, first, g)
-    return Queries(of_block(query, first, g), of_queries(texts), of_queries(pairs), dropout_key), Keys(
-        key, value, texts
-    )
+    queries = Queries(of_block(query, first, g), of_queries(texts), of_queries(pairs), first, words)
+    return queries, Keys(key, value, texts)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(operands, tables, rows, masks, dropout_keys, rule: Rule):
-    return _forward(operands, tables, rows, masks, dropout_keys, rule)[0]
+def _attend(operands, tables, rows, masks, words, rule: Rule):
+    return _forward(operands, tables, rows, masks, words, rule)[0]
 
 
-def _forward(operands, tables, rows, masks, dropout_keys, rule: Rule):
+def _forward(operands, tables, rows, masks, words, rule: Rule):
     g, (heads, steps) = rule.geometry, operands[0].shape[:2]
 
     def head(_, __, xs):
-        operands, tables, keys = xs
+        operands, tables, words = xs
         tables = of_distances(tables, rows)
 
-        def block(_, index, keys):
+        def block(_, index, __):
             first = index * g.block
             terms = block_terms(tables, first, g)
 
             def step(_, __, xs):
-                operands, masks, key = xs
-                queries, keys = block_inputs(operands, masks, key, first, g)
+                operands, masks, words = xs
+                queries, keys = block_inputs(operands, masks, words, first, g)
                 return None, block_context(queries, keys, terms, rule)
 
-            return None, loop(step, None, (operands, masks, keys), steps)[1]
+            return None, loop(step, None, (operands, masks, words), steps)[1]
 
-        return None, jax.tree.map(joined, loop(block, None, keys, g.blocks)[1])
+        return None, jax.tree.map(joined, loop(block, None, None, g.blocks)[1])
 
-    _, (context, log_total) = loop(head, None, (operands, tables, dropout_keys), heads)
+    _, (context, log_total) = loop(head, None, (operands, tables, words), heads)
     context = context.astype(operands[2].dtype)
-    return context, (operands, tables, rows, masks, dropout_keys, context, log_total)
+    return context, (operands, tables, rows, masks, words, context, log_total)
 
 
 def _backward(rule: Rule, saved, cotangent):
-    operands, tables, rows, masks, dropout_keys, context, log_total = saved
+    operands, tables, rows, masks, words, context, log_total = saved
     g, (heads, steps) = rule.geometry, operands[0].shape[:2]
     delta = (context.astype(F32) * cotangent.astype(F32)).sum(-1)
 
     def head(_, __, xs):
-        operands, tables, keys, saved = xs
+        operands, tables, words, saved = xs
         tables = of_distances(tables, rows)
         zeros = lambda x: jnp.zeros(x.shape, F32)
 
-        def block(totals, index, keys):
+        def block(totals, index, _):
             first = index * g.block
             terms = block_terms(tables, first, g)
 
             def step(to_tables, _, xs):
-                operands, masks, key, saved = xs
-                queries, keys = block_inputs(operands, masks, key, first, g)
+                operands, masks, words, saved = xs
+                queries, keys = block_inputs(operands, masks, words, first, g)
                 saved = tuple(of_block(x, first, g) for x in saved)
                 found = block_gradients(queries, keys, terms, rule, saved)
                 to_tables = add_to_tables(to_tables, (found.by_key, found.by_query), first, g)
                 return to_tables, (found.query, found.key, found.value)
 
             to_tables, to_keys = totals
-            to_tables, (to_query, *more) = loop(step, to_tables, (operands, masks, keys, saved), steps)
+            to_tables, (to_query, *more) = loop(step, to_tables, (operands, masks, words, saved), steps)
             return (to_tables, jax.tree.map(jnp.add, to_keys, tuple(more))), to_query
 
         totals = jax.tree.map(zeros, (tables, (operands[1], operands[2])))
-        (to_tables, (to_key, to_value)), to_query = loop(block, totals, keys, g.blocks)
+        (to_tables, (to_key, to_value)), to_query = loop(block, totals, None, g.blocks)
         return None, ((joined(to_query), to_key, to_value), to_tables)
 
     saved = (log_total, delta, cotangent)
-    _, (to_operands, by_distance) = loop(head, None, (operands, tables, dropout_keys, saved), heads)
+    _, (to_operands, by_distance) = loop(head, None, (operands, tables, words, saved), heads)
     to_tables = tuple(
         None if table is None else jnp.zeros(table.shape, F32).at[:, index].add(gradient)
         for table, gradient, index in zip(tables, by_distance, rows, strict=True)

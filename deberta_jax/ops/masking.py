@@ -1,4 +1,4 @@
-"""Which keys a query may read, the softmax over them, and dropout: shared by every attention body."""
+"""Which keys a query may read, and the softmax over them: shared by every attention body."""
 
 import jax
 import jax.numpy as jnp
@@ -56,18 +56,6 @@ def masked_softmax(scores: Float[Array, "... T S"], pairs: Bool[Array, "... #T #
     weights = jnp.where(pairs, jnp.exp(scores - top), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
     return weights / jnp.where(total == 0, 1.0, total)
-
-
-def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
-    """Inverted dropout; as it is where ``key`` is None or the rate 0."""
-    if key is None or rate == 0.0:
-        return x
-    return (x * dropout_factor(key, rate, x.shape)).astype(x.dtype)
-
-
-def dropout_factor(key: jax.Array, rate: float, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """What inverted dropout multiplies with: 0 with probability ``rate``, else 1/(1-rate); float32."""
-    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, shape), 1.0 / (1.0 - rate), 0.0)
 
 
 def text_starts(mask: Bool[Array, "B T"] | None, segment_ids: Int[Array, "B T"] | None, length: int):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from deberta_jax.ops.masking import dropout, masked_softmax, visible_pairs
+from deberta_jax.ops.dropout import dropout_seeds, pair_words, weight_factor
+from deberta_jax.ops.masking import masked_softmax, visible_pairs
 from deberta_jax.ops.products import product
 
 
@@ -66,7 +67,11 @@ def weigh_values(
     if mix_scores is not None:
         scores = product("BNTS,NM->BMTS", scores, mix_scores.astype(scores.dtype))
     weights = masked_softmax(scores, None if pairs is None else pairs[:, None])
-    dropped = dropout(weights, dropout_rate, dropout_key)
+    dropped = weights
+    if dropout_key is not None and dropout_rate > 0:
+        batch, heads, queries, keys = weights.shape
+        words = pair_words(dropout_seeds(dropout_key), batch, heads)
+        dropped = weights * weight_factor(words, 0, queries, keys, dropout_rate)
     if mix_weights is not None:
         dropped = product("BNTS,NM->BMTS", dropped, mix_weights.astype(dropped.dtype))
     context = product("BNTS,BSNH->BTNH", dropped.astype(value.dtype), value)

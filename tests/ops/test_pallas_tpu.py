@@ -10,11 +10,11 @@ import pytest
 from jax.experimental import pallas as pl
 
 from deberta_jax.errors import InputError
+from deberta_jax.ops.dropout import dropout_seeds, keep_mask
 from deberta_jax.ops.masking import visible_pairs
 from deberta_jax.ops.pallas import operands, plan, tiles
-from deberta_jax.ops.pallas.counter_dropout import keep_mask
 from deberta_jax.ops.pallas.selfcheck import kernel_agrees
-from deberta_jax.ops.pallas.tpu import dropout_seeds, pallas_attention
+from deberta_jax.ops.pallas.tpu import pallas_attention
 from deberta_jax.ops.reference import pair_rows, reference_attention
 from deberta_jax.ops.relative_position import reachable_rows, table_rows
 from deberta_jax.sharding import make_mesh

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deberta_jax.ops.pallas.counter_dropout import keep_mask
-from deberta_jax.ops.pallas.tpu import dropout_seeds, pallas_attention
+from deberta_jax.ops.dropout import dropout_seeds, keep_mask
+from deberta_jax.ops.pallas.tpu import pallas_attention
 from deberta_jax.ops.reference import reference_attention
 from deberta_jax.ops.relative_position import table_rows
 

@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from deberta_jax.ops.pallas import counter_dropout
+from deberta_jax.ops.dropout import kept, stream
 from deberta_jax.ops.pallas.plan import TILE, Plan
 from deberta_jax.ops.products import F32
 
@@ -198,7 +198,7 @@ def strip_kept(plan: Plan, words: Any, n: Any, query_block: Any, key_block: Any)
     shape = (TILE, plan.block)
     query = lax.broadcasted_iota(jnp.int32, shape, 0) + (query_block * plan.block + n * TILE)
     key = lax.broadcasted_iota(jnp.int32, shape, 1) + key_block * plan.block
-    return counter_dropout.kept(words, query.astype(jnp.uint32), key.astype(jnp.uint32), plan.rate)
+    return kept(words, query.astype(jnp.uint32), key.astype(jnp.uint32), plan.rate)
 
 
 def dropout_words(plan: Plan, seeds: Any, example: Any, group: Any, head: int) -> Any:
@@ -207,4 +207,4 @@ def dropout_words(plan: Plan, seeds: Any, example: Any, group: Any, head: int) -
         return None
     at = (example + seeds[2]) * plan.all_heads + seeds[3] + group * plan.group + head
     words = seeds[0].astype(jnp.uint32), seeds[1].astype(jnp.uint32)
-    return counter_dropout.stream(words, at.astype(jnp.uint32))
+    return stream(words, at.astype(jnp.uint32))

@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import InputError
-from deberta_jax.ops.pallas import counter_dropout, operands
+from deberta_jax.ops.dropout import LONGEST, dropout_seeds
+from deberta_jax.ops.pallas import operands
 from deberta_jax.ops.pallas.plan import Plan, make_plan
 from deberta_jax.ops.pallas.tpu_backward import backward
 from deberta_jax.ops.pallas.tpu_forward import forward
@@ -59,8 +60,8 @@ def pallas_attention(
             "use another dtype, or attention='shift'"
         )
     _, length, heads, _ = query.shape
-    if length > counter_dropout.LONGEST:
-        raise InputError(f"attention='pallas' takes at most {counter_dropout.LONGEST} tokens, not {length}")
+    if length > LONGEST:
+        raise InputError(f"attention='pallas' takes at most {LONGEST} tokens, not {length}")
     rate = 0.0 if dropout_key is None else dropout_rate
     arrays = {"query": query, "key": key, "value": value, "pos_key": pos_key, "pos_query": pos_query}
     arrays |= {"texts": texts, "pairs": pairs}
@@ -116,11 +117,6 @@ def _attend_here(rows, scale, rate, all_heads, interpret, arrays, first_example,
     read = tuple(jnp.asarray(rows[d + length - 1]) for d in (plan.key_distances, plan.query_distances))
     tables = arrays.get("pos_key"), arrays.get("pos_query")
     return _attend(plan, interpret, query, arrays["key"], arrays["value"], *tables, texts, pairs, seeds, read)
-
-
-def dropout_seeds(key: jax.Array) -> jax.Array:
-    """The two words, uint32, from which ``counter_dropout`` makes the mask."""
-    return jax.random.bits(key, (2,), jnp.uint32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
