@@ -25,7 +25,11 @@ def run(experiment: Finetune) -> None:
     if experiment.runtime.dry_run:
         e, job = plan_finetune(experiment)
         guessed = {name: getattr(e, name) for name in ("task", "text", "label", "labels", "choices")}
-        print(json.dumps({**guessed, "metric": job.metric, "labels_of_model": job.config.id2label, **describe(job)}))
+        print(
+            json.dumps(
+                {**guessed, "metric": job.metric, "labels_of_model": job.objective.configs[0].id2label, **describe(job)}
+            )
+        )
     elif experiment.seeds > 1:
         summary = finetune_seeds(experiment)
         if summary["stopped"] is not None:

@@ -11,6 +11,8 @@ from deberta_jax.errors import InputError
 
 # Verb -> what it does; the module of that name in this package has Args and run.
 VERBS = {
+    "prepare": "text, jsonl and parquet to a directory of token shards, for pre-training",
+    "pretrain": "pre-train on text: `pretrain mlm`, a masked language model; `pretrain rtd`, DeBERTa v3's way",
     "finetune": "fine-tune a classifier on a csv, tsv or jsonl file",
     "evaluate": "metrics of a model on a labelled file, as one JSON object",
     "predict": "labels and probabilities for a file of texts, as jsonl",

@@ -10,7 +10,7 @@ the best fit, the longest first): the cost is that of the number of lengths, not
 import dataclasses
 from bisect import bisect_left, insort
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from deberta_jax.errors import InputError
 Layout = Literal["packed", "contiguous"]
 
 
+@runtime_checkable
 class Rows(Protocol):
     """What rows of both layouts have."""
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, declare
+from deberta_jax.models.outputs import FactoredOutput
 from deberta_jax.ops.activations import ACTIVATIONS
 from deberta_jax.ops.products import align, product
 from deberta_jax.sharding import constrain
@@ -72,14 +73,17 @@ class Transform(nn.Module):
 class Predictions(nn.Module):
     """Vocabulary logits [B,P,V] from states [B,P,D], the decoder tied to the word table unless the config unties it.
 
-    ``legacy`` puts dense and LayerNorm under ``transform``, as transformers' ``cls.predictions`` does.
+    ``legacy`` puts dense and LayerNorm under ``transform``, as transformers' ``cls.predictions`` does. ``factored``
+    gives the logits' factors in place of their product.
     """
 
     config: DebertaConfig
     runtime: Runtime
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B P D"], words: Float[Array, "V E"]) -> Float[Array, "B P V"]:
+    def __call__(
+        self, x: Float[Array, "B P D"], words: Float[Array, "V E"], factored: bool
+    ) -> Float[Array, "B P V"] | FactoredOutput:
         c, run = self.config, self.runtime
         if c.legacy:
             x = Transform(c, run, name="transform")(x)
@@ -87,11 +91,15 @@ class Predictions(nn.Module):
             x = transform(c, run, x, c.embedding_width)
         bias = self.param("bias", declare(nn.initializers.zeros_init(), ("vocab",)), (c.vocab_size,), run.param_dtype)
         if c.tie_word_embeddings:
+            if factored:
+                return FactoredOutput(x, words, bias)
             logits = product("BPE,VE->BPV", x, words.astype(x.dtype))
         else:
             shape, axes = (c.embedding_width, c.vocab_size), ("embed", "vocab")
             decoder = Linear(shape, axes, c.initializer_range, run, use_bias=False, name="decoder")
             logits = decoder(x, out_dtype=jnp.float32)
+            if factored:  # the product above is then read by nothing, and not compiled
+                return FactoredOutput(x, decoder.variables["params"]["kernel"].T, bias)
         return constrain(logits + align(bias.astype(jnp.float32), logits), ("batch", "length", "vocab"))
 
 
@@ -102,8 +110,8 @@ class LegacyHead(nn.Module):
     runtime: Runtime
 
     @nn.compact
-    def __call__(self, x, words):
-        return Predictions(self.config, self.runtime, name="predictions")(x, words)
+    def __call__(self, x, words, factored):
+        return Predictions(self.config, self.runtime, name="predictions")(x, words, factored)
 
 
 class OriginalHead(nn.Module):
@@ -113,8 +121,8 @@ class OriginalHead(nn.Module):
     runtime: Runtime
 
     @nn.compact
-    def __call__(self, x, words):
-        return Predictions(self.config, self.runtime, name="lm_head")(x, words)
+    def __call__(self, x, words, factored):
+        return Predictions(self.config, self.runtime, name="lm_head")(x, words, factored)
 
 
 class ReplacedTokenHead(nn.Module):

@@ -28,6 +28,16 @@ class HeadOutput:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class FactoredOutput:
+    """Vocabulary logits before their product: ``states @ table.T + bias`` of states [B,P,E], table [V,E], bias [V]."""
+
+    states: jax.Array
+    table: jax.Array
+    bias: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class SpanOutput:
     """start_logits and end_logits [B,T], float32; the rest as in EncoderOutput."""
 

@@ -23,7 +23,7 @@ from deberta_jax.models.heads import (
     take_positions,
 )
 from deberta_jax.models.layers import Dropout, Runtime
-from deberta_jax.models.outputs import EncoderOutput, HeadOutput, SpanOutput
+from deberta_jax.models.outputs import EncoderOutput, FactoredOutput, HeadOutput, SpanOutput
 from deberta_jax.ops.activations import ACTIVATIONS
 
 Ids = Int[Array, "B T"] | None
@@ -76,15 +76,26 @@ class DebertaForMaskedLM(Model):
     """Vocabulary logits [B,T,V], or [B,P,V] at ``positions`` [B,P] alone (-1: none).
 
     With ``config.mask_decoder`` the logits come from the enhanced mask decoder, as those of released weights must.
+    ``factored`` gives their factors, a FactoredOutput: ``ops.vocabulary`` computes a loss from these without ever
+    holding all logits.
     """
 
     @nn.compact
-    def __call__(self, input_ids: Ids = None, *, positions: Positions = None, **inputs: Unpack[Inputs]) -> HeadOutput:
+    def __call__(
+        self,
+        input_ids: Ids = None,
+        *,
+        positions: Positions = None,
+        factored: bool = False,
+        **inputs: Unpack[Inputs],
+    ) -> HeadOutput | FactoredOutput:
         h = self.backbone(input_ids, inputs, self.config.mask_decoder)
         states = h.states if positions is None else take_positions(h.states, positions)
         head = LegacyHead if self.config.legacy else OriginalHead
         name = "cls" if self.config.legacy else "lm_predictions"
-        logits = head(self.config, self.runtime, name=name)(states, h.words)
+        logits = head(self.config, self.runtime, name=name)(states, h.words, factored)
+        if isinstance(logits, FactoredOutput):
+            return logits
         return HeadOutput(logits, h.hidden_states, h.attentions)
 
 

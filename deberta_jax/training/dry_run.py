@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from deberta_jax.training.loop import Job, prepare
+from deberta_jax.training.loop import Job, prepare_job
 from deberta_jax.training.optimizers import split
 from deberta_jax.training.step import compile_step
 
@@ -13,16 +13,16 @@ from deberta_jax.training.step import compile_step
 def describe(job: Job, *, compiled: bool = True) -> dict[str, Any]:
     """Steps, programs, parameters, and the bytes of one device: of the state, and by the compiler's account of the
     largest program's temporary arrays, where it gives one. Nothing is computed or written."""
-    prepared = prepare(job)
+    prepared = prepare_job(job)
     examples = list(job.batches.examples())
     largest = max(examples, key=lambda batch: math.prod(batch["input_ids"].shape))
-    shapes = job.parameters.shapes
-    trained = split(shapes, job.parameters.frozen)[0]
+    parameters = job.objective.parameters
+    trained = split(parameters.shapes, parameters.frozen)[0]
     out: dict[str, Any] = {
         "steps": len(job.batches),
         "examples_per_step": job.batches.size(0).examples,
         "programs": [list(batch["input_ids"].shape) for batch in examples],
-        "parameters": _count(shapes),
+        "parameters": _count(parameters.shapes),
         "trained_parameters": _count(trained),
         "mesh": dict(job.mesh.shape),
         "state_bytes_per_device": sum(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from deberta_jax.data.documents import Source
 from deberta_jax.data.tables import matching, read_bytes
 from deberta_jax.errors import InputError
 from deberta_jax.inference.tasks import TaskOptions
@@ -155,26 +156,39 @@ class Finetune(TaskOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainMLM:
-    """Pre-train an encoder with a masked-LM head on plain text."""
+class Pretraining:
+    """What both kinds of pre-training have."""
 
     model: str = ""
-    """Directory with config.json and spm.model (and, unless ``from_scratch``, weights), or a hub id."""
+    """Model directory, hub id, or the name of a released architecture."""
+    tokenizer: str = ""
+    """Directory or hub id of the tokenizer; that of the model if not given."""
     train: tuple[str, ...] = ()
-    """Text files, one document or paragraph a line."""
+    """Text to train on: files, one document or paragraph a line, or a directory that ``prepare`` made."""
     eval: str = ""
-    """Text file held out."""
+    """Text held out."""
     output: str = ""
-    """Directory of the run: becomes the model directory of the best checkpoint."""
+    """Directory of the run."""
     from_scratch: bool = False
+    """Initialise all parameters; no weights are read."""
     steps: int = 1000
     batch_size: int = 32
     """Rows of ``max_length`` tokens in an optimizer step, over all devices."""
     max_length: int = 128
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters and optimizer state are float32."""
+    source: Source = dataclasses.field(default_factory=Source)
+    layout: Literal["packed", "contiguous"] = "packed"
+    """Documents packed in rows, each kept to itself; or the text as one stream of tokens, cut into rows."""
     mask_share: float = 0.15
     """Share of a row's tokens that are predicted."""
+    mask_unit: Literal["token", "word"] = "token"
+    """What is masked whole."""
+    longest_span: int = 1
+    """Up to so many neighbouring units are masked together, n of them with a weight of 1/n."""
+    skip_tail: bool = False
+    """Mask as Microsoft's code does, which almost never reaches the last tenth of a row."""
     eval_every: int = 500
     """Steps from one evaluation to the next."""
     optimization: Optimization = dataclasses.field(default_factory=lambda: Optimization(learning_rate=1e-3))
@@ -185,12 +199,64 @@ class PretrainMLM:
         _check_common(self)
         if not 0 < self.mask_share < 1:
             raise InputError(f"--mask-share {self.mask_share}: a share lies between 0 and 1")
-        for name in ("steps", "eval_every"):
+        for name in ("steps", "eval_every", "longest_span"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.optimization.layer_decay != 1.0 or self.optimization.freeze_layers:
+            raise InputError("--layer-decay and --freeze-layers: are for fine-tuning")
 
 
-Experiment = Finetune | PretrainMLM
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainMLM(Pretraining):
+    """Pre-train an encoder by masked language modelling; DIR becomes the model directory of the best checkpoint."""
+
+    head: Literal["model", "mask-decoder", "plain"] = "model"
+    """The enhanced mask decoder, as the released models have it, or the last layer; as the model says if not given."""
+    shown: Literal["80-10-10", "mask"] = "80-10-10"
+    """What stands in a target's place: [MASK], a random token, itself in 80, 10, 10 % of cases; or always [MASK]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainRTD(Pretraining):
+    """Pre-train by replaced-token detection: a generator fills masks, a discriminator finds what it replaced.
+
+    DIR/generator and DIR/discriminator become model directories. --model is the discriminator's.
+    """
+
+    generator: str = ""
+    """Model directory, hub id or file of the generator's weights; not with --from-scratch."""
+    generator_layers: int = 0
+    """Layers of a generator from scratch; 0: half of the discriminator's."""
+    sharing: Literal["gdes", "es", "none"] = "gdes"
+    """Embeddings of the discriminator: the generator's, without a gradient to them, plus a difference of its own; the
+    generator's, with gradients from both losses; its own."""
+    update: Literal["decoupled", "joint"] = "decoupled"
+    """The generator first, then the discriminator, each with an optimizer of its own; or both on the sum."""
+    discriminator_weight: float = 50.0
+    """What the discriminator's loss is multiplied with."""
+    discriminator_learning_rate: float = 0.0
+    """Peak, of the discriminator's own optimizer; 0: that of the generator."""
+
+    def check(self) -> None:
+        super().check()
+        for name in ("generator_layers", "discriminator_learning_rate"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be below 0")
+        if not self.discriminator_weight > 0:
+            raise InputError(f"--discriminator-weight {self.discriminator_weight}: must be above 0")
+        if self.discriminator_learning_rate and self.update == "joint":
+            raise InputError("--discriminator-learning-rate: a joint update has one optimizer; use --update decoupled")
+        if self.sharing == "es" and self.update == "decoupled":
+            raise InputError("--sharing es: both losses train one table, which goes with --update joint alone")
+        if self.from_scratch and self.generator:
+            raise InputError("--generator: its weights are not read with --from-scratch; leave one of them out")
+        if not self.from_scratch and not self.generator:
+            raise InputError("--generator is missing: give its weights, or start with --from-scratch")
+        if self.generator_layers and not self.from_scratch:
+            raise InputError("--generator-layers: goes with --from-scratch; other generators have the layers they have")
+
+
+Experiment = Finetune | Pretraining
 
 
 def _check_common(e: Any) -> None:

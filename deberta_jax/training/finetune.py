@@ -29,9 +29,10 @@ from deberta_jax.sharding import row_share
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.training.directory import Result, check_directory, write_json
 from deberta_jax.training.distributed import is_writer, on_writer, start, wait_for_all
-from deberta_jax.training.experiment import Finetune, model_runtime, require, resolved
+from deberta_jax.training.experiment import Finetune, Pretraining, model_runtime, require, resolved
 from deberta_jax.training.loop import Job, fit, mesh_of
 from deberta_jax.training.lora import Lora, find_kernels, init_lora, lora_parameters, merge
+from deberta_jax.training.objective import Objective
 from deberta_jax.training.optimizers import frozen_paths
 from deberta_jax.training.peft import save_adapter
 from deberta_jax.training.sift import Sift, check_sift, normalized_words, sift_terms
@@ -92,7 +93,7 @@ def make_job(e: Finetune, record: dict[str, Any], directory: Path, train: Table,
     features = [features_of(e, record, task, tokenizer, table, config) for table in (train, held_out)]
     mesh = mesh_of(e.runtime)
     batches = make_batches(e, features[0], mesh, tokenizer.pad_id)
-    part = make_model(e, config, task)
+    part, objective = finetune_objective(e, config, task)
     predictor = Predictor(
         part.model, tokenizer.pad_id, max_length=e.max_length, batch_size=e.batch_size, mesh=mesh, read=task.read,
         per_token=task.per_token,
@@ -119,14 +120,23 @@ def make_job(e: Finetune, record: dict[str, Any], directory: Path, train: Table,
             write_json(directory / "evaluation.json", details)
 
     return Job(
-        directory=directory, record=record, config=part.model.config, parameters=part.parameters, mesh=mesh,
-        optimization=e.optimization, runtime=e.runtime, seed=e.seed, initial_params=part.initial_params,
-        loss=make_loss(e, task, part), factors={"sift": e.sift}, batches=batches, evaluate=evaluate,
-        metric=e.metric or task.metric, save_best=save_best, eval_every=batches.steps_per_epoch,
+        directory=directory, record=record, objective=objective, mesh=mesh, runtime=e.runtime, seed=e.seed,
+        batches=batches, evaluate=evaluate, metric=e.metric or task.metric, save_best=save_best,
+        eval_every=batches.steps_per_epoch,
     )  # fmt: skip
 
 
-def architecture(e: Finetune) -> DebertaConfig:
+def finetune_objective(e: Finetune, config: DebertaConfig, task: Task) -> tuple["Trained", Objective]:
+    """The model, and all that its training step is made of; reads no data, and no weights until parameters are asked
+    for."""
+    part = make_model(e, config, task)
+    return part, Objective(
+        configs=(part.model.config,), parameters=part.parameters, initial_params=part.initial_params,
+        loss=make_loss(e, task, part), factors={"sift": e.sift}, optimization=e.optimization,
+    )  # fmt: skip
+
+
+def architecture(e: Finetune | Pretraining) -> DebertaConfig:
     """The config of the model directory, hub id or preset.
 
     Raises:

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from deberta_jax.config import DebertaConfig
 from deberta_jax.data.batches import Size, read_ahead
 from deberta_jax.errors import InputError
 from deberta_jax.inference.tasks import Metrics
@@ -21,14 +20,15 @@ from deberta_jax.sharding import global_batch, make_mesh, row_share
 from deberta_jax.training.checkpoints import Checkpoints
 from deberta_jax.training.directory import Result, write_json
 from deberta_jax.training.distributed import GracefulStop, Stopped, is_writer, leave_behind, wait_for_all
-from deberta_jax.training.experiment import Optimization, Runtime, fingerprint
+from deberta_jax.training.experiment import Runtime, fingerprint
 from deberta_jax.training.flops import peak_flops, step_flops
 from deberta_jax.training.logging import NotFinite, RunLog
-from deberta_jax.training.optimizers import make_optimizer, rate_scales, schedule, split
+from deberta_jax.training.objective import Objective, Prepared, prepare
+from deberta_jax.training.optimizers import schedule
 from deberta_jax.training.report import write_report
 from deberta_jax.training.sinks import make_sinks
-from deberta_jax.training.state import Parameters, TrainState, abstract_state, make_state, state_shardings
-from deberta_jax.training.step import Loss, StepOptions, compile_step, make_step
+from deberta_jax.training.state import TrainState, make_state
+from deberta_jax.training.step import compile_step
 
 _log = logging.getLogger(__name__)
 
@@ -46,16 +46,12 @@ class Batches(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to train, and what to do with it.
+    """What to train, on what, and what to do with it.
 
     Attributes:
       directory, record: of the run; ``record`` is the resolved experiment that is saved there.
-      config: of the architecture, to count arithmetic with.
-      parameters: shapes and axes of what is trained.
-      initial_params: called with the tree of shardings, gives parameters placed accordingly.
-      loss, factors: (params, batch, dropout key) -> the parts of the loss; what each is multiplied with.
       evaluate: (params, tick) -> metrics, ``loss`` among them; calls ``tick`` now and then.
-      metric: the one that chooses the best parameters; the highest, or of ``loss`` the lowest.
+      metric: the one that chooses the best parameters; the highest, or of ``loss`` the lowest. None: always the latest.
       save_best: writes parameters as the run's model directory.
       eval_every: steps from one evaluation to the next; the last step is always evaluated.
       evaluate_first: evaluate before the first step as well.
@@ -63,51 +59,24 @@ class Job:
 
     directory: Path
     record: dict[str, Any]
-    config: DebertaConfig
-    parameters: Parameters
+    objective: Objective
     mesh: Mesh
-    optimization: Optimization
     runtime: Runtime
     seed: int
-    initial_params: Callable[[Any], Any]
-    loss: Loss
     batches: Batches
     evaluate: Callable[[Any, Callable[[], None]], Metrics]
-    metric: str
+    metric: str | None
     save_best: Callable[[Any], None]
     eval_every: int
     evaluate_first: bool = False
-    factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def mesh_of(runtime: Runtime) -> Mesh:
     return make_mesh(runtime.mesh_data, runtime.mesh_fsdp, runtime.mesh_tensor)
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A job's optimizer and step, and the shapes and places of its state: all that compiling needs, without an array.
-
-    This is what a run compiles, and what may be compiled for devices that are not there.
-    """
-
-    optimizer: Any
-    step: Any
-    state: TrainState
-    shardings: TrainState
-
-
-def prepare(job: Job) -> Prepared:
-    o, p = job.optimization, job.parameters
-    scales = rate_scales(o, split(p.shapes, p.frozen)[0])
-    optimizer = make_optimizer(o, len(job.batches), scales)
-    options = StepOptions(factors=job.factors, accumulate=job.runtime.accumulate, frozen=p.frozen, ema=o.ema)
-    return Prepared(
-        optimizer,
-        make_step(job.loss, optimizer, options),
-        abstract_state(p, optimizer, job.mesh, ema=o.ema),
-        state_shardings(p, optimizer, job.mesh, ema=o.ema),
-    )
+def prepare_job(job: Job) -> Prepared:
+    return prepare(job.objective, job.mesh, len(job.batches), accumulate=job.runtime.accumulate)
 
 
 def fit(job: Job) -> Result:
@@ -125,7 +94,7 @@ class _Run:
     def __init__(self, job: Job):
         self.job, self.total = job, len(job.batches)
         self.identity = fingerprint(job.record)
-        prepared = prepare(job)
+        prepared = prepare_job(job)
         # Weights are read before anything is written: a model that cannot be used leaves nothing behind.
         states = job.directory / "state"
         fresh = None if states.is_dir() and any(states.iterdir()) else self._begin(prepared)
@@ -163,20 +132,19 @@ class _Run:
         _log.info("%d programs compiled in %.0f s", len(self.programs), self.compile_seconds)
 
     def _begin(self, prepared: Prepared) -> TrainState:
-        job = self.job
-        params = job.initial_params(prepared.shardings.params)
-        make = lambda p: make_state(
-            p, prepared.optimizer, job.seed, frozen=job.parameters.frozen, ema=job.optimization.ema
-        )
+        o, seed = self.job.objective, self.job.seed
+        params = o.initial_params(prepared.shardings.params)
+        make = lambda p: make_state(p, prepared.optimizer, seed, frozen=o.parameters.frozen, ema=o.optimization.ema)
         return jax.jit(make, out_shardings=prepared.shardings, donate_argnums=0)(params)
 
     def _open_log(self) -> RunLog:
         job, r = self.job, self.job.runtime
         length = next(job.batches.examples())["input_ids"].shape[-1]
         return RunLog(
-            job.directory, self.total, r.log_every, schedule(job.optimization, self.total), start=self.step,
+            job.directory, self.total, r.log_every, schedule(job.objective.optimization, self.total), start=self.step,
             evaluated=self.progress["evaluated"], pending=self.progress["unwritten"],
-            flops=lambda size: step_flops(job.config, size.places, length), peak=peak_flops(r.peak_tflops),
+            flops=lambda size: sum(step_flops(c, size.places, length) for c in job.objective.configs),
+            peak=peak_flops(r.peak_tflops),
             writer=is_writer(),
             sinks=make_sinks(r, job.directory, self.identity, job.record) if is_writer() else (),
         )  # fmt: skip
@@ -208,7 +176,7 @@ class _Run:
         result = {"step": self.progress["best_step"], "metrics": self.progress["best"]}
         if is_writer():
             write_json(job.directory / "result.json", result)
-            write_report(job.directory, job.metric)
+            write_report(job.directory, job.metric or "loss")
         wait_for_all("result")
         return Result(**result)
 
@@ -240,7 +208,7 @@ class _Run:
             if _better(job.metric, metrics, self.progress["best"]):
                 job.save_best(params)
                 self.progress |= {"best_step": self.step, "best": metrics}
-            self.log.draw(job.directory / "curves.png", job.metric)
+            self.log.draw(job.directory / "curves.png", job.metric or "loss")
             self._save()
             self.log.restart_clock()
         elif self.step % job.runtime.checkpoint_every == 0 and self.step > 0:
@@ -289,8 +257,8 @@ def _shapes(batch: Mapping[str, Any]) -> tuple:
     return tuple((name, tuple(batch[name].shape)) for name in sorted(batch))
 
 
-def _better(metric: str, ours: Metrics, best: Metrics | None) -> bool:
-    if best is None:
+def _better(metric: str | None, ours: Metrics, best: Metrics | None) -> bool:
+    if best is None or metric is None:
         return True
     sign = -1 if metric == "loss" else 1
     value = lambda m: -math.inf if m[metric] is None else sign * m[metric]

@@ -1,6 +1,8 @@
 """AdamW with DeBERTa's rules: schedules, what is not decayed, what is frozen, and slower lower layers."""
 
+import dataclasses
 import fnmatch
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,6 +12,23 @@ import optax
 
 from deberta_jax.errors import InputError
 from deberta_jax.training.experiment import Optimization
+
+
+@dataclasses.dataclass(frozen=True)
+class SeparateOptimizers:
+    """An optimizer of its own for each top-level part of the tree; updates the parts that it is given gradients of."""
+
+    parts: Mapping[str, optax.GradientTransformation]
+
+    def init(self, params: Any) -> dict[str, Any]:
+        return {name: part.init(params[name]) for name, part in self.parts.items()}
+
+    def update(self, gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        done = {name: self.parts[name].update(gradients[name], state[name], params[name]) for name in gradients}
+        return {name: u for name, (u, _) in done.items()}, {**state, **{name: s for name, (_, s) in done.items()}}
+
+
+Optimizer = optax.GradientTransformation | SeparateOptimizers
 
 
 def path_of(keys: Any) -> str:

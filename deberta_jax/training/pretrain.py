@@ -1,116 +1,107 @@
-"""Pre-training by masked language modelling with the plain head: from text files to the run's Job."""
+"""Pre-training: from an experiment and text to the run's Job."""
 
-import dataclasses
-import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import jax
-import numpy as np
-
-from deberta_jax import hub
-from deberta_jax.data.corpus import MaskedBatches, Masker, contiguous_rows, read_lines
-from deberta_jax.errors import InputError
-from deberta_jax.models import DebertaForMaskedLM, init_params
-from deberta_jax.ops.losses import masked_lm_loss
-from deberta_jax.sharding import global_batch, row_share
-from deberta_jax.text import load_tokenizer
+from deberta_jax.data.shards import MANIFEST
+from deberta_jax.text.masking import Masking
+from deberta_jax.training.corpora import Text, read_text
 from deberta_jax.training.directory import Result, check_directory
-from deberta_jax.training.distributed import on_writer, start
-from deberta_jax.training.experiment import PretrainMLM, model_runtime, require, resolved
+from deberta_jax.training.distributed import on_writer, start, wait_for_all
+from deberta_jax.training.experiment import Pretraining, PretrainMLM, PretrainRTD, require, resolved
+from deberta_jax.training.finetune import tokenizer_source
+from deberta_jax.training.language_metrics import masked_lm_evaluation, replaced_token_evaluation
 from deberta_jax.training.loop import Job, fit, mesh_of
-from deberta_jax.training.state import parameters_of
-from deberta_jax.weights import load, load_config, save_pretrained
-
-_log = logging.getLogger(__name__)
-
-INPUTS = ("input_ids", "attention_mask", "positions")
+from deberta_jax.training.objective import Objective
+from deberta_jax.training.pretrain_objectives import masked_lm_config, mlm_objective, rtd_configs, rtd_objective
+from deberta_jax.weights import save_pretrained
 
 
 def pretrain_mlm(experiment: PretrainMLM) -> Result:
     """Runs, or goes on with, a pre-training; ``experiment.output`` becomes a masked-LM model directory.
 
-    ``metrics`` of the result are ``loss`` (nats a target) and ``accuracy`` on the held-out text, masked once for all.
+    ``metrics`` of the result are those of ``language_metrics.masked_lm_evaluation`` on the held-out text.
 
     Raises:
       InputError: files, model or output directory that cannot be used; nothing is written then.
       FloatingPointError: the run diverged.
     """
-    e = experiment
+    return run(experiment, mlm_job)
+
+
+def pretrain_rtd(experiment: PretrainRTD) -> Result:
+    """Runs, or goes on with, a pre-training; ``generator`` and ``discriminator`` below ``experiment.output`` become
+    model directories, at every evaluation those of the latest parameters.
+
+    ``metrics`` of the result are those of ``language_metrics.replaced_token_evaluation`` on the held-out text.
+
+    Raises:
+      InputError: files, models or output directory that cannot be used; nothing is written then.
+      FloatingPointError: the run diverged.
+    """
+    return run(experiment, rtd_job)
+
+
+def run(e: Any, make_job: Callable[[Any, dict[str, Any], Path], Job]) -> Result:
+    """Goes on with the run in the output directory, or begins it."""
+    record, directory = begin(e)
+    finished = check_directory(directory, record)
+    wait_for_all("checked")  # before any process writes what another is still to look at
+    return finished or fit(make_job(e, record, directory))
+
+
+def begin(e: Pretraining) -> tuple[dict[str, Any], Path]:
+    """Checks an experiment and joins its processes; its record and directory."""
     require(e, "model", "train", "eval", "output")
     start(e.runtime)
-    texts = {path: read_lines(path) for path in (*e.train, e.eval)}
-    record = resolved(e, {path: path for path in texts})
-    directory = Path(e.output)
-    return check_directory(directory, record) or fit(make_job(e, record, directory, texts))
+    # Of a prepared directory the manifest, which has the digests of all else.
+    manifest = lambda path: str(Path(path) / MANIFEST) if Path(path).is_dir() else path
+    return resolved(e, {path: manifest(path) for path in (*e.train, e.eval)}), Path(e.output)
 
 
-def make_job(e: PretrainMLM, record: dict[str, Any], directory: Path, texts: dict[str, list[str]]) -> Job:
+def mlm_job(e: PretrainMLM, record: dict[str, Any], directory: Path) -> Job:
     """Everything up to the first step, without writing anything."""
-    tokenizer = load_tokenizer(hub.resolve(e.model, files=hub.TEXT_FILES))
-    config = dataclasses.replace(load_config(e.model), legacy=False)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(
-            f"{e.model}: the tokenizer has {tokenizer.vocab_size} ids, config.json a vocab_size of {config.vocab_size}"
-        )
-    rows = contiguous_rows(tokenizer, [line for path in e.train for line in texts[path]], e.max_length)
-    held_out = contiguous_rows(tokenizer, texts[e.eval], e.max_length)
-    _log.info("text: %d rows of %d tokens to train on, %d held out", len(rows), e.max_length, len(held_out))
-    count = max(1, round(e.mask_share * (e.max_length - 2)))
-    specials = tuple(tokenizer.all_special_ids)
-    first = max(i for i in specials if i != tokenizer.mask_id) + 1
-    masker = Masker(count, tokenizer.mask_id, (first, tokenizer.vocab_size), specials)
-
+    config = masked_lm_config(e)
     mesh = mesh_of(e.runtime)
-    split = mesh.shape["data"] * mesh.shape["fsdp"] * e.runtime.accumulate
-    if e.batch_size % split:
-        raise InputError(f"--batch-size {e.batch_size}: must be a multiple of the {split} parts it is computed in")
-    runtime = model_runtime(e)
-    model = DebertaForMaskedLM(config, **runtime)
-    key = jax.random.key(e.seed)
+    text = read_text(e, e.tokenizer or tokenizer_source(e.model), config.vocab_size, mesh, masking_of(e, e.shown))
+    model, objective = mlm_objective(e, config)
+    save = lambda params: save_pretrained(directory, model, on_writer(params), text.tokenizer, overwrite=True)
+    return language_job(
+        e, record, directory, text, objective, masked_lm_evaluation(model, text, mesh), metric="loss", save=save
+    )
 
-    def initial_params(shardings):
-        if e.from_scratch:
-            return jax.jit(lambda: init_params(model, key), out_shardings=shardings)()
-        return load(e.model, "masked-lm", shardings=shardings, **runtime)[1]
 
-    def logits(params, batch, **options):
-        inputs = {name: batch[name] for name in INPUTS}
-        return model.apply({"params": params}, **inputs, **options).logits  # pyright: ignore
+def rtd_job(e: PretrainRTD, record: dict[str, Any], directory: Path) -> Job:
+    """Everything up to the first step, without writing anything."""
+    generator, discriminator = rtd_configs(e)
+    mesh = mesh_of(e.runtime)
+    tokenizer = e.tokenizer or tokenizer_source(e.model)
+    text = read_text(e, tokenizer, discriminator.vocab_size, mesh, masking_of(e, "mask"))
+    pair, objective = rtd_objective(e, generator, discriminator)
 
-    def loss(params, batch, key):
-        found = logits(params, batch, deterministic=False, rngs={"dropout": key})
-        return {"task": masked_lm_loss(found, batch["labels"])}
+    def save(params):
+        params = on_writer({"generator": params["generator"], "discriminator": pair.discriminator_params(params)})
+        for name, model in (("generator", pair.generator), ("discriminator", pair.discriminator)):
+            save_pretrained(directory / name, model, params[name], text.tokenizer, overwrite=True)
 
-    @jax.jit
-    def measure(params, batch):
-        found = logits(params, batch)
-        value, weight = masked_lm_loss(found, batch["labels"])
-        return (value * weight).sum(), ((found.argmax(-1) == batch["labels"]) * weight).sum(), weight.sum()
+    evaluate = replaced_token_evaluation(pair, e.discriminator_weight, text, mesh)
+    # The discriminator's task grows harder as the generator learns, so no figure of it tells the best: the latest is.
+    return language_job(e, record, directory, text, objective, evaluate, metric=None, save=save)
 
-    def evaluate(params, tick):
-        sums, share = np.zeros(3), row_share(mesh)
-        with jax.set_mesh(mesh):
-            for start in range(0, len(held_out), e.batch_size):
-                tick()
-                part = held_out[start : start + e.batch_size]
-                batch = masker(part, np.random.default_rng([e.seed, 2, start]))
-                if len(part) < e.batch_size:
-                    batch = {name: _pad_rows(array, e.batch_size) for name, array in batch.items()}
-                    batch["labels"][len(part) :] = -100
-                mine = {name: array[share.rows(e.batch_size)] for name, array in batch.items()}
-                sums += np.asarray(jax.device_get(measure(params, global_batch(mine, mesh))), np.float64)
-        return {"loss": float(sums[0] / sums[2]), "accuracy": float(sums[1] / sums[2])}
 
-    return Job(
-        directory=directory, record=record, config=config, parameters=parameters_of(model), mesh=mesh,
-        optimization=e.optimization, runtime=e.runtime, seed=e.seed, initial_params=initial_params, loss=loss,
-        batches=MaskedBatches(rows, e.batch_size, e.steps, e.seed, masker, row_share(mesh)), evaluate=evaluate,
-        metric="loss",
-        save_best=lambda params: save_pretrained(directory, model, on_writer(params), tokenizer, overwrite=True),
-        eval_every=e.eval_every, evaluate_first=True,
+def masking_of(e: Pretraining, shown: Literal["80-10-10", "mask"]) -> Masking:
+    return Masking(
+        share=e.mask_share, unit=e.mask_unit, longest_span=e.longest_span, shown=shown, skip_tail=e.skip_tail
     )  # fmt: skip
 
 
-def _pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
-    return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)])
+def language_job(
+    e: Pretraining, record: dict[str, Any], directory: Path, text: Text, objective: Objective, evaluate: Any,
+    *, metric: str | None, save: Callable[[Any], None],
+) -> Job:  # fmt: skip
+    return Job(
+        directory=directory, record=record, objective=objective, mesh=mesh_of(e.runtime), runtime=e.runtime,
+        seed=e.seed, batches=text.train, evaluate=evaluate, metric=metric, save_best=save,
+        eval_every=e.eval_every, evaluate_first=True,
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deberta_jax.errors import InputError
 from deberta_jax.models import Model, abstract_params, logical_axes
 from deberta_jax.sharding import tree_shardings
-from deberta_jax.training.optimizers import path_of, split
+from deberta_jax.training.optimizers import Optimizer, SeparateOptimizers, path_of, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TrainState:
 
 
 def make_state(
-    params: Any, optimizer: optax.GradientTransformation, seed: int, *, frozen: frozenset[str] = frozenset(),
+    params: Any, optimizer: Optimizer, seed: int, *, frozen: frozenset[str] = frozenset(),
     ema: float = 0.0,
 ) -> TrainState:  # fmt: skip
     """The state before the first step."""
@@ -53,9 +53,7 @@ def make_state(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(split(params, frozen)[0]), rng, mean)
 
 
-def state_shardings(
-    parameters: Parameters, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: float = 0.0
-) -> Any:
+def state_shardings(parameters: Parameters, optimizer: Optimizer, mesh: Mesh, *, ema: float = 0.0) -> Any:
     """A TrainState of shardings: moments live where their parameters do, all else on every device.
 
     Raises:
@@ -65,15 +63,21 @@ def state_shardings(
     everywhere = NamedSharding(mesh, PartitionSpec())
     jax.tree_util.tree_map_with_path(_check_divides, parameters.shapes, params)
     trained, trained_shardings = (split(tree, parameters.frozen)[0] for tree in (parameters.shapes, params))
-    abstract = jax.eval_shape(optimizer.init, trained)
-    opt_state = optax.tree_map_params(
-        optimizer, lambda _, sharding: sharding, abstract, trained_shardings, transform_non_params=lambda _: everywhere
-    )
+
+    def moments(optimizer: Any, shapes: Any, shardings: Any) -> Any:
+        of_others = lambda _: everywhere
+        abstract = jax.eval_shape(optimizer.init, shapes)
+        return optax.tree_map_params(optimizer, lambda _, s: s, abstract, shardings, transform_non_params=of_others)
+
+    if isinstance(optimizer, SeparateOptimizers):
+        opt_state: Any = {n: moments(o, trained[n], trained_shardings[n]) for n, o in optimizer.parts.items()}
+    else:
+        opt_state = moments(optimizer, trained, trained_shardings)
     return TrainState(everywhere, params, opt_state, everywhere, params if ema else {})
 
 
 def abstract_state(
-    parameters: Parameters, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int = 0, *, ema: float = 0.0
+    parameters: Parameters, optimizer: Optimizer, mesh: Mesh, seed: int = 0, *, ema: float = 0.0
 ) -> TrainState:
     """The state as ``jax.ShapeDtypeStruct`` with shardings: what a step is compiled from without an array existing."""
     make = lambda p: make_state(p, optimizer, seed, frozen=parameters.frozen, ema=ema)

@@ -1,0 +1,67 @@
+"""The text of a pre-training: tokenizer, batches to train on, batches held out, and how often each word is."""
+
+import dataclasses
+import logging
+
+import numpy as np
+from jax.sharding import Mesh
+
+from deberta_jax import hub
+from deberta_jax.data import corpus as data
+from deberta_jax.data.masked import HeldOutBatches, MaskedBatches, Masker
+from deberta_jax.data.rows import lay_out
+from deberta_jax.errors import InputError
+from deberta_jax.sharding import row_share
+from deberta_jax.text import Tokenizer, load_tokenizer
+from deberta_jax.text.masking import Masking, Vocabulary
+from deberta_jax.training.experiment import Pretraining
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """What a pre-training reads.
+
+    Attributes:
+      train, held_out: batches; the latter are masked once for all.
+      counts: how often each id is in the text to train on, int64 [V of the tokenizer].
+    """
+
+    tokenizer: Tokenizer
+    train: MaskedBatches
+    held_out: HeldOutBatches
+    counts: np.ndarray
+
+
+def read_text(e: Pretraining, tokenizer_name: str, vocab_size: int, mesh: Mesh, masking: Masking) -> Text:
+    """Reads text and tokenizer; writes nothing.
+
+    Args:
+      vocab_size: of the model.
+
+    Raises:
+      InputError: files or sizes that cannot be used.
+    """
+    tokenizer = load_tokenizer(hub.resolve(tokenizer_name, files=hub.TEXT_FILES))
+    if tokenizer.vocab_size > vocab_size:
+        raise InputError(
+            f"{tokenizer_name}: the tokenizer has {tokenizer.vocab_size} ids, the model a vocab_size of {vocab_size}"
+        )
+    split = mesh.shape["data"] * mesh.shape["fsdp"] * e.runtime.accumulate
+    if e.batch_size % split:
+        raise InputError(f"--batch-size {e.batch_size}: must be a multiple of the {split} parts it is computed in")
+    corpus, held_out = (data.open_corpus(paths, tokenizer, e.source) for paths in (e.train, [e.eval]))
+    rows, rows_held_out = (lay_out(each, e.max_length, e.layout) for each in (corpus, held_out))
+    _log.info(
+        "text: %d tokens in %d rows of %d to train on, %d rows held out",
+        corpus.tokens, len(rows), e.max_length, len(rows_held_out),
+    )  # fmt: skip
+    masker, share = Masker(Vocabulary.of(tokenizer), masking), row_share(mesh)
+    train = MaskedBatches(
+        rows=rows, masker=masker, batch_size=e.batch_size, steps=e.steps, seed=e.seed, share=share
+    )  # fmt: skip
+    evaluated = HeldOutBatches(
+        rows=rows_held_out, masker=masker, batch_size=e.batch_size, seed=e.seed, share=share
+    )  # fmt: skip
+    return Text(tokenizer, train, evaluated, corpus.unigrams)

@@ -1,0 +1,156 @@
+"""The objectives of pre-training: masked language modelling, and replaced-token detection with a generator.
+
+DeBERTa v1 and v2 were trained by the first (He et al. 2021), v3 by the second (He et al. 2023). Nothing here reads
+text, and no weights are read until parameters are asked for: with ``objective.prepare`` and
+``objective.masked_batch`` the very step of a run compiles for devices that are not there.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import InputError
+from deberta_jax.models import DebertaForMaskedLM, DebertaForReplacedTokenDetection, Model, init_params
+from deberta_jax.training.experiment import Pretraining, PretrainMLM, PretrainRTD, model_runtime
+from deberta_jax.training.finetune import architecture
+from deberta_jax.training.objective import Objective
+from deberta_jax.training.optimizers import frozen_paths
+from deberta_jax.training.pair import Pair, masked_lm_scores, with_embeddings
+from deberta_jax.training.state import Parameters, parameters_of
+from deberta_jax.training.step import Phase
+from deberta_jax.weights import load
+from deberta_jax.weights.choose import Wish
+from deberta_jax.weights.load import open_source, plan_head
+
+
+def masked_lm_config(e: PretrainMLM) -> DebertaConfig:
+    """The architecture with the head that the experiment names.
+
+    Raises:
+      InputError: weights of the other kind of head.
+    """
+    if e.from_scratch:
+        config = dataclasses.replace(architecture(e), legacy=False)
+        return config if e.head == "model" else dataclasses.replace(config, mask_decoder=e.head == "mask-decoder")
+    config = weights_config(e, e.model, "masked-lm")
+    if e.head != "model" and config.mask_decoder != (e.head == "mask-decoder"):
+        has = "a mask decoder" if config.mask_decoder else "a plain head"
+        raise InputError(f"--head {e.head}: the weights of {e.model} have {has}")
+    return config
+
+
+def mlm_objective(e: PretrainMLM, config: DebertaConfig) -> tuple[DebertaForMaskedLM, Objective]:
+    """The model, and all that its training step is made of; reads no text, and no weights until parameters are asked
+    for. With ``objective.prepare`` and ``objective.masked_batch`` the step compiles."""
+    model = DebertaForMaskedLM(config, **model_runtime(e))
+
+    def loss(params, batch, key):
+        found = masked_lm_scores(model, params, batch, deterministic=False, rngs={"dropout": key})
+        return {"task": (found.value, found.weight)}
+
+    return model, Objective(
+        configs=(config,), parameters=with_frozen(e, parameters_of(model)),
+        initial_params=lambda shardings: initial(e, model, e.model, "masked-lm", e.seed, shardings),
+        loss=loss, optimization=e.optimization,
+    )  # fmt: skip
+
+
+def rtd_configs(e: PretrainRTD) -> tuple[DebertaConfig, DebertaConfig]:
+    """The architectures of generator and discriminator.
+
+    Raises:
+      InputError: two that do not go together.
+    """
+    if e.from_scratch:
+        discriminator = dataclasses.replace(architecture(e), legacy=False, mask_decoder=False)
+        return generator_config(discriminator, e.generator_layers), discriminator
+    generator = weights_config(e, e.generator, "masked-lm")
+    discriminator = weights_config(e, e.model, "replaced-token-detection")
+    fields = ("vocab_size",) if e.sharing == "none" else ("vocab_size", "embedding_width", "max_position_embeddings")
+    for name in fields:
+        ours, theirs = getattr(generator, name), getattr(discriminator, name)
+        if ours != theirs:
+            raise InputError(f"--generator {e.generator}: its {name} is {ours}, that of {e.model} is {theirs}")
+    return generator, discriminator
+
+
+def generator_config(discriminator: DebertaConfig, layers: int = 0) -> DebertaConfig:
+    """A generator beside a discriminator: of the same width, half as deep by default, with the mask decoder where
+    positions are not added to the input already."""
+    return dataclasses.replace(
+        discriminator, num_hidden_layers=layers or max(1, discriminator.num_hidden_layers // 2), legacy=False,
+        mask_decoder=not discriminator.position_biased_input,
+    )  # fmt: skip
+
+
+def rtd_objective(
+    e: PretrainRTD, generator: DebertaConfig, discriminator: DebertaConfig
+) -> tuple[Pair, Objective]:  # fmt: skip
+    """Both models, and all that their training step is made of; reads no text, and no weights until parameters are
+    asked for. With ``objective.prepare`` and ``objective.masked_batch`` the step compiles."""
+    runtime = model_runtime(e)
+    pair = Pair(
+        DebertaForMaskedLM(generator, **runtime), DebertaForReplacedTokenDetection(discriminator, **runtime), e.sharing
+    )
+
+    def loss_of_generator(params, batch, key):
+        items, drawn = pair.generate(params, batch, key)
+        return {"generator": items, "drawn": drawn}
+
+    def loss_of_discriminator(params, batch, key):
+        return {"discriminator": pair.discriminate(params, batch, batch["drawn"], key)}
+
+    def loss_of_both(params, batch, key):
+        items, drawn = pair.generate(params, batch, key)
+        found = pair.discriminate(params, batch, drawn, jax.random.fold_in(key, 1))
+        return {"generator": items, "discriminator": found}
+
+    phases = (
+        Phase(loss=loss_of_generator, trains=("generator",), gives=("drawn",)),
+        Phase(loss=loss_of_discriminator, trains=("discriminator",)),
+    )
+    rate = e.discriminator_learning_rate or e.optimization.learning_rate
+    separate = {
+        "generator": e.optimization, "discriminator": dataclasses.replace(e.optimization, learning_rate=rate)
+    }  # fmt: skip
+    decoupled = e.update == "decoupled"
+    return pair, Objective(
+        configs=(generator, discriminator), parameters=with_frozen(e, pair.parameters()),
+        initial_params=lambda shardings: initial_pair(e, pair, shardings),
+        loss=phases if decoupled else loss_of_both, factors={"discriminator": e.discriminator_weight},
+        optimization=e.optimization, separate=separate if decoupled else {},
+    )  # fmt: skip
+
+
+def initial_pair(e: PretrainRTD, pair: Pair, shardings: Any) -> Any:
+    """Fresh parameters, differences zero; or those of two models, the differences recovered from them."""
+    places = dict(shardings["discriminator"])
+    if e.sharing == "es":  # the tables of the discriminator's file are read and left
+        embeddings = shardings["generator"]["deberta"]["embeddings"]
+        places = with_embeddings(places, {name: embeddings[name] for name in pair.shared})
+    head = "replaced-token-detection"
+    generator = initial(e, pair.generator, e.generator, "masked-lm", e.seed, shardings["generator"])
+    discriminator = initial(e, pair.discriminator, e.model, head, e.seed + 1, places)
+    begin = functools.partial(pair.differences, fresh=e.from_scratch)
+    return jax.jit(begin, out_shardings=shardings)(generator, discriminator)
+
+
+def initial(e: Pretraining, model: Model, name: str, head: str, seed: int, shardings: Any) -> Any:
+    """Parameters where the shardings say: fresh, or those of a model directory."""
+    if e.from_scratch:
+        return jax.jit(lambda: init_params(model, jax.random.key(seed)), out_shardings=shardings)()
+    return load(name, head, shardings=shardings, **model_runtime(e))[1]
+
+
+def weights_config(e: Pretraining, name: str, head: str) -> DebertaConfig:
+    """The architecture that weights load as. Raises InputError where they have no such head."""
+    if name == e.model:
+        architecture(e)  # refuses the name of an architecture that has no weights
+    return plan_head(open_source(name), Wish(head)).config
+
+
+def with_frozen(e: Pretraining, parameters: Parameters) -> Parameters:
+    return dataclasses.replace(parameters, frozen=frozen_paths(e.optimization, parameters.shapes))
