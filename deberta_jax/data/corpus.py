@@ -10,6 +10,7 @@ from deberta_jax.data.documents import Source, blocks, encode_block, join_parts,
 from deberta_jax.data.shards import MANIFEST, open_shards
 from deberta_jax.errors import InputError
 from deberta_jax.text import Tokenizer
+from deberta_jax.text.bulk import BulkEncoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +59,12 @@ def open_corpus(paths: Sequence[str | Path], tokenizer: Tokenizer, source: Sourc
 def _tokenise(
     files: list[str], tokenizer: Tokenizer, source: Source
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+    encode = BulkEncoder(tokenizer)
     ids, lengths = [], []
     for file in files:
         carried = 0
         for block in blocks(file, source):
-            found, each = encode_block(tokenizer, block, source)
+            found, each = encode_block(encode, block, source)
             ended, carried = join_parts(each, block, carried)
             ids.append(found)
             lengths.append(ended)

@@ -7,11 +7,10 @@ stores together, is ever held whole.
 
 import dataclasses
 import gzip
-import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -20,7 +19,6 @@ import numpy as np
 
 from deberta_jax.data.tables import matching
 from deberta_jax.errors import InputError
-from deberta_jax.text import Tokenizer
 
 BLOCK = 1 << 20
 # Longer texts are given to the tokenizer in pieces, or its own memory would grow with the text.
@@ -30,6 +28,10 @@ _PARQUET_ROWS = 256
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 _SUFFIXES = {".txt": "text", ".text": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 _COMPRESSED = (".gz", ".zst")
+
+
+Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+"""Texts -> ids of all, one after the other, and the number of each; such as ``Tokenizer.encode_flat``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,11 @@ class Block:
     opens: bool
     closes: bool
     read: int
+
+    @property
+    def next_line(self) -> int:
+        """The line, or row, that the next block begins in."""
+        return self.line + (self.content.count(b"\n") if isinstance(self.content, bytes) else len(self.content))
 
 
 def text_files(paths: Sequence[str]) -> list[str]:
@@ -115,12 +122,6 @@ def stored(file: str) -> Iterator[BinaryIO]:
         raise InputError(f"{file}: {error}; pip install 'deberta_jax[gcs]'") from None
     except (OSError, EOFError) as error:
         raise InputError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-
-
-def size_of(file: str) -> int:
-    """Bytes of the file as it is stored."""
-    with stored(file) as stream:
-        return stream.seek(0, io.SEEK_END)
 
 
 def blocks(file: str, source: Source, start: int = 0, line: int = 1) -> Iterator[Block]:
@@ -314,8 +315,8 @@ def _check_text(value: Any, where: str, column: str) -> None:
         raise InputError(f"{where}: {column!r} is {value!r}; a text is needed")
 
 
-def encode_block(tokenizer: Tokenizer, block: Block, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """int32 ids of a block's documents one after the other, without special tokens, and int64 how many each has.
+def encode_block(encode: Encode, block: Block, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of a block's documents one after the other, without special tokens, and int64 how many each has.
 
     A document that is cut by the block's borders has its part here; a blank one has no tokens.
     """
@@ -332,7 +333,7 @@ def encode_block(tokenizer: Tokenizer, block: Block, source: Source) -> tuple[np
         if at or (text and not text.isspace()):
             pieces.append(text[at:] if at else text)
             owner.append(i)
-    ids, lengths = tokenizer.encode_flat(pieces)
+    ids, lengths = encode(pieces)
     return ids, np.bincount(np.array(owner, np.int64), lengths, len(texts)).astype(np.int64)
 
 

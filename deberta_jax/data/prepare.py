@@ -1,0 +1,349 @@
+"""Text files -> a directory of token shards (``data.shards``): in parallel, in constant memory, resumable.
+
+The files are read in order, in blocks of a mebibyte that follow from the files alone; processes tokenise blocks, and
+this one writes what they give in the blocks' order. So the bytes written depend neither on the number of processes nor
+on interruptions: a shard that is finished is kept, and the next begins where it ended.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import io
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deberta_jax.data.documents import Block, Source, blocks, encode_block, join_parts, stored, text_files
+from deberta_jax.data.shards import (
+    INPUTS,
+    MANIFEST,
+    UNIGRAMS,
+    VERSION,
+    Place,
+    Shard,
+    Writer,
+    check_tokenizer,
+    damaged,
+    read_record,
+    token_dtype,
+    write_record,
+    write_whole,
+)
+from deberta_jax.errors import InputError
+from deberta_jax.text import Tokenizer
+from deberta_jax.text.bulk import BulkEncoder
+
+_log = logging.getLogger(__name__)
+
+SHARD_TOKENS = 1 << 25
+# Less text than this is tokenised before the first process has started.
+_ALONE_BELOW = 1 << 23
+_SAMPLE = 1 << 20
+_OPTIONS = {"version": "version", "cut": "--documents", "text": "--text", "shard_tokens": "--shard-tokens"}
+
+Progress = Callable[[int, int, int, int], None]
+"""Told the bytes read, of how many in all files as they are stored, and the documents and tokens written."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """What to prepare, and how it is cut."""
+
+    inputs: tuple[str, ...]
+    output: str
+    source: Source = dataclasses.field(default_factory=Source)
+    shard_tokens: int = SHARD_TOKENS
+    """A shard ends with the document in which it reaches this."""
+    workers: int = 0
+    """Processes that tokenise; 0: one for each core. The result does not depend on it."""
+
+
+def prepare(options: Prepare, tokenizer: Tokenizer, progress: Progress | None = None) -> dict[str, Any]:
+    """Writes the directory, or goes on where it was stopped; the manifest.
+
+    Memory does not grow with the input: a document longer than a mebibyte is tokenised in parts, cut at spaces, which
+    gives the same tokens. One line of jsonl is held whole, up to 256 MiB, and of parquet what it stores together. A
+    document has fewer than 2**32 tokens.
+
+    Called from a script, this belongs under ``if __name__ == "__main__"``: processes import the script.
+
+    Raises:
+      InputError: inputs that cannot be read or have no text; a directory that holds something else, was made of other
+        inputs, with other options or another tokenizer, or has been damaged.
+    """
+    files = text_files(options.inputs)
+    samples = [sample(file) for file in files]
+    record = {
+        "version": VERSION,
+        "tokenizer": {
+            "fingerprint": tokenizer.fingerprint(),
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "cut": options.source.documents,
+        "text": options.source.text,
+        "shard_tokens": options.shard_tokens,
+        "inputs": samples,
+    }
+    directory = Path(options.output)
+    with _locked(directory, record, tokenizer):
+        run = _Run(directory, files, [entry["bytes"] for entry in samples], options, tokenizer, progress)
+        run.keep_finished()
+        if (directory / MANIFEST).is_file():
+            _log.info("%s: is finished, and all its shards are whole; nothing to do", directory)
+            return read_record(directory / MANIFEST)
+        try:
+            run.write()
+        except InputError:
+            if not run.shards:
+                for name in (INPUTS, UNIGRAMS):
+                    (directory / name).unlink(missing_ok=True)
+            raise
+        return run.finish(record)
+
+
+def sample(file: str) -> dict[str, Any]:
+    """What tells an input from another: name, size, and a hash of its first, middle and last mebibyte."""
+    digest = hashlib.sha256()
+    with stored(file) as stream:
+        size = stream.seek(0, io.SEEK_END)
+        for start in sorted({0, max(0, size // 2 - _SAMPLE // 2), max(0, size - _SAMPLE)}):
+            stream.seek(start)
+            digest.update(stream.read(_SAMPLE))
+    return {"name": file, "bytes": size, "samples_sha256": digest.hexdigest()}
+
+
+@contextmanager
+def _locked(directory: Path, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[None]:
+    """The directory, checked and held against other processes."""
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"--output {directory}: is a file; give a directory")
+    there = [path for path in directory.iterdir() if not path.name.startswith(".")] if directory.is_dir() else []
+    if there and not (directory / INPUTS).is_file():
+        raise InputError(f"--output {directory}: is not empty and holds no prepared text; give another directory")
+    if there:
+        theirs = read_record(directory / INPUTS)
+        check_tokenizer(directory, theirs["tokenizer"], tokenizer)
+        for name, said in _OPTIONS.items():
+            if theirs[name] != record[name]:
+                raise InputError(
+                    f"--output {directory}: was made with {said} {theirs[name]}, not {record[name]}; "
+                    "give another directory or delete it"
+                )
+        if theirs["inputs"] != record["inputs"]:
+            raise InputError(f"--output {directory}: {_other_input(theirs['inputs'], record['inputs'])}")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise InputError(f"--output {directory}: cannot be written to ({error.strerror})") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise InputError(f"--output {directory}: another process is writing there; wait for its end") from None
+    try:
+        if not (directory / INPUTS).is_file():
+            write_record(directory / INPUTS, record)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _other_input(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
+    names, mine = [[entry["name"] for entry in entries] for entries in (theirs, ours)]
+    if names != mine:
+        different = next(
+            (b for a, b in zip(names, mine, strict=False) if a != b), f"{len(mine)} files, not {len(names)}"
+        )
+        return f"was made of other input ({different}); give another directory or delete it"
+    changed = next(b["name"] for a, b in zip(theirs, ours, strict=True) if a != b)
+    return f"{changed} has changed since; give another directory or delete it"
+
+
+class _Run:
+    """One call of ``prepare``: shards kept and written, and the counts of both."""
+
+    def __init__(
+        self, directory: Path, files: list[str], sizes: list[int], options: Prepare, tokenizer: Tokenizer,
+        progress: Progress | None,
+    ):  # fmt: skip
+        self.directory, self.files, self.sizes = directory, files, sizes
+        self.options, self.tokenizer, self.progress = options, tokenizer, progress
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self.unigrams = np.zeros(tokenizer.vocab_size, np.int64)
+        self.shards: list[Shard] = []
+        self.documents = self.tokens = 0
+
+    def keep_finished(self) -> None:
+        """Takes over the finished shards from the first on, each compared with its hashes; what else there is goes."""
+        finished = (self.directory / MANIFEST).is_file()
+        names = [f"shard-{i:05d}" for i in range(len(list(self.directory.glob("shard-*.json"))) + 1)]
+        if finished:
+            names = [entry["name"] for entry in read_record(self.directory / MANIFEST)["shards"]]
+        for name in names:
+            files = [self.directory / f"{name}.{kind}" for kind in ("json", "tokens", "lengths")]
+            missing = next((path for path in files if not path.is_file()), None)
+            if missing is not None and finished:
+                raise damaged(missing, "missing")
+            if missing is not None:
+                break
+            self._keep(Shard.read(files[0]))
+        if finished:
+            unigrams = self.directory / UNIGRAMS
+            if not unigrams.is_file() or unigrams.read_bytes() != _npy(self.unigrams):
+                raise damaged(unigrams, "missing or changed")
+            return
+        kept = {f"{shard.name}.{kind}" for shard in self.shards for kind in ("json", "tokens", "lengths")}
+        for path in [*self.directory.glob("shard-*"), *self.directory.glob(".*.partial")]:
+            if path.name not in kept:
+                path.unlink()
+        if self.shards:
+            _log.info("%s: goes on after %d finished shards", self.directory, len(self.shards))
+
+    def _keep(self, shard: Shard) -> None:
+        for kind, expected in (("tokens", shard.tokens_sha256), ("lengths", shard.lengths_sha256)):
+            path = self.directory / f"{shard.name}.{kind}"
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 24):
+                    digest.update(chunk)
+                    if kind == "tokens" and not len(chunk) % self.dtype.itemsize:
+                        ids = np.frombuffer(chunk, self.dtype)
+                        if int(ids.max(initial=0)) >= len(self.unigrams):
+                            raise damaged(path, "holds ids that are none")
+                        self.unigrams += np.bincount(ids, minlength=len(self.unigrams))
+            if digest.hexdigest() != expected:
+                raise damaged(path, "is not what was written (its sha256 differs)")
+        self.shards.append(shard)
+        self.documents += shard.documents
+        self.tokens += shard.tokens
+
+    def write(self) -> None:
+        """Writes the shards after those kept."""
+        writer: Writer | None = None
+        place, carried = self.shards[-1].end if self.shards else Place(), 0
+        encoded = self._encoded(self._blocks(place))
+        try:
+            for number, block, line, ids, lengths in encoded:
+                writer = writer or Writer(self.directory, len(self.shards), self.dtype)
+                ended, carried = join_parts(lengths, block, carried)
+                writer.add(ids, ended)
+                self.unigrams += np.bincount(ids, minlength=len(self.unigrams))
+                self.documents += len(ended)
+                self.tokens += len(ids)
+                place = Place(number, block.end, line)
+                if block.closes and writer.tokens >= self.options.shard_tokens:
+                    self.shards.append(writer.close(place))
+                    writer = None
+                if self.progress is not None:
+                    self.progress(sum(self.sizes[:number]) + block.read, sum(self.sizes), self.documents, self.tokens)
+            if not self.tokens:
+                raise InputError(f"{', '.join(self.files[:3])}: no text; nothing but blank lines")
+            if writer is not None and writer.tokens:
+                self.shards.append(writer.close(place))
+                writer = None
+        finally:
+            encoded.close()
+            if writer is not None:
+                writer.drop()
+
+    def _blocks(self, place: Place) -> Iterator[tuple[int, Block]]:
+        for number in range(place.file, len(self.files)):
+            start = (place.offset, place.line) if number == place.file else (0, 1)
+            for block in blocks(self.files[number], self.options.source, *start):
+                yield number, block
+
+    def _encoded(
+        self, numbered: Iterable[tuple[int, Block]]
+    ) -> Generator[tuple[int, Block, int, np.ndarray, np.ndarray]]:
+        """The blocks in order, without their text: the line after each, its ids and the lengths of its documents."""
+        workers = self.options.workers or len(os.sched_getaffinity(0))
+        encoder = Encoder(self.tokenizer, self.options.source, self.dtype)
+        if workers == 1 or sum(self.sizes) < _ALONE_BELOW:
+            for number, block in numbered:
+                yield number, block, block.next_line, *encoder(block)
+            return
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        pool = ProcessPoolExecutor(workers, context, _begin, (encoder,))
+        waiting: deque[tuple[tuple[int, Block, int], Future]] = deque()
+        try:
+            for number, block in numbered:
+                bare = dataclasses.replace(block, content=b"")
+                waiting.append(((number, bare, block.next_line), pool.submit(_encode, block)))
+                if len(waiting) > 2 * workers + 2:
+                    known, future = waiting.popleft()
+                    yield *known, *future.result()
+            for known, future in waiting:
+                yield *known, *future.result()
+        except BrokenProcessPool:
+            raise InputError(
+                "a process that tokenises has died, perhaps for want of memory; run the same command again to go on, "
+                "with fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def finish(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Writes the counts and, last, the manifest."""
+        write_whole(self.directory / UNIGRAMS, _npy(self.unigrams))
+        shards = [{k: v for k, v in dataclasses.asdict(shard).items() if k != "end"} for shard in self.shards]
+        counts = {"documents": self.documents, "tokens": self.tokens, "dtype": self.dtype.name}
+        manifest = {**record, **counts, "unigrams": UNIGRAMS, "shards": shards}
+        write_record(self.directory / MANIFEST, manifest)
+        return manifest
+
+
+def _npy(array: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+class Encoder:
+    """A block's ids, in the shards' type, and the lengths of its documents; remembers words."""
+
+    def __init__(self, tokenizer: Tokenizer, source: Source, dtype: np.dtype):
+        self.tokenizer, self.source, self.dtype = tokenizer, source, dtype
+        self.bulk: BulkEncoder | None = None
+
+    def __call__(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        self.bulk = self.bulk or BulkEncoder(self.tokenizer)
+        ids, lengths = encode_block(self.bulk, block, self.source)
+        return ids.astype(self.dtype), lengths
+
+
+_encoder: Encoder | None = None  # of a process that tokenises
+
+
+def _begin(encoder: Encoder) -> None:
+    """Readies a process that tokenises: it lives no longer than the one that started it, which alone is interrupted."""
+    global _encoder
+    _encoder = encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _encode(block: Block) -> tuple[np.ndarray, np.ndarray]:
+    assert _encoder is not None
+    return _encoder(block)
