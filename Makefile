@@ -1,5 +1,6 @@
 # make demo    what it can do, in five minutes, from nothing
 # make test    lint, floors, types and tests: under 12 minutes on 2 cores, no torch
+# make test-system  whole commands, and processes that are stopped and go on: 5 minutes
 # make parity  live comparison with PyTorch
 # make test-long  the long proofs; their results stand in benchmarks/results/
 #
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-.PHONY: demo test lint types parity test-long clean
+.PHONY: demo test lint types test-system parity test-long clean
 
 demo: $(VENV)/.installed
 	JAX_PLATFORMS=cpu $(BIN)/deberta-jax demo --output demo-output
@@ -25,6 +26,9 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/pyright
+
+test-system: $(VENV)/.installed-dev
+	$(PYTEST) -n 2 --dist worksteal -m 'system and not long'
 
 parity: $(VENV)/.installed-parity
 	$(PYTEST) -n 2 --dist worksteal -m 'parity and not long' tests/parity

@@ -211,6 +211,7 @@ def test_a_file_of_a_repository_can_be_named(server, ask):
     assert found == ["config.json", "pytorch_model.generator.bin", "spm.model", "tokenizer_config.json"]
 
 
+@pytest.mark.system
 def test_loads_and_converts_a_hub_id_at_a_pinned_commit(server, ask, tmp_path):
     server.files["org/model"] = {COMMIT: contents(3), OLDER: contents(5)}
     convert = (

@@ -104,6 +104,7 @@ def test_a_saved_model_is_loaded_to_the_bit(trained, tmp_path):
     assert (tmp_path / "copy" / name).read_bytes() == (trained.directory / name).read_bytes()
 
 
+@pytest.mark.system
 def test_three_classes_of_pairs_from_jsonl_in_bfloat16(task, tmp_path, one_device):
     body = [(*text.split(" ", 1), label) for text, label in rows(96, 3, seed=11)]
     train = write_table(tmp_path / "train.jsonl", ("head", "rest", "kind"), body)
@@ -124,6 +125,7 @@ def test_three_classes_of_pairs_from_jsonl_in_bfloat16(task, tmp_path, one_devic
     assert metrics["f1"] == pytest.approx(printed["f1"])
 
 
+@pytest.mark.system
 def test_a_regression_from_tsv_by_a_config_file(tmp_path, capsys, one_device):
     """From a file of weights, whose classifier, of two labels, is drawn anew."""
     weights = weighted_model(tmp_path / "weights")
@@ -164,6 +166,7 @@ def test_the_models_own_order_of_labels_is_kept():
     assert names("pos", "other") == ("neg", "pos")
 
 
+@pytest.mark.system
 def test_the_command_in_a_process_of_its_own(trained, task):
     """Standard output has the one JSON object and nothing else."""
     process = start(["evaluate", "--model", str(trained.directory), "--data", str(task.home / "eval.csv"), "--text",

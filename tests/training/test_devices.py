@@ -85,7 +85,7 @@ def single(trial_of):
 LONG = [pytest.param(sizes, marks=pytest.mark.long) for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 4), (4, 1, 2))]
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), *LONG])
+@pytest.mark.parametrize("sizes", [pytest.param((2, 2, 2), marks=pytest.mark.system), *LONG])
 def test_every_mesh_has_the_losses_of_one_device(trial_of, single, sizes):
     trial = trial_of(*sizes)
     assert trial.mesh.size == np.prod(sizes)

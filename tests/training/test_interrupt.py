@@ -15,6 +15,8 @@ import pytest
 
 from tests.made import Task, log_of, start
 
+pytestmark = pytest.mark.system
+
 # Evaluations every 6 steps; states and log lines at steps that are no multiples of one another or of it.
 OFTEN = ("--epochs", "3", "--log-every", "5", "--checkpoint-every", "4")
 STEPS = 18
