@@ -286,7 +286,9 @@ def texts_of(block: Block, source: Source) -> list[str]:
             return [line.rstrip("\r") for line in text.split("\n")]
         return text.split("\n")
     if source.documents == "paragraph":
-        return [part.strip("\r\n") for part in re.split(r"\n[ \t\r]*\n", text)]
+        # A block may begin with the blank lines that its predecessor's last paragraph ended with.
+        parts = re.split(r"\n(?:[ \t\r]*\n)+", f"\n{text}" if block.opens else text)
+        return [part.strip("\r\n") for part in parts]
     return [text]
 
 

@@ -50,8 +50,11 @@ class Masking:
             raise InputError(f"--longest-span {self.longest_span}: must be at least 1")
 
     def targets(self, length: int) -> int:
-        """P, the most targets of a row of ``length`` tokens."""
-        return max(1, round(self.share * (length if self.skip_tail else length - 2)))
+        """P, the most targets of a row of ``length`` tokens: the share, and room for how much groups differ in size."""
+        if self.skip_tail:
+            return max(1, round(self.share * length))
+        room = 4 * self.longest_span if self.unit == "word" else self.longest_span - 1
+        return max(1, min(round(self.share * (length - 2)) + room, length - 2))
 
 
 def word_starts(tokenizer: Tokenizer) -> np.ndarray:
@@ -119,10 +122,10 @@ def mask_tokens(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Chooses targets and replaces them.
 
-    Without ``skip_tail`` a row's predictable tokens are divided into groups (tokens, words, or spans of them) and whole
-    groups are taken in random order while they fit into ``share`` of the tokens: each group is as likely as any other,
-    wherever it stands. A group never reaches over a special token, nor into another text of the row. So a row has
-    ``round(share * tokens)`` targets if tokens are masked singly, and at most a group fewer otherwise.
+    Without ``skip_tail`` a row's predictable tokens are divided into groups (tokens, words, or spans of them), and
+    every group is as likely as any other, whatever its size and wherever it stands, to be chosen. A group never reaches
+    over a special token, nor into another text of the row. Masked singly, ``round(share * tokens)`` tokens of a row are
+    targets (at least one); otherwise as many on average, and a few more or less in a row, for groups stay whole.
 
     Args:
       ids: int [B,T]. real: bool [B,T], False for padding; special tokens are found here.
@@ -134,14 +137,13 @@ def mask_tokens(
     """
     count, (batch, length) = masking.targets(ids.shape[1]), ids.shape
     predictable = real & ~vocabulary.special[ids]
-    random = draws(seed, rows, 2 * length + 2 * count)
+    random = draws(seed, rows, 2 * length + 1 + 2 * count)
     units = _units(ids, predictable, vocabulary, masking)
     if masking.skip_tail:
         chosen = _from_the_left(units, predictable, real, masking, random[:, : 2 * length])
     else:
-        budget = np.minimum(np.maximum(1, np.rint(masking.share * predictable.sum(1))), count).astype(np.int64)
         groups = spans(units, predictable, masking.longest_span, random[:, :length])
-        chosen = _in_random_order(groups, predictable, budget, random[:, length : 2 * length])
+        chosen = _evenly(groups, predictable, masking.share, count, random[:, length : 2 * length + 1])
     row, column = np.nonzero(chosen)
     place = (np.cumsum(chosen, axis=1) - 1)[row, column]
     if masking.skip_tail:  # the word that goes over the budget is cut
@@ -152,8 +154,8 @@ def mask_tokens(
     seen = ids.astype(np.int32)
     shown = np.full(len(row), vocabulary.mask_id, np.int32)
     if masking.shown == "80-10-10":
-        fate = random[row, 2 * length + place]
-        other = random[row, 2 * length + count + place]
+        fate = random[row, 2 * length + 1 + place]
+        other = random[row, 2 * length + 1 + count + place]
         if masking.skip_tail:  # the original draws from the whole vocabulary
             drawn = (other * len(vocabulary.special)).astype(np.int32)
         else:
@@ -202,19 +204,26 @@ def spans(units: np.ndarray, predictable: np.ndarray, longest: int, random: np.n
     return np.maximum(np.cumsum(starts, axis=1) - 1, 0)
 
 
-def _in_random_order(groups: np.ndarray, predictable: np.ndarray, budget: np.ndarray, random: np.ndarray) -> np.ndarray:
-    """bool [B,T]: the tokens of the groups taken, in random order up to the first that exceeds the budget."""
+def _evenly(groups: np.ndarray, predictable: np.ndarray, share: float, most: int, random: np.ndarray) -> np.ndarray:
+    """bool [B,T]: the tokens of the groups chosen, by systematic sampling.
+
+    The groups stand in a row by size, those of one size in random order, and are taken at even distances from a random
+    start. So each has the same probability, and of every size as many are taken as it makes up: the tokens add up to
+    the share but for about one group. What would go over ``most`` is left out.
+    """
     batch, length = groups.shape
     flat = groups + np.arange(batch)[:, None] * length
     sizes = np.bincount(flat[predictable], minlength=batch * length).reshape(batch, length)
-    score = np.where((sizes > 0) & (sizes <= budget[:, None]), random, np.inf)
-    order = np.argsort(score, axis=1)
-    ordered = np.where(
-        np.isfinite(np.take_along_axis(score, order, axis=1)), np.take_along_axis(sizes, order, axis=1), length
-    )
-    taken = np.zeros((batch, length), bool)
-    np.put_along_axis(taken, order, np.cumsum(ordered, axis=1) <= budget[:, None], axis=1)
-    return predictable & np.take_along_axis(taken, groups, axis=1)
+    tokens, count = predictable.sum(axis=1), (sizes > 0).sum(axis=1)
+    budget = np.maximum(1, np.rint(share * tokens))
+    rate = np.maximum(budget / np.maximum(tokens, 1), 1 / np.maximum(count, 1))[:, None]
+    order = np.argsort(np.where(sizes > 0, sizes + random[:, :-1], np.inf), axis=1)
+    steps = np.floor(np.arange(length + 1) * rate + random[:, -1:] * (1 - 1e-9))
+    taken = (np.diff(steps, axis=1) > 0) & (np.arange(length) < count[:, None])
+    taken &= np.cumsum(np.take_along_axis(sizes, order, axis=1) * taken, axis=1) <= most
+    chosen = np.zeros((batch, length), bool)
+    np.put_along_axis(chosen, order, taken, axis=1)
+    return predictable & np.take_along_axis(chosen, groups, axis=1)
 
 
 def _from_the_left(
