@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from deberta_jax.data.documents import Source, blocks, encode_block, join_parts, text_files, texts_of
-from deberta_jax.data.shards import MANIFEST, open_shards
+from deberta_jax.data.shards import open_shards
 from deberta_jax.errors import InputError
 from deberta_jax.text import Tokenizer
 from deberta_jax.text.bulk import BulkEncoder
@@ -44,7 +44,7 @@ def open_corpus(paths: Sequence[str | Path], tokenizer: Tokenizer, source: Sourc
       InputError: files that cannot be read or have no text; a directory of another tokenizer's, or damaged.
     """
     names = [str(path) for path in paths]
-    if any((Path(name) / MANIFEST).is_file() for name in names):
+    if any(Path(name).is_dir() for name in names):
         if len(names) > 1:
             raise InputError(
                 f"{names[0]}, {names[1]}: of prepared directories one is taken; prepare all files together"

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -105,7 +105,7 @@ def kind_of(file: str) -> str:
 
 
 @contextmanager
-def stored(file: str) -> Iterator[BinaryIO]:
+def stored(file: str) -> Iterator[Any]:
     """The file's bytes as they are stored. Raises InputError where there are none to read."""
     try:
         if "://" in file:
@@ -143,7 +143,7 @@ def blocks(file: str, source: Source, start: int = 0, line: int = 1) -> Iterator
             raise InputError(f"{file}: damaged: {error}") from None
 
 
-def _decompressed(file: str, stream: BinaryIO) -> tuple[Any, tuple[type[Exception], ...]]:
+def _decompressed(file: str, stream: Any) -> tuple[Any, tuple[type[Exception], ...]]:
     """A stream of what was compressed, and what it raises where the file is damaged."""
     if file.endswith(".gz"):
         return gzip.open(stream), (gzip.BadGzipFile, zlib.error, EOFError)
@@ -160,7 +160,7 @@ def _decompressed(file: str, stream: BinaryIO) -> tuple[Any, tuple[type[Exceptio
 
 
 def _byte_blocks(
-    file: str, content: BinaryIO, stream: BinaryIO, kind: str, source: Source, start: int, line: int
+    file: str, content: Any, stream: Any, kind: str, source: Source, start: int, line: int
 ) -> Iterator[Block]:
     how = "line" if kind == "jsonl" else source.documents
     rest, opens, over = b"", True, False
@@ -224,7 +224,7 @@ def lone_space(data: Any) -> int:
     return end
 
 
-def _parquet_blocks(file: str, stream: BinaryIO, column: str, start: int) -> Iterator[Block]:
+def _parquet_blocks(file: str, stream: Any, column: str, start: int) -> Iterator[Block]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
