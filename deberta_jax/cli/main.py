@@ -16,9 +16,11 @@ VERBS = {
     "finetune": "fine-tune a classifier on a csv, tsv or jsonl file",
     "evaluate": "metrics of a model on a labelled file, as one JSON object",
     "predict": "labels and probabilities for a file of texts, as jsonl",
+    "plan": "does a run fit on a TPU slice, what binds it, what does it cost: from the compiler, without the slice",
     "convert": "a checkpoint of any form to a model directory or an Orbax checkpoint",
     "inspect": "what a checkpoint holds and what it can be used for",
     "verify": "run a checkpoint, compare it with another, layer by layer",
+    "bench": "tokens a second, utilisation, memory and compile time of training and prediction on this machine",
     "demo": "train, evaluate and predict in five minutes, from nothing but Python's own texts",
 }
 

@@ -128,14 +128,20 @@ def _whole_batch(array: jax.Array) -> jax.Array:
     return jnp.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
 
 
-def compile_step(step: Step, state: Any, shardings: TrainState, example: Mapping[str, Any], mesh: Mesh) -> Any:
-    """The step compiled for the shapes of ``example``; the state's buffers are reused for the new state.
-
-    ``state`` and ``example`` may be abstract: nothing is computed.
-    """
+def jit_step(step: Step, shardings: TrainState, example: Mapping[str, Any], mesh: Mesh) -> tuple[Any, dict[str, Any]]:
+    """The step to be lowered, where a mesh is set, for the state's shapes and the batch's, which are the second part;
+    the state's buffers are reused for the new state."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     batch = {name: batch_sharding(mesh) for name in example}
     jitted = jax.jit(step, in_shardings=(shardings, batch), out_shardings=(shardings, everywhere), donate_argnums=0)
-    shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in example.items()}
+    return jitted, {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in example.items()}
+
+
+def compile_step(step: Step, state: Any, shardings: TrainState, example: Mapping[str, Any], mesh: Mesh) -> Any:
+    """The step compiled for the shapes of ``example``.
+
+    ``state`` and ``example`` may be abstract: nothing is computed.
+    """
+    jitted, shapes = jit_step(step, shardings, example, mesh)
     with jax.set_mesh(mesh):
         return jitted.lower(state, shapes).compile()

@@ -1,0 +1,118 @@
+"""Every released architecture's training step compiled for TPU slices that are not there; writes the README's table.
+
+    pip install 'deberta_jax[tpu]'      # libtpu, the compiler; no TPU is needed, and none was used
+    python benchmarks/plan.py [--parts presets claims scaling] [--output benchmarks/results/plan.json]
+    python benchmarks/plan.py --table   # print the recorded figures as a table
+
+All figures are the compiler's estimates, not measurements. What is recorded already is not compiled again.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from deberta_jax.planning.chips import target_of
+from deberta_jax.planning.planner import first_fit, make_plan
+from deberta_jax.planning.report import ESTIMATE, as_json
+from deberta_jax.planning.request import Request, make_request
+from deberta_jax.planning.sweep import candidates
+from deberta_jax.presets import PRESETS
+from deberta_jax.training.experiment import Runtime
+
+SLICES = ("v5e-16", "v5e-256", "v5p-128", "v6e-256")
+LENGTH, ROWS = 512, 8  # of a chip
+MODELS = [name for name in PRESETS if not name.endswith("-mnli")]
+
+
+def request(model: str, topology: str, job: str, rows: int, length: int = LENGTH, **runtime: Any) -> Request:
+    target = target_of(topology)
+    return make_request(
+        job, PRESETS[model], target, batch_size=rows * target.chips, length=length, dtype="bfloat16",
+        runtime=Runtime(**runtime),
+    )  # fmt: skip
+
+
+def presets(job: str) -> Iterator[tuple[str, Any]]:
+    """Each preset on each slice: the first mesh of the sweep's order that fits."""
+    for topology in SLICES:
+        for model in MODELS:
+            guesses = lambda m=model, t=topology: candidates(request(m, t, job, ROWS), free_body=False)[:4]
+            yield f"presets/{model}/{topology}/{job}", lambda g=guesses: first_fit(g())
+
+
+def claims() -> Iterator[tuple[str, Any]]:
+    """A large vocabulary divided over chips, with generator and discriminator."""
+    shared = {"mesh_data": 4, "mesh_fsdp": 8, "mesh_tensor": 2, "remat": "dots"}
+    yield (
+        "claims/mdeberta-v3-base/v5e-64/rtd",
+        lambda: make_plan(request("mdeberta-v3-base", "v5e-64", "rtd", ROWS, **shared)),
+    )
+
+
+def scaling(job: str) -> Iterator[tuple[str, Any]]:
+    """The same work a chip on 8 and on 256 chips: fsdp of 4, the rest data."""
+    for chips in (8, 256):
+        mesh = {"mesh_data": chips // 4, "mesh_fsdp": 4, "mesh_tensor": 1, "remat": "dots"}
+        yield (
+            f"scaling/v3-base/v5e-{chips}/{job}",
+            lambda c=chips, m=mesh: make_plan(request("deberta-v3-base", f"v5e-{c}", job, ROWS, **m)),
+        )
+
+
+def table(recorded: dict[str, Any]) -> str:
+    lines = [
+        "| model | slice | mesh (data, fsdp, tensor) | remat | memory, of the chip's | HBM traffic | collectives |"
+        " step, at least |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, p in recorded.items():
+        if name.startswith("presets/"):
+            mesh = ", ".join(str(size) for size in p["mesh"].values())
+            step = f"{1e3 * p['seconds']['step']:.0f} ms, {p['bound_by']}" if p["seconds"] else "-"
+            lines.append(
+                f"| {name.split('/')[1]} | {name.split('/')[2]} | {mesh} | {p['remat']} "
+                f"| {p['hbm_bytes_per_chip'] / 1e9:.1f} of {p['hbm_capacity'] / 1e9:.0f} GB"
+                f"{'' if p['fits'] else ', DOES NOT FIT'} | {p['hbm_traffic_bytes'] / 1e9:.0f} GB "
+                f"| {p['collective_bytes'] / 1e9:.2f} GB | {step} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=("presets", "claims", "scaling"),
+                        default=["scaling", "presets", "claims"])  # fmt: skip
+    parser.add_argument("--job", default="finetune", choices=("mlm", "finetune"))
+    parser.add_argument("--only", default="", help="names that contain this")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/plan.json"))
+    args = parser.parse_args()
+    recorded = json.loads(args.output.read_text()) if args.output.is_file() else {}
+    if args.table:
+        print(table(recorded.get("plans", {})))
+        return
+    plans = recorded.get("plans", {})
+    parts = {"presets": lambda: presets(args.job), "claims": claims, "scaling": lambda: scaling(args.job)}
+    for part in args.parts:
+        for name, make in parts[part]():
+            if name in plans or args.only not in name:
+                continue
+            try:
+                plans[name] = as_json(make())
+            except ValueError as error:
+                print(f"{name}: {error}", file=sys.stderr, flush=True)
+                continue
+            p = plans[name]
+            print(f"{name}: fits={p['fits']} {p['hbm_bytes_per_chip']:.3g} B {p['mesh']} {p['remat']} "
+                  f"{p['compile_seconds']} s", flush=True)  # fmt: skip
+            args.output.write_text(json.dumps({"note": ESTIMATE, "plans": plans}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The process that compiles: reads ``request`` in the directory named, leaves ``facts.json`` and ``program.hlo.gz``."""
+
+import gzip
+import json
+import pickle
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from deberta_jax.errors import InputError
+from deberta_jax.planning.compiling import versions
+from deberta_jax.planning.programs import Made, compile_request, lower_for_cuda
+from deberta_jax.planning.request import Request
+
+
+def main(stage: Path) -> None:
+    request: Request = pickle.loads((stage / "request").read_bytes())
+    began = time.perf_counter()
+    facts: dict[str, Any] = {"versions": versions()}
+    try:
+        if request.target.platform == "cuda":
+            facts["held"], facts["products"] = lower_for_cuda(request, devices(request))
+        else:
+            facts |= compiled(compile_request(request, devices(request)), stage)
+    except InputError as error:
+        (stage / "refusal").write_text(str(error), encoding="utf-8")
+        return
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
+            raise
+        facts["too_large"] = too_large(str(error))
+    facts["seconds"] = round(time.perf_counter() - began, 1)
+    (stage / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def compiled(made: Made, stage: Path) -> dict[str, Any]:
+    memory = made.compiled.memory_analysis()
+    names = ("argument", "output", "alias", "temp", "generated_code")
+    (stage / "program.hlo.gz").write_bytes(gzip.compress(made.compiled.as_text().encode(), 6))
+    return {"held": made.held, "memory": {name: int(getattr(memory, f"{name}_size_in_bytes")) for name in names}}
+
+
+def devices(request: Request) -> Any:
+    """Raises InputError for a slice that the compiler does not know."""
+    if request.target.platform != "tpu":
+        return jax.devices()
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=request.target.topology).devices
+    except Exception as error:  # whatever the plugin raises
+        raise InputError(f"--topology {request.target.topology}: {str(error).splitlines()[0][:200]}") from None
+
+
+def too_large(message: str) -> dict[str, Any]:
+    """What the compiler says it would need, in bytes, and its words."""
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", message)
+    found: dict[str, Any] = {"message": " ".join(message.split())[:500]}
+    if used:
+        found |= {"used": float(used[1]) * units[used[2]], "capacity": float(used[3]) * units[used[4]]}
+    return found
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

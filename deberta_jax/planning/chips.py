@@ -1,0 +1,81 @@
+"""Chips and slices of them: what each can hold, compute and move, and which slices there are."""
+
+import dataclasses
+import math
+import re
+
+from deberta_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Of one chip: bfloat16 operations a second, bytes of memory, bytes a second from it, and through the links of one
+    direction of the torus: a ring sends both ways, through two links at once."""
+
+    flops: float
+    hbm: int
+    hbm_bandwidth: float
+    ring_bandwidth: float
+
+
+# Peak, capacity and bandwidth: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, section "System architecture". Links: its
+# "bidirectional inter-chip interconnect bandwidth per chip" (v4 2400 Gbit/s one way; v5e 400, v5p 1200, v6e 800 GB/s),
+# divided by the ports of a chip (6, 4, 6, 4); a ring over one axis of the mesh has two of them.
+CHIPS = {
+    "v4": Chip(275e12, 32 * 2**30, 1.228e12, 100e9),
+    "v5e": Chip(197e12, 16 * 2**30, 0.819e12, 100e9),
+    "v5p": Chip(459e12, 95 * 2**30, 2.765e12, 200e9),
+    "v6e": Chip(918e12, 32 * 2**30, 1.64e12, 200e9),
+}
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
+SLICES = {"v4": _DEEP, "v5e": _FLAT, "v5p": _DEEP, "v6e": _FLAT}
+# v4-N and v5p-N are named after cores, of which a chip has two.
+_CORES = {"v4": 2, "v5p": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What to compile for.
+
+    Attributes:
+      platform: ``tpu``, ``cuda`` or ``cpu``.
+      topology: ``v5e:4x4``, ``cuda:8``, ``cpu:8``.
+      chips: how many.
+    """
+
+    platform: str
+    topology: str
+    chips: int
+
+    @property
+    def chip(self) -> Chip | None:
+        return CHIPS.get(self.topology.partition(":")[0])
+
+
+def target_of(topology: str) -> Target:
+    """``v5e:4x4``, or as it is rented ``v5e-16``; ``cuda:8`` and ``cpu:8`` are so many devices.
+
+    Raises:
+      InputError: a slice that does not exist; names some that do.
+    """
+    name, separator, size = re.match(r"([^:-]*)([:-]?)(.*)", topology.strip().lower()).groups()  # pyright: ignore
+    if name in ("cuda", "cpu"):
+        if not (size or "1").isdigit() or int(size or 1) < 1:
+            raise InputError(f"--topology {topology}: give a number of devices, such as {name}:8")
+        return Target(name, f"{name}:{int(size or 1)}", int(size or 1))
+    if name not in CHIPS:
+        raise InputError(
+            f"--topology {topology}: give a TPU slice such as v5e:4x4 (of {', '.join(CHIPS)}), cuda:8 or cpu:8"
+        )
+    slices = SLICES[name]
+    if separator == "-" and size.isdigit():
+        chips = int(size) / _CORES.get(name, 1)
+        size = next((s for s in slices if _chips(s) == chips), size)
+    if size not in slices:
+        raise InputError(f"--topology {topology}: there is no such slice; {name} comes as {', '.join(slices)}")
+    return Target("tpu", f"{name}:{size}", _chips(size))
+
+
+def _chips(size: str) -> int:
+    return math.prod(int(n) for n in size.split("x"))

@@ -1,0 +1,140 @@
+"""Compiles requests: in a process of its own, for a compiler may die of bad input, and once, for results are kept."""
+
+import dataclasses
+import gzip
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import deberta_jax
+from deberta_jax.data.cache import cache_directory
+from deberta_jax.errors import InputError
+from deberta_jax.planning.request import Request
+
+_QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+          "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TF_CPP_MIN_LOG_LEVEL": "1"}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a compiler made of a request.
+
+    Attributes:
+      facts: ``held`` (bytes of one chip by cause), ``memory`` (the compiler's account), ``seconds``, ``versions``,
+        ``warnings``; or ``too_large``, the compiler's refusal.
+      hlo: the program's text; empty where there is none.
+      cached: it was compiled before.
+    """
+
+    facts: dict[str, Any]
+    hlo: str
+    cached: bool
+
+
+def compile_here(request: Request, *, tick: Callable[[], object] = lambda: None) -> Compiled:
+    """The request compiled, or found in the cache; ``tick`` is called every second meanwhile.
+
+    Raises:
+      InputError: what the compiler, or the model, does not take.
+    """
+    check_compiler(request)
+    place = cache_directory() / "plans" / identity(request)
+    cached = (place / "facts.json").is_file()
+    if not cached:
+        _compile(request, place, tick)
+    facts = json.loads((place / "facts.json").read_text(encoding="utf-8"))
+    program = place / "program.hlo.gz"
+    text = gzip.decompress(program.read_bytes()).decode() if program.is_file() else ""
+    return Compiled(facts, text, cached)
+
+
+def check_compiler(request: Request) -> None:
+    if request.target.platform == "tpu" and importlib.util.find_spec("libtpu") is None:
+        raise InputError(
+            f"--topology {request.target.topology}: needs the TPU's compiler; `pip install libtpu` (no TPU is needed)"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Of all that decides what comes out."""
+    found = {}
+    for name in ("jax", "jaxlib", "libtpu", "flax", "optax"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def identity(request: Request) -> str:
+    """A hash of the request, the versions, and this package's sources but those that read the result."""
+    digest = hashlib.sha256(repr(request).encode())
+    digest.update(json.dumps(versions(), sort_keys=True).encode())
+    root = Path(deberta_jax.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        part = path.relative_to(root)
+        if part.parts[0] not in ("cli", "planning") or part.name in ("programs.py", "child.py"):
+            digest.update(str(part).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _compile(request: Request, place: Path, tick: Callable[[], object]) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=place.parent) as name:
+        stage = Path(name)
+        (stage / "request").write_bytes(pickle.dumps(request))
+        with (stage / "errors").open("wb") as errors:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "deberta_jax.planning.child", str(stage)], env=_environment(request),
+                stdout=subprocess.DEVNULL, stderr=errors,
+            )  # fmt: skip
+            try:
+                while True:
+                    try:
+                        child.wait(1)
+                        break
+                    except subprocess.TimeoutExpired:
+                        tick()
+            finally:
+                if child.poll() is None:
+                    child.kill()
+        refusal = stage / "refusal"
+        if refusal.is_file():
+            raise InputError(refusal.read_text(encoding="utf-8"))
+        if child.returncode != 0:
+            raise InputError(_died(request, child.returncode, (stage / "errors").read_text("utf-8", "replace")))
+        (stage / "request").unlink()
+        try:
+            os.rename(stage, place)
+        except OSError:
+            if not place.is_dir():  # otherwise another process was first
+                raise
+        stage.mkdir(exist_ok=True)  # for the clean-up
+
+
+def _environment(request: Request) -> dict[str, str]:
+    """Of the child: no device but the CPU, simulated as often as the target has devices unless a compiler stands in."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu"} | {k: v for k, v in _QUIET.items() if k not in os.environ}
+    if request.target.platform != "tpu":
+        flags = [f for f in env.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
+        env["XLA_FLAGS"] = " ".join([*flags, f"--xla_force_host_platform_device_count={request.target.chips}"])
+    root = str(Path(deberta_jax.__file__).parents[1])
+    env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH")])])
+    return env
+
+
+def _died(request: Request, code: int, errors: str) -> str:
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    told = [line for line in lines if "rror" in line or "Check failed" in line] or lines
+    how = f"signal {-code}" if code < 0 else f"code {code}"
+    last = told[-1][:300] if told else "it said nothing"
+    return f"--topology {request.target.topology}: the compiler ended with {how}: {last}; try another slice or mesh"

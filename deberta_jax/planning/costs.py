@@ -1,0 +1,240 @@
+"""What a compiled program does on one chip, counted from its HLO: products, memory traffic, collectives.
+
+XLA's own count has a loop's body once, however often it runs, and nothing for hand-written kernels; here loops count by
+their trips, and kernels by hand.
+"""
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from deberta_jax.planning.groups import axes_of, device_groups
+from deberta_jax.planning.hlo import Array, Computation, Instruction, Program
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Nothing is moved by these: names, views, and what is counted where it begins.
+_FREE = {
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "after-all",
+    "partition-id", "replica-id", "copy-done", "slice-done", "async-done", "async-update", "all-gather-done",
+    "all-reduce-done", "collective-permute-done", "opt-barrier", "add-dependency",
+}  # fmt: skip
+_MARKERS = ("AllocateBuffer", "AsyncCollectiveDone", "AsyncCollectiveStart", "ConcatBitcast",
+            "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "Sharding")  # fmt: skip
+Kernel = Callable[[Instruction, tuple[Array, ...]], tuple[float, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Collectives of one kind over the same mesh axes.
+
+    Attributes:
+      kind, axes: such as ``all-gather``, and ``("fsdp",)``.
+      count: how often in a step.
+      bytes: that one chip sends in a step, in a ring: (n-1)/n of the whole array, twice that for an all-reduce.
+      largest: bytes of the largest array that one of them leaves on a chip.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    count: float
+    bytes: float
+    largest: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Of one chip, a step.
+
+    Attributes:
+      flops: of matrix products and convolutions, kernels included.
+      hbm_bytes: read from and written to main memory.
+      collectives: by kind and axes.
+      pairs: (flops, bytes) of each instruction, times its runs: for a roofline instruction by instruction.
+      kernels: names of the hand-written kernels, with how often each runs.
+    """
+
+    flops: float
+    hbm_bytes: float
+    collectives: tuple[Collective, ...]
+    pairs: tuple[tuple[float, float], ...]
+    kernels: Mapping[str, float]
+
+    @property
+    def collective_bytes(self) -> float:
+        return sum(c.bytes for c in self.collectives)
+
+
+def count(program: Program, mesh: Mapping[str, int], kernel: Kernel | None = None) -> Costs:
+    """Counts a step.
+
+    Args:
+      program: of one chip.
+      mesh: sizes by axis, in the order in which devices are numbered.
+      kernel: (custom call, its operands) -> (flops, bytes); without it a kernel counts its operands and
+        results once, and no flops.
+    """
+    tally = _Tally(mesh)
+    pairs, kernels = [], defaultdict(float)
+    for computation, i, times in program.executed():
+        flops, moved = 0.0, float(traffic(program, computation, i))
+        for owner, part in ((computation, i), *program.inside(i)):
+            if part.opcode in ("dot", "convolution"):
+                flops += product_flops(part, owner)
+            elif part.opcode.removesuffix("-start") in COLLECTIVES:
+                tally.add(part, owner, times, fused=part is not i)
+        if i.opcode == "custom-call" and "tpu_custom_call" in i.rest:
+            kernels[re.sub(r"[.\d]+$", "", i.name)] += times
+            if kernel is not None:
+                operands = tuple(a for name in i.operands for a in computation.by_name[name].arrays)
+                flops, moved = kernel(i, operands)
+        if flops or moved:
+            pairs.append((flops * times, moved * times))
+    flops, moved = (float(sum(pair[n] for pair in pairs)) for n in (0, 1))
+    return Costs(flops, moved, tally.collectives(), tuple(pairs), dict(kernels))
+
+
+class _Tally:
+    """Collectives, added up by kind and axes."""
+
+    def __init__(self, mesh: Mapping[str, int]):
+        self.mesh = mesh
+        self.sums: dict[tuple[str, tuple[str, ...]], Collective] = {}
+        self.channels: set[str] = set()
+
+    def add(self, i: Instruction, owner: Computation, times: float, *, fused: bool) -> None:
+        channel = re.search(r"channel_id=\d+", i.rest)
+        if fused and channel is not None:
+            # One that runs beside products stands in each of their fusions, on one channel.
+            if channel[0] in self.channels:
+                return
+            self.channels.add(channel[0])
+        groups = device_groups(i.rest, math.prod(self.mesh.values()))
+        size = len(groups[0])
+        if size == 1:
+            return
+        kind = _kind(i, owner, fused=fused)
+        given = sum(owner.by_name[name].bytes for name in i.operands if name in owner.by_name)
+        # The start of an asynchronous one gives its operands beside its result.
+        made = i.bytes - (given if i.opcode.endswith("-start") and kind != "all-reduce" else 0)
+        share = (size - 1) / size
+        sent = {"all-gather": made * share, "all-reduce": 2 * given * share, "collective-permute": given}
+        key = kind, axes_of(groups, self.mesh)
+        before = self.sums.get(key, Collective(*key, 0.0, 0.0, 0))
+        self.sums[key] = Collective(
+            *key, before.count + times, before.bytes + times * sent.get(kind, given * share),
+            max(before.largest, *(a.bytes for a in i.arrays)),
+        )  # fmt: skip
+
+    def collectives(self) -> tuple[Collective, ...]:
+        return tuple(self.sums[key] for key in sorted(self.sums))
+
+
+def _kind(i: Instruction, owner: Computation, *, fused: bool) -> str:
+    """On TPUs a reduce-scatter is a fusion of an all-reduce and the slice that this chip keeps."""
+    kind = i.opcode.removesuffix("-start")
+    if fused and kind == "all-reduce" and owner.root.opcode == "dynamic-slice":
+        return "reduce-scatter"
+    return kind
+
+
+def product_flops(i: Instruction, owner: Computation) -> float:
+    """Multiplications and additions of a ``dot`` or ``convolution``; what meets padding is not counted."""
+    left, right = (owner.by_name[name].arrays[0].dims for name in i.operands[:2])
+    out = i.arrays[0].dims
+    if i.opcode == "dot":
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)
+        return (
+            2.0
+            * math.prod(out)
+            * math.prod(left[int(d)] for d in (contracted[1] if contracted else "").split(",") if d)
+        )
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest)
+    assert labels is not None, "every convolution has dim_labels"
+    of = lambda dims, names: dict(zip(names, dims, strict=True))
+    left, right, out = of(left, labels[1]), of(right, labels[2]), of(out, labels[3])
+    pairs = 1
+    for axis, window in enumerate(_windows(i.rest, sum(label.isdigit() for label in labels[1]))):
+        pairs *= _valid_pairs(left[str(axis)], right[str(axis)], out[str(axis)], window)
+    return 2.0 * out["b"] * out["f"] * right["i"] * pairs
+
+
+def _windows(rest: str, axes: int) -> list[dict[str, tuple[int, ...]]]:
+    """Of each spatial axis: stride, low padding, dilation of the left and of the right operand."""
+    text = re.search(r"window=\{([^}]*)\}", rest)
+    given = dict(part.split("=") for part in text[1].split()) if text else {}
+    windows = []
+    for axis in range(axes):
+        read = lambda name, default, axis=axis: given[name].split("x")[axis] if name in given else default
+        windows.append({
+            "stride": (int(read("stride", "1")),), "pad": (int(read("pad", "0_0").split("_")[0]),),
+            "dilate": (int(read("lhs_dilate", "1")), int(read("rhs_dilate", "1"))),
+        })  # fmt: skip
+    return windows
+
+
+def _valid_pairs(size: int, kernel: int, out: int, window: dict[str, tuple[int, ...]]) -> int:
+    """Pairs of an output and a kernel position that read an element rather than padding."""
+    spread, kernel_spread = window["dilate"]
+    at = np.arange(out)[:, None] * window["stride"][0] + np.arange(kernel)[None] * kernel_spread - window["pad"][0]
+    return int(((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)).sum())
+
+
+def traffic(program: Program, computation: Computation, i: Instruction) -> int:
+    """Bytes of main memory that an instruction reads and writes; of an array of which it reads a slice, that slice."""
+    by_name = computation.by_name
+    operands = [by_name[name] for name in i.operands if name in by_name]
+    if i.opcode in _FREE or any(f'"{marker}"' in i.rest for marker in _MARKERS):
+        return 0
+    if i.opcode == "fusion":
+        return _fusion_traffic(program.computations[i.attribute("calls")], i, operands)
+    if i.opcode in ("copy-start", "slice-start"):
+        target = i.arrays[0].bytes
+        return target * sum(a.space == 0 for a in i.arrays[:2])
+    if i.opcode in ("dynamic-slice", "slice", "gather"):
+        read = i.bytes if operands[0].main_bytes else 0
+        return i.main_bytes + read + sum(o.main_bytes for o in operands[1:])
+    if i.opcode == "dynamic-update-slice":
+        return operands[1].main_bytes + (operands[1].bytes if i.main_bytes else 0)
+    if i.opcode == "scatter":
+        return sum(o.main_bytes for o in operands[1:]) + (2 * operands[-1].bytes if i.main_bytes else 0)
+    return i.main_bytes + sum(o.main_bytes for o in operands)
+
+
+def _fusion_traffic(fused: Computation, i: Instruction, operands: list[Instruction]) -> int:
+    users = defaultdict(list)
+    for inner in fused.instructions:
+        for position, name in enumerate(inner.operands):
+            users[name].append((inner, position))
+    parameters = {int(p.inside): p for p in fused.instructions if p.opcode == "parameter"}
+    moved = sum(_read_of(parameters[n].name, operand, users) for n, operand in enumerate(operands))
+    roots = [fused.by_name[name] for name in fused.root.operands] if fused.root.opcode == "tuple" else [fused.root]
+    for array, root in zip(i.arrays, roots, strict=False):
+        while root.opcode in ("bitcast", "reshape") and root.operands:
+            root = fused.by_name[root.operands[0]]
+        if root.opcode == "dynamic-update-slice":
+            moved += fused.by_name[root.operands[1]].bytes if array.space == 0 else 0
+        else:
+            moved += array.bytes if array.space == 0 else 0
+    return moved
+
+
+def _read_of(name: str, operand: Instruction, users: dict) -> int:
+    """Bytes of a fusion's operand that it reads: all, or the slices that are all it uses."""
+    if not operand.main_bytes:
+        return 0
+    total, pending = 0, [name]
+    while pending:
+        for user, position in users[pending.pop()]:
+            if user.opcode in ("bitcast", "reshape"):
+                pending.append(user.name)
+            elif position == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
+                total += user.bytes
+            elif position == 0 and user.opcode == "dynamic-update-slice":
+                continue  # written in place
+            else:
+                return operand.main_bytes
+    return min(total, operand.main_bytes)

@@ -1,0 +1,205 @@
+"""The text of a compiled program (XLA's optimised HLO) as computations and instructions, with how often each runs."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+# Bits of an element.
+_BITS = {
+    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64, "u64": 64,
+    "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "s1": 1, "u1": 1,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of a result; ``space`` 0 is the main memory, others are on the chip."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    space: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.dims) * _BITS.get(self.dtype, 0) // 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """``operands`` are names in the same computation; ``rest`` is what follows them, attributes and metadata."""
+
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]
+    operands: tuple[str, ...]
+    inside: str
+    rest: str
+    root: bool
+
+    def attribute(self, name: str) -> str:
+        """The computation that an attribute such as ``calls`` names; empty if there is none."""
+        found = re.search(rf"\b{name}=%?([\w.\-]+)", self.rest)
+        return found[1] if found else ""
+
+    @property
+    def op_name(self) -> str:
+        """Where in the model's code it comes from."""
+        found = re.search(r'op_name="([^"]*)"', self.rest)
+        return found[1] if found else ""
+
+    @property
+    def bytes(self) -> int:
+        return sum(a.bytes for a in self.arrays)
+
+    @property
+    def main_bytes(self) -> int:
+        """Of those arrays that lie in main memory."""
+        return sum(a.bytes for a in self.arrays if a.space == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    name: str
+    instructions: tuple[Instruction, ...]
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Instruction]:
+        return {i.name: i for i in self.instructions}
+
+    @functools.cached_property
+    def root(self) -> Instruction:
+        return next((i for i in self.instructions if i.root), self.instructions[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """All computations by name, and the name of the one that the program is."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+    def executed(self) -> Iterator[tuple[Computation, Instruction, float]]:
+        """Every instruction that control flow reaches, with how often it runs: loops by their trips.
+
+        Of a conditional the branch that touches most memory counts. What is in fusions is not listed: see ``inside``.
+        """
+        yield from self._walk(self.entry, 1.0)
+
+    def _walk(self, name: str, times: float) -> Iterator[tuple[Computation, Instruction, float]]:
+        computation = self.computations[name]
+        for i in computation.instructions:
+            if i.opcode == "while":
+                yield from self._walk(i.attribute("body"), times * self.trips(computation, i))
+            elif i.opcode == "conditional":
+                yield from self._walk(max(self._branches(i), key=self._weight), times)
+            elif i.opcode == "call":
+                yield from self._walk(i.attribute("to_apply") or i.attribute("calls"), times)
+            elif i.opcode == "async-start":
+                yield from self._walk(i.attribute("calls"), times)
+            else:
+                yield computation, i, times
+
+    def _branches(self, conditional: Instruction) -> list[str]:
+        several = re.search(r"branch_computations=\{([^}]*)\}", conditional.rest)
+        if several:
+            return re.findall(r"[\w.\-]+", several[1])
+        return [conditional.attribute("true_computation"), conditional.attribute("false_computation")]
+
+    def _weight(self, name: str) -> int:
+        return sum(i.bytes for i in self.computations[name].instructions)
+
+    def inside(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
+        """The instruction itself where it is no fusion; else those of the fused computation and of fusions in it."""
+        called = self.computations.get(instruction.attribute("calls"))
+        if called is None or instruction.opcode != "fusion":
+            return
+        for i in called.instructions:
+            yield called, i
+            yield from self.inside(i)
+
+    def trips(self, computation: Computation, loop: Instruction) -> int:
+        """How often a loop's body runs: as the compiler says, else from the constant that its counter is compared with.
+
+        Raises:
+          ValueError: a loop that tells neither.
+        """
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
+        if known:
+            return int(known[1])
+        condition = self.computations[loop.attribute("condition")]
+        for compare in (*condition.instructions, *(i for c in condition.instructions for _, i in self.inside(c))):
+            if compare.opcode == "compare":
+                return self._limit(computation, loop, condition, "direction=LE" in compare.rest)
+        raise ValueError(f"{loop.name}: the number of trips is not known")
+
+    def _limit(self, computation: Computation, loop: Instruction, condition: Computation, inclusive: bool) -> int:
+        constants = [int(i.inside) for i in condition.instructions if _is_count(i)]
+        if not constants:  # the limit is carried by the loop
+            carried = computation.by_name[loop.operands[0]]
+            given = [computation.by_name.get(name) for name in carried.operands]
+            read = [int(m[1]) for i in condition.instructions if (m := re.search(r"index=(\d+)", i.rest))]
+            constants = [int(g.inside) for k in read if (g := given[k]) is not None and _is_count(g)]
+        if not constants:
+            raise ValueError(f"{loop.name}: the number of trips is not known")
+        return max(constants) + inclusive
+
+
+def _is_count(i: Instruction) -> bool:
+    return i.opcode == "constant" and re.fullmatch(r"\d+", i.inside) is not None
+
+
+def parse(text: str) -> Program:
+    """The program whose HLO text this is."""
+    computations: dict[str, Computation] = {}
+    entry, name, lines = "", "", []
+    for line in text.splitlines():
+        if not line.startswith(" "):
+            header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+            if header:
+                name, lines = header[2], []
+                entry = name if header[1] else entry
+            elif line.startswith("}"):
+                computations[name] = Computation(name, tuple(lines))
+        elif name and (instruction := _instruction(line)) is not None:
+            lines.append(instruction)
+    if not entry:
+        raise ValueError("no entry computation: this is not the text of a compiled program")
+    return Program(computations, entry)
+
+
+def _instruction(line: str) -> Instruction | None:
+    head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if head is None:
+        return None
+    start = head.end()
+    end = _closing(line, start) if line[start] == "(" else line.index(" ", start)
+    opcode = re.match(r"\s*([\w\-]+)\(", line[end:])
+    if opcode is None:
+        return None
+    opened = end + opcode.end() - 1
+    closed = _closing(line, opened)
+    inside = line[opened + 1 : closed - 1]
+    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+    rest = line[closed:]
+    return Instruction(head[2], opcode[1], _arrays(line[start:end]), operands, inside, rest, head[1] is not None)
+
+
+def _closing(line: str, start: int) -> int:
+    """Past the bracket that closes the one at ``start``."""
+    depth = 0
+    for at in range(start, len(line)):
+        depth += (line[at] == "(") - (line[at] == ")")
+        if depth == 0:
+            return at + 1
+    return len(line)
+
+
+def _arrays(text: str) -> tuple[Array, ...]:
+    found = []
+    for dtype, dims, layout in re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", text):
+        space = re.search(r"S\((\d+)\)", layout)
+        sizes = tuple(int(n.lstrip("<=")) for n in dims.split(",") if n)
+        found.append(Array(dtype, sizes, int(space[1]) if space else 0))
+    return tuple(found)

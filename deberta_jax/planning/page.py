@@ -1,0 +1,108 @@
+"""A plan as one HTML page: the table, memory by cause, time by term, and the same work a chip on more chips."""
+
+import base64
+import dataclasses
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.figure
+
+from deberta_jax.planning.report import ESTIMATE, Plan
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; } img { max-width: 100%; }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Of the same work a chip on ``chips``: bytes, and seconds of a step. ``compiled``: else by rule."""
+
+    chips: int
+    memory: float
+    collective: float
+    step: float
+    compiled: bool
+
+
+def point_of(plan: Plan) -> Point:
+    collective = plan.costs.collective_bytes if plan.costs else 0.0
+    return Point(plan.request.target.chips, plan.needed, collective, plan.seconds.get("step", 0.0), True)
+
+
+def extended(plan: Plan, chips: int) -> Point:
+    """By rule, for more chips than can be compiled for: the axis ``data`` grows. Memory stays; a ring of n chips sends
+    (n-1)/n of an array, so collectives over ``data`` grow by that."""
+    n = plan.request.mesh["data"]
+    more = n * chips // plan.request.target.chips
+    factor = ((more - 1) / more) / ((n - 1) / n) if n > 1 else 1.0
+    given = plan.costs.collectives if plan.costs else ()
+    collective = sum(c.bytes * (factor if "data" in c.axes else 1.0) for c in given)
+    chip = plan.request.target.chip
+    interconnect = collective / chip.ring_bandwidth if chip else 0.0
+    device = plan.seconds.get("compute", 0.0) + plan.seconds.get("memory", 0.0)
+    return Point(chips, plan.needed, collective, max(device, interconnect), False)
+
+
+def write_page(path: Path, text: str, plan: Plan, scaling: Sequence[Point]) -> None:
+    """``text``: the plan as the terminal shows it. Written whole or not at all."""
+    title = html.escape(f"Plan: {plan.request.job} on {plan.request.target.topology}")
+    figures = [("Memory of a chip", _memory(plan)), ("Time of a step, at least", _terms(plan))]
+    if scaling:
+        figures.append(("The same work a chip on more chips", _scaling(scaling)))
+    body = "".join(f"<h2>{name}</h2>{_image(figure)}" for name, figure in figures)
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f"<h1>{title}</h1><p>{html.escape(ESTIMATE)}</p><pre>{html.escape(text)}</pre>{body}</html>\n"
+    )
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+
+
+def _image(figure: matplotlib.figure.Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def _memory(plan: Plan) -> matplotlib.figure.Figure:
+    figure = matplotlib.figure.Figure(figsize=(8, 2.2), layout="constrained")
+    axes, left = figure.subplots(), 0.0
+    for name, value in plan.memory.items():
+        axes.barh([""], [value / 1e9], left=left, label=name)
+        left += value / 1e9
+    if plan.capacity:
+        axes.axvline(plan.capacity / 1e9, color="black", linestyle="--", label="the chip's")
+    axes.set_xlabel("GB")
+    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    return figure
+
+
+def _terms(plan: Plan) -> matplotlib.figure.Figure:
+    figure = matplotlib.figure.Figure(figsize=(8, 2.2), layout="constrained")
+    axes = figure.subplots()
+    terms = {name: 1e3 * seconds for name, seconds in plan.seconds.items()}
+    axes.barh(list(terms), list(terms.values()))
+    axes.invert_yaxis()
+    axes.set_xlabel("ms")
+    return figure
+
+
+def _scaling(points: Sequence[Point]) -> matplotlib.figure.Figure:
+    figure = matplotlib.figure.Figure(figsize=(8, 2.6), layout="constrained")
+    curves = (("memory, GB", "memory", 1e9), ("collectives, GB", "collective", 1e9), ("step, ms", "step", 1e-3))
+    chips = [p.chips for p in points]
+    for axes, (name, field, unit) in zip(figure.subplots(1, 3), curves, strict=True):
+        values = [getattr(p, field) / unit for p in points]
+        axes.plot(chips, values, color="tab:blue")
+        for p, value in zip(points, values, strict=True):
+            axes.plot([p.chips], [value], "o", color="tab:blue", markerfacecolor="tab:blue" if p.compiled else "white")
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(0, 1.2 * max(max(values), 1e-9))
+        axes.set_xlabel("chips (hollow: by rule)")
+        axes.set_title(name)
+    return figure

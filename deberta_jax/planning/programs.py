@@ -1,0 +1,126 @@
+"""A request's program: the step that training runs, or the forward pass that prediction runs, made by the same code."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from deberta_jax.inference.predict import Predictor
+from deberta_jax.models import MODELS, abstract_params, logical_axes
+from deberta_jax.planning.jaxprs import product_flops
+from deberta_jax.planning.request import Request
+from deberta_jax.sharding import batch_sharding, make_mesh, tree_shardings
+from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD, model_runtime
+from deberta_jax.training.finetune import finetune_objective
+from deberta_jax.training.objective import Objective, Prepared, prepare
+from deberta_jax.training.pretrain_objectives import generator_config, mlm_objective, rtd_objective
+from deberta_jax.training.step import compile_step, jit_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A compiled program, and the bytes of what it is given on one chip, by cause."""
+
+    compiled: Any
+    held: dict[str, int]
+
+
+def compile_request(request: Request, devices: Sequence[Any]) -> Made:
+    """Compiles for devices that need not be there.
+
+    Raises:
+      InputError: a mesh that does not fit the devices or the model.
+      jax.errors.JaxRuntimeError: what the compiler says.
+    """
+    mesh = request_mesh(request, devices)
+    if request.job == "predict":
+        program, arguments, held = _predict_program(request, mesh)
+        with jax.set_mesh(mesh):
+            return Made(program.lower(*arguments).compile(), held)
+    prepared = prepared_of(request, mesh)
+    compiled = compile_step(prepared.step, prepared.state, prepared.shardings, shapes_of(request), mesh)
+    return Made(compiled, held_by_state(prepared, request, mesh))
+
+
+def lower_for_cuda(request: Request, devices: Sequence[Any]) -> tuple[dict[str, int], float]:
+    """Bytes held on one device, and products of a step on all, of the step lowered for CUDA by ``jax.export``.
+
+    Devices are simulated; there is no compiler for a GPU that is not here, so what it would make of the step (temporary
+    memory, traffic, collectives) cannot be known.
+
+    Raises:
+      InputError: a mesh that does not fit the devices or the model.
+    """
+    mesh = request_mesh(request, devices)
+    if request.job == "predict":
+        program, arguments, held = _predict_program(request, mesh)
+    else:
+        prepared = prepared_of(request, mesh)
+        program, batch = jit_step(prepared.step, prepared.shardings, shapes_of(request), mesh)
+        arguments, held = (prepared.state, batch), held_by_state(prepared, request, mesh)
+    with jax.set_mesh(mesh):
+        jax.export.export(program, platforms=["cuda"])(*arguments)
+        return held, product_flops(jax.make_jaxpr(program)(*arguments).jaxpr)
+
+
+def request_mesh(request: Request, devices: Sequence[Any]) -> Mesh:
+    m = request.mesh
+    return make_mesh(m["data"], m["fsdp"], m["tensor"], devices=devices)
+
+
+def objective_of(request: Request) -> Objective:
+    e = request.experiment
+    if isinstance(e, PretrainMLM):
+        return mlm_objective(e, request.config)[1]
+    if isinstance(e, PretrainRTD):
+        return rtd_objective(e, generator_config(request.config, e.generator_layers), request.config)[1]
+    assert request.task is not None, "fine-tuning is towards a task"
+    return finetune_objective(e, request.config, request.task)[1]
+
+
+def prepared_of(request: Request, mesh: Mesh) -> Prepared:
+    return prepare(
+        objective_of(request), mesh, request.steps, accumulate=request.experiment.runtime.accumulate
+    )  # fmt: skip
+
+
+def shapes_of(request: Request) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for name, (shape, dtype) in request.batch.items()}
+
+
+def held_by_state(prepared: Prepared, request: Request, mesh: Mesh) -> dict[str, int]:
+    state, places = prepared.state, prepared.shardings
+    return {
+        "parameters": held(state.params, places.params) + held(state.mean, places.mean),
+        "optimizer": held(state.opt_state, places.opt_state),
+        "batch": held(shapes_of(request), {name: batch_sharding(mesh) for name in request.batch}),
+    }
+
+
+def held(shapes: Any, shardings: Any) -> int:
+    """Bytes of one chip's part of arrays."""
+    pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
+    return sum(math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize for a, s in pairs)
+
+
+def _predict_program(request: Request, mesh: Mesh) -> tuple[Any, tuple[Any, Any], dict[str, int]]:
+    """The jitted forward pass of ``Predictor``, what it is given, and the bytes of that on one chip."""
+    e, task = request.experiment, request.task
+    assert isinstance(e, Finetune)
+    assert task is not None
+    model = MODELS[task.head](task.configure(request.config), **model_runtime(e))
+    predictor = Predictor(
+        model, request.config.pad_token_id, max_length=e.max_length, batch_size=e.batch_size, mesh=mesh, read=task.read,
+        per_token=task.per_token,
+    )  # fmt: skip
+    shapes, places = abstract_params(model), tree_shardings(logical_axes(model), mesh)
+    place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
+    batch = {name: place(a, batch_sharding(mesh)) for name, a in shapes_of(request).items()}
+    sizes = {"parameters": held(shapes, places), "optimizer": 0}
+    sizes["batch"] = held(batch, {name: batch_sharding(mesh) for name in batch})
+    return predictor.forward, (jax.tree.map(place, shapes, places), batch), sizes

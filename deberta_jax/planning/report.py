@@ -1,0 +1,165 @@
+"""The plan of a run: what each chip holds, computes and moves, how long a step may take, and what tokens then cost."""
+
+import dataclasses
+import math
+from typing import Any
+
+from deberta_jax.planning.chips import Chip
+from deberta_jax.planning.compiling import Compiled
+from deberta_jax.planning.costs import Costs, count
+from deberta_jax.planning.hlo import Program, parse
+from deberta_jax.planning.kernels import kernel_cost
+from deberta_jax.planning.programs import objective_of
+from deberta_jax.planning.request import Request
+from deberta_jax.training.flops import forward_flops
+
+ESTIMATE = "compiler's estimate, not a measurement"
+UNKNOWN_OF_GPUS = (
+    "activations and temporaries, memory traffic, collectives and time: they need the GPU's compiler, and that a GPU"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything of one chip unless it says otherwise; bytes, seconds, operations.
+
+    Attributes:
+      memory: bytes by cause; empty where the compiler refused the program as too large.
+      needed, capacity: bytes of main memory; 0 where not known.
+      seconds: of a step by term (``compute``, ``memory``, ``interconnect``) and the ``step``; empty without a chip.
+      model_flops: of a step on all chips, counted as the training log does.
+    """
+
+    request: Request
+    compiled: Compiled
+    memory: dict[str, int]
+    needed: float
+    capacity: float
+    costs: Costs | None
+    seconds: dict[str, float]
+    model_flops: float
+
+    @property
+    def fits(self) -> bool | None:
+        """None where it cannot be known: of a GPU, unless what is held already is too much."""
+        if self.costs is None and "too_large" not in self.compiled.facts:
+            return False if self.capacity and self.needed > self.capacity else None
+        return bool(self.memory) and (not self.capacity or self.needed <= self.capacity)
+
+    @property
+    def bound_by(self) -> str:
+        terms = {name: s for name, s in self.seconds.items() if name != "step"}
+        return max(terms, key=lambda name: terms[name]) if terms else ""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.request.tokens / self.seconds["step"] if self.seconds else 0.0
+
+    @property
+    def mfu(self) -> float:
+        chip = self.request.target.chip
+        if chip is None or not self.seconds:
+            return 0.0
+        return self.model_flops / (self.seconds["step"] * chip.flops * self.request.target.chips)
+
+
+def plan_of(request: Request, compiled: Compiled, *, capacity: float = 0.0) -> Plan:
+    """``capacity``: bytes of a device, where the target is no known chip."""
+    chip = request.target.chip
+    capacity = float(chip.hbm) if chip else capacity
+    steps = 1.0 if request.job == "predict" else 3.0
+    model_flops = steps * sum(
+        forward_flops(c, request.tokens, request.length) for c in objective_of(request).configs
+    )  # fmt: skip
+    facts = compiled.facts
+    if "too_large" in facts:
+        needed = facts["too_large"].get("used", math.inf)
+        return Plan(request, compiled, {}, needed, capacity, None, {}, model_flops)
+    if not compiled.hlo:  # lowered, not compiled
+        held = dict(facts["held"])
+        return Plan(request, compiled, held, float(sum(held.values())), capacity, None, {}, model_flops)
+    program = parse(compiled.hlo)
+    costs = count(program, request.mesh, kernel_cost if request.target.platform == "tpu" else None)
+    memory = memory_by_cause(facts, program)
+    return Plan(
+        request, compiled, memory, float(sum(memory.values())), capacity, costs, roofline(costs, chip), model_flops
+    )  # fmt: skip
+
+
+def memory_by_cause(facts: dict[str, Any], program: Program) -> dict[str, int]:
+    """Bytes of a chip: what the step is given, what the forward pass keeps for the backward, all else, and the program.
+
+    Results take the place of the state that was given, but for a few numbers.
+    """
+    m, held = facts["memory"], facts["held"]
+    saved = min(saved_bytes(program), m["temp"])
+    rest = m["argument"] - sum(held.values()) + m["output"] - m["alias"]
+    return {
+        **held, "activations": saved, "temporaries": m["temp"] - saved + max(rest, 0), "program": m["generated_code"]
+    }  # fmt: skip
+
+
+def saved_bytes(program: Program) -> int:
+    """Of the arrays that the loops over layers of the forward passes fill, a layer a trip."""
+    total = 0
+    for computation in program.computations.values():
+        for loop in computation.instructions:
+            if loop.opcode != "while" or "transpose(" in loop.op_name:
+                continue
+            body = program.computations[loop.attribute("body")]
+            trips = program.trips(computation, loop)
+            results = [body.by_name[name] for name in body.root.operands]
+            for array, result in zip(loop.arrays, results, strict=False):
+                filled = result.opcode not in ("get-tuple-element", "parameter")
+                if filled and array.space == 0 and array.dims[:1] == (trips,) and len(array.dims) > 2:
+                    total += array.bytes
+    return total
+
+
+def roofline(costs: Costs, chip: Chip | None) -> dict[str, float]:
+    """Seconds by term. An instruction takes as long as the slower of its products and its memory; collectives are taken
+    to run beside all that, a ring along each axis. So a step takes no less than this; it may well take more."""
+    if chip is None:
+        return {}
+    each = [(flops / chip.flops, moved / chip.hbm_bandwidth) for flops, moved in costs.pairs]
+    compute = sum(c for c, m in each if c >= m)
+    memory = sum(m for c, m in each if c < m)
+    interconnect = costs.collective_bytes / chip.ring_bandwidth
+    return {
+        "compute": compute, "memory": memory, "interconnect": interconnect, "step": max(compute + memory, interconnect)
+    }  # fmt: skip
+
+
+def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str, Any]:
+    """The plan as one flat object; with ``tokens`` what so many cost, at ``price`` a chip and hour."""
+    r, q = plan.request.experiment.runtime, plan.request
+    out: dict[str, Any] = {
+        "fits": plan.fits, "hbm_bytes_per_chip": _number(plan.needed), "hbm_capacity": plan.capacity,
+        "collective_bytes": plan.costs.collective_bytes if plan.costs else None, "kind": ESTIMATE,
+        "job": q.job, "topology": q.target.topology, "chips": q.target.chips, "mesh": q.mesh, "batch": q.rows,
+        "length": q.length, "dtype": q.experiment.dtype, "remat": r.remat, "attention": r.attention,
+        "accumulate": r.accumulate, "memory": plan.memory, "seconds": plan.seconds, "bound_by": plan.bound_by,
+        "tokens_per_second": plan.tokens_per_second, "mfu": plan.mfu, "model_flops": plan.model_flops,
+        "compile_seconds": plan.compiled.facts["seconds"], "cached": plan.compiled.cached,
+        "versions": plan.compiled.facts["versions"],
+    }  # fmt: skip
+    if plan.costs is not None:
+        out |= {
+            "flops": plan.costs.flops,
+            "hbm_traffic_bytes": plan.costs.hbm_bytes,
+            "kernels": dict(plan.costs.kernels),
+            "collectives": [dataclasses.asdict(c) for c in plan.costs.collectives],
+        }
+    if "products" in plan.compiled.facts:
+        out |= {"flops": plan.compiled.facts["products"] / q.target.chips, "not_known": UNKNOWN_OF_GPUS}
+    if "too_large" in plan.compiled.facts:
+        out["compiler_says"] = plan.compiled.facts["too_large"]["message"]
+    if tokens and plan.seconds:
+        hours = tokens / plan.tokens_per_second / 3600
+        out |= {"tokens": tokens, "hours": hours, "chip_hours": hours * q.target.chips}
+        out |= {"money": out["chip_hours"] * price} if price else {}
+    return out
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

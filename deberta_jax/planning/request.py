@@ -1,0 +1,138 @@
+"""What is to be compiled, complete and without data: it can be sent to another process; its text is its identity."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.data.batches import pad_batch, pad_texts
+from deberta_jax.data.features import Features
+from deberta_jax.data.labels import SINGLE_LABEL, LabelSpec
+from deberta_jax.errors import InputError
+from deberta_jax.inference.tasks import Task
+from deberta_jax.inference.tasks.text import TextTask
+from deberta_jax.ops.attention import expected_body
+from deberta_jax.planning.chips import Target
+from deberta_jax.text.masking import Masking
+from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD, Runtime, compute_dtype
+from deberta_jax.training.objective import masked_batch
+
+JOBS = ("finetune", "mlm", "rtd", "predict")
+Experiment = Finetune | PretrainMLM | PretrainRTD
+Batch = Mapping[str, tuple[tuple[int, ...], str]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """One program.
+
+    Attributes:
+      job: one of ``JOBS``.
+      experiment: of the run; its runtime names the mesh, every size given, and an attention body, never ``auto``.
+      config: the architecture; of replaced-token detection the discriminator's.
+      task: what fine-tuning and prediction are towards.
+      batch: shape and dtype of each array of the global batch.
+      steps: of the run.
+    """
+
+    job: str
+    experiment: Experiment
+    config: DebertaConfig
+    task: Task | None
+    target: Target
+    batch: Batch
+    steps: int = 1000
+
+    @property
+    def mesh(self) -> dict[str, int]:
+        r = self.experiment.runtime
+        return {"data": r.mesh_data, "fsdp": r.mesh_fsdp, "tensor": r.mesh_tensor}
+
+    @property
+    def rows(self) -> int:
+        return self.batch["input_ids"][0][0]
+
+    @property
+    def length(self) -> int:
+        return self.batch["input_ids"][0][-1]
+
+    @property
+    def tokens(self) -> int:
+        """Places for tokens of a step."""
+        return math.prod(self.batch["input_ids"][0])
+
+    def with_runtime(self, **changes: Any) -> "Request":
+        runtime = dataclasses.replace(self.experiment.runtime, **changes)
+        return dataclasses.replace(self, experiment=dataclasses.replace(self.experiment, runtime=runtime))
+
+    def with_rows(self, rows: int) -> "Request":
+        """Another global batch of rows of the same length."""
+        batch = {name: ((rows, *shape[1:]), dtype) for name, (shape, dtype) in self.batch.items()}
+        return dataclasses.replace(self, batch=batch, experiment=dataclasses.replace(self.experiment, batch_size=rows))
+
+
+def make_request(
+    job: str, config: DebertaConfig, target: Target, *, batch_size: int, length: int, dtype: str, runtime: Runtime
+) -> Request:
+    """A request for a job on made-up data: rows of ``length`` tokens, two classes where there are classes.
+
+    Raises:
+      InputError: values that cannot be used.
+    """
+    common = {"model": "-", "from_scratch": True, "batch_size": batch_size, "max_length": length, "dtype": dtype}
+    task = None
+    if job in ("finetune", "predict"):
+        experiment = Finetune(**common, text=("text",), label="label", batching="buckets", runtime=runtime)
+        task = TextTask(("text",), ("label",), LabelSpec(SINGLE_LABEL, ("0", "1")))
+        nothing = Features(
+            ids=np.zeros(0, np.int32), types=np.zeros(0, np.int8), starts=np.zeros(1, np.int64),
+            labels=np.zeros(0, np.int32),
+        )  # fmt: skip
+        example = pad_batch(nothing, np.zeros(0, np.int64), batch_size, length, 0)
+        if job == "predict":
+            example = pad_texts(nothing, (), batch_size, length, 0)
+    else:
+        experiment = (PretrainMLM if job == "mlm" else PretrainRTD)(**common, runtime=runtime)
+        example = masked_batch(batch_size, length, Masking(share=experiment.mask_share).targets(length))
+    experiment.check()
+    request = Request(
+        job=job, experiment=experiment, config=config, task=task, target=target, batch=shapes(example)
+    )  # fmt: skip
+    return request.with_runtime(attention=named_body(runtime.attention, target, dtype))
+
+
+def shapes(example: Mapping[str, np.ndarray]) -> Batch:
+    return {name: (tuple(array.shape), str(array.dtype)) for name, array in example.items()}
+
+
+def named_body(attention: str, target: Target, dtype: str) -> str:
+    """The attention body of a run on the target, whose devices cannot be asked: ``auto`` looks at this process's."""
+    return expected_body(target.platform, compute_dtype(dtype)) if attention == "auto" else attention
+
+
+def check_mesh(request: Request) -> None:
+    """Raises InputError, with what to type instead, for a mesh that divides not the chips, the model or the batch."""
+    m, chips, c = request.mesh, request.target.chips, request.config
+    told = ",".join(f"{name}={size}" for name, size in m.items())
+    if math.prod(m.values()) != chips:
+        raise InputError(
+            f"--mesh {told}: is {math.prod(m.values())} chips, {request.target.topology} has {chips}; "
+            f"give for example --mesh fsdp={chips} or --mesh data={chips}"
+        )
+    for name, size, axis in (
+        ("attention heads", c.num_attention_heads, "tensor"), ("feed-forward width", c.intermediate_size, "tensor"),
+        ("vocabulary", c.vocab_size, "tensor"), ("width", c.hidden_size, "fsdp"),
+    ):  # fmt: skip
+        if size % m[axis]:
+            fits = [n for n in range(1, m[axis]) if size % n == 0 and chips % n == 0]
+            raise InputError(f"--mesh {told}: {axis}={m[axis]} does not divide the model's {name} of {size}; "
+                             f"give {axis}={fits[-1]}")  # fmt: skip
+    parts = m["data"] * m["fsdp"] * request.experiment.runtime.accumulate
+    if request.rows % parts:
+        raise InputError(
+            f"--batch {request.rows}: is not a multiple of the {parts} parts it is computed in "
+            f"(data x fsdp x accumulate); give --batch {-(-request.rows // parts) * parts}"
+        )

@@ -1,0 +1,99 @@
+"""A plan, or several, as text for a terminal."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from deberta_jax.planning.report import ESTIMATE, Plan
+from deberta_jax.planning.request import Request
+
+
+def size(value: int | float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def _time(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def describe(plan: Plan, found: dict[str, Any]) -> str:
+    """One plan; ``found`` is what ``as_json`` gives."""
+    r = plan.request.experiment.runtime
+    rows: list[tuple[str, str]] = [
+        ("program", f"{found['job']}, {found['batch']} x {found['length']} tokens, {found['dtype']}, remat {r.remat}"),
+        ("slice", f"{found['topology']}, {found['chips']} chips as {_mesh(plan.request)}"),
+        ("attention", attention_note(plan.request)),
+    ]
+    rows += [(f"  {name}", size(value)) for name, value in plan.memory.items()]
+    rows.append(("memory a chip", _memory(plan)))
+    if plan.costs is not None:
+        rows += [
+            ("products a chip", f"{plan.costs.flops:.3g} FLOP"), ("HBM traffic a chip", size(plan.costs.hbm_bytes)),
+            ("collectives a chip", f"{size(plan.costs.collective_bytes)} sent"),
+        ]  # fmt: skip
+        rows += [
+            (f"  {c.kind}", f"{size(c.bytes)} over {' x '.join(c.axes)}, {c.count:.0f} times")
+            for c in sorted(plan.costs.collectives, key=lambda c: -c.bytes)
+            if c.bytes >= 1e4
+        ]
+    if "not_known" in found:
+        rows += [("products a device", f"{found['flops']:.3g} FLOP"), ("not known", found["not_known"])]
+    if plan.seconds:
+        s = plan.seconds
+        rows += [
+            ("step, at least", f"{_time(s['step'])}: products {_time(s['compute'])}, memory {_time(s['memory'])}, "
+                               f"interconnect {_time(s['interconnect'])}; {plan.bound_by} binds"),
+            ("tokens a second", f"{plan.tokens_per_second:,.0f} at most, {100 * plan.mfu:.0f} % of the peak"),
+        ]  # fmt: skip
+    if "chip_hours" in found:
+        money = f", {found['money']:,.2f} at the price given" if "money" in found else ""
+        rows.append(
+            (f"{found['tokens']:.3g} tokens", f"{found['hours']:.1f} h, {found['chip_hours']:.0f} chip-hours{money}")
+        )
+    rows.append(("", ESTIMATE))
+    return columns(rows)
+
+
+def attention_note(request: Request) -> str:
+    """Which body was compiled, and on what it depends."""
+    body = request.experiment.runtime.attention
+    if body == "pallas":
+        return "pallas (a run asks the device first whether the kernel computes rightly there; if not, shift)"
+    return body
+
+
+def _memory(plan: Plan) -> str:
+    of = f" of {size(plan.capacity)}" if plan.capacity else ""
+    if not plan.memory:
+        return f"DOES NOT FIT: {size(plan.needed)}{of}"
+    return f"{size(plan.needed)}{of}{': DOES NOT FIT' if plan.fits is False else ''}"
+
+
+def _mesh(request: Request) -> str:
+    return ", ".join(f"{name}={size}" for name, size in request.mesh.items())
+
+
+def ranking(plans: Sequence[Plan], failed: Iterable[tuple[Request, str]]) -> str:
+    """Those of a sweep, best first."""
+    rows = [("mesh", "batch", "remat", "attention", "memory", "step, at least", "tokens/s", "binds")]
+    for plan in plans:
+        r = plan.request.experiment.runtime
+        time = _time(plan.seconds["step"]) if plan.seconds else "-"
+        rows.append((
+            _mesh(plan.request), str(plan.request.rows), r.remat, r.attention, _memory(plan), time,
+            f"{plan.tokens_per_second:,.0f}" if plan.seconds else "-", plan.bound_by or "-",
+        ))  # fmt: skip
+    lines = [columns(rows)]
+    lines += [f"{_mesh(request)}: {why}" for request, why in failed]
+    return "\n".join([*lines, ESTIMATE])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,49 @@
+"""``deberta-jax plan``: what cannot be planned is told in one line that says what to type instead."""
+
+import importlib.util
+
+import pytest
+
+from deberta_jax.cli.main import main
+from deberta_jax.planning.chips import target_of
+
+
+@pytest.mark.parametrize(
+    ("topology", "size", "chips"),
+    [("v5e:4x4", "v5e:4x4", 16), ("v5e-256", "v5e:16x16", 256), ("v5p-128", "v5p:4x4x4", 64), ("cpu:8", "cpu:8", 8)],
+)
+def test_slices_by_shape_and_as_they_are_rented(topology, size, chips):
+    target = target_of(topology)
+    assert (target.topology, target.chips) == (size, chips)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--topology", "v5e:3x7"], "there is no such slice; v5e comes as 1x1, 2x2"),
+        (["--topology", "v9:4x4"], "give a TPU slice such as v5e:4x4"),
+        (["--topology", "cuda:none"], "give a number of devices, such as cuda:8"),
+        (["--topology", "cpu:4", "--mesh", "rows=4"], "such as --mesh fsdp=4"),
+        (["--topology", "cpu:4", "--mesh", "fsdp=3"], "cpu:4 has 4; give for example --mesh fsdp=4"),
+        (["--topology", "cpu:5", "--mesh", "tensor=5"], "does not divide the model's attention heads of 12; give"),
+        (["--topology", "cpu:4", "--mesh", "fsdp=4", "--batch", "6"], "give --batch 8"),
+        (["--topology", "cpu:4", "--html", "/nowhere/plan.html"], "its directory does not exist"),
+    ],
+)  # fmt: skip
+def test_one_line_and_code_2(arguments, told, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--model", "deberta-v3-base", *arguments])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert told in err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
+def test_without_the_compiler_says_how_to_get_it(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--model", "deberta-v3-base", "--topology", "v5e:4x4"])
+    assert ended.value.code == 2
+    assert "pip install libtpu" in capsys.readouterr().err

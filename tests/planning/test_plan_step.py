@@ -1,0 +1,110 @@
+"""A plan of a small model on simulated devices: the step that training runs, counted by hand."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from deberta_jax.cli.main import main
+from deberta_jax.planning.chips import target_of
+from deberta_jax.planning.costs import count
+from deberta_jax.planning.hlo import parse
+from deberta_jax.planning.programs import compile_request
+from deberta_jax.planning.request import make_request
+from deberta_jax.planning.sweep import candidates
+from deberta_jax.presets import PRESETS
+from deberta_jax.training.experiment import Runtime
+
+ROWS, LENGTH, WIDTH, WIDE, LAYERS, VOCABULARY = 16, 32, 64, 128, 3, 512
+CONFIG = dataclasses.replace(
+    PRESETS["deberta-v3-base"], hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
+    intermediate_size=WIDE, vocab_size=VOCABULARY,
+)  # fmt: skip
+
+
+def request(devices, **runtime):
+    return make_request(
+        "finetune", CONFIG, target_of(f"cpu:{devices}"), batch_size=ROWS, length=LENGTH, dtype="float32",
+        runtime=Runtime(**{"mesh_data": 1, "attention": "reference", **runtime}),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """On data=2, fsdp=4."""
+    asked = request(8, mesh_data=2, mesh_fsdp=4)
+    return asked, compile_request(asked, jax.devices())
+
+
+def products_by_hand():
+    """Of a step on all devices: forward, and twice that backward."""
+    tokens, distances = ROWS * LENGTH, 2 * LENGTH - 1
+    projections = tokens * (4 * WIDTH * WIDTH + 2 * WIDTH * WIDE) + 2 * distances * WIDTH * WIDTH
+    scores = tokens * WIDTH * (2 * LENGTH + 2 * distances)
+    head = ROWS * (WIDTH * WIDTH + 2 * WIDTH)
+    return 3 * 2 * (LAYERS * (projections + scores) + head)
+
+
+def test_products_of_the_step_within_two_percent_of_a_count_by_hand(shared):
+    asked, made = shared
+    counted = 8 * count(parse(made.compiled.as_text()), asked.mesh).flops
+    # What no device has a share of is computed by all: the projections of the relative table.
+    repeated = 7 * 3 * 2 * LAYERS * 2 * (2 * LENGTH - 1) * WIDTH * WIDTH
+    assert products_by_hand() * 0.98 <= counted <= (products_by_hand() + repeated) * 1.02
+
+
+def test_state_is_held_in_shares(shared):
+    _, made = shared
+    model = parameters_by_hand()
+    assert model * 4 / 4 <= made.held["parameters"] <= 1.05 * model * 4 / 4  # float32, a fourth a device
+    assert made.held["optimizer"] == pytest.approx(2 * made.held["parameters"], rel=1e-3)
+    assert made.held["batch"] == ROWS // 8 * (LENGTH * (4 + 1 + 4) + 4)
+    memory = made.compiled.memory_analysis()
+    assert sum(made.held.values()) == pytest.approx(memory.argument_size_in_bytes, rel=1e-3)
+
+
+def parameters_by_hand():
+    relative = 2 * 256 * WIDTH + 2 * WIDTH
+    layer = 4 * (WIDTH * WIDTH + WIDTH) + 2 * WIDTH * WIDE + WIDE + WIDTH + 4 * WIDTH
+    return VOCABULARY * WIDTH + 2 * WIDTH + relative + LAYERS * layer + WIDTH * WIDTH + WIDTH + 2 * WIDTH + 2
+
+
+def test_no_device_gathers_the_batch(shared):
+    """Looked-up embeddings and their gradient are exchanged; all-gathers are of parameters and of ids."""
+    asked, made = shared
+    activation = ROWS // 2 * LENGTH * WIDTH * 4  # of the devices that share parameters
+    for c in count(parse(made.compiled.as_text()), asked.mesh).collectives:
+        if c.kind == "all-gather":
+            assert c.largest < activation, c
+
+
+def test_candidates_divide_and_begin_with_what_recomputes_nothing():
+    found = candidates(request(8))
+    assert found[0].request.experiment.runtime.remat == "none"
+    assert {guess.request.mesh["tensor"] for guess in found} == {1, 2, 4}
+    for guess in found:
+        m = guess.request.mesh
+        assert m["data"] * m["fsdp"] * m["tensor"] == 8
+        assert ROWS % (m["data"] * m["fsdp"]) == 0
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("job", ["finetune", "mlm", "rtd", "predict"])
+def test_every_job_through_the_command_line_and_again_from_the_cache(job, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_hf()))
+    line = ["plan", "--model", str(tmp_path), "--job", job, "--topology", "cpu:4", "--mesh", "fsdp=2,tensor=2",
+            "--length", "32", "--batch", "8", "--json"]  # fmt: skip
+    for cached in (False, True):
+        main(line)
+        found = json.loads(capsys.readouterr().out)
+        assert found["cached"] is cached
+        assert found["fits"] is True
+        assert found["hbm_bytes_per_chip"] == sum(found["memory"].values()) > 0
+        assert found["collective_bytes"] > 0
+    main([*line[:6], "cuda:4", *line[7:]])
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is None
+    assert found["memory"]["parameters"] > 0
+    assert "activations" in found["not_known"]
