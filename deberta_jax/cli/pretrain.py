@@ -1,6 +1,7 @@
 """``deberta-jax pretrain mlm|rtd``: see ``training.experiment.PretrainMLM`` and ``PretrainRTD`` for every argument."""
 
 import json
+import sys
 
 from deberta_jax.cli.configfile import experiment_arguments
 from deberta_jax.cli.finetune import report
@@ -14,6 +15,9 @@ KINDS = {"mlm": PretrainMLM, "rtd": PretrainRTD}
 
 
 def parse(argv: list[str]) -> PretrainMLM | PretrainRTD:
+    if argv[:1] in (["-h"], ["--help"]):
+        print("usage: deberta-jax pretrain mlm|rtd ...; `deberta-jax pretrain mlm --help` tells its arguments")
+        sys.exit(0)
     if not argv or argv[0] not in KINDS:
         raise InputError("pretrain: say what by: `pretrain mlm ...` (masked language model) or `pretrain rtd ...` "
                          "(replaced-token detection); each has --help")  # fmt: skip

@@ -1,10 +1,12 @@
 """Microsoft's published fine-tuning settings as experiments; the numbers stand in ``configs/``, a file a task."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from deberta_jax.errors import InputError
 from deberta_jax.training.experiment import Finetune, Optimization
+
+R = TypeVar("R")
 
 
 class Recipe(NamedTuple):
@@ -32,6 +34,13 @@ HUB = {
 }
 
 
+def recipe(what: str, recipes: Mapping[str, R], name: str) -> R:
+    """One of a table's recipes. Raises InputError for a name that is not in it."""
+    if name not in recipes:
+        raise InputError(f"{what}: no published recipe for {name}; there are {', '.join(recipes)}")
+    return recipes[name]
+
+
 def published(
     task: str, length: int, recipes: Mapping[str, Recipe], model: str, *, from_mnli: bool = False, **more: Any
 ) -> Finetune:
@@ -44,9 +53,7 @@ def published(
     Raises:
       InputError: a model without a published recipe for this task.
     """
-    if model not in recipes:
-        raise InputError(f"{task}: no published recipe for {model}; there are {', '.join(recipes)}")
-    r = recipes[model]
+    r = recipe(task, recipes, model)
     name = model.removesuffix("-sift")
     start = HUB[name] + ("-mnli" if from_mnli and not name.startswith("v3") else "")
     optimization = Optimization(

@@ -1,5 +1,6 @@
 """Experiments as Python files, and the front of the command line."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import deberta_jax
 from deberta_jax.cli.configfile import experiment_arguments, load_config_file
 from deberta_jax.cli.main import VERBS, main
 from deberta_jax.errors import InputError
-from deberta_jax.training.experiment import Finetune, PretrainMLM
+from deberta_jax.presets import PRESETS
+from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD
 
 FILE = (
     "from deberta_jax.training.experiment import Finetune\ndef get_config():\n    return Finetune(epochs=7, seed=5)\n"
@@ -50,7 +52,8 @@ def test_another_kind_of_experiment(tmp_path):
 
 
 def test_the_experiments_of_the_repository_load():
-    files = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+    every = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+    files = [path for path in every if not path.name.startswith("pretrain")]
     assert files
     for path in files:
         load_config_file(str(path), Finetune).check()
@@ -61,6 +64,21 @@ def test_the_experiments_of_the_repository_load():
     assert rte.model == "microsoft/deberta-large-mnli", "begins where MNLI ended"
     with pytest.raises(InputError, match="no published recipe for tiny"):
         load_config_file(str(files[0].parent / "rte.py:tiny"), Finetune)
+
+
+def test_the_pretrainings_of_the_repository_load():
+    folder = Path(__file__).parents[2] / "configs"
+    for kind, experiment, sizes in (
+        ("mlm", PretrainMLM, "base large xlarge v2-xlarge v2-xxlarge"),
+        ("rtd", PretrainRTD, "xsmall small base large mdeberta continue"),
+    ):
+        for size in sizes.split():
+            found = load_config_file(str(folder / f"pretrain_{kind}.py:{size}"), experiment)
+            dataclasses.replace(found, **({"generator": "DIR"} if size == "continue" else {})).check()
+            assert size == "continue" or found.model in PRESETS
+        load_config_file(str(folder / f"pretrain_laptop.py:{kind}"), experiment).check()
+    with pytest.raises(InputError, match="no published recipe for tiny"):
+        load_config_file(str(folder / "pretrain_rtd.py:tiny"), PretrainRTD)
 
 
 def test_help_and_version(capsys):

@@ -1,0 +1,120 @@
+"""What pre-training learns from 1.3M tokens on a CPU, and what fine-tuning gains from it.
+
+    python benchmarks/pretraining.py DATA WORK mlm|rtd|finetune|all
+
+DATA holds ``text/*.txt`` and ``classification/sst2``. Text is lower-cased, as SST-2 is; one book is held out. SST-2 is
+then learned from each model and from scratch, with one budget and three seeds. What is in WORK already is not computed
+again. Prints one JSON object; the result of this machine stands in ``benchmarks/results/pretraining.json``.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import deberta_jax
+
+VOCABULARY = 4096
+HELD_OUT = "sherlock_holmes"
+SEEDS = 3
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "pretrain_laptop.py"
+
+
+def prepare(data: Path, work: Path) -> None:
+    """Lower-cased text, and a directory with a vocabulary and an architecture, without weights."""
+    blank, folder = work / "blank", work / "text"
+    if (blank / "config.json").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted((data / "text").glob("*.txt")):
+        (folder / path.name).write_text(path.read_text(encoding="utf-8").lower(), encoding="utf-8")
+    lines = [line for path in train_files(work) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    deberta_jax.train_tokenizer([line for line in lines if line.strip()], VOCABULARY, blank)
+    config = deberta_jax.DebertaConfig(
+        vocab_size=VOCABULARY + 8, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
+        max_position_embeddings=128, relative_attention=True, pos_att_type=("p2c", "c2p"), position_biased_input=False,
+        position_buckets=32, share_att_key=True, norm_rel_ebd="layer_norm", legacy=False,
+        initializer_range=0.06,  # 0.02 is for widths near 1000: about 0.7 / sqrt(width)
+        # A few epochs of little text are not overfitted; fine-tuning has dropout.
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    (blank / "config.json").write_text(json.dumps(config.to_hf()))
+
+
+def train_files(work: Path) -> list[str]:
+    return [str(path) for path in sorted((work / "text").glob("*.txt")) if path.stem != HELD_OUT]
+
+
+def command(*words: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "deberta_jax.cli.main", *words], check=True, stdout=subprocess.PIPE)
+    return done.stdout.decode()
+
+
+def pretrain(work: Path, kind: str) -> dict:
+    """The figures on the held-out book, by step, and the seconds it took."""
+    output, began = work / kind, time.perf_counter()
+    fresh = not (output / "result.json").is_file()
+    command("pretrain", kind, "--config", f"{CONFIG}:{kind}", "--model", str(work / "blank"), "--train",
+            *train_files(work), "--eval", str(work / "text" / f"{HELD_OUT}.txt"), "--output", str(output))  # fmt: skip
+    if fresh:
+        (output / "seconds.txt").write_text(f"{time.perf_counter() - began:.0f}")
+    entries = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    speeds = [entry["tokens_per_second"] for entry in entries if "tokens_per_second" in entry]
+    return {
+        "seconds": int((output / "seconds.txt").read_text()), "tokens_per_second": statistics.median(speeds),
+        "held_out": [{"step": entry["step"], **entry["eval"]} for entry in entries if "eval" in entry],
+    }  # fmt: skip
+
+
+def finetune(data: Path, work: Path) -> dict:
+    """Dev accuracies of SST-2 by start and seed."""
+    files = [str(data / "classification" / "sst2" / name) for name in ("train.tsv", "dev.tsv")]
+    starts = {"scratch": work / "blank", "mlm": work / "mlm", "rtd": work / "rtd" / "discriminator"}
+    out = {}
+    for name, start in starts.items():
+        model = work / f"start-{name}"
+        if not model.is_dir():
+            model.mkdir()
+            for path in start.iterdir():
+                if path.name in ("model.safetensors", "config.json") or path.suffix in (".model", ".json"):
+                    shutil.copy(path, model / path.name)
+            config = json.loads((model / "config.json").read_text())
+            config |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+            (model / "config.json").write_text(json.dumps(config))
+        accuracies = []
+        for seed in range(SEEDS):
+            words = ["--from-scratch"] if name == "scratch" else []
+            printed = command(
+                "finetune", "--model", str(model), *words, "--train", files[0], "--eval", files[1], "--text",
+                "sentence", "--label", "label", "--output", str(work / f"sst2-{name}-{seed}"), "--epochs", "3",
+                "--batch-size", "32", "--max-length", "64", "--learning-rate", "5e-4", "--seed", str(seed),
+            )  # fmt: skip
+            text = printed or (work / f"sst2-{name}-{seed}" / "result.json").read_text()
+            accuracies.append(json.loads(text).get("accuracy") or json.loads(text)["metrics"]["accuracy"])
+        out[name] = {"accuracies": accuracies, "median": statistics.median(accuracies)}
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("part", choices=("mlm", "rtd", "finetune", "all"))
+    args = parser.parse_args()
+    prepare(args.data, args.work)
+    result: dict = {"cores": os.cpu_count(), "held_out": HELD_OUT, "vocabulary": VOCABULARY}
+    for kind in ("mlm", "rtd"):
+        if args.part in (kind, "all"):
+            result[kind] = pretrain(args.work, kind)
+    if args.part in ("finetune", "all"):
+        result["sst2"] = finetune(args.data, args.work)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Pre-training by the commands themselves: both kinds, on any devices and processes, killed and gone on with."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import deberta_jax
+from deberta_jax.cli.main import main
+from deberta_jax.errors import InputError
+from deberta_jax.training.experiment import PretrainRTD
+from tests.made import blank_model, log_of, rows, start, stdout_of
+from tests.training.test_processes import cache, curve, finish, port, steps_logged, wait  # noqa: F401
+
+STEPS = 30
+MESH = ("data", "fsdp", "tensor")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A blank model, and text to train on and held out."""
+    home = tmp_path_factory.mktemp("text")
+    blank_model(home / "blank")
+    lines = [text for text, _ in rows(700, classes=3, seed=5)]
+    (home / "train.txt").write_text("\n".join(lines[:600]))
+    (home / "eval.txt").write_text("\n".join(lines[600:]))
+    return home
+
+
+def arguments(home: Path, kind: str, output: Path, *more: str) -> list[str]:
+    return [
+        "pretrain", kind, "--model", str(home / "blank"), "--from-scratch", "--train", str(home / "train.txt"),
+        "--eval", str(home / "eval.txt"), "--output", str(output), "--steps", str(STEPS), "--batch-size", "16",
+        "--max-length", "32", "--learning-rate", "3e-3", "--eval-every", "15", "--log-every", "1",
+        "--checkpoint-every", "7",
+        *(("--head", "mask-decoder") if kind == "mlm" else ()), *more,
+    ]  # fmt: skip
+
+
+def on(home, kind, output, environment, mesh, *more, processes=1, devices=1):
+    sizes = [word for name, size in zip(MESH, mesh, strict=True) for word in (f"--mesh-{name}", str(size))]
+    words = [*arguments(home, kind, output, *more), *sizes]
+    if processes == 1:
+        return [start(words, devices=devices, **environment)]
+    told = ["--coordinator", f"localhost:{port()}", "--processes", str(processes), "--heartbeat", "10"]
+    return [
+        start([*words, *told, "--process", str(i)], devices=devices, **environment) for i in range(processes)
+    ]  # fmt: skip
+
+
+@pytest.mark.long
+def test_both_kinds_learn_and_leave_what_the_package_and_transformers_load(home, tmp_path, capsys):
+    printed = json.loads(stdout_of(arguments(home, "mlm", tmp_path / "mlm")))
+    assert printed["loss"] < printed["uniform_loss"] - 1
+    assert printed["perplexity"] == pytest.approx(np.exp(printed["loss"]))
+    assert printed["masked_positions"] == 1.0
+    assert deberta_jax.load_tokenizer(tmp_path / "mlm").mask_id
+    assert deberta_jax.pipeline("fill-mask", tmp_path / "mlm")("ban [MASK] rist")
+
+    run = tmp_path / "rtd"
+    printed = json.loads(stdout_of(arguments(home, "rtd", run, "--update", "joint")))
+    rate = printed["replaced_rate"]
+    assert printed["prior_entropy"] == pytest.approx(-rate * np.log(rate) - (1 - rate) * np.log(1 - rate))
+    assert printed["gain"] == pytest.approx(printed["prior_entropy"] - printed["discriminator_loss"])
+    assert printed["difference_rms"] > 0
+    generator, own = deberta_jax.from_pretrained(run / "generator", head="masked-lm")
+    assert generator.config.mask_decoder
+    assert generator.config.num_hidden_layers == 1
+    _, params = deberta_jax.from_pretrained(run / "discriminator", head="replaced-token-detection")
+    words = lambda p: np.asarray(p["deberta"]["embeddings"]["word_embeddings"]["embedding"])
+    difference = words(params) - words(own)
+    assert np.sqrt((difference**2).mean()) == pytest.approx(printed["difference_rms"], rel=1e-4)
+    with pytest.raises(InputError, match="a discriminator"):
+        deberta_jax.from_pretrained(run / "discriminator", head="masked-lm")
+
+    # Gone on with from what was saved: the differences are recovered, so the figures are those that it ended with.
+    more = arguments(home, "rtd", tmp_path / "more", "--generator", str(run / "generator"), "--steps", "1")
+    more = [word for word in more if word != "--from-scratch"]
+    more[more.index("--model") + 1] = str(run / "discriminator")
+    main(more)
+    first = next(entry["eval"] for entry in log_of(tmp_path / "more") if "eval" in entry)
+    for name, value in printed.items():
+        if name in first:
+            assert first[name] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.fixture(scope="module")
+def single(home, cache, tmp_path_factory):  # noqa: F811
+    """Runs of one device, by kind."""
+    folder = tmp_path_factory.mktemp("single")
+    for kind in ("mlm", "rtd"):
+        finish(on(home, kind, folder / kind, cache, (1, 1, 1)))
+    return folder
+
+
+CASES = [(1, 8, (8, 1, 1)), (1, 8, (2, 2, 2)), (1, 4, (1, 1, 4)), (2, 1, (2, 1, 1)), (2, 2, (1, 2, 2))]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["mlm", "rtd"])
+@pytest.mark.parametrize(("processes", "devices", "mesh"), CASES)
+def test_the_losses_of_one_device(home, cache, single, tmp_path, kind, processes, devices, mesh):  # noqa: F811
+    finish(on(home, kind, tmp_path / "run", cache, mesh, processes=processes, devices=devices))
+    np.testing.assert_allclose(curve(tmp_path / "run"), curve(single / kind), rtol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["mlm", "rtd"])
+def test_a_run_killed_with_signal_9_goes_on_to_the_same_bits(home, cache, single, tmp_path, kind):  # noqa: F811
+    output = tmp_path / "run"
+    (process,) = on(home, kind, output, cache, (1, 1, 1))
+    wait(lambda: steps_logged(output, 20), [process])
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (output / "result.json").exists()
+    told = finish(on(home, kind, output, cache, (1, 1, 1)))
+    assert "going on from step" in told[0]
+    assert log_of(output) == log_of(single / kind)
+    names = [""] if kind == "mlm" else ["generator", "discriminator"]
+    for name in names:
+        ours, theirs = ((run / name / "model.safetensors").read_bytes() for run in (output, single / kind))
+        assert ours == theirs
+
+
+@pytest.mark.long
+def test_micro_batches_give_the_same_curve(home, cache, single, tmp_path):  # noqa: F811
+    finish(on(home, "mlm", tmp_path / "run", cache, (1, 1, 1), "--accumulate", "4"))
+    np.testing.assert_allclose(curve(tmp_path / "run"), curve(single / "mlm"), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"sharing": "es", "from_scratch": True}, "goes with --update joint"),
+     ({}, "--generator is missing"), ({"from_scratch": True, "generator": "x"}, "leave one of them out"),
+     ({"update": "joint", "discriminator_learning_rate": 1e-4, "from_scratch": True}, "one optimizer"),
+     ({"generator": "x", "generator_layers": 2}, "goes with --from-scratch"),
+     ({"from_scratch": True, "discriminator_weight": 0.0}, "must be above 0")],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused(fields, words):
+    with pytest.raises(InputError, match=words):
+        PretrainRTD(**fields).check()
+
+
+def test_the_command_asks_which_kind(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", "--model", "x"])
+    assert stopped.value.code == 2
+    assert "pretrain mlm" in capsys.readouterr().err
