@@ -28,8 +28,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import deberta_jax
 from deberta_jax.models import abstract_params
 from deberta_jax.ops.pallas import operands, tpu_backward, tpu_forward
+from deberta_jax.ops.pallas.attention import pallas_attention
 from deberta_jax.ops.pallas.plan import make_plan
-from deberta_jax.ops.pallas.tpu import pallas_attention
 from deberta_jax.ops.relative_position import reachable_rows, table_rows
 from deberta_jax.ops.shift import shift_attention
 from deberta_jax.sharding import RULES, make_mesh

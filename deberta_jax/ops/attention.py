@@ -14,8 +14,8 @@ from deberta_jax.errors import InputError
 from deberta_jax.ops.blocked import blocked_attention
 from deberta_jax.ops.dropout import LONGEST
 from deberta_jax.ops.masking import visibility
+from deberta_jax.ops.pallas.attention import KERNELS, pallas_attention
 from deberta_jax.ops.pallas.selfcheck import kernel_agrees
-from deberta_jax.ops.pallas.tpu import pallas_attention
 from deberta_jax.ops.reference import reference_attention
 from deberta_jax.ops.shift import shift_attention
 
@@ -31,9 +31,9 @@ BODIES = (*WHOLE, *PIECEWISE)
 def choose_body(impl: str, dtype: Any, *, whole_scores: bool) -> str:
     """The body that ``impl`` names, or for ``auto`` the fastest of this backend.
 
-    On a CPU that is ``blocked``; on a TPU ``pallas``, where this device computes with it what the definition says
-    (asked once a process), else ``shift``, which gathers nothing, as on a GPU. Where the scores are needed whole, a CPU
-    takes ``reference``: there a gather is cheaper than the shift's copies.
+    On a CPU that is ``blocked``; on a TPU or GPU ``pallas``, where this device computes with it what the definition
+    says (asked once a process), else ``shift``, which gathers nothing. Where the scores are needed whole, a CPU takes
+    ``reference``: there a gather is cheaper than the shift's copies.
 
     Raises:
       InputError: a name that no body has, or a body that cannot give what is asked.
@@ -64,9 +64,9 @@ def _fastest(backend: str, dtype: str, whole_scores: bool, agrees: Callable[[str
         return "reference" if backend == "cpu" else "shift", ", as attentions or talking heads need the scores whole"
     if backend == "cpu":
         return "blocked", ""
-    if backend != "tpu":
+    if backend not in KERNELS:
         return "shift", ""
-    if dtype not in ("float32", "bfloat16"):
+    if dtype not in KERNELS[backend].DTYPES:
         return "shift", f", as the kernel does not compute in {dtype}"
     return ("pallas", "") if agrees(dtype) else ("shift", ", as the kernel failed its check on this device")
 
@@ -107,7 +107,8 @@ def disentangled_attention(
       dropout_rate, dropout_key: dropout on the weights; none where the key is None.
       mix_scores, mix_weights: v1's talking heads, maps across heads before the softmax and after the dropout.
       return_weights: give the attention weights too.
-      impl: ``auto``, ``reference`` (gathers: slow, the definition), ``shift``, ``blocked``, or ``pallas`` (TPUs only).
+      impl: ``auto``, ``reference`` (gathers: slow, the definition), ``shift``, ``blocked``, or ``pallas`` (on TPUs
+        and GPUs).
 
     Returns:
       context [B,T,N,H] in the dtype of ``value``, zero for queries that may read nothing, and the attention weights

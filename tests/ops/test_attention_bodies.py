@@ -15,7 +15,7 @@ from deberta_jax.ops.dropout import dropout_seeds, keep_mask
 from deberta_jax.ops.relative_position import table_rows
 from tests.cases import QUICK
 
-# The TPU kernel has tests of its own, in the interpreter.
+# The kernels have tests of their own, in the interpreter.
 BODIES = [body for body in entry.BODIES if body != "pallas"]
 T, N, H = 9, 2, 4
 SCALE = 0.3
@@ -332,7 +332,8 @@ def test_unknown_body_and_wrong_rows_are_refused():
     [
         ("cpu", "bfloat16", False, None, "blocked"),
         ("cpu", "float32", True, None, "reference"),
-        ("gpu", "bfloat16", False, None, "shift"),
+        ("gpu", "float16", False, True, "pallas"),
+        ("gpu", "bfloat16", False, False, "shift"),
         ("tpu", "bfloat16", False, True, "pallas"),
         ("tpu", "bfloat16", False, False, "shift"),
         ("tpu", "float16", False, None, "shift"),

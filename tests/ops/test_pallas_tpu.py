@@ -13,81 +13,33 @@ from deberta_jax.errors import InputError
 from deberta_jax.ops.dropout import dropout_seeds, keep_mask
 from deberta_jax.ops.masking import visible_pairs
 from deberta_jax.ops.pallas import operands, plan, tiles
+from deberta_jax.ops.pallas.attention import pallas_attention
 from deberta_jax.ops.pallas.selfcheck import kernel_agrees
-from deberta_jax.ops.pallas.tpu import pallas_attention
 from deberta_jax.ops.reference import pair_rows, reference_attention
-from deberta_jax.ops.relative_position import reachable_rows, table_rows
+from deberta_jax.ops.relative_position import table_rows
 from deberta_jax.sharding import make_mesh
-from tests.cases import QUICK
+from tests.kernel_cases import (
+    ARRAYS,
+    BOTH,
+    C2P,
+    NEITHER,
+    P2C,
+    assert_agree,
+    definition,
+    definition_dropping,
+    hidden_queries,
+    make_case,
+    make_rows,
+    run,
+)  # fmt: skip
 
-interpreted = functools.partial(pallas_attention, interpret=True)
-ARRAYS = ("query", "key", "value", "pos_key", "pos_query")
-BOTH, C2P, P2C, NEITHER = (), ("pos_query",), ("pos_key",), ("pos_key", "pos_query")
-
-
-def make_rows(generation: str, length: int) -> np.ndarray:
-    if generation == "v1":
-        return table_rows(length, 40, buckets=-1, max_distance=40, clamp=False)
-    return table_rows(length, 32, buckets=32, max_distance=64, clamp=generation == "v3")
-
-
-def make_case(length, heads, size, generation="v3", mask="none", without=BOTH, batch=2, dtype=np.float32):
-    """(arrays with a cotangent, masks, rows): asymmetric in everything."""
-    random = np.random.RandomState(length)
-    draw = lambda *shape: random.standard_normal(shape).astype(dtype)
-    kept, rows = reachable_rows(make_rows(generation, length))
-    arrays = {name: draw(batch, length, heads, size) for name in (*ARRAYS[:3], "cotangent")}
-    arrays |= {name: None if name in without else draw(len(kept), heads, size) for name in ARRAYS[3:]}
-    texts = np.sort(random.randint(1, 4, (batch, length)), axis=1)[:, ::-1].astype(np.int32)
-    if mask == "padding":
-        texts = (texts > 1).astype(np.int32)  # and nothing at all to be seen in the last example
-        texts[-1] = 0
-    texts[:, -length // 8 :] = 0 if length > 8 else 1
-    pairs = random.random_sample((batch, length, length)) < 0.4
-    pairs[0, length // 2] = False
-    masks = {"texts": texts if mask in ("texts", "padding", "all") else None}
-    masks |= {"pairs": pairs if mask in ("pairs", "all") else None}
-    return arrays, masks, rows
-
-
-def run(body, arrays, masks, rows, **options):
-    """Context and gradients by name, float32."""
-
-    def both(arrays, masks, cotangent):
-        attend = lambda arrays: body(**arrays, rows=rows, scale=arrays["query"].shape[-1] ** -0.5, **masks, **options)
-        context, pull = jax.vjp(attend, arrays)
-        return {"context": context, **pull(cotangent)[0]}
-
-    cotangent = arrays["cotangent"]
-    arrays = {name: arrays[name] for name in ARRAYS}
-    arguments = arrays, masks, cotangent
-    found = jax.jit(both).lower(*arguments).compile(compiler_options=QUICK)(*arguments)
-    return {name: np.float32(a) for name, a in found.items() if a is not None}
-
-
-def definition(*args, **options):
-    return reference_attention(*args, **options)[0]
-
-
-def assert_agree(found, expected):
-    assert found.keys() == expected.keys()
-    for name, a in expected.items():
-        assert np.isfinite(found[name]).all(), name
-        limit = (2e-6 if name == "context" else 2e-5) * np.abs(a).max()
-        limit = max(limit, 1e-6)  # one token alone has gradients of exactly 0: differences of numbers of size 10
-        np.testing.assert_allclose(found[name], a, rtol=0, atol=limit, err_msg=name)
+interpreted = functools.partial(pallas_attention, interpret="tpu")
 
 
 def blocks_of(monkeypatch, size):
     """Short texts of several blocks."""
     if size:
         monkeypatch.setattr(plan, "block_size", lambda length: size)
-
-
-def hidden_queries(masks, arrays):
-    batch, length = arrays["query"].shape[:2]
-    pairs = visible_pairs(*(None if masks[name] is None else jnp.asarray(masks[name]) for name in ("texts", "pairs")))
-    return np.zeros((batch, length), bool) if pairs is None else ~np.asarray(pairs).any(-1)
 
 
 LENGTHS = (1, 2, 63, 127, 128, 129, 255, 257, 300, 384, 450, 513, 600, 640, 700)
@@ -157,16 +109,7 @@ def test_dropout_is_the_same_in_forward_and_backward(monkeypatch):
     key, rate = jax.random.key(5), 0.3
     keep = keep_mask(np.asarray(dropout_seeds(key)), 2, 3, 150, rate)
 
-    def given_mask(query, key, value, pos_key, pos_query, rows, *, scale, texts, pairs):
-        by_pair = lambda table: table[jnp.asarray(pair_rows(rows))]
-        scores = jnp.einsum("BTNH,BSNH->BNTS", query, key) + jnp.einsum("BTNH,TSNH->BNTS", query, by_pair(pos_key))
-        scores = (scores + jnp.einsum("BSNH,TSNH->BNTS", key, by_pair(pos_query))) * scale
-        pairs = visible_pairs(texts)[:, None]
-        weights = jnp.where(pairs, jax.nn.softmax(jnp.where(pairs, scores, -1e30), axis=-1), 0.0)
-        weights = jnp.where(keep, weights / (1 - rate), 0.0)
-        return jnp.einsum("BNTS,BSNH->BTNH", weights, value)
-
-    expected = run(given_mask, arrays, masks, rows)
+    expected = run(definition_dropping(keep, rate), arrays, masks, rows)
     found = run(interpreted, arrays, masks, rows, dropout_rate=rate, dropout_key=key)
     assert_agree(found, expected)
 
@@ -280,7 +223,7 @@ def test_the_rotation_of_the_interpreter_is_the_tpus():
         turned[...], rotated[...] = tiles.turn_right(x[...]), tiles.rotate(x[...])
 
     like = jax.ShapeDtypeStruct(TILE.shape, jnp.float32)
-    turned, rotated = pl.pallas_call(kernel, out_shape=(like, like), interpret=True)(TILE)
+    turned, rotated = pl.pallas_call(kernel, out_shape=(like, like), interpret="tpu")(TILE)
     np.testing.assert_array_equal(turned, rotated)
 
 
@@ -289,8 +232,9 @@ def test_what_it_cannot_do_is_refused():
     arrays.pop("cotangent")
     arrays = {name: jnp.asarray(a) for name, a in arrays.items()}
     half = {name: a.astype(np.float16) for name, a in arrays.items()}
-    with pytest.raises(InputError, match=r"float32 or bfloat16, all arrays alike, not float16; use"):
-        interpreted(**half, rows=rows, scale=1.0)
+    attend = jax.jit(lambda arrays: pallas_attention(**arrays, rows=rows, scale=1.0))
+    with pytest.raises(InputError, match="on a TPU in float32 or bfloat16, not float16; use another dtype, or"):
+        attend.trace(half).lower(lowering_platforms=("tpu",))
     with pytest.raises(InputError, match=r"not bfloat16, float32; use"):
         interpreted(**arrays | {"key": arrays["key"].astype(jnp.bfloat16)}, rows=rows, scale=1.0)
     length = 65537
@@ -305,7 +249,7 @@ def test_what_it_cannot_do_is_refused():
 @pytest.fixture
 def fresh_check():
     kernel_agrees.cache_clear()
-    yield functools.partial(kernel_agrees, interpret=True)
+    yield functools.partial(kernel_agrees, interpret="tpu")
     kernel_agrees.cache_clear()
 
 

@@ -34,14 +34,12 @@ class Order:
 QUERY_MAJOR, KEY_MAJOR = Order(query_outer=True), Order(query_outer=False)
 
 
-def schedule(plan: Plan, texts: Int[Array, "B L"] | None, pairs: Bool[Array, "B L L"] | None, order: Order):
-    """For each program 2 * (inner block to have at hand) + (1 if any pair is visible): int32 [B * blocks * blocks].
+def visible_blocks(plan: Plan, texts: Int[Array, "B L"] | None, pairs: Bool[Array, "B L L"] | None):
+    """True for pairs of blocks (query, key) with a visible pair: bool [B or 1, blocks, blocks].
 
-    A program without a visible pair does no work, and keeps the block that its neighbour fetched. Blocks may be
-    called visible that are not where texts do not stand in order of their numbers, never the other way round.
+    Blocks may be called visible that are not where texts do not stand in order of their numbers, never the other way
+    round.
     """
-    if texts is None and pairs is None:
-        return jnp.zeros((1,), jnp.int32)
     seen = jnp.ones((1, 1, 1), bool)
     if texts is not None:
         by_block = texts.reshape(texts.shape[0], plan.blocks, plan.block)
@@ -52,6 +50,17 @@ def schedule(plan: Plan, texts: Int[Array, "B L"] | None, pairs: Bool[Array, "B 
     if pairs is not None:
         shape = (pairs.shape[0], plan.blocks, plan.block, plan.blocks, plan.block)
         seen = seen & pairs.reshape(shape).any(axis=(2, 4))
+    return seen
+
+
+def schedule(plan: Plan, texts: Int[Array, "B L"] | None, pairs: Bool[Array, "B L L"] | None, order: Order):
+    """For each program 2 * (inner block to have at hand) + (1 if any pair is visible): int32 [B * blocks * blocks].
+
+    A program without a visible pair does no work, and keeps the block that its neighbour fetched.
+    """
+    if texts is None and pairs is None:
+        return jnp.zeros((1,), jnp.int32)
+    seen = visible_blocks(plan, texts, pairs)
     seen = seen if order.query_outer else seen.swapaxes(1, 2)
     inner = jnp.arange(plan.blocks, dtype=jnp.int32)[None, None]
     latest = lax.cummax(jnp.where(seen, inner, -1), axis=2)

@@ -1,11 +1,11 @@
 """How a kernel divides its work: blocks of tokens, heads of a program, and which distances the tables must hold.
 
-A program of a kernel meets one block of queries and one block of keys, S tokens each, for as many heads as fill 128
-lanes. Heads are not moved apart: products over all 128 lanes with the other heads' lanes set to zero cost a 128-deep
-matrix unit the same. All distances between the blocks lie in a window of 2S rows of the tables by distance, and that
-window depends on the blocks' difference D = key block - query block alone. Beyond some D all distances read one row
-(the buckets are logarithmic and clipped), the same for all farther blocks: there the position terms are one number for
-each query and one for each key, and the tables end.
+A program of a kernel meets one block of queries and one block of keys, S tokens each; on a TPU for as many heads as
+fill 128 lanes. Heads are not moved apart: products over all 128 lanes with the other heads' lanes set to zero cost a
+128-deep matrix unit the same. A GPU's program takes one head. All distances between the blocks lie in a window of 2S
+rows of the tables by distance, and that window depends on the blocks' difference D = key block - query block alone.
+Beyond some D all distances read one row (the buckets are logarithmic and clipped), the same for all farther blocks:
+there the position terms are one number for each query and one for each key, and the tables end.
 """
 
 import dataclasses
@@ -90,11 +90,31 @@ def make_plan(
     rate: float,
     all_heads: int | None = None,
 ) -> Plan:
-    """Chooses blocks and heads of a program, and finds where the far blocks begin."""
+    """For a TPU: chooses blocks and heads of a program, and finds where the far blocks begin."""
     block = block_size(length)
-    blocks = -(-length // block)
     lanes = max(32, 1 << (head_size - 1).bit_length()) if head_size <= TILE else -(-head_size // TILE) * TILE
     group = min(heads, max(1, TILE // lanes))
+    return _divide(length, heads, head_size, rows, block, lanes, group, scale, rate, all_heads)
+
+
+def make_gpu_plan(plan: Plan, rows: np.ndarray, itemsize: int, *, backward: bool) -> Plan:
+    """``plan`` for a GPU: one head a program, its size rounded up to a power of two as Triton's arrays must be."""
+    lanes = max(16, 1 << (plan.head_size - 1).bit_length())
+    block = gpu_block_size(itemsize, lanes, backward=backward)
+    given = plan.length, plan.heads, plan.head_size, rows
+    return _divide(*given, block, lanes, 1, plan.scale, plan.rate, plan.all_heads)
+
+
+def gpu_block_size(itemsize: int, lanes: int, *, backward: bool) -> int:
+    """Tokens of a block: as many as the registers hold. Float32 products are not those of the matrix units, and need
+    more of them."""
+    if itemsize == 4:
+        return 16
+    return 32 if backward or lanes > 64 else 64
+
+
+def _divide(length, heads, head_size, rows, block, lanes, group, scale, rate, all_heads) -> Plan:
+    blocks = -(-length // block)
     far = _first_far(rows, length, block, blocks, sign=-1), _first_far(rows, length, block, blocks, sign=1)
     return Plan(
         length=length, block=block, blocks=blocks, heads=heads, head_size=head_size,
