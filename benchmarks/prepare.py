@@ -29,7 +29,7 @@ from pathlib import Path
 
 RESULT = Path(__file__).with_name("results") / "prepare.json"
 SMALL = 50  # megabytes: what the memory of a larger text is compared with
-TRIED = 8  # megabytes: what shows how the peer is faster
+TRIED = 4  # megabytes: what shows how the peer is faster
 
 
 def highest(pid: int) -> float:

@@ -36,9 +36,10 @@ class Args(Source):
 def run(args: Args) -> None:
     if not args.input:
         raise InputError("--input: give a file or a pattern")
-    for name in ("workers", "shard_tokens"):
-        if getattr(args, name) < (name == "shard_tokens"):
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must not be less")
+    if args.workers < 0:
+        raise InputError(f"--workers {args.workers}: must be at least 0")
+    if args.shard_tokens < 1:
+        raise InputError(f"--shard-tokens {args.shard_tokens}: must be at least 1")
     tokenizer = load_tokenizer(hub.resolve(args.tokenizer, files=hub.TEXT_FILES))
     options = Prepare(
         inputs=args.input, output=args.output, source=Source(documents=args.documents, text=args.text),

@@ -269,7 +269,8 @@ class _Run:
         self, numbered: Iterable[tuple[int, Block]]
     ) -> Generator[tuple[int, Block, int, np.ndarray, np.ndarray]]:
         """The blocks in order, without their text: the line after each, its ids and the lengths of its documents."""
-        workers = self.options.workers or len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = self.options.workers or cores
         encoder = Encoder(self.tokenizer, self.options.source, self.dtype)
         if workers == 1 or sum(self.sizes) < _ALONE_BELOW:
             for number, block in numbered:
