@@ -74,7 +74,7 @@ def run_demo(output: Path, *, pretraining_steps: int = 700, epochs: int = 12) ->
                 model=str(output / "blank"), from_scratch=True, train=(str(data / "pretrain.txt"),),
                 eval=str(data / "pretrain_held_out.txt"), output=str(output / "pretrained"), steps=pretraining_steps,
                 batch_size=32, max_length=MAX_LENGTH, eval_every=max(1, pretraining_steps // 3),
-                mask_share=0.25, optimization=Optimization(learning_rate=4e-3, warmup=0.06),
+                layout="contiguous", mask_share=0.25, optimization=Optimization(learning_rate=4e-3, warmup=0.06),
                 runtime=Runtime(log_every=25, checkpoint_every=1000),
             )
         )
