@@ -9,7 +9,6 @@ import threading
 from typing import Any, NoReturn
 
 import jax
-import numpy as np
 from jax._src import distributed as _state  # the key-value store has no public name
 from jax.experimental import multihost_utils
 
@@ -126,19 +125,6 @@ def wait_for_all(name: str) -> None:
     """Returns when all processes have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-def on_writer(tree: Any) -> Any:
-    """Arrays that live on several processes as numpy arrays on the one that writes; the others get empty ones of the
-    same shapes, which take no memory. Leaf by leaf, in one order on all; all must call."""
-    if jax.process_count() == 1:
-        return tree
-
-    def gather(leaf: jax.Array) -> np.ndarray:
-        whole = np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-        return whole if is_writer() else np.broadcast_to(np.zeros((), whole.dtype), whole.shape)
-
-    return jax.tree.map(gather, tree)
 
 
 class Stopped(Exception):

@@ -28,7 +28,7 @@ from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import row_share
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.training.directory import Result, check_directory, write_json
-from deberta_jax.training.distributed import is_writer, on_writer, start, wait_for_all
+from deberta_jax.training.distributed import is_writer, start, wait_for_all
 from deberta_jax.training.experiment import Finetune, Pretraining, model_runtime, require, resolved
 from deberta_jax.training.loop import Job, fit, mesh_of
 from deberta_jax.training.lora import Lora, find_kernels, init_lora, lora_parameters, merge
@@ -113,7 +113,7 @@ def make_job(e: Finetune, record: dict[str, Any], directory: Path, train: Table,
         return task.metrics(found, features[1], held_out)
 
     def save_best(params):
-        save_pretrained(directory, part.model, on_writer(part.effective(params)), tokenizer, overwrite=True)
+        save_pretrained(directory, part.model, part.effective(params), tokenizer, overwrite=True)
         if part.lora is not None:
             save_adapter(directory / "adapter", part.model, params, part.lora, e.model)
         if is_writer():

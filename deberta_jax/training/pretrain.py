@@ -8,7 +8,7 @@ from deberta_jax.data.shards import MANIFEST
 from deberta_jax.text.masking import Masking
 from deberta_jax.training.corpora import Text, read_text
 from deberta_jax.training.directory import Result, check_directory
-from deberta_jax.training.distributed import on_writer, start, wait_for_all
+from deberta_jax.training.distributed import start, wait_for_all
 from deberta_jax.training.experiment import Pretraining, PretrainMLM, PretrainRTD, require, resolved
 from deberta_jax.training.finetune import tokenizer_source
 from deberta_jax.training.language_metrics import masked_lm_evaluation, replaced_token_evaluation
@@ -66,7 +66,7 @@ def mlm_job(e: PretrainMLM, record: dict[str, Any], directory: Path) -> Job:
     mesh = mesh_of(e.runtime)
     text = read_text(e, e.tokenizer or tokenizer_source(e.model), config.vocab_size, mesh, masking_of(e, e.shown))
     model, objective = mlm_objective(e, config)
-    save = lambda params: save_pretrained(directory, model, on_writer(params), text.tokenizer, overwrite=True)
+    save = lambda params: save_pretrained(directory, model, params, text.tokenizer, overwrite=True)
     return language_job(
         e, record, directory, text, objective, masked_lm_evaluation(model, text, mesh), metric="loss", save=save
     )
@@ -81,7 +81,7 @@ def rtd_job(e: PretrainRTD, record: dict[str, Any], directory: Path) -> Job:
     pair, objective = rtd_objective(e, generator, discriminator)
 
     def save(params):
-        params = on_writer({"generator": params["generator"], "discriminator": pair.discriminator_params(params)})
+        params = {"generator": params["generator"], "discriminator": pair.discriminator_params(params)}
         for name, model in (("generator", pair.generator), ("discriminator", pair.discriminator)):
             save_pretrained(directory / name, model, params[name], text.tokenizer, overwrite=True)
 

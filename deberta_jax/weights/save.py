@@ -51,10 +51,7 @@ class TreeLeaves:
         if path not in self._held:
             if len(self._held) == 3:  # what one tensor of a checkpoint can need: v1's query, key and value
                 self._held.clear()
-            leaf = self._leaves[path]
-            if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-                leaf = multihost_utils.process_allgather(leaf, tiled=True)
-            self._held[path] = np.asarray(leaf)
+            self._held[path] = np.asarray(self._leaves[path])
         return self._held[path] if layer is None else self._held[path][layer]
 
 
@@ -208,8 +205,8 @@ def save_pretrained(
     head = head_of(model)
     tree = {table.ENCODER: params} if head == "encoder" else params
     parts, labels = table.head_parts(model.config, head), table.classifier_rows(model.config, head)
-    leaves = TreeLeaves(tree)
-    _check_tree(leaves.shapes, model.config, parts, labels)
+    _check_tree(TreeLeaves(tree).shapes, model.config, parts, labels)
+    leaves = TreeLeaves(on_first_process(tree))
     kind = None if dtype is None else as_dtype(dtype)
     tensors = torch_tensors(
         model.config, parts, labels, leaves, kind, layout, bare=head == "encoder" and layout == "hf", broken=[]
@@ -221,11 +218,22 @@ def save_pretrained(
                 tokenizer.save(stage)
             config = hf_config(model.config, parts, labels, tensors[0].dtype)
             (stage / "config.json").write_text(json_text(config), encoding="utf-8")
-    else:
-        for tensor in tensors:
-            tensor.produce()
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"save_pretrained {target}")
+
+
+def on_first_process(tree: Any) -> Any:
+    """Arrays that live on several processes as numpy arrays on the first; the others get empty ones of the same shapes,
+    which take no memory. Leaf by leaf, in one order on all; all must call."""
+    if jax.process_count() == 1:
+        return tree
+
+    def gather(leaf: Any) -> np.ndarray:
+        across = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        whole = np.asarray(multihost_utils.process_allgather(leaf, tiled=True) if across else leaf)
+        return whole if jax.process_index() == 0 else np.broadcast_to(np.zeros((), whole.dtype), whole.shape)
+
+    return jax.tree.map(gather, tree)
 
 
 def head_of(model: Model) -> str:
