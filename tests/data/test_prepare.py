@@ -311,6 +311,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.system
 def test_killed_amid_its_processes_and_gone_on_with(tokenizer_dir, tokenizer, tmp_path, small_blocks):
     file = write(tmp_path / "a.txt", texts(700))
     run([file], tmp_path / "whole", tokenizer)
