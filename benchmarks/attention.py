@@ -40,7 +40,7 @@ def main() -> None:
         return lambda *a: disentangled_attention(*a[:5], rows, scale=scale, mask=a[5], impl=name)[0]
 
     programs = {}
-    here = [name for name in BODIES if name != "pallas" or jax.default_backend() == "tpu"]
+    here = [name for name in BODIES if name != "pallas" or jax.default_backend() in ("tpu", "gpu")]
     for name, attend in {"plain": plain_attention, **{name: body(name) for name in here}}.items():
 
         def both(mask, cotangent, *inputs, attend=attend):

@@ -192,7 +192,7 @@ def test_half_precision_stays_near_float32(dtype):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("body", [name for name in BODIES if name != "pallas"])  # a TPU's kernel
+@pytest.mark.parametrize("body", [name for name in BODIES if name != "pallas"])  # a kernel of TPUs and GPUs
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_every_body_trains_in_half_precision(dtype, body):
     """Gradients near those of float32; a CPU lacks some half-precision products, which it says only when they run."""
