@@ -35,6 +35,7 @@ class Collective:
       kind, axes: such as ``all-gather``, and ``("fsdp",)``.
       count: how often in a step.
       bytes: that one chip sends in a step, in a ring: (n-1)/n of the whole array, twice that for an all-reduce.
+      payload: bytes of those whole arrays, whatever the number of chips.
       largest: bytes of the largest array that one of them leaves on a chip.
     """
 
@@ -42,6 +43,7 @@ class Collective:
     axes: tuple[str, ...]
     count: float
     bytes: float
+    payload: float
     largest: int
 
 
@@ -66,6 +68,10 @@ class Costs:
     @property
     def collective_bytes(self) -> float:
         return sum(c.bytes for c in self.collectives)
+
+    @property
+    def collective_payload(self) -> float:
+        return sum(c.payload for c in self.collectives)
 
 
 def count(program: Program, mesh: Mapping[str, int], kernel: Kernel | None = None) -> Costs:
@@ -121,11 +127,12 @@ class _Tally:
         # The start of an asynchronous one gives its operands beside its result.
         made = i.bytes - (given if i.opcode.endswith("-start") and kind != "all-reduce" else 0)
         share = (size - 1) / size
-        sent = {"all-gather": made * share, "all-reduce": 2 * given * share, "collective-permute": given}
+        payload = made if kind == "all-gather" else given
+        sent = {"all-reduce": 2 * payload * share, "collective-permute": payload}.get(kind, payload * share)
         key = kind, axes_of(groups, self.mesh)
-        before = self.sums.get(key, Collective(*key, 0.0, 0.0, 0))
+        before = self.sums.get(key, Collective(*key, 0.0, 0.0, 0.0, 0))
         self.sums[key] = Collective(
-            *key, before.count + times, before.bytes + times * sent.get(kind, given * share),
+            *key, before.count + times, before.bytes + times * sent, before.payload + times * payload,
             max(before.largest, *(a.bytes for a in i.arrays)),
         )  # fmt: skip
 

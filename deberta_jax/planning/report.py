@@ -145,6 +145,7 @@ def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str,
     }  # fmt: skip
     if plan.costs is not None:
         out |= {
+            "collective_payload_bytes": plan.costs.collective_payload,
             "flops": plan.costs.flops,
             "hbm_traffic_bytes": plan.costs.hbm_bytes,
             "kernels": dict(plan.costs.kernels),
