@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.dropout import dropout
@@ -123,8 +123,3 @@ class Dropout(nn.Module):
         if deterministic or self.rate == 0.0:
             return x
         return dropout(x, self.rate, self.make_rng("dropout"))
-
-
-def take_rows(table: Float[Array, "V E"], ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
-    """Rows of a table; an id outside it gives NaN, never a neighbour's row."""
-    return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan)
