@@ -1,6 +1,7 @@
 # make demo    what it can do, in five minutes, from nothing
 # make test    lint, floors, types and tests: under 12 minutes on 2 cores, no torch
 # make test-system  whole commands, and processes that are stopped and go on: 5 minutes
+# make test-tpu  the kernel and the train step compiled for TPUs that are not there: 6 minutes
 # make parity  live comparison with PyTorch
 # make test-long  the long proofs; their results stand in benchmarks/results/
 #
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-.PHONY: demo test lint types test-system parity test-long clean
+.PHONY: demo test lint types test-system test-tpu parity test-long clean
 
 demo: $(VENV)/.installed
 	JAX_PLATFORMS=cpu $(BIN)/deberta-jax demo --output demo-output
@@ -29,6 +30,11 @@ types: $(VENV)/.installed-dev
 
 test-system: $(VENV)/.installed-dev
 	$(PYTEST) -n 2 --dist worksteal -m 'system and not long'
+
+# One process at a time: libtpu keeps others out.
+test-tpu: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet --editable '.[dev,tpu]'
+	TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost $(PYTEST) -m 'tpu_aot and not long' tests/aot
 
 parity: $(VENV)/.installed-parity
 	$(PYTEST) -n 2 --dist worksteal -m 'parity and not long' tests/parity
