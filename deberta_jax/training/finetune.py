@@ -226,8 +226,9 @@ class Trained:
 
 def make_model(e: Finetune, config: DebertaConfig, task: Task) -> Trained:
     """The model, and what gives its parameters when told where they shall live."""
+    # A pre-trained model's mask decoder, and with it its absolute positions, are of its masked-LM head alone.
     config = dataclasses.replace(
-        task.configure(config), cls_dropout=config.cls_dropout if e.dropout is None else e.dropout
+        task.configure(config), mask_decoder=False, cls_dropout=config.cls_dropout if e.dropout is None else e.dropout
     )
     runtime = model_runtime(e)
     model = MODELS[task.head](config, **runtime)
