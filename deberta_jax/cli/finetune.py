@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from deberta_jax.cli.configfile import experiment_arguments
+from deberta_jax.cli.planned import starts_after_plan
 from deberta_jax.training.directory import Result
 from deberta_jax.training.distributed import is_writer
 from deberta_jax.training.dry_run import describe
@@ -22,6 +23,8 @@ def parse(argv: list[str]) -> Finetune:
 
 def run(experiment: Finetune) -> None:
     """Trains; prints the best checkpoint's metrics as one JSON object."""
+    if not starts_after_plan(experiment):
+        return
     if experiment.runtime.dry_run:
         e, job = plan_finetune(experiment)
         guessed = {name: getattr(e, name) for name in ("task", "text", "label", "labels", "choices")}

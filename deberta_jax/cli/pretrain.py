@@ -5,6 +5,7 @@ import sys
 
 from deberta_jax.cli.configfile import experiment_arguments
 from deberta_jax.cli.finetune import report
+from deberta_jax.cli.planned import starts_after_plan
 from deberta_jax.errors import InputError
 from deberta_jax.training.dry_run import describe
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
@@ -27,6 +28,8 @@ def parse(argv: list[str]) -> PretrainMLM | PretrainRTD:
 def run(experiment: PretrainMLM | PretrainRTD) -> None:
     """Trains; prints the metrics on the held-out text as one JSON object."""
     e = experiment
+    if not starts_after_plan(e):
+        return
     if e.runtime.dry_run:
         record, directory = begin(e)
         job: Job = mlm_job(e, record, directory) if isinstance(e, PretrainMLM) else rtd_job(e, record, directory)

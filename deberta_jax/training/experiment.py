@@ -77,6 +77,9 @@ class Runtime:
     """Seconds within which every process must have arrived."""
     dry_run: bool = False
     """Only say what the run would be: guesses, shapes, parameters, memory, steps; write nothing."""
+    plan: str = ""
+    """Before the run say what it needs, and refuse if that cannot fit: here (CPUs), or of a slice such as v5e:4x4, where
+    nothing is run then."""
     profile: tuple[int, ...] = ()
     """First and last step of a profile, written to DIR/profile."""
     peak_tflops: float = 0.0
