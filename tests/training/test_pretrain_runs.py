@@ -12,7 +12,7 @@ import deberta_jax
 from deberta_jax.cli.main import main
 from deberta_jax.errors import InputError
 from deberta_jax.training.experiment import PretrainRTD
-from tests.made import blank_model, log_of, rows, start, stdout_of
+from tests.made import binary_files, blank_model, log_of, rows, start, stdout_of
 from tests.training.test_processes import cache, curve, finish, port, steps_logged, wait  # noqa: F401
 
 STEPS = 30
@@ -59,8 +59,15 @@ def test_both_kinds_learn_and_leave_what_the_package_and_transformers_load(home,
     assert printed["masked_positions"] == 1.0
     model, params = deberta_jax.from_pretrained(tmp_path / "mlm", head="masked-lm")
     assert model.config.mask_decoder
-    ids = np.asarray(deberta_jax.load_tokenizer(tmp_path / "mlm")(["ban [MASK] rist"]).input_ids)
+    ids = np.asarray(deberta_jax.load_tokenizer(str(tmp_path / "mlm"))(["ban [MASK] rist"]).input_ids)
     assert np.isfinite(model.apply({"params": params}, jnp.asarray(ids)).logits).all()
+
+    # The mask decoder is of the masked-LM head alone: fine-tuning leaves its absolute positions behind.
+    binary_files(tmp_path)
+    files = ["--train", str(tmp_path / "train.csv"), "--eval", str(tmp_path / "eval.csv")]
+    main(["finetune", "--model", str(tmp_path / "mlm"), *files, "--text", "sentence", "--label", "kind", "--epochs",
+          "1", "--max-length", "16", "--output", str(tmp_path / "classifier")])  # fmt: skip
+    assert (tmp_path / "classifier" / "model.safetensors").is_file()
 
     run = tmp_path / "rtd"
     printed = json.loads(stdout_of(arguments(home, "rtd", run, "--update", "joint")))
