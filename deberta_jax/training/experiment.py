@@ -78,8 +78,8 @@ class Runtime:
     dry_run: bool = False
     """Only say what the run would be: guesses, shapes, parameters, memory, steps; write nothing."""
     plan: str = ""
-    """Before the run say what it needs, and refuse if that cannot fit: here (CPUs), or of a slice such as v5e:4x4, where
-    nothing is run then."""
+    """Before the run say what it needs, and refuse if that cannot fit: here (CPUs), or of a slice such as v5e:4x4; then
+    nothing is run."""
     profile: tuple[int, ...] = ()
     """First and last step of a profile, written to DIR/profile."""
     peak_tflops: float = 0.0
