@@ -50,6 +50,8 @@ def compile_request(request: Request, devices: Sequence[Any]) -> Made:
 def lower_for_cuda(request: Request, devices: Sequence[Any]) -> tuple[dict[str, int], float]:
     """Bytes held on one device, and products of a step on all, of the step lowered for CUDA by ``jax.export``.
 
+    The products are those of the step with the ``shift`` body, whichever it has: a kernel's cannot be counted.
+
     Devices are simulated; there is no compiler for a GPU that is not here, so what it would make of the step (temporary
     memory, traffic, collectives) cannot be known.
 
@@ -57,15 +59,20 @@ def lower_for_cuda(request: Request, devices: Sequence[Any]) -> tuple[dict[str, 
       InputError: a mesh that does not fit the devices or the model.
     """
     mesh = request_mesh(request, devices)
-    if request.job == "predict":
-        program, arguments, held = _predict_program(request, mesh)
-    else:
-        prepared = prepared_of(request, mesh)
-        program, batch = jit_step(prepared.step, prepared.shardings, shapes_of(request), mesh)
-        arguments, held = (prepared.state, batch), held_by_state(prepared, request, mesh)
+    program, arguments, held = _program(request, mesh)
+    counted, _, _ = _program(request.with_runtime(attention="shift"), mesh)
     with jax.set_mesh(mesh):
         jax.export.export(program, platforms=["cuda"])(*arguments)
-        return held, product_flops(jax.make_jaxpr(program)(*arguments).jaxpr)
+        return held, product_flops(jax.make_jaxpr(counted)(*arguments).jaxpr)
+
+
+def _program(request: Request, mesh: Mesh) -> tuple[Any, tuple[Any, Any], dict[str, int]]:
+    """The jitted program, what it is given, abstract, and the bytes of that on one device by cause."""
+    if request.job == "predict":
+        return _predict_program(request, mesh)
+    prepared = prepared_of(request, mesh)
+    program, batch = jit_step(prepared.step, prepared.shardings, shapes_of(request), mesh)
+    return program, (prepared.state, batch), held_by_state(prepared, request, mesh)
 
 
 def request_mesh(request: Request, devices: Sequence[Any]) -> Mesh:
