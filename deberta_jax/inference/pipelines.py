@@ -16,6 +16,7 @@ from deberta_jax.data.features import check_vocabulary, make_features
 from deberta_jax.data.labels import MULTI_LABEL, REGRESSION, LabelSpec
 from deberta_jax.data.tables import Table
 from deberta_jax.errors import InputError
+from deberta_jax.inference.fill_mask import FILL_MASK, load_mask_filler
 from deberta_jax.inference.predict import Predictor, Progress
 from deberta_jax.inference.tasks import Task, TaskOptions, problem_of, task_of_model
 from deberta_jax.inference.tasks.text import probabilities, text_answer
@@ -24,7 +25,7 @@ from deberta_jax.sharding import make_mesh
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.weights import from_pretrained
 
-TASKS = (CLASSIFICATION, WORDS, SPANS, CHOICES)
+TASKS = (CLASSIFICATION, WORDS, SPANS, CHOICES, FILL_MASK)
 Text = str | Mapping[str, str]
 
 # Kinds that are settings of the first one.
@@ -172,20 +173,25 @@ def pipeline(
     """A ready model for a task, on all devices.
 
     Args:
-      task: ``text-classification``, ``token-classification``, ``question-answering`` or ``multiple-choice``.
+      task: ``text-classification``, ``token-classification``, ``question-answering``, ``multiple-choice`` or
+        ``fill-mask``.
       model: a model directory or a hub id; it must hold a trained head of that kind.
       dtype: of the computation.
       max_length: longest input in tokens; by default what ``finetune`` trained the model with, else 512.
       batch_size: texts in a forward pass.
 
     Returns:
-      A TextClassifier, WordTagger, QuestionAnswerer or ChoiceMaker.
+      A TextClassifier, WordTagger, QuestionAnswerer, ChoiceMaker or MaskFiller.
 
     Raises:
       InputError: an unknown task, a directory that is no model, or one without such a head.
     """
     if task not in TASKS:
         raise InputError(f"no pipeline for {task!r}; there is {', '.join(map(repr, TASKS))}")
+    if task == FILL_MASK:
+        return load_mask_filler(
+            model, dtype=dtype, max_length=max_length, batch_size=batch_size, attention=attention
+        )  # fmt: skip
     parts = load_model(
         task, model, lambda out: out.logits if task != SPANS else jnp.stack([out.start_logits, out.end_logits], -1),
         per_token=task in (WORDS, SPANS), dtype=dtype, max_length=max_length, batch_size=batch_size,

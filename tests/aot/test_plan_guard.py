@@ -4,6 +4,7 @@ import importlib.util
 import math
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks.tpu_aot import devices, plain_attention
@@ -41,6 +42,7 @@ def step_of(length):
 
 def plain(query, key, value, pos_key, pos_query, rows, *, scale, mask=None, segment_ids=None, **_):
     texts, _ = visibility(mask, segment_ids)
+    texts = jnp.ones(query.shape[:2], jnp.int32) if texts is None else texts
     return plain_attention(query, key, value, pos_key, pos_query, rows, scale=scale, texts=texts), None
 
 

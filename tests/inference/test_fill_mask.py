@@ -1,0 +1,59 @@
+"""``pipeline("fill-mask", ...)``: what it refuses, and the shape of its answers; tests/parity has their truth."""
+
+import dataclasses
+
+import jax
+import pytest
+
+import deberta_jax
+from deberta_jax.errors import InputError
+from tests.made import TINY
+
+LINES = ["the cat sat on the mat", "a dog ran in the park", "it is a fine day for a walk"] * 40
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    home = tmp_path_factory.mktemp("fill")
+    tokenizer = deberta_jax.train_tokenizer(LINES, 358, str(home / "tokenizer"))
+    config = dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size + 5)
+    for kind in (deberta_jax.DebertaForMaskedLM, deberta_jax.DebertaForReplacedTokenDetection):
+        model = kind(config)
+        params = deberta_jax.init_params(model, jax.random.key(0))
+        deberta_jax.save_pretrained(home / kind.__name__, model, params, tokenizer=tokenizer)
+    return home
+
+
+@pytest.fixture(scope="module")
+def fill(directory):
+    return deberta_jax.pipeline("fill-mask", str(directory / "DebertaForMaskedLM"))
+
+
+def test_answers_follow_the_inputs(fill):
+    one, two, *none = fill(["the [MASK] sat", "a [MASK] ran in the [MASK]"], top_k=3)
+    assert none == []
+    assert [len(one), len(two), len(two[0])] == [3, 2, 3]
+    scores = [entry["score"] for entry in one]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= entry["token"] < fill.tokenizer.vocab_size for entry in one)
+    alone = fill("the [MASK] sat", top_k=3)
+    assert [entry["token"] for entry in alone] == [entry["token"] for entry in one]
+    assert fill([]) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "says"),
+    [
+        ("no mask here", {}, "has no [MASK]"), ([3], {}, "give a str"),
+        ("a [MASK] " + "the cat " * 400, {}, "tokens; the most is"), ("[MASK]", {"top_k": 0}, "top_k=0: give 1 to"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(fill, given, options, says):
+    with pytest.raises(InputError) as raised:
+        fill(given, **options)
+    assert says in str(raised.value)
+
+
+def test_a_discriminator_cannot_fill(directory):
+    with pytest.raises(InputError):
+        deberta_jax.pipeline("fill-mask", str(directory / "DebertaForReplacedTokenDetection"))
