@@ -199,7 +199,7 @@ def test_an_output_that_cannot_be_a_directory(bad, tmp_path):
 
 
 def test_verbs_and_flags(capsys, task):
-    assert "unknown command 'train'; expected one of finetune, " in refused(["train"], capsys)
+    assert "unknown command 'train'; expected one of prepare, pretrain, finetune, " in refused(["train"], capsys)
     for arguments in (["finetune", "--no-such", "1"], ["evaluate"], ["predict", "--model", "m"],
                       ["finetune", "--dtype", "float16"], ["finetune", "--epochs", "many"]):  # fmt: skip
         with pytest.raises(SystemExit) as stopped:
