@@ -57,7 +57,8 @@ class PendingLeaf:
         if self.layered:
             out[0] = 1
         axes = range(first, len(out))
-        axis = next((a for a in axes if out[a] == self.width), max(axes, key=lambda a: out[a]))
+        wide = [a for a in axes if out[a] == self.width] or [max(axes, key=lambda a: out[a])]
+        axis = wide[0 if len(axes) == 2 else -1]  # of [D, D] the models split the input, of a convolution [K, D, D] not
         parts = min(16, math.prod(out) * self.dtype.itemsize // _SMALL)
         while parts > 1 and out[axis] % parts:
             parts -= 1

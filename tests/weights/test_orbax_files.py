@@ -21,16 +21,31 @@ from tests.weights.files import raw_config, state_of
 
 WIDE = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "vocab_size": 4096,
         "num_hidden_layers": 3}  # fmt: skip
+CHUNKED = {**WIDE, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 1, "vocab_size": 1024}
 
 
-@pytest.fixture
-def converted(tmp_path, write):
-    raw = raw_config("xl", num_labels=3, **WIDE)
-    state = state_of("xl", ("pooler", "classifier"), **WIDE)
+def convert_one(tmp_path, write, sizes):
+    raw = raw_config("xl", num_labels=3, **sizes)
+    state = state_of("xl", ("pooler", "classifier"), **sizes)
     source = write("source", state, raw)
     convert(source, tmp_path / "orbax", to="orbax")
     model, params, _ = load(source, "sequence-classification")
     return tmp_path / "orbax", model, params
+
+
+@pytest.fixture
+def converted(tmp_path, write):
+    return convert_one(tmp_path, write, WIDE)
+
+
+@pytest.fixture
+def chunked(tmp_path, write):
+    """Wide enough that every kernel has a chunk for each of eight shards.
+
+    One chunk for eight shards, as in a narrow model, is read up to eight times: tensorstore joins only those reads that
+    happen to overlap.
+    """
+    return convert_one(tmp_path, write, CHUNKED)
 
 
 def restore(directory, model, shardings):
@@ -52,8 +67,8 @@ def decoded_bytes() -> int:
     return sum(value["value"] for metric in metrics for value in metric["values"])
 
 
-def test_orbax_restores_into_fsdp_shards_and_reads_each_chunk_once(converted):
-    directory, model, params = converted
+def test_orbax_restores_into_fsdp_shards_and_reads_each_chunk_once(chunked):
+    directory, model, params = chunked
     mesh = make_mesh(data=1, fsdp=8)
     shardings = tree_shardings(logical_axes(model), mesh)
     stored = sum(file.stat().st_size for file in (directory / PARAMS).rglob("*") if file.is_file())
@@ -61,19 +76,19 @@ def test_orbax_restores_into_fsdp_shards_and_reads_each_chunk_once(converted):
     restored = restore(directory, model, shardings)
     read = decoded_bytes() - before
     assert read > 0.5 * stored  # the metric counts
-    assert read < 1.3 * stored
+    assert read < 1.1 * stored
     for leaf, sharding in zip(jax.tree.leaves(restored), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
     assert jax.tree.all(jax.tree.map(np.array_equal, restored, params))
     words = restored["deberta"]["embeddings"]["word_embeddings"]["embedding"]
-    assert {shard.data.shape for shard in words.addressable_shards} == {(4096, 16)}
+    assert {shard.data.shape for shard in words.addressable_shards} == {(1024, 64)}
 
 
-def test_chunks_do_not_cross_the_shards_of_large_leaves(converted):
-    directory, model, _ = converted
+def test_chunks_do_not_cross_the_shards_of_large_leaves(chunked):
+    directory, model, _ = chunked
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree = checkpointer.metadata(directory / PARAMS).item_metadata.tree
-    shardings = tree_shardings(logical_axes(model), make_mesh(data=1, fsdp=2, devices=jax.devices()[:2]))
+    shardings = tree_shardings(logical_axes(model), make_mesh(data=1, fsdp=8))
     for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True):
         if math.prod(leaf.shape) * 4 < 1 << 18:
             continue
