@@ -29,7 +29,7 @@ class Point:
 
 
 def point_of(plan: Plan) -> Point:
-    collective = plan.costs.collective_bytes if plan.costs else 0.0
+    collective = plan.costs.collective_sent_bytes if plan.costs else 0.0
     return Point(plan.request.target.chips, plan.needed, collective, plan.seconds.get("step", 0.0), True)
 
 
@@ -40,7 +40,7 @@ def extended(plan: Plan, chips: int) -> Point:
     more = n * chips // plan.request.target.chips
     factor = ((more - 1) / more) / ((n - 1) / n) if n > 1 else 1.0
     given = plan.costs.collectives if plan.costs else ()
-    collective = sum(c.bytes * (factor if "data" in c.axes else 1.0) for c in given)
+    collective = sum(c.sent * (factor if "data" in c.axes else 1.0) for c in given)
     chip = plan.request.target.chip
     interconnect = collective / chip.ring_bandwidth if chip else 0.0
     device = plan.seconds.get("compute", 0.0) + plan.seconds.get("memory", 0.0)

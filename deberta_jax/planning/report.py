@@ -124,7 +124,7 @@ def roofline(costs: Costs, chip: Chip | None) -> dict[str, float]:
     each = [(flops / chip.flops, moved / chip.hbm_bandwidth) for flops, moved in costs.pairs]
     compute = sum(c for c, m in each if c >= m)
     memory = sum(m for c, m in each if c < m)
-    interconnect = costs.collective_bytes / chip.ring_bandwidth
+    interconnect = costs.collective_sent_bytes / chip.ring_bandwidth
     return {
         "compute": compute, "memory": memory, "interconnect": interconnect, "step": max(compute + memory, interconnect)
     }  # fmt: skip
@@ -145,7 +145,7 @@ def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str,
     }  # fmt: skip
     if plan.costs is not None:
         out |= {
-            "collective_payload_bytes": plan.costs.collective_payload,
+            "collective_sent_bytes": plan.costs.collective_sent_bytes,
             "flops": plan.costs.flops,
             "hbm_traffic_bytes": plan.costs.hbm_bytes,
             "kernels": dict(plan.costs.kernels),
