@@ -1,63 +1,124 @@
-"""The attention bodies against each other and against plain attention, forward and backward, in one process.
+"""One attention, forward and forward+backward: the bodies, v1's rows, the gather, and plain attention, in one process.
 
-    python benchmarks/attention.py [--batch 8] [--length 128] [--heads 12] [--head-size 64] [--rounds 9]
+    python benchmarks/attention.py [--shapes 8x128 4x512] [--heads 12] [--head-size 64] [--rounds 9] [--dropout 0.0]
+                                   [--record FILE.json]
 
-All run in turn, round by round; the table gives medians as ratios to plain attention written as three einsums and to
-``reference``, the definition by gather. Absolute times mean nothing on a shared machine.
+All run in turn, round by round. Medians are given as ratios to the best plain attention there is (three einsums, or our
+own bodies without the relative terms, whichever is fastest), and as a speed-up over ``reference``, the definition by
+gather. Absolute times mean nothing on a shared machine.
 """
 
 import argparse
+import gc
+import json
 import statistics
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deberta_jax.ops.attention import BODIES, disentangled_attention
 from deberta_jax.ops.relative_position import reachable_rows, table_rows
 
+PLAIN = "plain"
 
-def plain_attention(query, key, value, pos_key, pos_query, mask):
-    """Attention without the relative terms."""
+
+def three_products(query, key, value, mask):
     scores = jnp.einsum("BTNH,BSNH->BNTS", query, key) / query.shape[-1] ** 0.5
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
     return jnp.einsum("BNTS,BSNH->BTNH", weights, value)
 
 
+def contestants(batch: int, length: int, heads: int, size: int, dropout: float) -> dict[str, tuple[Callable, tuple]]:
+    """By name: the attention, and its arrays."""
+    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), (*shape, heads, size))
+    sequences, mask = tuple(draw(i, batch, length) for i in range(3)), jnp.ones((batch, length), bool)
+    key = jax.random.key(6) if dropout else None
+
+    def attend(name: str, rows: np.ndarray) -> Callable:
+        def run(query, keys, value, to_key=None, to_query=None):
+            terms = 1 if to_key is None else 3
+            return disentangled_attention(
+                query, keys, value, to_key, to_query, rows, scale=(terms * size) ** -0.5, mask=mask, impl=name,
+                dropout_rate=dropout, dropout_key=key,
+            )[0]  # fmt: skip
+
+        return run
+
+    here = [name for name in BODIES if name != "pallas" or jax.default_backend() in ("tpu", "gpu")]
+    kept, rows = reachable_rows(table_rows(length, 256, buckets=256, max_distance=512, clamp=True))
+    tables = tuple(draw(i, len(kept)) for i in (3, 4))
+    found: dict[str, tuple[Callable, tuple]] = {}
+    if not dropout:
+        found[f"{PLAIN}, three einsums"] = lambda q, k, v: three_products(q, k, v, mask), sequences
+    for name in here:
+        if name != "reference":
+            found[f"{PLAIN}, {name}"] = attend(name, rows), sequences
+    for name in here:
+        found[name] = attend(name, rows), (*sequences, *tables)
+    kept, rows = reachable_rows(table_rows(length, 512, buckets=-1, max_distance=512, clamp=False))
+    tables = tuple(draw(i, len(kept)) for i in (3, 4))
+    found["v1 spans, auto"] = attend("auto", rows), (*sequences, *tables)
+    return found
+
+
+def program(job: str, attend: Callable, arrays: tuple, cotangent: jax.Array) -> Callable[[], Any]:
+    def both(cotangent, *arrays):
+        out, backward = jax.vjp(attend, *arrays)
+        return out, backward(cotangent)
+
+    chosen = both if job == "forward+backward" else lambda _, *arrays: attend(*arrays)
+    compiled = jax.jit(chosen).lower(cotangent, *arrays).compile()
+    return lambda: jax.block_until_ready(compiled(cotangent, *arrays))
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def measure(job: str, batch: int, length: int, args: argparse.Namespace) -> dict[str, Any]:
+    found = contestants(batch, length, args.heads, args.head_size, args.dropout)
+    cotangent = jax.random.normal(jax.random.key(5), (batch, length, args.heads, args.head_size))
+    runs = {name: program(job, attend, arrays, cotangent) for name, (attend, arrays) in found.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(args.rounds + 1):
+        for name, run in runs.items():
+            taken = seconds(run)
+            if turn:  # the first touches its memory
+                times[name].append(taken)
+    median = {name: statistics.median(all_of) for name, all_of in times.items()}
+    best = min(value for name, value in median.items() if name.startswith(PLAIN))
+    return {
+        "job": job, "shape": f"{batch}x{length}", "dropout": args.dropout,
+        "over the best plain": {name: round(value / best, 2) for name, value in median.items()},
+        "faster than the gather": {name: round(median["reference"] / value, 2) for name, value in median.items()},
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("batch", 8), ("length", 128), ("heads", 12), ("head-size", 64), ("rounds", 9)):
+    parser.add_argument("--shapes", nargs="+", default=["8x128", "4x512"])
+    for name, default in (("heads", 12), ("head-size", 64), ("rounds", 9)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--record", type=Path)
     args = parser.parse_args()
-    rows = table_rows(args.length, 256, buckets=256, max_distance=512, clamp=True)
-    kept, rows = reachable_rows(rows)
-    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), (*shape, args.heads, args.head_size))
-    inputs = [draw(i, args.batch, args.length) for i in range(3)] + [draw(i, len(kept)) for i in (3, 4)]
-    cotangent, mask = draw(5, args.batch, args.length), jnp.ones((args.batch, args.length), bool)
-
-    def body(name):
-        scale = (3 * args.head_size) ** -0.5
-        return lambda *a: disentangled_attention(*a[:5], rows, scale=scale, mask=a[5], impl=name)[0]
-
-    programs = {}
-    here = [name for name in BODIES if name != "pallas" or jax.default_backend() in ("tpu", "gpu")]
-    for name, attend in {"plain": plain_attention, **{name: body(name) for name in here}}.items():
-
-        def both(mask, cotangent, *inputs, attend=attend):
-            out, backward = jax.vjp(lambda *x: attend(*x, mask), *inputs)
-            return out, backward(cotangent)
-
-        programs[name] = jax.jit(both).lower(mask, cotangent, *inputs).compile()
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(args.rounds):
-        for name, program in programs.items():
-            began = time.perf_counter()
-            jax.block_until_ready(program(mask, cotangent, *inputs))
-            seconds[name].append(time.perf_counter() - began)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    print(f"{args.batch}x{args.length}, {args.heads} heads of {args.head_size}, forward and backward")
-    for name, value in median.items():
-        print(f"  {name:10} {value / median['plain']:6.2f} of plain  {value / median['reference']:6.2f} of reference")
+    rows = []
+    for shape in args.shapes:
+        for job in ("forward", "forward+backward"):
+            rows.append(measure(job, *map(int, shape.split("x")), args))
+            print(f"{shape}, {args.heads} heads of {args.head_size}, {job}, dropout {args.dropout}")
+            for name, value in rows[-1]["over the best plain"].items():
+                print(f"  {name:24} {value:6.2f} x plain {rows[-1]['faster than the gather'][name]:8.2f} x the gather")
+            gc.collect()
+    if args.record:
+        args.record.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Fine-tuning beside a PyTorch loop on transformers' models: the same small model, budget and seeds, task by task.
 
     python benchmarks/finetune_baseline.py DATA [--tasks sst2 stsb upos cola xquad] [--seeds 5] [--examples 2000]
-        [--epochs 3]
+        [--epochs 3] [--record FILE.json]
 
 DATA is a folder with ``classification/{sst2,cola}``, ``pair/stsb``, ``ner/ud_ewt`` and ``qa``. Each seed has its own
 initial weights, written by us and read by both, and its own order of the examples; dropout is on and differs. Both are
-scored by the same metrics on the same answers' form. Prints one JSON object, a task a key: the medians, their
-difference, and its standard error; ``benchmarks/results/finetune_baseline.json`` has this machine's.
+scored by the same metrics on the same answers' form. Prints one JSON object a task: the medians, their difference, and
+its standard error. Tasks that stand in the record are not run again; ``benchmarks/results/finetune_baseline.json`` is
+this machine's.
 """
 
 import argparse
@@ -182,8 +183,16 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=96)
+    parser.add_argument("--record", type=Path)
     args = parser.parse_args()
-    print(json.dumps({name: compare(args.data, name, args) for name in args.tasks}, indent=2))
+    found = json.loads(args.record.read_text()) if args.record and args.record.is_file() else {}
+    for name in args.tasks:
+        if name in found:
+            continue
+        found[name] = compare(args.data, name, args)
+        print(json.dumps({name: found[name]}), flush=True)
+        if args.record:
+            args.record.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def open_vino(directory: str, inputs: Inputs) -> Run:
     given = torch_inputs(inputs)
     with torch.no_grad():
         model = openvino.convert_model(Traced(load_torch(directory)), example_input=tuple(given.values()))
-    model.reshape([list(array.shape) for array in given.values()])
+    model.reshape({place: openvino.PartialShape(list(array.shape)) for place, array in enumerate(given.values())})
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
     compiled = openvino.compile_model(model, "CPU", settings)
     wanted = [a.astype(np.int64) for a in inputs.values()]

@@ -66,21 +66,29 @@ def scaling(job: str) -> Iterator[tuple[str, Any]]:
 
 
 def table(recorded: dict[str, Any]) -> str:
+    """Every preset by slice, then what is claimed of single runs, then the same work a chip on more chips."""
     lines = [
-        "| model | slice | mesh (data, fsdp, tensor) | remat | memory, of the chip's | HBM traffic | collectives |"
-        " step, at least |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | job | slice | mesh (data, fsdp, tensor) | remat | memory, of the chip's | HBM traffic | collectives "
+        "| step, at least |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for name, p in recorded.items():
-        if name.startswith("presets/"):
-            mesh = ", ".join(str(size) for size in p["mesh"].values())
-            step = f"{1e3 * p['seconds']['step']:.0f} ms, {p['bound_by']}" if p["seconds"] else "-"
-            lines.append(
-                f"| {name.split('/')[1]} | {name.split('/')[2]} | {mesh} | {p['remat']} "
-                f"| {p['hbm_bytes_per_chip'] / 1e9:.1f} of {p['hbm_capacity'] / 1e9:.0f} GB"
-                f"{'' if p['fits'] else ', DOES NOT FIT'} | {p['hbm_traffic_bytes'] / 1e9:.0f} GB "
-                f"| {p['collective_bytes'] / 1e9:.2f} GB | {step} |"
-            )
+    parts, presets, slices = ("presets", "claims", "scaling"), list(PRESETS), list(SLICES)
+
+    def place(name: str) -> tuple[int, ...]:
+        part, model, topology, _ = name.split("/")
+        known = (slices.index(topology), presets.index(model)) if part == "presets" else ()
+        return parts.index(part), *known
+
+    for name in sorted(recorded, key=place):
+        p, (_, model, topology, job) = recorded[name], name.split("/")
+        mesh = ", ".join(str(size) for size in p["mesh"].values())
+        step = f"{1e3 * p['seconds']['step']:.0f} ms, {p['bound_by']}" if p["seconds"] else "-"
+        lines.append(
+            f"| {model} | {job} | {topology} | {mesh} | {p['remat']} "
+            f"| {p['hbm_bytes_per_chip'] / 1e9:.1f} of {p['hbm_capacity'] / 1e9:.0f} GB"
+            f"{'' if p['fits'] else ', DOES NOT FIT'} | {p['hbm_traffic_bytes'] / 1e9:.0f} GB "
+            f"| {p['collective_bytes'] / 1e9:.2f} GB, {p['collective_sent_bytes'] / 1e9:.2f} sent | {step} |"
+        )
     return "\n".join(lines)
 
 

@@ -10,6 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+from tests.made import Task, Trained, binary_task, shared_directory, trained_run
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -21,3 +23,13 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real test data: {folder} does not exist; set DEBERTA_JAX_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory) -> Task:
+    return binary_task(shared_directory(tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Trained:
+    return trained_run(shared_directory(tmp_path_factory))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deberta_jax.inference.metrics import classification_metrics, regression_metrics
+from deberta_jax.inference.metrics import classification_metrics, multi_label_metrics, regression_metrics
 
 
 def logits_for(predicted, classes):
@@ -52,6 +52,20 @@ def test_classification(case):
     assert found["accuracy"] == pytest.approx(np.trace(table) / table.sum())
     assert found["f1"] == pytest.approx(f1)
     assert found["matthews_correlation"] == pytest.approx(matthews_of(table), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_several_labels(seed):
+    rng = np.random.default_rng(seed)
+    logits, labels = rng.normal(size=(30, 4)), rng.integers(0, 2, (30, 4))
+    labels[:, 3] = 0
+    logits[:, 3] = -1.0  # a label that is never there and never given counts as 0
+    tables = [counted(labels[:, c], np.int64(logits[:, c] > 0), 2) for c in range(4)]
+    assert multi_label_metrics(logits, np.float32(labels)) == pytest.approx({
+        "f1": np.mean([f1_of(table, 1) for table in tables]),
+        "micro_f1": f1_of(sum(tables), 1),
+        "accuracy": np.mean([all((row > 0) == truth) for row, truth in zip(logits, labels, strict=True)]),
+    })  # fmt: skip
 
 
 def ranks(values):

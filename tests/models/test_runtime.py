@@ -191,12 +191,20 @@ def test_half_precision_stays_near_float32(dtype):
     assert 1e-5 < error < {jnp.bfloat16: 0.02, jnp.float16: 0.003}[dtype]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("body", [name for name in BODIES if name != "pallas"])  # a kernel of TPUs and GPUs
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_every_body_trains_in_half_precision(dtype, body):
+DEFAULT_HALF = (jnp.bfloat16, "blocked", 40)
+HALVES = [
+    pytest.param(dtype, body, length, marks=[] if (dtype, body, length) == DEFAULT_HALF else pytest.mark.long)
+    for dtype in (jnp.bfloat16, jnp.float16)
+    for body in BODIES
+    if body != "pallas"  # a kernel of TPUs and GPUs
+    for length in (8, 40)
+]
+
+
+@pytest.mark.parametrize(("dtype", "body", "length"), HALVES)
+def test_every_body_trains_in_half_precision(dtype, body, length):
     """Gradients near those of float32; a CPU lacks some half-precision products, which it says only when they run."""
-    case = Case("half-gradients", "v3", "sequence-classification", length=8)
+    case = Case("half-gradients", "v3", "sequence-classification", length=length)
     batch, params = make_batch(case), draw_params(case.model())
 
     def gradients(dtype):

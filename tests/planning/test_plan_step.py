@@ -54,6 +54,12 @@ def test_products_of_the_step_within_two_percent_of_a_count_by_hand(shared):
     assert products_by_hand() * 0.98 <= counted <= (products_by_hand() + repeated) * 1.02
 
 
+def test_products_on_one_device_within_two_percent_of_a_count_by_hand():
+    asked = request(1)
+    made = compile_request(asked, jax.devices()[:1])
+    assert count(parse(made.compiled.as_text()), asked.mesh).flops == pytest.approx(products_by_hand(), rel=0.02)
+
+
 def test_state_is_held_in_shares(shared):
     _, made = shared
     model = parameters_by_hand()

@@ -1,0 +1,76 @@
+"""The README's tables of measured ratios, from what the benchmarks recorded here.
+
+    python benchmarks/tables.py          # from benchmarks/results/{attention,model,peers,mixed_lengths}.json
+
+Each file is what the benchmark of that name writes with ``--record``.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_SPEED = "real tokens a second over torch's"
+RESULTS = Path(__file__).with_name("results")
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text())["rows"] if file.is_file() else []
+
+
+def markdown(header: Iterable[str], body: Iterable[Iterable[Any]]) -> str:
+    lines = [list(header)]
+    lines += [["---"] * len(lines[0]), *([str(cell) for cell in row] for row in body)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def model() -> str:
+    return markdown(
+        ("v3-base classifier", "shape", "dtype", "time over plain attention", "times as fast as PyTorch",
+         "share of the matrix-product peak"),
+        (
+            (r["job"], r["shape"], r["dtype"], f"{r['over plain attention']:.2f}",
+             f"{r['times as fast as torch']:.2f}", f"{r['share of peak']['ours']:.2f}")
+            for r in rows_of("model")
+        ),
+    )  # fmt: skip
+
+
+def attention() -> str:
+    return markdown(
+        ("one attention, 12 heads of 64", "shape", "time over the best plain", "v1's spans", "faster than the gather"),
+        (
+            (r["job"], r["shape"], f"{r['over the best plain']['blocked']:.2f}",
+             f"{r['over the best plain']['v1 spans, auto']:.2f}", f"{r['faster than the gather']['blocked']:.2f}")
+            for r in rows_of("attention")
+        ),
+    )  # fmt: skip
+
+
+def peers() -> str:
+    rows = rows_of("peers")
+    names = list(rows[0]["time over ours"]) if rows else []
+    return markdown(
+        ("v3-base encoder, forward, float32: times as fast as", *names),
+        ((r["shape"], *(f"{r['time over ours'][name]:.2f}" for name in names)) for r in rows),
+    )
+
+
+def mixed_lengths() -> str:
+    return markdown(
+        ("texts of mixed lengths", "model", "real tokens a second over PyTorch's", "padding, ours", "PyTorch's"),
+        (
+            (r["job"], r["preset"], f"{r[_SPEED]:.2f}", f"{r['padding']['ours']:.2f}",
+             f"{r['padding']['torch']:.2f}")
+            for r in rows_of("mixed_lengths")
+        ),
+    )  # fmt: skip
+
+
+def main() -> None:
+    print("\n\n".join((model(), peers(), mixed_lengths(), attention())))
+
+
+if __name__ == "__main__":
+    main()
