@@ -29,7 +29,8 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
         # around in memory, but in larger programs a later pass undoes that, and they stop when run: hence the barrier.
         a = a.transpose([left.index(c) for c in turned[0]])
         b = b.transpose([right.index(c) for c in turned[1]])
-        return multiply(*lax.optimization_barrier((a, b)), f"{turned[0]},{turned[1]}->{out}")
+        a, b = lax.optimization_barrier((a, b))
+        return multiply(a, b, f"{turned[0]},{turned[1]}->{out}")
 
     return lax.platform_dependent(a, b, cpu=turn, default=multiply)
 

@@ -33,7 +33,8 @@ def describe(plan: Plan, found: dict[str, Any]) -> str:
     if plan.costs is not None:
         rows += [
             ("products a chip", f"{plan.costs.flops:.3g} FLOP"), ("HBM traffic a chip", size(plan.costs.hbm_bytes)),
-            ("collectives a chip", f"{size(plan.costs.collective_bytes)}, {size(plan.costs.collective_sent_bytes)} sent in a ring"),
+            ("collectives a chip", f"{size(plan.costs.collective_bytes)}; sent, in rings: "
+                                   f"{size(plan.costs.collective_sent_bytes)}"),
         ]  # fmt: skip
         rows += [
             (f"  {c.kind}", f"{size(c.bytes)} over {' x '.join(c.axes)}, {c.count:.0f} times")
