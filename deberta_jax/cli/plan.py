@@ -38,7 +38,7 @@ class Args:
     mesh: str = ""
     """Such as data=2,fsdp=8: sizes not given are 1, data what is left. Chosen if not given."""
     batch: int = 0
-    """Rows of a step on all chips together; 8 a chip if not given."""
+    """Rows of a step on all chips together; 8 a chip if not given, with --sweep more as well."""
     length: int = 512
     """Tokens of a row."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -70,7 +70,9 @@ def run(args: Args) -> None:
     request = request_of(args)
     check_compiler(request)
     capacity = 1e9 * args.device_memory
-    chosen = {"free_remat": not args.remat, "free_body": args.attention == "auto"}
+    chosen = {
+        "free_remat": not args.remat, "free_body": args.attention == "auto", "free_rows": args.sweep and not args.batch
+    }  # fmt: skip
     if args.mesh:
         check_mesh(request)
         guesses = [g for g in candidates(request, **chosen) if g.request.mesh == request.mesh]

@@ -24,11 +24,14 @@ class Guess:
     bytes: float
 
 
-def candidates(request: Request, *, free_remat: bool = True, free_body: bool = True) -> list[Guess]:
+def candidates(
+    request: Request, *, free_remat: bool = True, free_body: bool = True, free_rows: bool = False
+) -> list[Guess]:
     """Requests on every mesh that divides, those that may fit best first.
 
     Quick ones are those that recompute least, split heads least, and share parameters among about eight chips. Where
-    none seems to fit, those that need least come first.
+    none seems to fit, those that need least come first. The first is followed, after the second, by itself with another
+    attention body and with more rows, where those are free.
 
     Raises:
       InputError: a batch that no mesh divides.
@@ -45,13 +48,14 @@ def candidates(request: Request, *, free_remat: bool = True, free_body: bool = T
         raise InputError(f"--batch {request.rows}: no mesh of {chips} chips divides it; give a multiple of {chips}")
     fitting = [guess for guess in found if not capacity or guess.bytes < 0.7 * capacity]
     ordered = sorted(fitting, key=_cost) or sorted(found, key=lambda guess: guess.bytes)
-    if free_body:
-        ordered[2:2] = [
-            Guess(g.request.with_runtime(attention="shift"), g.bytes)
-            for g in ordered[:1]
-            if g.request.experiment.runtime.attention == "pallas"
-        ]
-    return ordered
+    first, others = ordered[0], []
+    if free_body and first.request.experiment.runtime.attention == "pallas":
+        others.append(Guess(first.request.with_runtime(attention="shift"), first.bytes))
+    if free_rows:
+        larger = [first.request.with_rows(times * request.rows) for times in (2, 4)]
+        found = [Guess(r, _memory(r, parameters)) for r in larger]
+        others += [guess for guess in found if not capacity or guess.bytes < 0.7 * capacity]
+    return [*ordered[:2], *others, *ordered[2:]]
 
 
 def _cost(guess: Guess) -> tuple[float, ...]:

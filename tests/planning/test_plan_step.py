@@ -95,6 +95,22 @@ def test_candidates_divide_and_begin_with_what_recomputes_nothing():
         assert ROWS % (m["data"] * m["fsdp"]) == 0
 
 
+def test_candidates_have_more_rows_where_those_are_free():
+    assert {guess.request.rows for guess in candidates(request(4))} == {ROWS}
+    found = candidates(request(4), free_rows=True)
+    first = found[0]
+    assert [g.request.rows for g in found if g.request.mesh == first.request.mesh][:3] == [ROWS, 2 * ROWS, 4 * ROWS]
+
+
+@pytest.mark.system
+def test_a_sweep_through_the_command_line_tries_more_rows(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_hf()))
+    line = ["plan", "--model", str(tmp_path), "--topology", "cpu:4", "--length", "32", "--sweep", "--candidates", "4"]
+    main([*line, "--json"])
+    ranked = json.loads(capsys.readouterr().out)["ranked"]
+    assert {plan["batch"] for plan in ranked} == {32, 64, 128}
+
+
 @pytest.mark.system
 @pytest.mark.parametrize("job", ["finetune", "mlm", "rtd", "predict"])
 def test_every_job_through_the_command_line_and_again_from_the_cache(job, tmp_path, monkeypatch, capsys):
