@@ -1,12 +1,12 @@
 """A whole classifier: ours, ours with plain attention, and PyTorch transformers with the same weights, in one process.
 
-    python benchmarks/model.py [--preset deberta-v3-base] [--shapes 8x128 4x512] [--jobs forward train]
+    python benchmarks/model.py [--preset deberta-v3-base] [--shapes 8x128 4x512] [--jobs forward train compile]
                                [--dtype float32] [--dropout 0.1] [--rounds 7] [--record FILE.json]
 
 All run in turn, round by round; the table gives medians as ratios, and each row's share of the machine's own
 matrix-product peak in that dtype (products of the model's own FLOPs, those of the recomputation not counted). A train
-step is forward, backward and AdamW, whose state both keep in float32. Absolute times mean nothing on a shared machine.
-PyTorch runs eagerly; in bfloat16 under autocast.
+step is forward, backward and AdamW, whose state both keep in float32; ``compile`` is tracing and compiling one, without
+PyTorch. Absolute times mean nothing on a shared machine. PyTorch runs eagerly; in bfloat16 under autocast.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from deberta_jax.ops.losses import cross_entropy, weighted_mean
 RATE = 1e-5
 
 
-def our_job(job: str, config: Any, params: Any, batch: dict[str, np.ndarray], dtype: Any) -> Callable[[], None]:
+def our_job(job: str, config: Any, params: Any, batch: dict[str, np.ndarray], dtype: Any) -> Callable[[], Any]:
     model = deberta_jax.DebertaForSequenceClassification(config, dtype=dtype)
     inputs = {name: jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask")}
     if job == "forward":
@@ -57,6 +57,9 @@ def our_job(job: str, config: Any, params: Any, batch: dict[str, np.ndarray], dt
 
     params = jax.tree.map(jnp.array, params)
     held = [(params, jax.jit(optimizer.init)(params), jax.random.key(0))]
+    if job == "compile":
+        # A function of its own each time: a known one would not be traced again.
+        return lambda: jax.jit(lambda *state: step(*state), donate_argnums=(0, 1)).lower(*held[0]).compile()
     program = jax.jit(step, donate_argnums=(0, 1)).lower(*held[0]).compile()
 
     def run():
@@ -132,9 +135,10 @@ def measure(args: argparse.Namespace, job: str, batch: int, length: int, dtype: 
     runs = {"ours": our_job(job, config, params, arrays, dtype)}
     of_plain = deberta_jax.init_params(deberta_jax.DebertaForSequenceClassification(plain), jax.random.key(0))
     runs["ours, plain attention"] = our_job(job, plain, of_plain, arrays, dtype)
-    with tempfile.TemporaryDirectory() as directory:
-        deberta_jax.save_pretrained(directory, deberta_jax.DebertaForSequenceClassification(config), params)
-        runs["torch"] = torch_job(job, directory, arrays, dtype)
+    if job != "compile":
+        with tempfile.TemporaryDirectory() as directory:
+            deberta_jax.save_pretrained(directory, deberta_jax.DebertaForSequenceClassification(config), params)
+            runs["torch"] = torch_job(job, directory, arrays, dtype)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
@@ -142,11 +146,15 @@ def measure(args: argparse.Namespace, job: str, batch: int, length: int, dtype: 
         for name, run in runs.items():
             times[name].append(seconds(run))
     median = {name: statistics.median(values) for name, values in times.items()}
-    flops = {name: model_flops(config, batch, length, train=job == "train", plain="plain" in name) for name in runs}
-    best = peak(dtype)
-    return {
+    found = {
         "job": job, "shape": f"{batch}x{length}", "dtype": jnp.dtype(dtype).name, "dropout": args.dropout,
         "over plain attention": round(median["ours"] / median["ours, plain attention"], 3),
+    }  # fmt: skip
+    if job == "compile":
+        return found
+    flops = {name: model_flops(config, batch, length, train=job == "train", plain="plain" in name) for name in runs}
+    best = peak(dtype)
+    return found | {
         "times as fast as torch": round(median["torch"] / median["ours"], 3),
         "share of peak": {name: round(flops[name] / median[name] / best, 3) for name in runs},
     }  # fmt: skip
@@ -156,7 +164,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="deberta-v3-base")
     parser.add_argument("--shapes", nargs="+", default=["8x128", "4x512"])
-    parser.add_argument("--jobs", nargs="+", default=["forward", "train"], choices=["forward", "train"])
+    parser.add_argument("--jobs", nargs="+", default=["forward", "train"],
+                        choices=["forward", "train", "compile"])  # fmt: skip
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=7)
