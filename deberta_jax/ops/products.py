@@ -14,32 +14,25 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     # HIGHEST: on TPU a float32 product is otherwise computed from bfloat16 halves of its operands.
     precision = lax.Precision.HIGHEST if a.dtype == F32 else None
 
-    def multiply(a: jax.Array, b: jax.Array, spec: str = spec) -> jax.Array:
+    def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.einsum(spec, a, b, preferred_element_type=F32, precision=precision)
 
+    if a.dtype == F32 or _needs_no_turning(spec):
+        return multiply(a, b)
+    return lax.platform_dependent(a, b, cpu=lambda a, b: multiply(a.astype(F32), b.astype(F32)), default=multiply)
+
+
+def _needs_no_turning(spec: str) -> bool:
+    """False for a product whose operands do not lie as a batch of matrices does: batch, rows, columns.
+
+    XLA's CPU backend cannot multiply half-precision matrices of which the first is turned. It turns that one around in
+    memory, or computes in float32; but in larger programs a later pass undoes the turn, even one behind an
+    ``optimization_barrier``, and they stop when run.
+    """
     operands, out = spec.split("->")
     left, right = operands.split(",")
-    batch, rows, columns, summed = _axes(left, right, out)
-    turned = batch + rows + summed, right if right.startswith(batch) else batch + summed + columns
-    if a.dtype == F32 or (left, right) == turned:
-        return multiply(a, b)
-
-    def turn(a: jax.Array, b: jax.Array) -> jax.Array:
-        # XLA's CPU backend cannot multiply half-precision matrices of which the first is turned. It turns that one
-        # around in memory, but in larger programs a later pass undoes that, and they stop when run: hence the barrier.
-        a = a.transpose([left.index(c) for c in turned[0]])
-        b = b.transpose([right.index(c) for c in turned[1]])
-        a, b = lax.optimization_barrier((a, b))
-        return multiply(a, b, f"{turned[0]},{turned[1]}->{out}")
-
-    return lax.platform_dependent(a, b, cpu=turn, default=multiply)
-
-
-def _axes(left: str, right: str, out: str) -> tuple[str, str, str, str]:
-    """Letters of a product: of the batch, of the first's rows, of the second's columns, and summed over."""
     batch = "".join(c for c in out if c in left and c in right)
-    rows, columns = ("".join(c for c in out if c in own and c not in batch) for own in (left, right))
-    return batch, rows, columns, "".join(c for c in left if c not in out)
+    return all(letters.startswith(batch) for letters in (left, right, out)) and left[-1] not in out
 
 
 def align(a: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
