@@ -60,7 +60,7 @@ def scaling(job: str) -> Iterator[tuple[str, Any]]:
     for chips in (8, 256):
         mesh = {"mesh_data": chips // 4, "mesh_fsdp": 4, "mesh_tensor": 1, "remat": "dots"}
         yield (
-            f"scaling/v3-base/v5e-{chips}/{job}",
+            f"scaling/deberta-v3-base/v5e-{chips}/{job}",
             lambda c=chips, m=mesh: make_plan(request("deberta-v3-base", f"v5e-{c}", job, ROWS, **m)),
         )
 

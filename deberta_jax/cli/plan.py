@@ -65,6 +65,15 @@ class Args:
 def run(args: Args) -> None:
     if args.html and not Path(args.html).absolute().parent.is_dir():
         raise InputError(f"--html {args.html}: its directory does not exist")
+    if Path(args.html or "-").is_dir():
+        raise InputError(f"--html {args.html}: is a directory; name a file in it")
+    for flag, value, least in (
+        ("batch", args.batch, 0), ("length", args.length, 1), ("accumulate", args.accumulate, 1),
+        ("candidates", args.candidates, 1), ("tokens", args.tokens, 0), ("device-memory", args.device_memory, 0),
+        ("price-per-chip-hour", args.price_per_chip_hour, 0),
+    ):  # fmt: skip
+        if value < least:
+            raise InputError(f"--{flag} {value}: must be at least {least}")
     # Where libtpu is installed, JAX would look for a TPU.
     jax.config.update("jax_platforms", "cpu")
     request = request_of(args)
@@ -75,12 +84,13 @@ def run(args: Args) -> None:
     }  # fmt: skip
     if args.mesh:
         check_mesh(request)
-        guesses = [g for g in candidates(request, **chosen) if g.request.mesh == request.mesh]
+        guesses = candidates(request, **chosen, free_mesh=False)
     else:
         guesses = candidates(request, **chosen)
     if args.sweep:
         with _bar(args.candidates) as bar:
-            plans, failed = sweep(guesses[: args.candidates], done=bar.update, tick=bar.refresh)
+            tried = guesses[: args.candidates]
+            plans, failed = sweep(tried, capacity=capacity, done=bar.update, tick=bar.refresh)
         if not plans:
             raise InputError(failed[0][1])
         text = ranking(plans, failed)
@@ -91,6 +101,8 @@ def run(args: Args) -> None:
         text = ""
     best, found = plans[0], as_json(plans[0], tokens=args.tokens, price=args.price_per_chip_hour)
     text = f"{text}\n\n{describe(best, found)}".strip()
+    if args.tokens and "hours" not in found:
+        text += f"\n--tokens: no time is known of {args.topology}, so no hours and no cost"
     if args.html:
         write_page(Path(args.html), text, best, _scaling(best))
     found |= {"model": args.model, "attention_note": attention_note(best.request)}
@@ -155,4 +167,4 @@ def _scaling(plan: Plan) -> list[Point]:
 
 
 def _bar(total: int) -> tqdm:
-    return tqdm(total=total, desc="compiling", unit="program", file=sys.stderr, leave=False)
+    return tqdm(total=total, desc="compiling", unit="program", file=sys.stderr, leave=False, disable=None)

@@ -120,7 +120,8 @@ class Program:
             yield from self.inside(i)
 
     def trips(self, computation: Computation, loop: Instruction) -> int:
-        """How often a loop's body runs: as the compiler says, else from the constant that its counter is compared with.
+        """How often a loop's body runs: as the compiler says, else from the constant that its counter is compared with,
+        and where it starts and by what it grows: loops over a ring that send both ways at once take steps of two.
 
         Raises:
           ValueError: a loop that tells neither.
@@ -131,7 +132,9 @@ class Program:
         condition = self.computations[loop.attribute("condition")]
         for compare in (*condition.instructions, *(i for c in condition.instructions for _, i in self.inside(c))):
             if compare.opcode == "compare":
-                return self._limit(computation, loop, condition, "direction=LE" in compare.rest)
+                limit = self._limit(computation, loop, condition, "direction=LE" in compare.rest)
+                start, step = self._counter(computation, loop, condition)
+                return -(-(limit - start) // step)
         raise ValueError(f"{loop.name}: the number of trips is not known")
 
     def _limit(self, computation: Computation, loop: Instruction, condition: Computation, inclusive: bool) -> int:
@@ -144,6 +147,31 @@ class Program:
         if not constants:
             raise ValueError(f"{loop.name}: the number of trips is not known")
         return max(constants) + inclusive
+
+    def _counter(self, computation: Computation, loop: Instruction, condition: Computation) -> tuple[int, int]:
+        """Where a loop's counter starts and by what it grows; 0 and 1 where that is not to be seen."""
+        body, carried = self.computations[loop.attribute("body")], computation.by_name[loop.operands[0]]
+        if body.root.opcode != "tuple" or carried.opcode != "tuple":
+            return 0, 1
+        for k in (int(m[1]) for i in condition.instructions if (m := re.search(r"index=(\d+)", i.rest))):
+            step = self._step(body, body.by_name[body.root.operands[k]])
+            if step:
+                start = computation.by_name.get(carried.operands[k])
+                return int(start.inside) if start is not None and _is_count(start) else 0, step
+        return 0, 1
+
+    def _step(self, body: Computation, grown: Instruction) -> int:
+        """The constant that is added, here or in a fusion; 0 where there is none."""
+        while grown.opcode in ("copy", "bitcast"):
+            grown = body.by_name[grown.operands[0]]
+        for owner, i in ((body, grown), *self.inside(grown)):
+            for name in i.operands if i.opcode == "add" else ():
+                given = owner.by_name.get(name)
+                if given is not None and given.opcode == "parameter" and owner is not body:
+                    given = body.by_name.get(grown.operands[int(given.inside)])
+                if given is not None and _is_count(given):
+                    return int(given.inside)
+        return 0
 
 
 def _is_count(i: Instruction) -> bool:

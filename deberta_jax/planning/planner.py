@@ -30,15 +30,19 @@ def first_fit(guesses: Sequence[Guess], *, tick: Callable[[], object] = lambda: 
 
 
 def sweep(
-    guesses: Sequence[Guess], *, done: Callable[[], object] = lambda: None, tick: Callable[[], object] = lambda: None
+    guesses: Sequence[Guess],
+    *,
+    capacity: float = 0.0,
+    done: Callable[[], object] = lambda: None,
+    tick: Callable[[], object] = lambda: None,
 ) -> tuple[list[Plan], list[tuple[Request, str]]]:
     """Plans of all, those that fit first and the quickest of them first; and those that do not compile, with why."""
     plans, failed = [], []
     for guess in guesses:
         try:
-            plans.append(make_plan(guess.request, tick=tick))
+            plans.append(make_plan(guess.request, capacity=capacity, tick=tick))
         except InputError as error:
             failed.append((guess.request, str(error)))
         done()
     per_token = lambda plan: plan.seconds.get("step", 0.0) / plan.request.tokens
-    return sorted(plans, key=lambda plan: (not plan.fits, per_token(plan), plan.needed)), failed
+    return sorted(plans, key=lambda plan: (plan.fits is False, per_token(plan), plan.needed)), failed

@@ -41,15 +41,19 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """None where it cannot be known: of a GPU, unless what is held already is too much."""
-        if self.costs is None and "too_large" not in self.compiled.facts:
-            return False if self.capacity and self.needed > self.capacity else None
-        return bool(self.memory) and (not self.capacity or self.needed <= self.capacity)
+        """None where it cannot be known: without a capacity, or of a GPU, unless what is held already is too much."""
+        if "too_large" in self.compiled.facts:
+            return False
+        if not self.capacity or (self.costs is None and self.needed <= self.capacity):
+            return None
+        return self.needed <= self.capacity
 
     @property
     def bound_by(self) -> str:
-        terms = {name: s for name, s in self.seconds.items() if name != "step"}
-        return max(terms, key=lambda name: terms[name]) if terms else ""
+        s = self.seconds
+        if not s or s["interconnect"] >= s["compute"] + s["memory"]:
+            return "interconnect" if s else ""
+        return max(("compute", "memory"), key=lambda name: s[name])
 
     @property
     def tokens_per_second(self) -> float:

@@ -25,13 +25,14 @@ class Guess:
 
 
 def candidates(
-    request: Request, *, free_remat: bool = True, free_body: bool = True, free_rows: bool = False
-) -> list[Guess]:
-    """Requests on every mesh that divides, those that may fit best first.
+    request: Request, *, free_mesh: bool = True, free_remat: bool = True, free_body: bool = True,
+    free_rows: bool = False,
+) -> list[Guess]:  # fmt: skip
+    """Requests on every mesh that divides, or on the request's own, those that may fit best first.
 
     Quick ones are those that recompute least, split heads least, and share parameters among about eight chips. Where
     none seems to fit, those that need least come first. The first is followed, after the second, by itself with another
-    attention body and with more rows, where those are free.
+    attention body, with more recomputed, and with more rows, where those are free.
 
     Raises:
       InputError: a batch that no mesh divides.
@@ -39,7 +40,7 @@ def candidates(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(objective_of(request).parameters.shapes))
     capacity = request.target.chip.hbm if request.target.chip else 0
     found = []
-    for meshed in _meshes(request):
+    for meshed in _meshes(request) if free_mesh else (request,):
         for remat in REMAT if free_remat else (request.experiment.runtime.remat,):
             r = meshed.with_runtime(remat=remat)
             found.append(Guess(r, _memory(r, parameters)))
@@ -51,11 +52,15 @@ def candidates(
     first, others = ordered[0], []
     if free_body and first.request.experiment.runtime.attention == "pallas":
         others.append(Guess(first.request.with_runtime(attention="shift"), first.bytes))
+    if free_remat and first.request.experiment.runtime.remat == "none" and request.job != "predict":
+        # Less memory traffic may be worth its products: on paper that is not to be seen.
+        others += [g for g in found if g.request == first.request.with_runtime(remat="dots")]
     if free_rows:
         larger = [first.request.with_rows(times * request.rows) for times in (2, 4)]
-        found = [Guess(r, _memory(r, parameters)) for r in larger]
-        others += [guess for guess in found if not capacity or guess.bytes < 0.7 * capacity]
-    return [*ordered[:2], *others, *ordered[2:]]
+        more = [Guess(r, _memory(r, parameters)) for r in larger]
+        others += [guess for guess in more if not capacity or guess.bytes < 0.7 * capacity]
+    begin = [*ordered[:2], *others]
+    return [*begin, *(guess for guess in ordered[2:] if guess not in begin)]
 
 
 def _cost(guess: Guess) -> tuple[float, ...]:

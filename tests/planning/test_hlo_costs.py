@@ -1,5 +1,7 @@
 """What is read from compiled programs, against counts by hand of small programs on simulated devices."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -70,6 +72,19 @@ def test_products_count_by_trip_also_in_nested_loops():
     # A trip reads x and one of the seven matrices and writes x; a CPU also copies the matrix, and writes x twice.
     least = 21 * 4 * (64 * 64 + 2 * 32 * 64)
     assert least <= costs.hbm_bytes <= 3 * least
+
+
+def test_a_counter_that_begins_at_one_and_grows_by_two():
+    """As XLA's loops over a ring do that send both ways at once; they carry no count of their trips."""
+
+    def program(x, w):
+        trip = lambda carry: (carry[0] + 2, jnp.tanh(carry[1] @ w))
+        return jax.lax.while_loop(lambda carry: carry[0] < 8, trip, (1, x))[1]
+
+    x, w = jax.ShapeDtypeStruct((32, 64), jnp.float32), jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    text = jax.jit(program).lower(x, w).compile().as_text()
+    for given in (text, re.sub(r'"known_trip_count":\{"n":"\d+"\}', "", text)):
+        assert count(parse(given), {"data": 1}).flops == 4 * 2 * 32 * 64 * 64
 
 
 def test_what_each_device_multiplies_is_its_share(mesh):

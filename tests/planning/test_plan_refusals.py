@@ -28,6 +28,10 @@ def test_slices_by_shape_and_as_they_are_rented(topology, size, chips):
         (["--topology", "cpu:5", "--mesh", "tensor=5"], "does not divide the model's attention heads of 12; give"),
         (["--topology", "cpu:4", "--mesh", "fsdp=4", "--batch", "6"], "give --batch 8"),
         (["--topology", "cpu:4", "--html", "/nowhere/plan.html"], "its directory does not exist"),
+        (["--topology", "cpu:4", "--html", "/"], "is a directory"),
+        (["--topology", "cpu:4", "--batch", "-8"], "--batch -8: must be at least 0"),
+        (["--topology", "cpu:4", "--length", "0"], "--length 0: must be at least 1"),
+        (["--topology", "cpu:4", "--sweep", "--candidates", "0"], "--candidates 0: must be at least 1"),
     ],
 )  # fmt: skip
 def test_one_line_and_code_2(arguments, told, capsys):

@@ -122,7 +122,7 @@ def test_every_job_through_the_command_line_and_again_from_the_cache(job, tmp_pa
         main(line)
         found = json.loads(capsys.readouterr().out)
         assert found["cached"] is cached
-        assert found["fits"] is True
+        assert found["fits"] is None  # nobody said what a device has
         assert found["hbm_bytes_per_chip"] == sum(found["memory"].values()) > 0
         assert found["collective_bytes"] > 0
     main([*line[:6], "cuda:4", *line[7:]])
