@@ -34,7 +34,7 @@ def starts_after_plan(e: Experiment) -> bool:
     """
     if not e.runtime.plan:
         return True
-    target, capacity = _here() if e.runtime.plan == HERE else (target_of(e.runtime.plan), 0.0)
+    target, capacity = _here() if e.runtime.plan == HERE else (target_of(e.runtime.plan, "--plan"), 0.0)
     whole = dataclasses.replace(e.runtime, mesh_data=-1, mesh_fsdp=1, mesh_tensor=1)
     job, config, task = _job(dataclasses.replace(e, runtime=whole))
     request = _request(e, job, config, task, target)

@@ -53,8 +53,10 @@ class Target:
         return CHIPS.get(self.topology.partition(":")[0])
 
 
-def target_of(topology: str) -> Target:
+def target_of(topology: str, flag: str = "--topology") -> Target:
     """``v5e:4x4``, or as it is rented ``v5e-16``; ``cuda:8`` and ``cpu:8`` are so many devices.
+
+    ``flag`` is what the user typed, which an error names.
 
     Raises:
       InputError: a slice that does not exist; names some that do.
@@ -62,18 +64,19 @@ def target_of(topology: str) -> Target:
     name, separator, size = re.match(r"([^:-]*)([:-]?)(.*)", topology.strip().lower()).groups()  # pyright: ignore
     if name in ("cuda", "cpu"):
         if not (size or "1").isdigit() or int(size or 1) < 1:
-            raise InputError(f"--topology {topology}: give a number of devices, such as {name}:8")
+            raise InputError(f"{flag} {topology}: give a number of devices, such as {name}:8")
         return Target(name, f"{name}:{int(size or 1)}", int(size or 1))
     if name not in CHIPS:
+        here = ", or here" if flag == "--plan" else ""
         raise InputError(
-            f"--topology {topology}: give a TPU slice such as v5e:4x4 (of {', '.join(CHIPS)}), cuda:8 or cpu:8"
+            f"{flag} {topology}: give a TPU slice such as v5e:4x4 (of {', '.join(CHIPS)}), cuda:8 or cpu:8{here}"
         )
     slices = SLICES[name]
     if separator == "-" and size.isdigit():
         chips = int(size) / _CORES.get(name, 1)
         size = next((s for s in slices if _chips(s) == chips), size)
     if size not in slices:
-        raise InputError(f"--topology {topology}: there is no such slice; {name} comes as {', '.join(slices)}")
+        raise InputError(f"{flag} {topology}: there is no such slice; {name} comes as {', '.join(slices)}")
     return Target("tpu", f"{name}:{size}", _chips(size))
 
 

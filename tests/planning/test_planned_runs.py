@@ -39,6 +39,16 @@ def test_a_run_that_cannot_fit_is_refused_before_it_writes(task, tmp_path, capsy
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("plan", "told"), [("v5e:3x5", "there is no such slice"), ("there", "cpu:8, or here")])
+def test_errors_name_the_flag_that_was_typed(plan, told, task, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(task.arguments(tmp_path / "run", "--plan", plan))
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: --plan {plan}: ")
+    assert told in last
+
+
 def test_a_plan_for_elsewhere_starts_nothing(task, tmp_path, capsys):
     main(task.arguments(tmp_path / "run", "--plan", "cpu:4"))
     out, err = capsys.readouterr()
