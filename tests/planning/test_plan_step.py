@@ -107,7 +107,7 @@ def test_candidates_have_more_rows_where_those_are_free():
 @pytest.mark.system
 def test_a_sweep_through_the_command_line_tries_more_rows(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_hf()))
-    line = ["plan", "--model", str(tmp_path), "--topology", "cpu:4", "--length", "32", "--sweep", "--candidates", "4"]
+    line = ["plan", "--model", str(tmp_path), "--topology", "cpu:4", "--length", "32", "--sweep", "--candidates", "5"]
     main([*line, "--json"])
     ranked = json.loads(capsys.readouterr().out)["ranked"]
     assert {plan["batch"] for plan in ranked} == {32, 64, 128}
