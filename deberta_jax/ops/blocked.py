@@ -22,12 +22,9 @@ from deberta_jax.ops.products import F32
 from deberta_jax.ops.shift import distance_rows
 
 # Measured on a CPU. Larger products run faster than small ones until their results leave the cache.
-_SCORES = 1 << 18  # most scores held at once: those of as many examples as are taken at a time
+_SCORES = 1 << 19  # most scores held at once: those of as many examples as are taken at a time
 _BLOCK = 512  # most queries of a block
-_SUB_BLOCKS = (
-    (256, 32),
-    (1 << 62, 64),
-)  # rows of a sub-block by length: the narrower, the less of a product is cut away
+_ROWS = 128  # most rows of a sub-block: of fewer, less of a product is cut away, but small products run slowly
 
 
 def blocked_attention(
@@ -91,8 +88,7 @@ def blocked_attention(
 def cut(length: int, rows: Int[np.ndarray, " U"]) -> Geometry:
     """Equal blocks of equal sub-blocks, with as few tokens of padding as there are sub-blocks, and the near window."""
     blocks = math.ceil(length / _BLOCK)
-    most = next(rows for longest, rows in _SUB_BLOCKS if length <= longest)
-    count = blocks * math.ceil(length / (blocks * most))
+    count = blocks * math.ceil(length / (blocks * _ROWS))
     size = math.ceil(length / count)
     block = count * size // blocks
     side = size * math.ceil(reach(rows) / size)

@@ -27,21 +27,6 @@ def _slide(x, n: int, m: int):
     return flat.reshape((*lead, n, n + m - 1))[..., :m]
 
 
-def _slide_back_by_pad(y, n: int, m: int):
-    lead = y.shape[:-2]
-    none = [(0, 0)] * len(lead)
-    flat = jnp.pad(y, [*none, (0, 0), (0, n - 1)]).reshape((*lead, n * (n + m - 1)))
-    return jnp.pad(flat, [*none, (n - 1, 1)]).reshape((*lead, n, n + m))
-
-
-def _slide_back_by_gather(y, n: int, m: int):
-    column = np.arange(n + m)[None] - (n - 1) + np.arange(n)[:, None]
-    index = jnp.asarray(np.clip(column, 0, m - 1), jnp.int32)
-    index = jnp.broadcast_to(index, (*y.shape[:-2], n, n + m))
-    taken = jnp.take_along_axis(y, index, axis=-1, mode="clip")
-    return jnp.where((column >= 0) & (column < m), taken, jnp.zeros((), y.dtype))
-
-
 def slide(x: Float[Array, "... n c"], n: int, m: int) -> Float[Array, "... n m"]:
     """``out[..., i, j] = x[..., i, n-1-i+j]`` for x of n rows and n+m columns."""
     return _slide_vjp(x, n, m)
@@ -54,11 +39,16 @@ def _slide_vjp(x: jax.Array, n: int, m: int):
 
 def slide_back(y: Float[Array, "... n m"], n: int, m: int) -> Float[Array, "... n c"]:
     """The transpose of ``slide``: ``out[..., i, n-1-i+j] = y[..., i, j]``, zero elsewhere."""
-    # As two pads it costs a CPU 6 to 10 copies and a TPU one; as a gather it costs a CPU under 2 and is what makes
-    # DeBERTa unusable on a TPU. Hence two, chosen where the program is lowered.
-    return lax.platform_dependent(
-        y, cpu=lambda y: _slide_back_by_gather(y, n, m), default=lambda y: _slide_back_by_pad(y, n, m)
-    )
+    none = [(0, 0)] * (y.ndim - 2)
+    flat = jnp.pad(y, [*none, (0, 0), (0, n - 1)]).reshape((*y.shape[:-2], n * (n + m - 1)))
+
+    def joined(flat):
+        # A CPU copies the parts of a concatenation, but asks of each element of a pad where it comes from.
+        zeros = lambda size: jnp.zeros((*flat.shape[:-1], size), flat.dtype)
+        return jnp.concatenate((zeros(n - 1), flat, zeros(1)), axis=-1)
+
+    flat = lax.platform_dependent(flat, cpu=joined, default=lambda flat: jnp.pad(flat, [*none, (n - 1, 1)]))
+    return flat.reshape((*y.shape[:-1], n + m))
 
 
 _slide_vjp.defvjp(lambda x, n, m: (_slide(x, n, m), None), lambda n, m, _, y: (slide_back(y, n, m),))
