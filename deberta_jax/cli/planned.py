@@ -1,9 +1,11 @@
 """``--plan`` of ``finetune`` and ``pretrain``: the run about to start, planned; refused if it cannot fit."""
 
+import contextlib
 import dataclasses
 import logging
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -15,7 +17,7 @@ from deberta_jax.planning.chips import Target, target_of
 from deberta_jax.planning.planner import make_plan
 from deberta_jax.planning.report import as_json
 from deberta_jax.planning.request import Experiment, Request, named_body, shapes
-from deberta_jax.planning.table import describe, size
+from deberta_jax.planning.table import causes, describe, size
 from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD
 from deberta_jax.training.finetune import architecture, keep_order, make_job, read
 from deberta_jax.training.loop import Job
@@ -36,14 +38,17 @@ def starts_after_plan(e: Experiment) -> bool:
         return True
     target, capacity = _here() if e.runtime.plan == HERE else (target_of(e.runtime.plan, "--plan"), 0.0)
     whole = dataclasses.replace(e.runtime, mesh_data=-1, mesh_fsdp=1, mesh_tensor=1)
-    job, config, task = _job(dataclasses.replace(e, runtime=whole))
+    # What the run itself is going to say is not said twice.
+    with _quiet() if e.runtime.plan == HERE else contextlib.nullcontext():
+        job, config, task = _job(dataclasses.replace(e, runtime=whole))
     request = _request(e, job, config, task, target)
     plan = make_plan(request, capacity=capacity)
-    _log.info("%s", describe(plan, as_json(plan)))
+    _log.info("%s", describe(plan, as_json(plan) | {"model": e.model}))
     if plan.fits is False:
         raise InputError(
-            f"--plan {e.runtime.plan}: a device would need {size(plan.needed)} and has {size(plan.capacity)}; "
-            "share parameters with --mesh-fsdp, or use --remat full, --accumulate or a smaller --batch-size"
+            f"--plan {e.runtime.plan}: a device would need {size(plan.needed)} ({causes(plan)}) and has "
+            f"{size(plan.capacity)}; share parameters with --mesh-fsdp, or use --remat full, --accumulate or a smaller "
+            "--batch-size"
         )
     return e.runtime.plan == HERE
 
@@ -53,7 +58,19 @@ def _here() -> tuple[Target, float]:
     count, platform = jax.device_count(), jax.default_backend()
     if platform != "cpu":
         raise InputError("--plan here: is for CPUs; name the slice instead, such as --plan v5e:4x4")
-    return Target("cpu", f"cpu:{count}", count), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Target("cpu", f"cpu:{count}", count, "--plan"), memory / count
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    log = logging.getLogger("deberta_jax")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _job(e: Experiment) -> tuple[Job, DebertaConfig, Task | None]:
@@ -77,6 +94,9 @@ def _request(e: Experiment, job: Job, config: DebertaConfig, task: Task | None, 
         job=kinds[type(e)], experiment=dataclasses.replace(e, runtime=named), config=config, task=task, target=target,
         batch=shapes(largest), steps=len(job.batches),
     )  # fmt: skip
+    if not isinstance(e, Finetune):
+        return request
+    # Rows of padding fill up what its mesh divides.
     parts = data * r.mesh_fsdp * r.accumulate
     rows = -(-request.rows // parts) * parts
     batch = {name: ((rows, *shape[1:]), dtype) for name, (shape, dtype) in request.batch.items()}

@@ -14,7 +14,7 @@ from jax.experimental import topologies
 
 from deberta_jax.errors import InputError
 from deberta_jax.planning.compiling import versions
-from deberta_jax.planning.programs import Made, compile_request, lower_for_cuda
+from deberta_jax.planning.programs import lower_for_cuda, make_program
 from deberta_jax.planning.request import Request
 
 
@@ -26,7 +26,9 @@ def main(stage: Path) -> None:
         if request.target.platform == "cuda":
             facts["held"], facts["products"] = lower_for_cuda(request, devices(request))
         else:
-            facts |= compiled(compile_request(request, devices(request)), stage)
+            made = make_program(request, devices(request))
+            facts["held"] = made.held
+            facts["memory"] = account(made.compiled, stage)
     except InputError as error:
         (stage / "refusal").write_text(str(error), encoding="utf-8")
         return
@@ -38,11 +40,12 @@ def main(stage: Path) -> None:
     (stage / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def compiled(made: Made, stage: Path) -> dict[str, Any]:
-    memory = made.compiled.memory_analysis()
+def account(compiled: Any, stage: Path) -> dict[str, int]:
+    """The compiler's account of memory, in bytes; leaves the program's text."""
+    memory = compiled.memory_analysis()
     names = ("argument", "output", "alias", "temp", "generated_code")
-    (stage / "program.hlo.gz").write_bytes(gzip.compress(made.compiled.as_text().encode(), 6))
-    return {"held": made.held, "memory": {name: int(getattr(memory, f"{name}_size_in_bytes")) for name in names}}
+    (stage / "program.hlo.gz").write_bytes(gzip.compress(compiled.as_text().encode(), 6))
+    return {name: int(getattr(memory, f"{name}_size_in_bytes")) for name in names}
 
 
 def devices(request: Request) -> Any:
@@ -52,17 +55,16 @@ def devices(request: Request) -> Any:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=request.target.topology).devices
     except Exception as error:  # whatever the plugin raises
-        raise InputError(f"--topology {request.target.topology}: {str(error).splitlines()[0][:200]}") from None
+        raise InputError(f"{request.target.typed}: {str(error).splitlines()[0][:200]}") from None
 
 
 def too_large(message: str) -> dict[str, Any]:
     """What the compiler says it would need, in bytes, and its words."""
     units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", message)
-    found: dict[str, Any] = {"message": " ".join(message.split())[:500]}
-    if used:
-        found |= {"used": float(used[1]) * units[used[2]], "capacity": float(used[3]) * units[used[4]]}
-    return found
+    # What is "used" may leave out what the program is given; the total, where it is told, does not.
+    told = re.findall(r"(?:Used|Total hbm usage >=) ([\d.]+)([KMGT]?)", message)
+    used = {"used": max(float(number) * units[unit] for number, unit in told)} if told else {}
+    return {"message": " ".join(message.split())[:500], **used}
 
 
 if __name__ == "__main__":

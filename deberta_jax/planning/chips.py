@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 from deberta_jax.errors import InputError
 
@@ -42,15 +43,32 @@ class Target:
       platform: ``tpu``, ``cuda`` or ``cpu``.
       topology: ``v5e:4x4``, ``cuda:8``, ``cpu:8``.
       chips: how many.
+      flag: that it was given by: ``--topology``, or a run's ``--plan``, beside which mesh and batch have other flags.
     """
 
     platform: str
     topology: str
     chips: int
+    # Does not say what is compiled: plans that differ in it are one.
+    flag: str = dataclasses.field(default="--topology", repr=False, compare=False)
 
     @property
     def chip(self) -> Chip | None:
         return CHIPS.get(self.topology.partition(":")[0])
+
+    @property
+    def typed(self) -> str:
+        return f"{self.flag} {self.topology}"
+
+    def mesh_flags(self, sizes: Mapping[str, int]) -> str:
+        """How to type these sizes."""
+        if self.flag == "--plan":
+            return " ".join(f"--mesh-{name} {size}" for name, size in sizes.items())
+        return f"--mesh {','.join(f'{name}={size}' for name, size in sizes.items())}"
+
+    @property
+    def batch_flag(self) -> str:
+        return "--batch-size" if self.flag == "--plan" else "--batch"
 
 
 def target_of(topology: str, flag: str = "--topology") -> Target:
@@ -65,7 +83,7 @@ def target_of(topology: str, flag: str = "--topology") -> Target:
     if name in ("cuda", "cpu"):
         if not (size or "1").isdigit() or int(size or 1) < 1:
             raise InputError(f"{flag} {topology}: give a number of devices, such as {name}:8")
-        return Target(name, f"{name}:{int(size or 1)}", int(size or 1))
+        return Target(name, f"{name}:{int(size or 1)}", int(size or 1), flag)
     if name not in CHIPS:
         here = ", or here" if flag == "--plan" else ""
         raise InputError(
@@ -77,7 +95,7 @@ def target_of(topology: str, flag: str = "--topology") -> Target:
         size = next((s for s in slices if _chips(s) == chips), size)
     if size not in slices:
         raise InputError(f"{flag} {topology}: there is no such slice; {name} comes as {', '.join(slices)}")
-    return Target("tpu", f"{name}:{size}", _chips(size))
+    return Target("tpu", f"{name}:{size}", _chips(size), flag)
 
 
 def _chips(size: str) -> int:

@@ -29,8 +29,8 @@ class Compiled:
     """What a compiler made of a request.
 
     Attributes:
-      facts: ``held`` (bytes of one chip by cause), ``memory`` (the compiler's account), ``seconds``, ``versions``,
-        ``warnings``; or ``too_large``, the compiler's refusal.
+      facts: ``held`` (bytes of one chip by cause), ``seconds``, ``versions``; ``memory`` (the compiler's account), or
+        ``too_large``, its refusal, or ``products``, where there is no compiler.
       hlo: the program's text; empty where there is none.
       cached: it was compiled before.
     """
@@ -59,9 +59,7 @@ def compile_here(request: Request, *, tick: Callable[[], object] = lambda: None)
 
 def check_compiler(request: Request) -> None:
     if request.target.platform == "tpu" and importlib.util.find_spec("libtpu") is None:
-        raise InputError(
-            f"--topology {request.target.topology}: needs the TPU's compiler; `pip install libtpu` (no TPU is needed)"
-        )
+        raise InputError(f"{request.target.typed}: needs the TPU's compiler; `pip install libtpu` (no TPU is needed)")
 
 
 def versions() -> dict[str, str]:
@@ -137,4 +135,4 @@ def _died(request: Request, code: int, errors: str) -> str:
     told = [line for line in lines if "rror" in line or "Check failed" in line] or lines
     how = f"signal {-code}" if code < 0 else f"code {code}"
     last = told[-1][:300] if told else "it said nothing"
-    return f"--topology {request.target.topology}: the compiler ended with {how}: {last}; try another slice or mesh"
+    return f"{request.target.typed}: the compiler ended with {how}: {last}; try another slice or mesh"

@@ -29,8 +29,8 @@ class Point:
 
 
 def point_of(plan: Plan) -> Point:
-    collective = plan.costs.collective_sent_bytes if plan.costs else 0.0
-    return Point(plan.request.target.chips, plan.needed, collective, plan.seconds.get("step", 0.0), True)
+    assert plan.costs is not None, "of a program that was compiled"
+    return Point(plan.request.target.chips, plan.needed, plan.costs.collective_sent_bytes, plan.seconds["step"], True)
 
 
 def extended(plan: Plan, chips: int) -> Point:
@@ -39,18 +39,20 @@ def extended(plan: Plan, chips: int) -> Point:
     n = plan.request.mesh["data"]
     more = n * chips // plan.request.target.chips
     factor = ((more - 1) / more) / ((n - 1) / n) if n > 1 else 1.0
-    given = plan.costs.collectives if plan.costs else ()
-    collective = sum(c.sent * (factor if "data" in c.axes else 1.0) for c in given)
     chip = plan.request.target.chip
-    interconnect = collective / chip.ring_bandwidth if chip else 0.0
-    device = plan.seconds.get("compute", 0.0) + plan.seconds.get("memory", 0.0)
-    return Point(chips, plan.needed, collective, max(device, interconnect), False)
+    assert plan.costs is not None, "of a program that was compiled"
+    assert chip is not None, "for a TPU"
+    collective = sum(c.sent * (factor if "data" in c.axes else 1.0) for c in plan.costs.collectives)
+    device = plan.seconds["compute"] + plan.seconds["memory"]
+    return Point(chips, plan.needed, collective, max(device, collective / chip.ring_bandwidth), False)
 
 
-def write_page(path: Path, text: str, plan: Plan, scaling: Sequence[Point]) -> None:
+def write_page(path: Path, model: str, text: str, plan: Plan, scaling: Sequence[Point]) -> None:
     """``text``: the plan as the terminal shows it. Written whole or not at all."""
-    title = html.escape(f"Plan: {plan.request.job} on {plan.request.target.topology}")
-    figures = [("Memory of a chip", _memory(plan)), ("Time of a step, at least", _terms(plan))]
+    title = html.escape(f"Plan: {model}, {plan.request.job} on {plan.request.target.topology}")
+    figures = [("Memory of a chip", _memory(plan))]
+    if plan.seconds:
+        figures.append(("Time of a step, at least", _terms(plan)))
     if scaling:
         figures.append(("The same work a chip on more chips", _scaling(scaling)))
     body = "".join(f"<h2>{name}</h2>{_image(figure)}" for name, figure in figures)

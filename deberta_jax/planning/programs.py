@@ -1,6 +1,7 @@
 """A request's program: the step that training runs, or the forward pass that prediction runs, made by the same code."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,32 +20,26 @@ from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD, 
 from deberta_jax.training.finetune import finetune_objective
 from deberta_jax.training.objective import Objective, Prepared, prepare
 from deberta_jax.training.pretrain_objectives import generator_config, mlm_objective, rtd_objective
-from deberta_jax.training.step import compile_step, jit_step
+from deberta_jax.training.step import jit_step
+
+# What Pallas lowers to for a GPU is not promised to mean the same in another version: nothing is kept here.
+_KERNEL = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A compiled program, and the bytes of what it is given on one chip, by cause."""
+    """A jitted program, what it is given, abstract, and the bytes of that on one chip by cause."""
 
-    compiled: Any
+    program: Any
+    arguments: tuple[Any, Any]
     held: dict[str, int]
+    mesh: Mesh
 
-
-def compile_request(request: Request, devices: Sequence[Any]) -> Made:
-    """Compiles for devices that need not be there.
-
-    Raises:
-      InputError: a mesh that does not fit the devices or the model.
-      jax.errors.JaxRuntimeError: what the compiler says.
-    """
-    mesh = request_mesh(request, devices)
-    if request.job == "predict":
-        program, arguments, held = _predict_program(request, mesh)
-        with jax.set_mesh(mesh):
-            return Made(program.lower(*arguments).compile(), held)
-    prepared = prepared_of(request, mesh)
-    compiled = compile_step(prepared.step, prepared.state, prepared.shardings, shapes_of(request), mesh)
-    return Made(compiled, held_by_state(prepared, request, mesh))
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """Raises jax.errors.JaxRuntimeError: what the compiler says."""
+        with jax.set_mesh(self.mesh):
+            return self.program.lower(*self.arguments).compile()
 
 
 def lower_for_cuda(request: Request, devices: Sequence[Any]) -> tuple[dict[str, int], float]:
@@ -58,21 +53,25 @@ def lower_for_cuda(request: Request, devices: Sequence[Any]) -> tuple[dict[str, 
     Raises:
       InputError: a mesh that does not fit the devices or the model.
     """
+    made = make_program(request, devices)
+    counted = make_program(request.with_runtime(attention="shift"), devices)
+    with jax.set_mesh(made.mesh):
+        jax.export.export(made.program, platforms=["cuda"], disabled_checks=[_KERNEL])(*made.arguments)
+        return made.held, product_flops(jax.make_jaxpr(counted.program)(*counted.arguments).jaxpr)
+
+
+def make_program(request: Request, devices: Sequence[Any]) -> Made:
+    """For devices that need not be there.
+
+    Raises:
+      InputError: a mesh that does not fit the devices or the model.
+    """
     mesh = request_mesh(request, devices)
-    program, arguments, held = _program(request, mesh)
-    counted, _, _ = _program(request.with_runtime(attention="shift"), mesh)
-    with jax.set_mesh(mesh):
-        jax.export.export(program, platforms=["cuda"])(*arguments)
-        return held, product_flops(jax.make_jaxpr(counted)(*arguments).jaxpr)
-
-
-def _program(request: Request, mesh: Mesh) -> tuple[Any, tuple[Any, Any], dict[str, int]]:
-    """The jitted program, what it is given, abstract, and the bytes of that on one device by cause."""
     if request.job == "predict":
         return _predict_program(request, mesh)
     prepared = prepared_of(request, mesh)
     program, batch = jit_step(prepared.step, prepared.shardings, shapes_of(request), mesh)
-    return program, (prepared.state, batch), held_by_state(prepared, request, mesh)
+    return Made(program, (prepared.state, batch), held_by_state(prepared, request, mesh), mesh)
 
 
 def request_mesh(request: Request, devices: Sequence[Any]) -> Mesh:
@@ -115,8 +114,8 @@ def held(shapes: Any, shardings: Any) -> int:
     return sum(math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize for a, s in pairs)
 
 
-def _predict_program(request: Request, mesh: Mesh) -> tuple[Any, tuple[Any, Any], dict[str, int]]:
-    """The jitted forward pass of ``Predictor``, what it is given, and the bytes of that on one chip."""
+def _predict_program(request: Request, mesh: Mesh) -> Made:
+    """The forward pass of ``Predictor``."""
     e, task = request.experiment, request.task
     assert isinstance(e, Finetune)
     assert task is not None
@@ -130,4 +129,4 @@ def _predict_program(request: Request, mesh: Mesh) -> tuple[Any, tuple[Any, Any]
     batch = {name: place(a, batch_sharding(mesh)) for name, a in shapes_of(request).items()}
     sizes = {"parameters": held(shapes, places), "optimizer": 0}
     sizes["batch"] = held(batch, {name: batch_sharding(mesh) for name in batch})
-    return predictor.forward, (jax.tree.map(place, shapes, places), batch), sizes
+    return Made(predictor.forward, (jax.tree.map(place, shapes, places), batch), sizes, mesh)

@@ -24,7 +24,7 @@ class Plan:
     """Everything of one chip unless it says otherwise; bytes, seconds, operations.
 
     Attributes:
-      memory: bytes by cause; empty where the compiler refused the program as too large.
+      memory: bytes by cause.
       needed, capacity: bytes of main memory; 0 where not known.
       seconds: of a step by term (``compute``, ``memory``, ``interconnect``) and the ``step``; empty without a chip.
       model_flops: of a step on all chips, counted as the training log does.
@@ -76,18 +76,25 @@ def plan_of(request: Request, compiled: Compiled, *, capacity: float = 0.0) -> P
         forward_flops(c, request.tokens, request.length) for c in objective_of(request).configs
     )  # fmt: skip
     facts = compiled.facts
-    if "too_large" in facts:
-        needed = facts["too_large"].get("used", math.inf)
-        return Plan(request, compiled, {}, needed, capacity, None, {}, model_flops)
-    if not compiled.hlo:  # lowered, not compiled
-        held = dict(facts["held"])
-        return Plan(request, compiled, held, float(sum(held.values())), capacity, None, {}, model_flops)
+    if not compiled.hlo:
+        memory, needed = memory_without_program(facts)
+        return Plan(request, compiled, memory, needed, capacity, None, {}, model_flops)
     program = parse(compiled.hlo)
     costs = count(program, request.mesh, kernel_cost if request.target.platform == "tpu" else None)
     memory = memory_by_cause(facts, program)
     return Plan(
         request, compiled, memory, float(sum(memory.values())), capacity, costs, roofline(costs, chip), model_flops
     )  # fmt: skip
+
+
+def memory_without_program(facts: dict[str, Any]) -> tuple[dict[str, int], float]:
+    """Bytes of a chip by cause and in all, of a program that was refused as too large, or only lowered."""
+    held = sum(facts["held"].values())
+    if "too_large" not in facts:
+        return dict(facts["held"]), float(held)
+    used = facts["too_large"].get("used", math.inf)
+    rest = {"activations and temporaries": int(used) - held} if used < math.inf else {}
+    return facts["held"] | rest, used
 
 
 def memory_by_cause(facts: dict[str, Any], program: Program) -> dict[str, int]:
@@ -122,7 +129,9 @@ def saved_bytes(program: Program) -> int:
 
 def roofline(costs: Costs, chip: Chip | None) -> dict[str, float]:
     """Seconds by term. An instruction takes as long as the slower of its products and its memory; collectives are taken
-    to run beside all that, a ring along each axis. So a step takes no less than this; it may well take more."""
+    to run beside all that, one after the other, each in a ring through the links of one direction of the torus. So a
+    step takes no less than this, and may well take more; but where the interconnect binds and collectives over axes
+    in different directions overlap, it could take less."""
     if chip is None:
         return {}
     each = [(flops / chip.flops, moved / chip.hbm_bandwidth) for flops, moved in costs.pairs]
@@ -135,15 +144,26 @@ def roofline(costs: Costs, chip: Chip | None) -> dict[str, float]:
 
 
 def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str, Any]:
-    """The plan as one flat object; with ``tokens`` what so many cost, at ``price`` a chip and hour."""
+    """The plan as one flat object; with ``tokens`` what so many cost, at ``price`` a chip and hour.
+
+    ``notes``: what a reader of the figures has to know.
+    """
     r, q = plan.request.experiment.runtime, plan.request
+    notes = []
+    if r.attention == "pallas":
+        notes.append("a run asks the device first whether the pallas kernel computes rightly there; if not, shift")
+    if plan.seconds:
+        notes.append("a step's time is a lower bound, and with it hours and money")
+    elif tokens:
+        notes.append("--tokens: no time is known, so no hours and no cost")
     out: dict[str, Any] = {
         "fits": plan.fits, "hbm_bytes_per_chip": _number(plan.needed), "hbm_capacity": plan.capacity,
         "collective_bytes": plan.costs.collective_bytes if plan.costs else None, "kind": ESTIMATE,
         "job": q.job, "topology": q.target.topology, "chips": q.target.chips, "mesh": q.mesh, "batch": q.rows,
         "length": q.length, "dtype": q.experiment.dtype, "remat": r.remat, "attention": r.attention,
-        "accumulate": r.accumulate, "memory": plan.memory, "seconds": plan.seconds, "bound_by": plan.bound_by,
-        "tokens_per_second": plan.tokens_per_second, "mfu": plan.mfu, "model_flops": plan.model_flops,
+        "accumulate": r.accumulate, "notes": notes, "memory": plan.memory, "seconds": plan.seconds,
+        "bound_by": plan.bound_by, "tokens_per_second": plan.tokens_per_second, "mfu": plan.mfu,
+        "model_flops": plan.model_flops,
         "compile_seconds": plan.compiled.facts["seconds"], "cached": plan.compiled.cached,
         "versions": plan.compiled.facts["versions"],
     }  # fmt: skip

@@ -91,17 +91,18 @@ def make_request(
             ids=np.zeros(0, np.int32), types=np.zeros(0, np.int8), starts=np.zeros(1, np.int64),
             labels=np.zeros(0, np.int32),
         )  # fmt: skip
-        example = pad_batch(nothing, np.zeros(0, np.int64), batch_size, length, 0)
+        example = pad_batch(nothing, np.zeros(0, np.int64), 1, length, 0)
         if job == "predict":
-            example = pad_texts(nothing, (), batch_size, length, 0)
+            example = pad_texts(nothing, (), 1, length, 0)
     else:
         experiment = (PretrainMLM if job == "mlm" else PretrainRTD)(**common, runtime=runtime)
-        example = masked_batch(batch_size, length, Masking(share=experiment.mask_share).targets(length))
+        example = masked_batch(1, length, Masking(share=experiment.mask_share).targets(length))
     experiment.check()
+    # Shapes from one row: those of a large batch would take its memory.
     request = Request(
         job=job, experiment=experiment, config=config, task=task, target=target, batch=shapes(example)
     )  # fmt: skip
-    return request.with_runtime(attention=named_body(runtime.attention, target, dtype))
+    return request.with_rows(batch_size).with_runtime(attention=named_body(runtime.attention, target, dtype))
 
 
 def shapes(example: Mapping[str, np.ndarray]) -> Batch:
@@ -110,17 +111,19 @@ def shapes(example: Mapping[str, np.ndarray]) -> Batch:
 
 def named_body(attention: str, target: Target, dtype: str) -> str:
     """The attention body of a run on the target, whose devices cannot be asked: ``auto`` looks at this process's."""
-    return expected_body(target.platform, compute_dtype(dtype)) if attention == "auto" else attention
+    if attention != "auto":
+        return attention
+    return expected_body("gpu" if target.platform == "cuda" else target.platform, compute_dtype(dtype))
 
 
 def check_mesh(request: Request) -> None:
     """Raises InputError, with what to type instead, for a mesh that divides not the chips, the model or the batch."""
     m, chips, c = request.mesh, request.target.chips, request.config
-    told = ",".join(f"{name}={size}" for name, size in m.items())
+    typed, flag = request.target.mesh_flags, request.target.batch_flag
     if math.prod(m.values()) != chips:
         raise InputError(
-            f"--mesh {told}: is {math.prod(m.values())} chips, {request.target.topology} has {chips}; "
-            f"give for example --mesh fsdp={chips} or --mesh data={chips}"
+            f"{typed(m)}: is {math.prod(m.values())} chips, {request.target.topology} has {chips}; "
+            f"give for example {typed({'fsdp': chips})} or {typed({'data': chips})}"
         )
     for name, size, axis in (
         ("attention heads", c.num_attention_heads, "tensor"), ("feed-forward width", c.intermediate_size, "tensor"),
@@ -128,11 +131,11 @@ def check_mesh(request: Request) -> None:
     ):  # fmt: skip
         if size % m[axis]:
             fits = [n for n in range(1, m[axis]) if size % n == 0 and chips % n == 0]
-            raise InputError(f"--mesh {told}: {axis}={m[axis]} does not divide the model's {name} of {size}; "
-                             f"give {axis}={fits[-1]}")  # fmt: skip
+            raise InputError(f"{typed({axis: m[axis]})}: does not divide the model's {name} of {size}; "
+                             f"give {typed({axis: fits[-1]})}")  # fmt: skip
     parts = m["data"] * m["fsdp"] * request.experiment.runtime.accumulate
     if request.rows % parts:
         raise InputError(
-            f"--batch {request.rows}: is not a multiple of the {parts} parts it is computed in "
-            f"(data x fsdp x accumulate); give --batch {-(-request.rows // parts) * parts}"
+            f"{flag} {request.rows}: is not a multiple of the {parts} parts it is computed in "
+            f"(data x fsdp x --accumulate); give {flag} {-(-request.rows // parts) * parts}"
         )

@@ -26,7 +26,7 @@ class Guess:
 
 def candidates(
     request: Request, *, free_mesh: bool = True, free_remat: bool = True, free_body: bool = True,
-    free_rows: bool = False,
+    free_rows: bool = False, capacity: float = 0.0,
 ) -> list[Guess]:  # fmt: skip
     """Requests on every mesh that divides, or on the request's own, those that may fit best first.
 
@@ -34,25 +34,31 @@ def candidates(
     none seems to fit, those that need least come first. The first is followed, after the second, by itself with another
     attention body, with more recomputed, and with more rows, where those are free.
 
+    Args:
+      capacity: bytes of a device, where the target is no known chip.
+
     Raises:
       InputError: a batch that no mesh divides.
     """
     parameters = sum(leaf.size for leaf in jax.tree.leaves(objective_of(request).parameters.shapes))
-    capacity = request.target.chip.hbm if request.target.chip else 0
+    capacity = request.target.chip.hbm if request.target.chip else capacity
     found = []
     for meshed in _meshes(request) if free_mesh else (request,):
         for remat in REMAT if free_remat else (request.experiment.runtime.remat,):
             r = meshed.with_runtime(remat=remat)
             found.append(Guess(r, _memory(r, parameters)))
     if not found:
-        chips = request.target.chips
-        raise InputError(f"--batch {request.rows}: no mesh of {chips} chips divides it; give a multiple of {chips}")
+        chips, parts = request.target.chips, request.target.chips * request.experiment.runtime.accumulate
+        raise InputError(
+            f"--batch {request.rows}: no mesh of {chips} chips divides it; "
+            f"give a multiple of {parts}, chips x --accumulate"
+        )
     fitting = [guess for guess in found if not capacity or guess.bytes < 0.7 * capacity]
     ordered = sorted(fitting, key=_cost) or sorted(found, key=lambda guess: guess.bytes)
     first, others = ordered[0], []
     if free_body and first.request.experiment.runtime.attention == "pallas":
         others.append(Guess(first.request.with_runtime(attention="shift"), first.bytes))
-    if free_remat and first.request.experiment.runtime.remat == "none" and request.job != "predict":
+    if free_remat and first.request.experiment.runtime.remat == "none":
         # Less memory traffic may be worth its products: on paper that is not to be seen.
         others += [g for g in found if g.request == first.request.with_runtime(remat="dots")]
     if free_rows:

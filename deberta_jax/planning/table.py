@@ -1,5 +1,6 @@
 """A plan, or several, as text for a terminal."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,12 +22,13 @@ def _time(seconds: float) -> str:
 
 
 def describe(plan: Plan, found: dict[str, Any]) -> str:
-    """One plan; ``found`` is what ``as_json`` gives."""
+    """One plan; ``found`` is what ``as_json`` gives, and the name of the ``model``."""
     r = plan.request.experiment.runtime
     rows: list[tuple[str, str]] = [
+        ("model", found["model"]),
         ("program", f"{found['job']}, {found['batch']} x {found['length']} tokens, {found['dtype']}, remat {r.remat}"),
         ("slice", f"{found['topology']}, {found['chips']} chips as {_mesh(plan.request)}"),
-        ("attention", attention_note(plan.request)),
+        ("attention", r.attention),
     ]
     rows += [(f"  {name}", size(value)) for name, value in plan.memory.items()]
     rows.append(("memory a chip", _memory(plan)))
@@ -51,26 +53,26 @@ def describe(plan: Plan, found: dict[str, Any]) -> str:
             ("tokens a second", f"{plan.tokens_per_second:,.0f} at most, {100 * plan.mfu:.0f} % of the peak"),
         ]  # fmt: skip
     if "chip_hours" in found:
-        money = f", {found['money']:,.2f} at the price given" if "money" in found else ""
-        rows.append(
-            (f"{found['tokens']:.3g} tokens", f"{found['hours']:.1f} h, {found['chip_hours']:.0f} chip-hours{money}")
-        )
-    rows.append(("", ESTIMATE))
+        money = f", {number(found['money'])} at the price given" if "money" in found else ""
+        cost = f"{number(found['hours'])} h, {number(found['chip_hours'])} chip-hours{money}"
+        rows.append((f"{found['tokens']:.3g} tokens, at least", cost))
+    rows += [("", note) for note in (*found["notes"], ESTIMATE)]
     return columns(rows)
 
 
-def attention_note(request: Request) -> str:
-    """Which body was compiled, and on what it depends."""
-    body = request.experiment.runtime.attention
-    if body == "pallas":
-        return "pallas (a run asks the device first whether the kernel computes rightly there; if not, shift)"
-    return body
+def number(value: float) -> str:
+    """Three figures at least, and never an exponent."""
+    places = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:,.{places}f}"
+
+
+def causes(plan: Plan) -> str:
+    """What takes the memory, in a line."""
+    return ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items())
 
 
 def _memory(plan: Plan) -> str:
     of = f" of {size(plan.capacity)}" if plan.capacity else ""
-    if not plan.memory:
-        return f"DOES NOT FIT: {size(plan.needed)}{of}"
     return f"{size(plan.needed)}{of}{': DOES NOT FIT' if plan.fits is False else ''}"
 
 

@@ -14,7 +14,7 @@ from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.hlo import parse
 from deberta_jax.planning.kernels import kernel_cost
-from deberta_jax.planning.programs import compile_request, objective_of
+from deberta_jax.planning.programs import make_program, objective_of
 from deberta_jax.planning.request import make_request
 from deberta_jax.presets import PRESETS
 from deberta_jax.training.experiment import Runtime
@@ -35,7 +35,7 @@ def step_of(length):
         "finetune", PRESETS["deberta-v3-base"], target_of("v5e:2x4"), batch_size=CHIPS * ROWS[length], length=length,
         dtype="bfloat16", runtime=runtime,
     )  # fmt: skip
-    made = compile_request(request, devices("v5e"))
+    made = make_program(request, devices("v5e"))
     program = parse(made.compiled.as_text())
     return request, made, program, count(program, request.mesh, kernel_cost)
 

@@ -10,7 +10,7 @@ from deberta_jax.cli.main import main
 from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.hlo import parse
-from deberta_jax.planning.programs import compile_request
+from deberta_jax.planning.programs import make_program
 from deberta_jax.planning.request import make_request
 from deberta_jax.planning.sweep import candidates
 from deberta_jax.presets import PRESETS
@@ -34,7 +34,7 @@ def request(devices, **runtime):
 def shared():
     """On data=2, fsdp=4."""
     asked = request(8, mesh_data=2, mesh_fsdp=4)
-    return asked, compile_request(asked, jax.devices())
+    return asked, make_program(asked, jax.devices())
 
 
 def products_by_hand():
@@ -56,7 +56,7 @@ def test_products_of_the_step_within_two_percent_of_a_count_by_hand(shared):
 
 def test_products_on_one_device_within_two_percent_of_a_count_by_hand():
     asked = request(1)
-    made = compile_request(asked, jax.devices()[:1])
+    made = make_program(asked, jax.devices()[:1])
     assert count(parse(made.compiled.as_text()), asked.mesh).flops == pytest.approx(products_by_hand(), rel=0.02)
 
 

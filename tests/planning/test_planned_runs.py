@@ -1,6 +1,8 @@
 """``--plan`` of a run about to start: it goes on as if it had not been planned, or is refused with the numbers."""
 
+import importlib.util
 import json
+import re
 
 import pytest
 from safetensors.numpy import load_file
@@ -13,7 +15,7 @@ FEW = 64 << 10
 
 
 @pytest.mark.system
-def test_a_planned_run_ends_as_the_same_run_without_a_plan(task, tmp_path):
+def test_a_planned_run_ends_as_the_same_run_without_a_plan(task, tmp_path, capsys):
     ends = []
     for name, more in (("planned", ["--plan", "here"]), ("plain", [])):
         printed = json.loads(stdout_of(task.arguments(tmp_path / name, "--epochs", "1", *more)))
@@ -23,6 +25,7 @@ def test_a_planned_run_ends_as_the_same_run_without_a_plan(task, tmp_path):
     assert metrics == expected
     assert weights.keys() == wanted.keys()
     assert all((weights[name] == wanted[name]).all() for name in wanted)
+    assert capsys.readouterr().err.count("guessed --task") == 2, "once a run"
 
 
 def test_a_run_that_cannot_fit_is_refused_before_it_writes(task, tmp_path, capsys, monkeypatch):
@@ -35,18 +38,49 @@ def test_a_run_that_cannot_fit_is_refused_before_it_writes(task, tmp_path, capsy
     assert out == ""
     last = err.splitlines()[-1]
     assert last.startswith("error: --plan here: a device would need ")
-    assert "and has 65.5 kB; share parameters with --mesh-fsdp" in last
+    causes = r"\(parameters [\d.]+ kB, optimizer [\d.]+ kB, batch [\d.]+ \w+, .*\)"
+    assert re.search(rf"{causes} and has 65.5 kB; share parameters with --mesh-fsdp", last)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("plan", "told"), [("v5e:3x5", "there is no such slice"), ("there", "cpu:8, or here")])
-def test_errors_name_the_flag_that_was_typed(plan, told, task, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "begins", "told"),
+    [
+        (["--plan", "v5e:3x5"], "--plan v5e:3x5: ", "there is no such slice"),
+        (["--plan", "there"], "--plan there: ", "cpu:8, or here"),
+        (["--plan", "cpu:4", "--mesh-fsdp", "3"], "--mesh-data 1 --mesh-fsdp 3 --mesh-tensor 1: is 3 chips",
+         "give for example --mesh-fsdp 4 or --mesh-data 4"),
+        (["--plan", "cpu:8", "--mesh-tensor", "8"], "--mesh-tensor 8: does not divide the model's attention heads of 4",
+         "give --mesh-tensor 4"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_flag_that_was_typed(arguments, begins, told, task, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(task.arguments(tmp_path / "run", "--plan", plan))
+        main(task.arguments(tmp_path / "run", *arguments))
     assert ended.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"error: --plan {plan}: ")
+    assert last.startswith(f"error: {begins}")
     assert told in last
+
+
+def test_a_batch_of_text_that_the_slice_does_not_divide_is_refused(task, tmp_path, capsys):
+    """As the run there would refuse it."""
+    (tmp_path / "text.txt").write_text("ba ko ri mu te sa lo ni\n" * 400)
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "mlm", "--model", str(task.blank), "--from-scratch", "--train", str(tmp_path / "text.txt"),
+              "--eval", str(tmp_path / "text.txt"), "--output", str(tmp_path / "run"), "--max-length", "16",
+              "--batch-size", "8", "--plan", "cpu:16"])  # fmt: skip
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: --batch-size 8: is not a multiple of the 16 parts")
+    assert last.endswith("give --batch-size 16")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
+def test_a_slice_without_its_compiler_names_the_flag_too(task, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(task.arguments(tmp_path / "run", "--plan", "v5e:2x2"))
+    assert "error: --plan v5e:2x2: needs the TPU's compiler" in capsys.readouterr().err
 
 
 def test_a_plan_for_elsewhere_starts_nothing(task, tmp_path, capsys):
