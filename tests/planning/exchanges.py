@@ -1,0 +1,85 @@
+"""What chips that share parameters may send each other in a step of fine-tuning, by what it is and where it comes from.
+
+Parameters are gathered a layer at a time, gradients and statistics added up; a TPU does so beside the products, where
+it pays, by passing shares of both round the ring. Of the texts only ids are gathered, and looked-up rows exchanged,
+where the table of words is divided (``ops.lookup``); and after the encoder the head may exchange its one vector a text.
+"""
+
+import itertools
+import math
+
+import jax
+
+from deberta_jax.planning.costs import COLLECTIVES
+from deberta_jax.planning.hlo import Array, Instruction, Program
+from deberta_jax.planning.programs import objective_of
+from deberta_jax.planning.request import Request
+
+_LOOKUP = "embeddings/shard_map/"
+
+
+def unexpected(program: Program, request: Request) -> list[str]:
+    """The collectives that are none of these."""
+    pieces, found = _pieces(request), []
+    for computation, i, _ in program.executed():
+        for _, part in ((computation, i), *program.inside(i)):
+            kind = part.opcode.removesuffix("-start")
+            if kind in COLLECTIVES and not _expected(kind, part, request, pieces):
+                found.append(f"{kind} {[(a.dtype, a.dims) for a in part.arrays]} {part.op_name}")
+    return found
+
+
+def _expected(kind: str, i: Instruction, request: Request, pieces: dict[tuple[int, ...], set[str]]) -> bool:
+    if kind in ("all-reduce", "reduce-scatter"):
+        return not any(_of_tokens(a, request) for a in i.arrays)
+    largest = max(i.arrays, key=lambda a: a.bytes)
+    if kind == "all-gather" and i.op_name.endswith(f"{_LOOKUP}all_gather"):
+        return largest.dtype == "s32" and math.prod(largest.dims) <= request.tokens
+    if kind == "all-to-all" and i.op_name.endswith(f"{_LOOKUP}all_to_all"):
+        return True
+    # What the compiler makes itself has no name.
+    places, shapes = {""} | set(i.op_name.split("/")), _parameters(kind, largest, request.mesh["fsdp"])
+    if any(places & modules for dims, modules in pieces.items() if dims in shapes):
+        return True
+    texts = request.rows * request.config.hidden_size
+    return "/deberta/" not in i.op_name and not _of_tokens(largest, request) and math.prod(largest.dims) <= texts
+
+
+def _pieces(request: Request) -> dict[tuple[int, ...], set[str]]:
+    """Shapes that may be gathered, and the modules that have them: a parameter, or a layer of one that is stacked; but
+    no table of words."""
+    p, found = objective_of(request).parameters, {}
+    axes = jax.tree.leaves(p.axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    for (path, leaf), names in zip(jax.tree_util.tree_leaves_with_path(p.shapes), axes, strict=True):
+        if "vocab" not in names:
+            dims = leaf.shape[1:] if names[0] == "layers" else leaf.shape
+            found.setdefault(_without_ones(dims), {""} if len(dims) == 1 else set()).add(path[-2].key)
+    return found
+
+
+def _parameters(kind: str, array: Array, chips: int) -> set[tuple[int, ...]]:
+    """Shapes of parameters that this may be: gathered whole, or as a row of shares; or one share, passed on."""
+    dims = array.dims
+    if kind == "collective-permute":
+        return _joined(dims, chips)
+    if kind == "all-gather":
+        return {_without_ones(dims)} | (_joined(dims[1:], chips) if dims[:1] == (chips,) else set())
+    return set()
+
+
+def _joined(share: tuple[int, ...], chips: int) -> set[tuple[int, ...]]:
+    """The shapes of which this is one chip's share."""
+    return {_without_ones((*share[:k], chips * share[k], *share[k + 1 :])) for k in range(len(share))}
+
+
+def _of_tokens(array: Array, request: Request) -> bool:
+    """It has a place for each token of some rows; to be told where no size of the model is a multiple of the length."""
+    dims, parts = _without_ones(array.dims), request.mesh["data"] * request.mesh["fsdp"]
+    rows = {request.rows // n for n in (1, request.mesh["data"], request.mesh["fsdp"], parts)}
+    return any(n * request.length in dims for n in rows) or any(
+        pair in ((n, request.length), (request.length, n)) for pair in itertools.pairwise(dims) for n in rows
+    )
+
+
+def _without_ones(dims: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in dims if n != 1)
