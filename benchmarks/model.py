@@ -115,6 +115,8 @@ def model_flops(config: Any, batch: int, length: int, *, train: bool, plain: boo
 
 
 def seconds(run: Callable[[], Any]) -> float:
+    """Of a call, once the threads of the one before have stopped looking for work: PyTorch's do for a while."""
+    time.sleep(0.5)
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
