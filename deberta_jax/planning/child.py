@@ -61,10 +61,15 @@ def devices(request: Request) -> Any:
 def too_large(message: str) -> dict[str, Any]:
     """What the compiler says it would need, in bytes, and its words."""
     units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    # What is "used" may leave out what the program is given; the total, where it is told, does not.
-    told = re.findall(r"(?:Used|Total hbm usage >=) ([\d.]+)([KMGT]?)", message)
-    used = {"used": max(float(number) * units[unit] for number, unit in told)} if told else {}
-    return {"message": " ".join(message.split())[:500], **used}
+
+    def most(form: str) -> float | None:
+        found = re.findall(form + r" \(?([\d.]+)([KMGT]?)", message)
+        return max((float(number) * units[unit] for number, unit in found), default=None)
+
+    # What is "used" may leave out what the program is given; the total, where it is told, does not. Where temporaries
+    # alone are more than a chip has, nothing else is told.
+    sizes = {"used": most("(?:Used|Total hbm usage >=)"), "temporaries": most("HLO temporaries")}
+    return {"message": " ".join(message.split())[:500], **{name: n for name, n in sizes.items() if n is not None}}
 
 
 if __name__ == "__main__":

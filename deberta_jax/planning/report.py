@@ -92,7 +92,8 @@ def memory_without_program(facts: dict[str, Any]) -> tuple[dict[str, int], float
     held = sum(facts["held"].values())
     if "too_large" not in facts:
         return dict(facts["held"]), float(held)
-    used = facts["too_large"].get("used", math.inf)
+    refused = facts["too_large"]
+    used = refused.get("used", held + refused.get("temporaries", math.inf))
     rest = {"activations and temporaries": int(used) - held} if used < math.inf else {}
     return facts["held"] | rest, used
 

@@ -10,6 +10,8 @@ from deberta_jax.planning.request import Request
 
 def size(value: int | float) -> str:
     """Bytes as a person reads them."""
+    if value == math.inf:
+        return "more"
     for unit in ("B", "kB", "MB", "GB"):
         if abs(value) < 1000:
             return f"{value:.3g} {unit}"

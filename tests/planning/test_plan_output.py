@@ -69,6 +69,19 @@ def test_a_program_too_large_is_refused_by_cause(tmp_path, monkeypatch):
     assert "DOES NOT FIT" in describe(plan, as_json(plan) | {"model": "m"})
 
 
+@pytest.mark.parametrize(("said", "needed"), [("(2.5G) exceeds available HBM (1.0G)", 6 + 2.5 * 2**30), ("", None)])
+def test_a_program_whose_temporaries_alone_are_too_large(said, needed):
+    """As libtpu words it; and in words that are not known."""
+    refused = child.too_large(
+        f"RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total required for HLO temporaries {said}"
+    )
+    facts = FACTS | {"held": {"parameters": 6}, "too_large": refused}
+    plan = plan_of(request("cpu:8"), Compiled(facts, "", False), capacity=1.0)
+    assert plan.fits is False
+    assert as_json(plan)["hbm_bytes_per_chip"] == needed
+    assert "inf" not in describe(plan, as_json(plan) | {"model": "m"})
+
+
 def test_hours_and_money_have_three_figures_and_are_a_lower_bound():
     plan = quick(request("v5e-8"))
     found = as_json(plan, tokens=1e9, price=0.01) | {"model": "deberta-v3-base"}
