@@ -65,13 +65,13 @@ class Table:
         return Table(self.name, columns, [self.lines[i] for i in rows], parts)
 
 
-def read_tables(paths: Sequence[str], kind: str | None = None) -> Table:
+def read_tables(paths: Sequence[str]) -> Table:
     """The rows of several files, or of all that a pattern such as ``part-*.jsonl`` matches, one after the other.
 
     Columns are all that any file has; a row has None where its file lacks one.
     """
     files = [file for path in paths for file in matching(path)]
-    tables = [read_table(file, kind) for file in files]
+    tables = [read_table(file) for file in files]
     if len(tables) == 1:
         return tables[0]
     names = list(dict.fromkeys(name for table in tables for name in table.columns))
@@ -117,8 +117,11 @@ def read_bytes(path: str) -> bytes:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def read_table(path: str | Path, kind: str | None = None) -> Table:
-    """Reads a file by its ending, or as if it ended in ``kind``; ``-`` is standard input, jsonl.
+Reader = Callable[[str, str], Table]  # from a file's name and its text
+
+
+def read_table(path: str | Path, reader: Reader | None = None) -> Table:
+    """Reads a file by its ending, or its text by ``reader``; ``-`` is standard input, jsonl.
 
     ``.csv`` (quoted) and ``.tsv`` (tab-separated, quotes are text): the first line names the columns. ``.jsonl``: an
     object a line. ``.parquet``. ``.conll``: a word a line, its tag in the last column, blank lines between sentences;
@@ -131,20 +134,21 @@ def read_table(path: str | Path, kind: str | None = None) -> Table:
     """
     if str(path) == "-":
         return _parse("standard input", ".jsonl", sys.stdin.buffer.read())
-    return _parse(str(path), kind or Path(str(path)).suffix.lower(), read_bytes(str(path)))
+    return _parse(str(path), Path(str(path)).suffix.lower(), read_bytes(str(path)), reader)
 
 
-def _parse(name: str, kind: str, content: bytes) -> Table:
-    if kind not in _READERS and kind != ".parquet":
+def _parse(name: str, kind: str, content: bytes, reader: Reader | None = None) -> Table:
+    reader = reader or _READERS.get(kind)
+    if reader is None and kind != ".parquet":
         raise InputError(f"{name}: ending {kind!r} is not known; expected {', '.join((*_READERS, '.parquet'))}")
-    if kind == ".parquet":
+    if reader is None:
         table = _read_parquet(name, content)
     else:
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(f"{name}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
-        table = _READERS[kind](name, text)
+        table = reader(name, text)
     if not len(table):
         raise InputError(f"{name}: no rows; the file is empty")
     return table
@@ -185,40 +189,56 @@ def _read_jsonl(name: str, text: str) -> Table:
 
 
 def _read_csv(name: str, text: str) -> Table:
-    return _read_rows(name, text, csv.reader(io.StringIO(text), strict=True))
+    reader = csv.reader(io.StringIO(text), strict=True)
 
-
-def _read_tsv(name: str, text: str) -> Table:
-    # GLUE's files hold unpaired quotation marks: in a tsv a quote is a character like any other.
-    return _read_rows(name, text, csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
-def _read_rows(name: str, text: str, reader) -> Table:
-    header: list[str] = []
-    rows, lines = [], []
-    limit = csv.field_size_limit(len(text) + 1)  # the default refuses fields above 128 KiB
-    try:
+    def rows():
         before = 0
         for row in reader:
             start, before = before + 1, reader.line_num
-            if not row:
-                continue
-            if not header:
-                header = row
-                if len(set(header)) < len(header):
-                    raise InputError(f"{name}: the header names a column twice: {', '.join(header)}")
-                continue
-            if len(row) != len(header):
-                raise InputError(
-                    f"{name}, line {start}: {len(row)} fields where the header names {len(header)}; mend the line"
-                )
-            rows.append(row)
-            lines.append(start)
+            if row:
+                yield start, row
+
+    limit = csv.field_size_limit(len(text) + 1)  # the default refuses fields above 128 KiB
+    try:
+        return table_of_lines(name, rows())
     except csv.Error as error:
         raise InputError(f"{name}, line {reader.line_num}: {error}") from None
     finally:
         csv.field_size_limit(limit)
-    return Table(name, {key: [row[i] for row in rows] for i, key in enumerate(header)}, lines)
+
+
+def _read_tsv(name: str, text: str) -> Table:
+    return table_of_lines(name, tab_separated(text))
+
+
+def tab_separated(text: str) -> list[tuple[int, list[str]]]:
+    """Number and fields of every line that is not empty; a quote is a character like any other, as GLUE's files have
+    unpaired ones."""
+    lines = ((number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1))
+    return [(number, line.split("\t")) for number, line in lines if line]
+
+
+def table_of_lines(name: str, lines: Iterable[tuple[int, list[str]]]) -> Table:
+    """Numbered lines of fields, of which the first names the columns.
+
+    Raises:
+      InputError: a column named twice, or a line that has not a field for each.
+    """
+    header: list[str] = []
+    rows, numbers = [], []
+    for number, fields in lines:
+        if not header:
+            header = fields
+            if len(set(header)) < len(header):
+                raise InputError(f"{name}: the header names a column twice: {', '.join(header)}")
+            continue
+        if len(fields) != len(header):
+            raise InputError(
+                f"{name}, line {number}: {len(fields)} fields where the header names {len(header)}; mend the line"
+            )
+        rows.append(fields)
+        numbers.append(number)
+    return Table(name, {key: [row[i] for row in rows] for i, key in enumerate(header)}, numbers)
 
 
 def sentences(text: str, separator: str | None) -> Iterable[tuple[int, list[list[str]]]]:
@@ -238,7 +258,8 @@ def sentences(text: str, separator: str | None) -> Iterable[tuple[int, list[list
         words.append(line.rstrip("\r").split(separator))
 
 
-def _read_conll(name: str, text: str) -> Table:
+def read_conll(name: str, text: str) -> Table:
+    """``tokens`` and ``tags`` of each sentence. Raises InputError for a word without a tag."""
     tokens, tags, lines = [], [], []
     for start, words in sentences(text, None):
         # A tab-separated word may be empty or hold a space; only the ends of the line are certain.
@@ -297,11 +318,11 @@ def _read_squad(name: str, text: str) -> Table:
     return Table(name, {key: [row[key] for row in rows] for key in names}, range(1, len(rows) + 1))
 
 
-_READERS: dict[str, Callable[[str, str], Table]] = {
+_READERS: dict[str, Reader] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,
     ".json": _read_squad,
-    ".conll": _read_conll,
+    ".conll": read_conll,
     ".conllu": _read_conllu,
 }

@@ -2,19 +2,30 @@
 
 Files are read as users have them: GLUE's zips (tsv, some without a header), SuperGLUE's jsonl, SQuAD's json, CoNLL's
 text, and the parquet or jsonl copies of the Hugging Face hub, whose label numbers mean another order for some tasks.
-Orders and columns of the tsv files are those of Microsoft's DeBERTa code.
+Orders of the labels are those of Microsoft's DeBERTa code.
 """
 
-import csv
 import dataclasses
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deberta_jax.data import conversions
 from deberta_jax.data.columns import CHOICES, CLASSIFICATION, REGRESSION_TASK, SPANS, WORDS
-from deberta_jax.data.tables import Table, matching, read_bytes, read_table, read_tables
+from deberta_jax.data.tables import (
+    Reader,
+    Table,
+    matching,
+    read_conll,
+    read_table,
+    read_tables,
+    tab_separated,
+    table_of_lines,
+)
 from deberta_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 NLI = ("contradiction", "neutral", "entailment")
 HUB_NLI = ("entailment", "neutral", "contradiction")
@@ -27,17 +38,6 @@ WNUT = ("O", *(f"{prefix}-{kind}" for kind in _WNUT for prefix in "BI"))
 
 
 @dataclasses.dataclass(frozen=True)
-class Tsv:
-    """Places of the texts and the label in a tab-separated line; -1 is the last. Lines of another ``width`` are left
-    out, as in Microsoft's reader."""
-
-    text: tuple[int, ...]
-    label: int
-    header: bool = True
-    width: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class NamedTask:
     """A task as a user names it.
 
@@ -47,7 +47,8 @@ class NamedTask:
       hub_names: what the numbers in the label column of the hub's copies mean; () where numbers are the labels.
       metric: chooses the best checkpoint.
       dev: stems of the file to evaluate on, the first that is there; train: likewise.
-      kind_of_txt: how files that end in .txt are read.
+      called: what else a column is called in the published files.
+      readers: of files with these endings that are of the task's own form.
       group: rows with the same value are one question; all must be right (MultiRC).
       gold: column of all texts that are right (ReCoRD).
     """
@@ -59,11 +60,11 @@ class NamedTask:
     names: tuple[str, ...] = ()
     hub_names: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
-    tsv: Tsv | None = None
+    called: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    readers: Mapping[str, Reader] = dataclasses.field(default_factory=dict)
     convert: Callable[[Table], Table] = lambda table: table
     train: tuple[str, ...] = ("train",)
     dev: tuple[str, ...] = ("dev", "validation", "val", "valid")
-    kind_of_txt: str = ".conll"
     group: str = ""
     gold: str = ""
 
@@ -72,24 +73,49 @@ def _pair(a: str, b: str, metric: str, names: tuple[str, ...], **more: Any) -> N
     return NamedTask(CLASSIFICATION, (a, b), "label", metric, names, **more)
 
 
+def _read_cola(name: str, text: str) -> Table:
+    """The files with labels have no header, that of the test does."""
+    lines = tab_separated(text)
+    if lines and len(lines[0][1]) == 4 and lines[0][1][1] in BINARY:
+        lines.insert(0, (0, ["source", "label", "original", "sentence"]))
+    return table_of_lines(name, lines)
+
+
+def _read_qqp(name: str, text: str) -> Table:
+    """A question with a line break tears its line: those pairs are left out, as in Microsoft's reader, but not where
+    every line is to get an answer."""
+    lines = tab_separated(text)
+    if lines and "is_duplicate" in lines[0][1]:
+        whole = [(number, fields) for number, fields in lines if len(fields) == len(lines[0][1])]
+        if len(whole) < len(lines):
+            _log.info("%s: %d torn lines are left out", name, len(lines) - len(whole))
+        lines = whole
+    return table_of_lines(name, lines)
+
+
+_SENTENCES = {"premise": ("sentence1", "Premise"), "hypothesis": ("sentence2", "Hypothesis"),
+              "label": ("gold_label", "Label")}  # fmt: skip
 _MATCHED = ("dev_matched", "validation_matched", "dev", "validation")
 _SWAG = ("ending0", "ending1", "ending2", "ending3")
 
 TASKS: dict[str, NamedTask] = {
     # GLUE
     "cola": NamedTask(CLASSIFICATION, ("sentence",), "label", "matthews_correlation", BINARY,
-                      tsv=Tsv((3,), 1, header=False)),
-    "sst2": NamedTask(CLASSIFICATION, ("sentence",), "label", "accuracy", BINARY, tsv=Tsv((0,), 1)),
-    "mrpc": _pair("sentence1", "sentence2", "accuracy", BINARY, tsv=Tsv((3, 4), 0)),
-    "stsb": NamedTask(REGRESSION_TASK, ("sentence1", "sentence2"), "label", "pearson", tsv=Tsv((7, 8), 9)),
-    "qqp": _pair("question1", "question2", "accuracy", BINARY, tsv=Tsv((3, 4), 5, width=6)),
-    "mnli": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=HUB_NLI, tsv=Tsv((8, 9), -1), dev=_MATCHED),
+                      readers={".tsv": _read_cola}),
+    "sst2": NamedTask(CLASSIFICATION, ("sentence",), "label", "accuracy", BINARY),
+    "mrpc": _pair("sentence1", "sentence2", "accuracy", BINARY,
+                  called={"sentence1": ("#1 String",), "sentence2": ("#2 String",), "label": ("Quality",)}),
+    "stsb": NamedTask(REGRESSION_TASK, ("sentence1", "sentence2"), "label", "pearson",
+                      called={"label": ("score",)}),
+    "qqp": _pair("question1", "question2", "accuracy", BINARY, called={"label": ("is_duplicate",)},
+                 readers={".tsv": _read_qqp}),
+    "mnli": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=HUB_NLI, called=_SENTENCES, dev=_MATCHED),
     # The sentence first: Microsoft's order.
-    "qnli": _pair("sentence", "question", "accuracy", ENTAILMENT, hub_names=HUB_ENTAILMENT, tsv=Tsv((2, 1), 3)),
-    "rte": _pair("sentence1", "sentence2", "accuracy", ENTAILMENT, hub_names=HUB_ENTAILMENT, tsv=Tsv((1, 2), 3)),
-    "wnli": _pair("sentence1", "sentence2", "accuracy", BINARY, tsv=Tsv((1, 2), 3)),
-    "ax": _pair("premise", "hypothesis", "matthews_correlation", NLI, hub_names=HUB_NLI, tsv=Tsv((1, 2), -1),
-                dev=("diagnostic", "test", "AX")),
+    "qnli": _pair("sentence", "question", "accuracy", ENTAILMENT, hub_names=HUB_ENTAILMENT),
+    "rte": _pair("sentence1", "sentence2", "accuracy", ENTAILMENT, hub_names=HUB_ENTAILMENT),
+    "wnli": _pair("sentence1", "sentence2", "accuracy", BINARY),
+    "ax": _pair("premise", "hypothesis", "matthews_correlation", NLI, hub_names=HUB_NLI, called=_SENTENCES,
+                dev=("diagnostic-full", "diagnostic", "test", "AX")),
     # SuperGLUE
     "boolq": _pair("question", "passage", "accuracy", YES_NO, hub_names=YES_NO),
     "cb": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=("entailment", "contradiction", "neutral")),
@@ -100,7 +126,7 @@ TASKS: dict[str, NamedTask] = {
                         gold="gold"),
     "wsc": _pair("text", "claim", "accuracy", YES_NO, hub_names=YES_NO, convert=conversions.wsc),
     # Natural language inference
-    "anli": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=HUB_NLI, tsv=Tsv((1, 2), 3),
+    "anli": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=HUB_NLI,
                   convert=conversions.anli, train=("R[123]/train", "train_r[123]", "train"),
                   dev=("R[123]/dev", "dev_r[123]", "dev", "validation")),
     "xnli": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=HUB_NLI, convert=conversions.xnli,
@@ -112,10 +138,11 @@ TASKS: dict[str, NamedTask] = {
                         dev=("dev-v2.0", "dev", "validation")),
     # Entities
     "conll2003": NamedTask(WORDS, ("tokens",), "tags", "f1", CONLL, hub_names=HUB_CONLL,
-                           convert=conversions.entities, train=("train", "eng.train"),
+                           convert=conversions.entities, readers={".txt": read_conll}, train=("train", "eng.train"),
                            dev=("valid", "dev", "eng.testa", "validation")),
     "wnut17": NamedTask(WORDS, ("tokens",), "tags", "f1", WNUT, hub_names=WNUT, convert=conversions.entities,
-                        train=("wnut17train", "train"), dev=("emerging.dev", "dev", "validation")),
+                        readers={".txt": read_conll}, train=("wnut17train", "train"),
+                        dev=("emerging.dev", "dev", "validation")),
     # Multiple choice
     "swag": NamedTask(CHOICES, ("sent1", "sent2"), "label", "accuracy", choices=_SWAG,
                       dev=("val", "validation", "dev")),
@@ -157,41 +184,26 @@ def read_task(task: str, paths: Sequence[str]) -> Table:
     """Files as a table; a named task's with its columns and the names of its labels.
 
     Raises:
-      InputError: as ``read_tables``, or a file that has none of the task's known layouts.
+      InputError: as ``read_tables``, or a row that is none of the task's.
     """
     if task not in TASKS:
         return read_tables(paths)
     named = TASKS[task]
     tables = []
     for path in (file for pattern in paths for file in matching(pattern)):
-        if path.endswith(".tsv") and named.tsv is not None:
-            table = _read_tsv(path, named)
-        else:
-            table = read_table(path, named.kind_of_txt if path.endswith(".txt") else None)
+        table = _renamed(named, read_table(path, named.readers.get(Path(path).suffix.lower())))
         tables.append(_named_labels(named, named.convert(table)))
     return tables[0] if len(tables) == 1 else conversions.stack(tables)
 
 
-def _read_tsv(path: str, named: NamedTask) -> Table:
-    """By the header where it names the task's columns, else by the places of GLUE's file."""
-    assert named.tsv is not None
-    layout, columns = named.tsv, (*named.text, named.label)
-    lines = read_bytes(path).decode("utf-8-sig", errors="strict").split("\n")
-    first = lines[0].rstrip("\r").split("\t")
-    if set(columns) <= set(first):
-        return read_table(path)
-    rows, numbers = [], []
-    for number, fields in enumerate(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-        if not fields or (layout.header and number == 1) or (layout.width and len(fields) != layout.width):
-            continue
-        places = (*layout.text, layout.label)
-        if max(places) >= len(fields):
-            raise InputError(f"{path}, line {number}: {len(fields)} fields; the task's text and label are in {places}")
-        rows.append([fields[place] for place in places])
-        numbers.append(number)
-    if not rows:
-        raise InputError(f"{path}: no rows; the file is empty")
-    return Table(path, {name: [row[i] for row in rows] for i, name in enumerate(columns)}, numbers)
+def _renamed(named: NamedTask, table: Table) -> Table:
+    """The columns of a published file by the task's names, where the file has none of these."""
+    ours: dict[str, str] = {}
+    for name, others in named.called.items():
+        there = [other for other in others if other in table.columns]
+        if there and name not in table.columns:
+            ours[there[0]] = name
+    return dataclasses.replace(table, columns={ours.get(key, key): v for key, v in table.columns.items()})
 
 
 def _named_labels(named: NamedTask, table: Table) -> Table:
@@ -207,5 +219,5 @@ def _named(value: Any, names: Sequence[str]) -> Any:
         return [_named(one, names) for one in value]
     if isinstance(value, bool):
         return str(value).lower()
-    number = value if isinstance(value, int) else int(value) if str(value).isdigit() else -1
+    number = value if isinstance(value, int) else int(value) if str(value).isdecimal() else -1
     return names[number] if 0 <= number < len(names) else value

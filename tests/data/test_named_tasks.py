@@ -50,6 +50,55 @@ def test_glues_files(tmp_path, task):
         find_file(task, str(tmp_path), "train")
 
 
+# The files to be labelled: other columns, and no label.
+GLUE_TESTS = {
+    "cola": (["sentence"], {"sentence": "A"}),
+    "sst2": (["sentence"], {"sentence": "A"}),
+    "mrpc": (["#1 ID", "#2 ID", "#1 String", "#2 String"], {"sentence1": "C", "sentence2": "D"}),
+    "stsb": (["genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2"],
+             {"sentence1": "G", "sentence2": "H"}),
+    "qqp": (["question1", "question2"], {"question1": "A", "question2": "B"}),
+    "mnli": (["promptID", "pairID", "genre", "b1", "b2", "p1", "p2", "sentence1", "sentence2"],
+             {"premise": "H", "hypothesis": "I"}),
+    "qnli": (["question", "sentence"], {"question": "A", "sentence": "B"}),
+    "rte": (["sentence1", "sentence2"], {"sentence1": "A", "sentence2": "B"}),
+    "wnli": (["sentence1", "sentence2"], {"sentence1": "A", "sentence2": "B"}),
+    "ax": (["sentence1", "sentence2"], {"premise": "A", "hypothesis": "B"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", GLUE_TESTS)
+def test_glues_files_without_labels(tmp_path, task):
+    columns, expected = GLUE_TESTS[task]
+    lines = ["\t".join(["index", *columns]), "\t".join(["0", *"ABCDEFGHI"[: len(columns)]])]
+    table = read_task(task, [written(tmp_path, "test.tsv", lines)])
+    assert {name: table.texts(name) for name in expected} == {name: [text] for name, text in expected.items()}
+    assert TASKS[task].label not in table.columns
+    with pytest.raises(InputError, match="line 3: 1 fields where the header names"):
+        read_task(task, [written(tmp_path, "test.tsv", [*lines, "torn"])])
+
+
+def test_the_diagnostic_set_with_its_labels(tmp_path):
+    header = "Lexical Semantics\tPredicate-Argument Structure\tLogic\tKnowledge\tDomain\tPremise\tHypothesis\tLabel"
+    lines = [header, "\tDatives\tNegation\t\tNews\tA\tB\tneutral"]
+    path = written(tmp_path, "diagnostic-full.tsv", lines)
+    written(tmp_path, "diagnostic.tsv", ["index\tsentence1\tsentence2", "0\tA\tB"])
+    table = read_task("ax", [find_file("ax", str(tmp_path), "dev")])
+    assert [table.columns[name] for name in ("premise", "hypothesis", "label")] == [["A"], ["B"], ["neutral"]]
+    written(tmp_path, "diagnostic-full.tsv", ["Logic\tDomain\tLabel", "A\tB\tneutral"])
+    with pytest.raises(InputError, match="no column 'premise'; its columns are 'Logic', 'Domain', 'label'"):
+        read_task("ax", [path]).texts("premise")
+
+
+def test_any_character_but_tab_and_line_feed_may_be_in_a_tsv(tmp_path):
+    long = "x" * 200_000
+    (tmp_path / "train.tsv").write_bytes(f"src\t1\t\ta\rb\r\nsrc\t0\t*\t{long}\n".encode())
+    assert read_task("cola", [str(tmp_path / "train.tsv")]).columns["sentence"] == ["a\rb", long]
+    (tmp_path / "dev.tsv").write_bytes("sentence\tlabel\n\xe9t\xe9\t1\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"dev\.tsv: not UTF-8 at byte 15"):
+        read_task("sst2", [str(tmp_path / "dev.tsv")])
+
+
 @pytest.mark.parametrize(
     ("task", "number", "name"),
     [("mnli", 0, "entailment"), ("mnli", 2, "contradiction"), ("rte", 0, "entailment"), ("cb", 1, "contradiction"),
