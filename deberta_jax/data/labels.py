@@ -1,6 +1,7 @@
 """What the label column means: which problem it poses, and the id of each label."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 
 from deberta_jax.data.tables import Table
 from deberta_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
 
@@ -22,6 +25,35 @@ class LabelSpec:
 
     problem_type: str
     names: tuple[str, ...]
+
+
+class LabelIds:
+    """Ids of labels by their names. A name that is a label's but for case is that label's: the released checkpoints
+    shout ENTAILMENT where the task's files say entailment."""
+
+    def __init__(self, names: Sequence[str]):
+        folded = {name.casefold(): i for i, name in enumerate(names)}
+        self.names, self.exact = tuple(names), {name: i for i, name in enumerate(names)}
+        self.folded = folded if len(folded) == len(names) else {}
+        self.others: dict[str, str] = {}
+
+    def find(self, name: str) -> int | None:
+        i = self.exact.get(name)
+        if i is None and (i := self.folded.get(name.casefold())) is not None:
+            self.others[name] = self.names[i]
+        return i
+
+    def tell(self, where: str) -> None:
+        """Logs the names found so far that are labels but for case."""
+        if self.others:
+            pairs = ", ".join(f"{ours} as {theirs}" for ours, theirs in sorted(self.others.items()))
+            _log.info("%s: labels are read as the model's: %s", where, pairs)
+
+
+def same_labels(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    """In any order, and in upper or lower case where that leaves them distinct."""
+    a, b = ({name.casefold() for name in names} for names in (ours, theirs))
+    return sorted(ours) == sorted(theirs) or (a == b and len(a) == len(ours) == len(theirs))
 
 
 def discover_labels(table: Table, column: str) -> LabelSpec:
@@ -73,18 +105,21 @@ def encode_labels(table: Table, columns: Sequence[str], spec: LabelSpec) -> np.n
                 value = table.column(column)[row]
                 raise InputError(f"{table.where(row)}: {column!r} is {value!r}; this model predicts a number")
         return np.asarray(numbers, np.float32)
-    ids = {name: i for i, name in enumerate(spec.names)}
+    ids = LabelIds(spec.names)
     texts = [_text(table, column, row) for row in range(len(table))]
-    return np.asarray([_id(table, column, row, ids, text) for row, text in enumerate(texts)], np.int32)
+    out = np.asarray([_id(table, column, row, ids, text) for row, text in enumerate(texts)], np.int32)
+    ids.tell(table.name)
+    return out
 
 
 def _several(table: Table, columns: Sequence[str], spec: LabelSpec) -> np.ndarray:
     out = np.zeros((len(table), len(spec.names)), np.float32)
-    ids = {name: i for i, name in enumerate(spec.names)}
+    ids = LabelIds(spec.names)
     if len(columns) == 1:
         for row in range(len(table)):
             for name in _names(table, columns[0], row):
                 out[row, _id(table, columns[0], row, ids, name)] = 1
+        ids.tell(table.name)
         return out
     for column in columns:
         for row in range(len(table)):
@@ -92,14 +127,16 @@ def _several(table: Table, columns: Sequence[str], spec: LabelSpec) -> np.ndarra
             if _number(text) not in (0, 1) and text not in ("true", "false"):
                 raise InputError(f"{table.where(row)}: {column!r} is {text!r}; several label columns hold 0 or 1")
             out[row, _id(table, column, row, ids, column)] = text == "true" or _number(text) == 1
+    ids.tell(table.name)
     return out
 
 
-def _id(table: Table, column: str, row: int, ids: dict[str, int], name: str) -> int:
-    if name not in ids:
-        known = shorten(tuple(ids))
+def _id(table: Table, column: str, row: int, ids: LabelIds, name: str) -> int:
+    found = ids.find(name)
+    if found is None:
+        known = shorten(ids.names)
         raise InputError(f"{table.where(row)}: unknown label {name!r} in {column!r}; known labels: {known}")
-    return ids[name]
+    return found
 
 
 def _names(table: Table, column: str, row: int) -> list[str]:

@@ -16,7 +16,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.data.batches import Order, TrainingBatches, example_lengths, length_buckets
 from deberta_jax.data.cache import cache_directory, cached_features
 from deberta_jax.data.features import EXAMPLE, Features, check_vocabulary
-from deberta_jax.data.labels import REGRESSION
+from deberta_jax.data.labels import REGRESSION, same_labels
 from deberta_jax.data.tables import Table
 from deberta_jax.data.tasks import TASKS, find_file, read_task
 from deberta_jax.errors import InputError
@@ -157,11 +157,12 @@ def tokenizer_source(model: str) -> str:
 
 
 def keep_order(task: Task, config: DebertaConfig) -> Task:
-    """The model's own order of the labels where it has just these, so that its classifier goes on from what it is."""
+    """The model's own labels where they are the task's but for order and case, so that its classifier goes on from what
+    it is."""
     if isinstance(task, TextTask):
-        if task.spec.problem_type != REGRESSION and sorted(config.id2label) == sorted(task.spec.names):
+        if task.spec.problem_type != REGRESSION and same_labels(config.id2label, task.spec.names):
             return dataclasses.replace(task, spec=dataclasses.replace(task.spec, names=config.id2label))
-    elif isinstance(task, WordTask) and sorted(config.id2label) == sorted(task.names):
+    elif isinstance(task, WordTask) and same_labels(config.id2label, task.names):
         return dataclasses.replace(task, names=config.id2label)
     return task
 

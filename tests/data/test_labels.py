@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deberta_jax.data.labels import LabelSpec, discover_labels, encode_labels
+from deberta_jax.data.labels import LabelSpec, discover_labels, encode_labels, same_labels
 from deberta_jax.data.tables import Table
 from deberta_jax.errors import InputError
 
@@ -64,6 +64,20 @@ def test_labels_that_a_model_lacks_are_named_with_their_line():
     for value in ("c", "nan", "inf"):
         with pytest.raises(InputError, match=r"line 3: .* this model predicts a number"):
             encode_labels(table("0.5", value), ("y",), LabelSpec("regression", ("LABEL_0",)))
+
+
+def test_case_does_not_tell_labels_apart_unless_the_model_has_both():
+    spec = LabelSpec("single_label_classification", ("NO", "Yes"))
+    assert encode_labels(table("yes", "no", "Yes", "NO"), ("y",), spec).tolist() == [1, 0, 1, 0]
+    both = LabelSpec("single_label_classification", ("b", "B", "c"))
+    assert encode_labels(table("B", "b", "c"), ("y",), both).tolist() == [1, 0, 2]
+    with pytest.raises(InputError, match="unknown label 'C'"):
+        encode_labels(table("C"), ("y",), both)
+    assert same_labels(("A", "B"), ("b", "a"))
+    assert same_labels(("a", "A"), ("A", "a"))
+    assert not same_labels(("a", "A"), ("a", "b"))
+    assert not same_labels(("a", "A"), ("a", "a"))
+    assert not same_labels(("a", "b", "c"), ("a", "b"))
 
 
 def test_several_labels_a_text_are_lists_of_names_or_columns_of_0_and_1():

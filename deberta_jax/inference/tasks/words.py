@@ -10,7 +10,7 @@ import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features, word_features
-from deberta_jax.data.labels import shorten
+from deberta_jax.data.labels import LabelIds, shorten
 from deberta_jax.data.tables import Table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.chunks import chunk_metrics, chunks, is_chunk_tag
@@ -116,32 +116,42 @@ def discover_tags(table: Table, text: str, label: str) -> tuple[str, ...]:
       InputError: a row whose words and tags are not equally many, or tags that are numbers, which have no names.
     """
     values = {tag for tags in _tag_lists(table, text, label) for tag in tags}
-    if any(isinstance(tag, int) for tag in values):
-        return tuple(f"LABEL_{i}" for i in range(max(values) + 1))
+    numbers = {tag for tag in values if isinstance(tag, int)}
+    if numbers and numbers < values:
+        name, number = next(tag for tag in values if isinstance(tag, str)), min(numbers)
+        raise InputError(f"{table.name}: tags in {label!r} are names, as {name!r}, and numbers, as {number}; give one")
+    if numbers:
+        return tuple(f"LABEL_{i}" for i in range(max(numbers) + 1))
     kind = lambda tag: (tag != "O", tag.partition("-")[2] if is_chunk_tag(tag) else tag, tag)
     return tuple(sorted(values, key=kind))
 
 
 def encode_tags(table: Table, text: str, label: str, names: Sequence[str]) -> list[list[int]]:
     """Ids of each row's tags; a tag may be given by its id."""
-    ids: dict[Any, int] = {name: i for i, name in enumerate(names)} | {i: i for i in range(len(names))}
-    out = []
+    ids, out = LabelIds(names), []
     for row, tags in enumerate(_tag_lists(table, text, label)):
-        for tag in tags:
-            if tag not in ids:
-                raise InputError(
-                    f"{table.where(row)}: unknown tag {tag!r} in {label!r}; known tags: {shorten(tuple(names), 20)}"
-                )
-        out.append([ids[tag] for tag in tags])
+        found: list[Any] = [
+            ids.find(tag) if isinstance(tag, str) else tag if tag < len(names) else None for tag in tags
+        ]
+        if None in found:
+            raise InputError(
+                f"{table.where(row)}: unknown tag {tags[found.index(None)]!r} in {label!r}; "
+                f"known tags: {shorten(tuple(names), 20)}"
+            )
+        out.append(found)
+    ids.tell(table.name)
     return out
 
 
-def _tag_lists(table: Table, text: str, label: str) -> list[list[Any]]:
+def _tag_lists(table: Table, text: str, label: str) -> list[list[str | int]]:
     words, tags = table.word_lists(text), table.column(label)
     for row, (ws, ts) in enumerate(zip(words, tags, strict=True)):
         if not isinstance(ts, list) or len(ts) != len(ws):
             said = len(ts) if isinstance(ts, list) else repr(ts)
             raise InputError(f"{table.where(row)}: {len(ws)} words in {text!r} but {label!r} is {said}; a tag a word")
+        for tag in ts:
+            if not isinstance(tag, str) and (type(tag) is not int or tag < 0):
+                raise InputError(f"{table.where(row)}: {label!r} has {tag!r}; a tag is a name, or a number from 0")
     return tags
 
 
