@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from deberta_jax.data.files import matching, members, read_bytes
 from deberta_jax.errors import InputError
 
 
@@ -84,39 +85,6 @@ def read_tables(paths: Sequence[str]) -> Table:
     return Table(name, columns, [line for table in tables for line in table.lines], tuple(parts))
 
 
-def matching(path: str) -> list[str]:
-    """The files that a path or pattern means, sorted.
-
-    Raises:
-      InputError: a pattern that matches none.
-    """
-    if not any(c in path for c in "*?["):
-        return [path]
-    from etils import epath  # slow to import; only patterns and remote files need it
-
-    found = epath.Path(path)
-    names = sorted(str(file) for file in found.parent.glob(found.name))
-    if not names:
-        raise InputError(f"{path}: no file matches")
-    return names
-
-
-def read_bytes(path: str) -> bytes:
-    """The contents of a local file or a ``gs://`` one. Raises InputError where there are none to read."""
-    try:
-        if "://" in path:
-            from etils import epath
-
-            return epath.Path(path).read_bytes()
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except ImportError as error:
-        raise InputError(f"{path}: {error}; pip install 'deberta_jax[gcs]'") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-
-
 Reader = Callable[[str, str], Table]  # from a file's name and its text
 
 
@@ -138,6 +106,8 @@ def read_table(path: str | Path, reader: Reader | None = None) -> Table:
 
 
 def _parse(name: str, kind: str, content: bytes, reader: Reader | None = None) -> Table:
+    if kind == ".zip":
+        raise InputError(f"{name}: is an archive; name a file in it, as in {name}/{[*members(Path(name)), 'FILE'][0]}")
     reader = reader or _READERS.get(kind)
     if reader is None and kind != ".parquet":
         raise InputError(f"{name}: ending {kind!r} is not known; expected {', '.join((*_READERS, '.parquet'))}")

@@ -7,16 +7,18 @@ Orders of the labels are those of Microsoft's DeBERTa code.
 
 import dataclasses
 import logging
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deberta_jax.data import conversions
 from deberta_jax.data.columns import CHOICES, CLASSIFICATION, REGRESSION_TASK, SPANS, WORDS
+from deberta_jax.data.files import found, matching, members
 from deberta_jax.data.tables import (
     Reader,
     Table,
-    matching,
     read_conll,
     read_table,
     read_tables,
@@ -158,26 +160,43 @@ _ENDINGS = (".tsv", ".jsonl", ".json", ".conll", ".txt", ".csv", ".parquet", "-*
 def find_file(task: str, directory: str, split: str) -> str:
     """Path or pattern of a task's training (``train``) or evaluation (``dev``) file.
 
+    ``directory`` may be a zip, or hold one of the task's name: then the file in it that lies in the fewest folders.
+
     Raises:
-      InputError: no file of a name that it may have.
+      InputError: no file of a name that it may have, or several in a zip.
     """
     named = TASKS[task]
     stems = named.train if split == "train" else named.dev
-    for stem in stems:
-        for ending in _ENDINGS:
-            path = str(Path(directory) / f"{stem}{ending}")
-            if any(c in path for c in "*?["):
-                try:
-                    matching(path)
-                except InputError:
-                    continue
-                return path
-            if Path(path).is_file():
-                return path
-    raise InputError(
-        f"--data-dir {directory}: no file {' or '.join(stems)} of {task} there, with an ending of "
-        f"{', '.join(_ENDINGS[:-1])}; give --train and --eval"
-    )
+    here = _find(directory, stems)
+    if here:
+        return here
+    hits: dict[int, list[str]] = {}
+    for archive in _archives(task, Path(directory)):
+        for folder in sorted({folder for name in members(archive) for folder in PurePosixPath(name).parents}):
+            path = _find(str(archive / folder), stems)
+            if path:
+                hits.setdefault(len(folder.parts), []).append(path)
+    if not hits:
+        raise InputError(
+            f"--data-dir {directory}: no file {' or '.join(stems)} of {task} there or in its zip, with an ending of "
+            f"{', '.join(_ENDINGS[:-1])}; give --train and --eval"
+        )
+    first = hits[min(hits)]
+    if len(first) > 1:
+        raise InputError(f"--data-dir {directory}: {' and '.join(first)} are all there; give the folder of one")
+    return first[0]
+
+
+def _find(directory: str, stems: Sequence[str]) -> str | None:
+    paths = (os.path.join(directory, stem + ending) for stem in stems for ending in _ENDINGS)
+    return next((path for path in paths if found(path)), None)
+
+
+def _archives(task: str, directory: Path) -> list[Path]:
+    """A zip, or those in a directory whose names begin with the task's: SST-2.zip, QQP-clean.zip."""
+    if directory.suffix == ".zip" and directory.is_file():
+        return [directory]
+    return [file for file in sorted(directory.glob("*.zip")) if re.sub(r"\W", "", file.stem.lower()).startswith(task)]
 
 
 def read_task(task: str, paths: Sequence[str]) -> Table:
