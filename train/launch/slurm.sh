@@ -3,10 +3,17 @@
 #
 #   sbatch --nodes 2 --gpus-per-node 8 --ntasks-per-node 8 train/launch/slurm.sh finetune --model ... --output SHARED/run
 #
-# SLURM sends SIGTERM two minutes before the time is up: the run saves its state, and the requeued job goes on from it.
+# SLURM sends SIGTERM two minutes before the time is up: the run saves its state, and the job, put back into the queue,
+# goes on from it. SHARED is a disk that all nodes mount.
 #SBATCH --job-name=deberta_jax
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
 #SBATCH --open-mode=append
-set -euo pipefail
-exec srun --kill-on-bad-exit=1 deberta-jax "$@" --distributed
+set -uo pipefail
+srun --kill-on-bad-exit=1 deberta-jax "$@" --distributed
+code=$?
+# 143: stopped by that signal. --requeue alone is for nodes that fail; a job whose time is up has to ask.
+if [ "$code" = 143 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
