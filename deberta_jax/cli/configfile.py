@@ -4,7 +4,8 @@
 """
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,11 @@ def experiment_arguments(kind: type, argv: Sequence[str]) -> Any:
 
 
 def load_config_file(path: str, kind: type) -> Any:
-    """What ``get_config()`` of a Python file returns, or ``get_config(word)`` of ``file.py:word``."""
+    """What ``get_config()`` of a Python file returns, or ``get_config(word)`` of ``file.py:word``.
+
+    Raises:
+      InputError: no such file, one that raises, or one that gives something else.
+    """
     path, colon, word = path.partition(":")
     if not path.endswith(".py"):
         raise InputError(f"--config {path}: give a Python file that has a function get_config()")
@@ -40,10 +45,21 @@ def load_config_file(path: str, kind: type) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _errors_of(path):
+        spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise InputError(f"--config {path}: has no function get_config()")
-    experiment = module.get_config(*([word] if colon else []))
+    with _errors_of(path):
+        experiment = module.get_config(*([word] if colon else []))
     if not isinstance(experiment, kind):
         raise InputError(f"--config {path}: get_config() gives {type(experiment).__name__}, expected {kind.__name__}")
     return experiment
+
+
+@contextmanager
+def _errors_of(path: str) -> Iterator[None]:
+    """The file is the user's input: what it raises is told as such."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"--config {path}: {type(error).__name__}: {error}") from error

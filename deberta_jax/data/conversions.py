@@ -1,10 +1,15 @@
-"""From the files of some named tasks to plain columns: one function a task, from table to table."""
+"""From the files of some named tasks to plain columns: one function a task, from a row of a file to the task's.
 
-import dataclasses
+A function takes what it needs and lets Python complain: ``convert`` says which row was none of the task's.
+"""
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from deberta_jax.data.tables import Table
+from deberta_jax.data.tables import Table, reason
+from deberta_jax.errors import InputError
+
+Row = Mapping[str, Any]
 
 
 def stack(tables: Sequence[Table]) -> Table:
@@ -18,120 +23,104 @@ def stack(tables: Sequence[Table]) -> Table:
     return Table(name, columns, [line for table in tables for line in table.lines], tuple(parts))
 
 
-def with_columns(table: Table, **columns: list[Any]) -> Table:
-    return dataclasses.replace(table, columns={**table.columns, **columns})
+def convert(table: Table, task: str, rows_of: Callable[[Row], Sequence[Row]]) -> Table:
+    """The task's rows from each row of a file.
 
-
-def expand(table: Table, rows_of: Callable[[Mapping[str, Any]], list[dict[str, Any]]]) -> Table:
-    """Several rows from each."""
+    Raises:
+      InputError: a row that is none of the task's, with its line; or none that is.
+    """
     rows, lines = [], []
     for i, line in enumerate(table.lines):
-        for row in rows_of({name: values[i] for name, values in table.columns.items()}):
-            rows.append(row)
-            lines.append(line)
-    names = list(rows[0]) if rows else []
-    return Table(table.name, {name: [row[name] for row in rows] for name in names}, lines)
+        try:
+            made = rows_of({name: values[i] for name, values in table.columns.items()})
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{table.where(i)}: not as {task} has it ({reason(error)})") from None
+        rows += made
+        lines += [line] * len(made)
+    if not rows:
+        raise InputError(f"{table.name}: no row of {task} in it")
+    return Table(table.name, {name: [row[name] for row in rows] for name in rows[0]}, lines)
 
 
-def copa(table: Table) -> Table:
+def _text(row: Row, name: str) -> str:
+    value = row[name]
+    if not isinstance(value, str):
+        raise TypeError(f"{name!r} is {value!r}; a text is needed")
+    return value
+
+
+def copa(row: Row) -> list[Row]:
     """A cause comes before the premise, an effect after it."""
-    first, second = [], []
-    columns = [table.texts(name) for name in ("premise", "choice1", "choice2", "question")]
-    for premise, one, two, question in zip(*columns, strict=True):
-        choices, same = [one, two], [premise, premise]
-        first.append(choices if question == "cause" else same)
-        second.append(same if question == "cause" else choices)
-    return with_columns(table, first=first, second=second)
+    choices, same = [_text(row, "choice1"), _text(row, "choice2")], [_text(row, "premise")] * 2
+    if row["question"] not in ("cause", "effect"):
+        raise ValueError(f"'question' is {row['question']!r}; it must be 'cause' or 'effect'")
+    first, second = (choices, same) if row["question"] == "cause" else (same, choices)
+    return [{**row, "first": first, "second": second}]
 
 
-def wic(table: Table) -> Table:
+def wic(row: Row) -> list[Row]:
     """The word before the first sentence."""
-    words = zip(table.texts("word"), table.texts("sentence1"), strict=True)
-    return with_columns(table, sentence1=[f"{word}: {sentence}" for word, sentence in words])
+    return [{**row, "sentence1": f"{_text(row, 'word')}: {_text(row, 'sentence1')}"}]
 
 
-def wsc(table: Table) -> Table:
+def wsc(row: Row) -> list[Row]:
     """The claim that the second span means the first."""
-    if "target" in table.columns:
-        spans = [(target["span1_text"], target["span2_text"]) for target in table.column("target")]
-    else:
-        spans = list(zip(table.texts("span1_text"), table.texts("span2_text"), strict=True))
-    return with_columns(table, claim=[f"{pronoun} refers to {name}" for name, pronoun in spans])
+    spans = row.get("target", row)
+    return [{**row, "claim": f"{_text(spans, 'span2_text')} refers to {_text(spans, 'span1_text')}"}]
 
 
-def multirc(table: Table) -> Table:
-    """A row for each answer of each question; ``group`` says which question."""
-    if "passage" not in table.columns:
-        pairs = zip(table.texts("question"), table.texts("answer"), strict=True)
-        groups = [f"{p}\0{q}" for p, q in zip(table.texts("paragraph"), table.texts("question"), strict=True)]
-        return with_columns(table, answer=[f"{q} {a}" for q, a in pairs], group=groups)
-    return expand(table, lambda row: [
-        {"paragraph": row["passage"]["text"], "answer": f"{question['question']} {answer['text']}",
-         "group": f"{row['idx']}/{question['idx']}", "label": str(answer.get("label", 0))}
+def multirc(row: Row) -> list[Row]:
+    """A row for each answer of each question; ``group`` says which question. No label where the file has none."""
+    if "passage" not in row:
+        paragraph, question = _text(row, "paragraph"), _text(row, "question")
+        return [{**row, "answer": f"{question} {_text(row, 'answer')}", "group": f"{paragraph}\0{question}"}]
+    return [
+        {"paragraph": _text(row["passage"], "text"), "answer": f"{_text(question, 'question')} {_text(answer, 'text')}",
+         "group": f"{row['idx']}/{question['idx']}", "label": answer.get("label")}
         for question in row["passage"]["questions"] for answer in question["answers"]
-    ])  # fmt: skip
+    ]  # fmt: skip
 
 
-def record(table: Table) -> Table:
-    """A choice for each entity of the passage: the query with it in the gap."""
-
-    def questions(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-        if "qas" in row:
-            text = row["passage"]["text"]
-            names = [text[entity["start"] : entity["end"] + 1] for entity in row["passage"]["entities"]]
-            queries = [(qa["query"], [answer["text"] for answer in qa.get("answers", [])]) for qa in row["qas"]]
-        else:
-            text, names, queries = row["passage"], row["entities"], [(row["query"], row["answers"])]
-        text, names = text.replace("@highlight\n", ". "), list(dict.fromkeys(names))
-        return [
-            {"passage": text, "queries": [query.replace("@placeholder", name) for name in names], "entities": names,
-             "gold": answers, "label": next((i for i, name in enumerate(names) if name in answers), 0)}
-            for query, answers in queries if len(names) > 1
-        ]  # fmt: skip
-
-    return expand(table, questions)
+def record(row: Row) -> list[Row]:
+    """A choice for each entity of the passage: the query with it in the gap. No label where no answer is given."""
+    if "qas" in row:
+        text = _text(row["passage"], "text")
+        names = [text[entity["start"] : entity["end"] + 1] for entity in row["passage"]["entities"]]
+        queries = [
+            (_text(qa, "query"), [_text(answer, "text") for answer in qa.get("answers", [])]) for qa in row["qas"]
+        ]
+    else:
+        text, names, queries = _text(row, "passage"), row["entities"], [(_text(row, "query"), row["answers"])]
+    text, names = text.replace("@highlight\n", ". "), list(dict.fromkeys(names))
+    return [
+        {"passage": text, "queries": [query.replace("@placeholder", name) for name in names], "entities": names,
+         "gold": answers, "label": next((i for i, name in enumerate(names) if name in answers), 0 if answers else None)}
+        for query, answers in queries if len(names) > 1
+    ]  # fmt: skip
 
 
-def anli(table: Table) -> Table:
-    """The original jsonl calls the premise context and shortens the labels."""
-    if "context" not in table.columns:
-        return table
+def anli(row: Row) -> list[Row]:
+    """The original jsonl shortens the labels."""
     names = {"e": "entailment", "n": "neutral", "c": "contradiction"}
-    labels = [names.get(value, value) for value in table.column("label")]
-    return with_columns(table, premise=table.column("context"), label=labels)
+    return [{**row, "label": names.get(row["label"], row["label"])}] if "label" in row else [row]
 
 
-def xnli(table: Table) -> Table:
-    """The original tsv has the names of MultiNLI's files, and writes contradiction in two ways."""
-    columns = dict(table.columns)
-    for ours, theirs in (("premise", "sentence1"), ("hypothesis", "sentence2"), ("label", "gold_label")):
-        if ours not in columns and theirs in columns:
-            columns[ours] = columns[theirs]
-    if "hypo" in columns:
-        columns["hypothesis"] = columns["hypo"]
+def xnli(row: Row) -> list[Row]:
+    """The original tsv writes contradiction in two ways."""
     spelled = {"contradictory": "contradiction"}
-    columns["label"] = [spelled.get(value, value) for value in columns.get("label", [])]
-    return dataclasses.replace(table, columns=columns)
+    return [{**row, "label": spelled.get(row["label"], row["label"])}] if "label" in row else [row]
 
 
-def entities(table: Table) -> Table:
-    """The hub's copies call the column ner_tags."""
-    if "ner_tags" in table.columns:
-        return with_columns(table, tags=table.column("ner_tags"))
-    return table
-
-
-def arc(table: Table) -> Table:
-    """Texts of the choices in a list; the right one by its number."""
-    if "label" in table.columns:
-        return table
-
-    def question(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-        if isinstance(row["question"], dict):
-            stem, choices = row["question"]["stem"], row["question"]["choices"]
-            texts, letters = [c["text"] for c in choices], [c["label"] for c in choices]
-        else:
-            stem, texts, letters = row["question"], row["choices"]["text"], row["choices"]["label"]
-        return [{"question": stem, "choices": texts, "label": letters.index(row["answerKey"])}]
-
-    return expand(table, question)
+def arc(row: Row) -> list[Row]:
+    """Texts of the choices in a list; the right one by its number, where the file says which it is."""
+    if "label" in row:
+        return [row]
+    if isinstance(row["question"], dict):
+        stem, choices = _text(row["question"], "stem"), row["question"]["choices"]
+        texts, letters = [_text(c, "text") for c in choices], [c["label"] for c in choices]
+    else:
+        stem, texts, letters = _text(row, "question"), row["choices"]["text"], row["choices"]["label"]
+    key = row.get("answerKey")
+    if key is not None and key not in letters:
+        raise ValueError(f"'answerKey' is {key!r}; it must be one of {letters}")
+    return [{"question": stem, "choices": texts, "label": None if key is None else letters.index(key)}]

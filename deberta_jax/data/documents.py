@@ -7,7 +7,6 @@ stores together, is ever held whole.
 
 import dataclasses
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deberta_jax.data.tables import matching
+from deberta_jax.data.files import matching
+from deberta_jax.data.tables import parse_json
 from deberta_jax.errors import InputError
 
 BLOCK = 1 << 20
@@ -299,10 +299,7 @@ def _json_texts(block: Block, text: str, column: str) -> list[str]:
         if not line.strip():
             continue
         where = f"{block.file}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg})") from None
+        row = parse_json(where, line)
         if not isinstance(row, dict):
             raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
         if column not in row:

@@ -132,9 +132,27 @@ def _read_parquet(name: str, content: bytes) -> Table:
         raise InputError(f"{name}: parquet needs pyarrow; pip install 'deberta_jax[parquet]'") from None
     try:
         columns = pq.read_table(io.BytesIO(content)).to_pydict()
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{name}: not readable as parquet ({error})") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{name}: not readable as parquet ({reason(error)})") from None
     return Table(name, columns, range(1, 1 + len(next(iter(columns.values()), []))))
+
+
+def parse_json(where: str, text: str) -> Any:
+    """Raises InputError for text that is no JSON, or too deep or long a number to be read."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        at = f", line {error.lineno}" if "\n" in text else ""
+        raise InputError(f"{where}: not JSON ({error.msg}{at})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: JSON that cannot be read ({reason(error)})") from None
+
+
+def reason(error: Exception) -> str:
+    """An exception of a conversion as words in a line."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_jsonl(name: str, text: str) -> Table:
@@ -144,10 +162,7 @@ def _read_jsonl(name: str, text: str) -> Table:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{name}, line {number}: not JSON ({error.msg})") from None
+        row = parse_json(f"{name}, line {number}", line)
         if isinstance(row, str):
             row = {"text": row}
         if not isinstance(row, dict):
@@ -262,8 +277,8 @@ def _read_conllu(name: str, text: str) -> Table:
 
 
 def _read_squad(name: str, text: str) -> Table:
+    content = parse_json(name, text)
     try:
-        articles = json.loads(text)["data"]
         rows = [
             {
                 "id": str(question["id"]),
@@ -276,14 +291,12 @@ def _read_squad(name: str, text: str) -> Table:
                 },
                 "is_impossible": bool(question.get("is_impossible", False)),
             }
-            for article in articles
+            for article in content["data"]
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]
-    except json.JSONDecodeError as error:
-        raise InputError(f"{name}: not JSON ({error.msg}, line {error.lineno})") from None
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{name}: not SQuAD's JSON ({error} is missing); other data belong in .jsonl") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{name}: not SQuAD's JSON ({reason(error)}); other data belong in .jsonl") from None
     names = list(rows[0]) if rows else []
     return Table(name, {key: [row[key] for row in rows] for key in names}, range(1, len(rows) + 1))
 

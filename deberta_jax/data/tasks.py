@@ -44,7 +44,7 @@ class NamedTask:
     """A task as a user names it.
 
     Attributes:
-      text, label, choices: columns of the table that ``convert`` gives.
+      text, label, choices: columns of the rows that ``convert`` gives, which may be several of each.
       names: labels in DeBERTa's order; () where none are needed.
       hub_names: what the numbers in the label column of the hub's copies mean; () where numbers are the labels.
       metric: chooses the best checkpoint.
@@ -64,7 +64,7 @@ class NamedTask:
     choices: tuple[str, ...] = ()
     called: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     readers: Mapping[str, Reader] = dataclasses.field(default_factory=dict)
-    convert: Callable[[Table], Table] = lambda table: table
+    convert: Callable[[conversions.Row], Sequence[conversions.Row]] | None = None
     train: tuple[str, ...] = ("train",)
     dev: tuple[str, ...] = ("dev", "validation", "val", "valid")
     group: str = ""
@@ -95,7 +95,7 @@ def _read_qqp(name: str, text: str) -> Table:
     return table_of_lines(name, lines)
 
 
-_SENTENCES = {"premise": ("sentence1", "Premise"), "hypothesis": ("sentence2", "Hypothesis"),
+_SENTENCES = {"premise": ("sentence1", "Premise"), "hypothesis": ("sentence2", "Hypothesis", "hypo"),
               "label": ("gold_label", "Label")}  # fmt: skip
 _MATCHED = ("dev_matched", "validation_matched", "dev", "validation")
 _SWAG = ("ending0", "ending1", "ending2", "ending3")
@@ -128,11 +128,12 @@ TASKS: dict[str, NamedTask] = {
                         gold="gold"),
     "wsc": _pair("text", "claim", "accuracy", YES_NO, hub_names=YES_NO, convert=conversions.wsc),
     # Natural language inference
-    "anli": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=HUB_NLI,
+    "anli": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=HUB_NLI, called={"premise": ("context",)},
                   convert=conversions.anli, train=("R[123]/train", "train_r[123]", "train"),
                   dev=("R[123]/dev", "dev_r[123]", "dev", "validation")),
-    "xnli": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=HUB_NLI, convert=conversions.xnli,
-                  train=("multinli.train.en", "train"), dev=("xnli.dev", "dev", "validation")),
+    "xnli": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=HUB_NLI, called=_SENTENCES,
+                  convert=conversions.xnli, train=("multinli.train.en", "train"),
+                  dev=("xnli.dev", "dev", "validation")),
     # Questions
     "squad": NamedTask(SPANS, ("question", "context"), "answers", "f1", train=("train-v1.1", "train"),
                        dev=("dev-v1.1", "dev", "validation")),
@@ -140,9 +141,9 @@ TASKS: dict[str, NamedTask] = {
                         dev=("dev-v2.0", "dev", "validation")),
     # Entities
     "conll2003": NamedTask(WORDS, ("tokens",), "tags", "f1", CONLL, hub_names=HUB_CONLL,
-                           convert=conversions.entities, readers={".txt": read_conll}, train=("train", "eng.train"),
+                           called={"tags": ("ner_tags",)}, readers={".txt": read_conll}, train=("train", "eng.train"),
                            dev=("valid", "dev", "eng.testa", "validation")),
-    "wnut17": NamedTask(WORDS, ("tokens",), "tags", "f1", WNUT, hub_names=WNUT, convert=conversions.entities,
+    "wnut17": NamedTask(WORDS, ("tokens",), "tags", "f1", WNUT, hub_names=WNUT, called={"tags": ("ner_tags",)},
                         readers={".txt": read_conll}, train=("wnut17train", "train"),
                         dev=("emerging.dev", "dev", "validation")),
     # Multiple choice
@@ -211,7 +212,9 @@ def read_task(task: str, paths: Sequence[str]) -> Table:
     tables = []
     for path in (file for pattern in paths for file in matching(pattern)):
         table = _renamed(named, read_table(path, named.readers.get(Path(path).suffix.lower())))
-        tables.append(_named_labels(named, named.convert(table)))
+        if named.convert is not None:
+            table = conversions.convert(table, task, named.convert)
+        tables.append(_named_labels(named, table))
     return tables[0] if len(tables) == 1 else conversions.stack(tables)
 
 

@@ -35,6 +35,9 @@ def test_arguments_override_the_file(tmp_path, form, first):
         ("none.py", None, "no such file"),
         ("a.txt", FILE, "give a Python file"),
         ("a.py", "x = 1\n", r"has no function get_config\(\)"),
+        ("a.py", "import no_such_module\n", r"a\.py: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("a.py", "def get_config(:\n", r"a\.py: SyntaxError: "),
+        ("a.py", "def get_config():\n    return {}['x']\n", r"a\.py: KeyError: 'x'"),
         ("a.py", "def get_config():\n    return {}\n", "gives dict, expected Finetune"),
     ],
 )

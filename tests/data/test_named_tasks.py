@@ -132,7 +132,7 @@ def test_super_glue(tmp_path):
         {"idx": 0, "question": "Q?", "answers": [{"text": "a", "label": 1}, {"text": "b", "label": 0}]}]}}  # fmt: skip
     table = read_task("multirc", [jsonl(tmp_path, "multirc.jsonl", multirc)])
     assert table.columns == {"paragraph": ["T", "T"], "answer": ["Q? a", "Q? b"], "group": ["3/0", "3/0"],
-                             "label": ["1", "0"]}  # fmt: skip
+                             "label": [1, 0]}  # fmt: skip
 
     record = {"passage": {"text": "Ann met Bo.", "entities": [{"start": 0, "end": 2}, {"start": 8, "end": 9}]},
               "qas": [{"query": "@placeholder was met", "answers": [{"text": "Bo"}]}]}  # fmt: skip
@@ -145,6 +145,47 @@ def test_super_glue(tmp_path):
     table = read_task("wsc", [jsonl(tmp_path, "wsc.jsonl", wsc)])
     assert table.columns["claim"] == ["her refers to Ann"]
     assert table.columns["label"] == ["false"]
+
+
+_ARC = {"stem": "S", "choices": [{"text": "a", "label": "A"}, {"text": "b", "label": "B"}]}
+_COPA = {"premise": "P", "choice1": "a", "choice2": "b", "question": "why", "label": 0}
+BAD_ROWS = [
+    ("record", {"query": "@placeholder?"}, "'passage' is missing"),
+    ("record", {"passage": {"text": "T", "entities": [{"start": 0}]}, "qas": []}, "'end' is missing"),
+    ("multirc", {"idx": 0, "passage": "T"}, "string indices"),
+    ("multirc", {"idx": 0, "passage": {"text": 3, "questions": [{"idx": 0, "question": "Q", "answers": [{}]}]}},
+     "'text' is 3; a text is needed"),
+    ("wsc", {"text": "T", "target": {}}, "'span2_text' is missing"),
+    ("arc", {"question": _ARC, "answerKey": "Z"}, r"'answerKey' is 'Z'; it must be one of \['A', 'B'\]"),
+    ("anli", {"context": "C", "hypothesis": "H", "label": ["e"]}, "unhashable"),
+    ("copa", _COPA, "'question' is 'why'; it must be 'cause' or 'effect'"),
+    ("wic", {"word": None, "sentence1": "S", "sentence2": "S"}, "'word' is None"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "row", "message"), BAD_ROWS)
+def test_a_row_that_is_none_of_the_tasks_is_named(tmp_path, task, row, message):
+    path = jsonl(tmp_path, "bad.jsonl", row)
+    with pytest.raises(InputError, match=rf"bad\.jsonl, line 1: not as {task} has it \(.*{message}"):
+        read_task(task, [path])
+
+
+def test_rows_without_an_answer_have_no_label(tmp_path):
+    """None, which no evaluation takes for a label."""
+    passage = {"text": "Ann met Bo.", "entities": [{"start": 0, "end": 2}, {"start": 8, "end": 9}]}
+    rows = {
+        "arc": {"question": _ARC},
+        "record": {"passage": passage, "qas": [{"query": "@placeholder?"}]},
+        "multirc": {"idx": 0, "passage": {"text": "T", "questions": [
+            {"idx": 0, "question": "Q?", "answers": [{"text": "a"}]}]}},
+    }  # fmt: skip
+    for task, row in rows.items():
+        assert read_task(task, [jsonl(tmp_path, "test.jsonl", row)]).columns["label"] == [None], task
+    xnli = {"sentence1": "A", "sentence2": "B", "gold_label": "contradictory"}
+    table = read_task("xnli", [jsonl(tmp_path, "xnli.dev.jsonl", xnli)])
+    assert [table.columns[name] for name in ("premise", "hypothesis", "label")] == [["A"], ["B"], ["contradiction"]]
+    del xnli["gold_label"]
+    assert "label" not in read_task("xnli", [jsonl(tmp_path, "xnli.dev.jsonl", xnli)]).columns
 
 
 def test_other_sources(tmp_path):

@@ -51,6 +51,8 @@ BROKEN = {
     "not UTF-8": ("a.csv", b"text,label\n\xe9t\xe9,1\n", "not UTF-8 at byte 11"),
     "UTF-16": ("a.csv", "text,label\na,1\n".encode("utf-16"), "not UTF-8 at byte 0"),
     "no JSON": ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
+    "too deep": ("a.jsonl", b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "line 1: JSON that cannot be read"),
+    "too long a number": ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}", "line 1: JSON that cannot be read"),
     "a number": ("a.jsonl", b"3\n", "line 1: expected a JSON object, found int"),
     "another ending": ("a.xlsx", b"text,label\na,1\n", "ending '.xlsx' is not known"),
     "a column twice": ("a.csv", b"text,text\na,1\n", "names a column twice"),
@@ -101,8 +103,14 @@ def test_squads_json_is_a_question_a_row(tmp_path):
     assert table.columns["answers"] == [{"text": ["b", "c"], "answer_start": [1, 2]}, {"text": [], "answer_start": []}]
     assert table.columns["is_impossible"] == [False, True]
     assert table.columns["context"] == ["abc", "abc"]
-    with pytest.raises(InputError, match="not SQuAD's JSON"):
-        table_of(tmp_path, "b.json", '{"rows": []}')
+    for content, reason in (
+        ('{"rows": []}', r"'data' is missing\)"),
+        ('{"data": [{"paragraphs": null}]}', r"'NoneType' object is not iterable\)"),
+        ('{"data": [3]}', r"'int' object is not subscriptable\)"),
+        ('{"data": ["a"]}', "string indices must be integers"),
+    ):
+        with pytest.raises(InputError, match=rf"b\.json: not SQuAD's JSON \({reason}"):
+            table_of(tmp_path, "b.json", content)
 
 
 def test_parquet_keeps_lists_and_numbers(tmp_path):
@@ -114,6 +122,9 @@ def test_parquet_keeps_lists_and_numbers(tmp_path):
     assert table.columns == rows
     with pytest.raises(InputError, match="not readable as parquet"):
         table_of(tmp_path, "b.parquet", b"nonsense")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    with pytest.raises(InputError, match="not readable as parquet"):
+        table_of(tmp_path, "b.parquet", whole[:4] + b"\xff" * 40 + whole[44:])
 
 
 def test_many_files_are_one_table_and_rows_know_theirs(tmp_path):

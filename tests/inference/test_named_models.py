@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from deberta_jax.data.tables import Table
+from deberta_jax.errors import InputError
+from deberta_jax.inference.tasks import TaskOptions, kind_of_model, settle_task
+from deberta_jax.inference.tasks.words import discover_tags, encode_tags
 from deberta_jax.presets import PRESETS
 from tests.made import TINY, WORDS, stdout_of, weighted_model
 
@@ -72,3 +76,38 @@ def test_the_texts_of_glues_test_are_answered(tmp_path):
     ]
     assert answers[0] == answers[1]
     assert answers[0].count("\n") == 3
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"architectures": 3}'])
+def test_a_broken_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json"):
+        kind_of_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [([["O", 1]], "are names, as 'O', and numbers, as 1"), ([["O", ["O"]]], r"line 1: 'tags' has \['O'\]"),
+     ([[0, -1]], "line 1: 'tags' has -1"), ([["O", True]], "line 1: 'tags' has True"),
+     ([["O", "O"], ["O", None]], "line 2: 'tags' has None")],
+)  # fmt: skip
+def test_tags_are_names_or_numbers(tags, message):
+    table = Table("f.jsonl", {"words": [["a", "b"]] * len(tags), "tags": tags}, range(1, len(tags) + 1))
+    with pytest.raises(InputError, match=message):
+        discover_tags(table, "words", "tags")
+
+
+def test_tags_of_another_case_and_by_number():
+    table = Table("f.jsonl", {"words": [["a", "b", "c"]], "tags": [["o", "B-per", 2]]}, [1])
+    assert encode_tags(table, "words", "tags", ("O", "B-PER", "I-PER")) == [[0, 1, 2]]
+    with pytest.raises(InputError, match="line 1: unknown tag 2"):
+        encode_tags(table, "words", "tags", ("O", "B-PER"))
+
+
+@pytest.mark.parametrize("start", [None, "1", 1.0, True])
+def test_an_answer_starts_at_a_whole_number(start):
+    answers = {"text": ["a"], "answer_start": [start]}
+    table = Table("f.jsonl", {"question": ["q"], "context": ["ba"], "answers": [answers]}, [7])
+    options = TaskOptions(task="squad", text=("question", "context"), label="answers")
+    with pytest.raises(InputError, match=r"f\.jsonl, line 7: 'answers' is .*it must be"):
+        settle_task(options, table)

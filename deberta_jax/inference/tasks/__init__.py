@@ -119,9 +119,15 @@ def _first_number(table: Table, label: str) -> int:
 
 
 def kind_of_model(directory: Path) -> str:
-    """The kind of task that a model directory was made for, by its config.json."""
-    raw = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    for name in raw.get("architectures") or ():
+    """The kind of task that a model directory was made for, by its config.json.
+
+    Raises:
+      InputError: no config.json, or one that cannot be used.
+    """
+    path = directory / "config.json"
+    DebertaConfig.from_hf(path)  # says in a line what a file is that is no config
+    classes = json.loads(path.read_text(encoding="utf-8")).get("architectures")
+    for name in classes if isinstance(classes, list) else ():
         for ending, kind in _ARCHITECTURES.items():
             if str(name).endswith(ending):
                 return kind

@@ -74,7 +74,7 @@ class ChoiceTask:
         for row, value in enumerate(table.column(self.label)):
             text = str(value).strip()
             number = ord(text) - ord("A") if len(text) == 1 and "A" <= text <= "Z" else None
-            if number is None and text.lstrip("-").isdigit():
+            if number is None and text.removeprefix("-").isdecimal():
                 number = int(text) - self.first
             if number is None or not 0 <= number < counts[row]:
                 raise InputError(

@@ -153,7 +153,10 @@ def answer_lists(table: Table, column: str, row: int) -> tuple[Sequence[str], Se
         starts: Any = value.get("answer_start")
         if isinstance(texts, str):
             texts, starts = [texts], [starts]
-        if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
+        if (
+            isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)
+            and all(isinstance(text, str) for text in texts) and all(type(start) is int for start in starts)
+        ):  # fmt: skip
             return texts, starts
     raise InputError(
         f'{table.where(row)}: {column!r} is {value!r}; it must be {{"text": [...], "answer_start": [...]}}'

@@ -113,17 +113,18 @@ def discover_tags(table: Table, text: str, label: str) -> tuple[str, ...]:
     """All tags of a column, ``O`` first, then the kinds in alphabetical order, each with its B before its I.
 
     Raises:
-      InputError: a row whose words and tags are not equally many, or tags that are numbers, which have no names.
+      InputError: a row whose words and tags are not equally many, or tags of which some are names and some numbers.
     """
     values = {tag for tags in _tag_lists(table, text, label) for tag in tags}
-    numbers = {tag for tag in values if isinstance(tag, int)}
-    if numbers and numbers < values:
-        name, number = next(tag for tag in values if isinstance(tag, str)), min(numbers)
-        raise InputError(f"{table.name}: tags in {label!r} are names, as {name!r}, and numbers, as {number}; give one")
+    numbers, names = {v for v in values if isinstance(v, int)}, {v for v in values if isinstance(v, str)}
+    if numbers and names:
+        raise InputError(
+            f"{table.name}: tags in {label!r} are names, as {min(names)!r}, and numbers, as {min(numbers)}; give one kind"
+        )
     if numbers:
         return tuple(f"LABEL_{i}" for i in range(max(numbers) + 1))
     kind = lambda tag: (tag != "O", tag.partition("-")[2] if is_chunk_tag(tag) else tag, tag)
-    return tuple(sorted(values, key=kind))
+    return tuple(sorted(names, key=kind))
 
 
 def encode_tags(table: Table, text: str, label: str, names: Sequence[str]) -> list[list[int]]:
