@@ -6,7 +6,7 @@ A function takes what it needs and lets Python complain: ``convert`` says which 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from deberta_jax.data.tables import Table, reason
+from deberta_jax.data.tables import Table, parse_json, reason
 from deberta_jax.errors import InputError
 
 Row = Mapping[str, Any]
@@ -124,3 +124,15 @@ def arc(row: Row) -> list[Row]:
     if key is not None and key not in letters:
         raise ValueError(f"'answerKey' is {key!r}; it must be one of {letters}")
     return [{"question": stem, "choices": texts, "label": None if key is None else letters.index(key)}]
+
+
+def read_race(name: str, text: str) -> Table:
+    """A file of the published archive: JSON in .txt, an article with its questions. Raises InputError for another."""
+
+    def questions(row: Row) -> list[Row]:
+        passage = row["passage"]
+        article = _text(passage, "article")
+        parts = zip(passage["questions"], passage["options"], passage["answers"], strict=True)
+        return [{"article": article, "question": q, "options": o, "answer": a} for q, o, a in parts]
+
+    return convert(Table(name, {"passage": [parse_json(name, text)]}, [1]), "race", questions)

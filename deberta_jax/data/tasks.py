@@ -150,7 +150,8 @@ TASKS: dict[str, NamedTask] = {
     "swag": NamedTask(CHOICES, ("sent1", "sent2"), "label", "accuracy", choices=_SWAG,
                       dev=("val", "validation", "dev")),
     "race": NamedTask(CHOICES, ("article", "question"), "answer", "accuracy", choices=("options",),
-                      train=("train_*", "train"), dev=("test_*", "dev", "validation", "test")),
+                      readers={".txt": conversions.read_race}, train=("train/*/*", "train_*", "train"),
+                      dev=("dev/*/*", "test_*", "dev", "validation", "test")),
     "arc": NamedTask(CHOICES, ("question",), "label", "accuracy", choices=("choices",), convert=conversions.arc,
                      train=("*-Train", "train"), dev=("*-Dev", "dev", "validation")),
 }  # fmt: skip

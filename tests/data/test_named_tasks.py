@@ -210,6 +210,26 @@ def test_other_sources(tmp_path):
     assert read_task("wnut17", [hub]).columns["tags"] == [["B-creative-work", "O"]]
 
 
+def test_the_archive_of_race_is_json_in_txt(tmp_path):
+    article = {"article": "T", "questions": ["Q?", "R _ ."], "options": [list("abcd"), list("efgh")],
+               "answers": ["B", "D"], "id": "high1.txt"}  # fmt: skip
+    for name in ("train/high/1.txt", "train/middle/2.txt", "dev/high/3.txt"):
+        written(tmp_path, name, [json.dumps(article)])
+    table = read_task("race", [find_file("race", str(tmp_path), "train")])
+    assert table.columns == {
+        "article": ["T"] * 4, "question": ["Q?", "R _ ."] * 2, "options": [list("abcd"), list("efgh")] * 2,
+        "answer": ["B", "D"] * 2,
+    }  # fmt: skip
+    assert table.where(3) == f"{tmp_path}/train/middle/2.txt, line 1"
+    bad = written(tmp_path, "bad.txt", [json.dumps(article | {"answers": ["B"]})])
+    with pytest.raises(InputError, match=r"bad\.txt, line 1: not as race has it \(zip\(\) argument 3 is shorter"):
+        read_task("race", [bad])
+    with pytest.raises(InputError, match=r"bad\.txt: not JSON"):
+        read_task("race", [written(tmp_path, "bad.txt", ["EU B-ORG"])])
+    with pytest.raises(InputError, match=r"ending '\.txt' is not known"):
+        read_task("swag", [bad])
+
+
 def test_real_files(data_dir):
     cola = read_task("cola", [str(data_dir / "classification" / "cola" / "train.tsv")])
     assert len(cola) == 8551
