@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deberta_jax.data.features import Features
+from deberta_jax.data.labels import LabelSpec
+from deberta_jax.data.tables import Table
 from deberta_jax.inference.metrics import classification_metrics, multi_label_metrics, regression_metrics
+from deberta_jax.inference.tasks.choices import ChoiceTask
+from deberta_jax.inference.tasks.text import TextTask
 
 
 def logits_for(predicted, classes):
@@ -96,3 +101,37 @@ def test_a_correlation_that_does_not_exist_is_null_and_nobody_is_warned():
         assert regression_metrics(np.arange(4.0), np.ones(4)) == nothing
         assert regression_metrics(np.ones(1), np.ones(1)) == nothing
         assert regression_metrics(np.float32([1, 1, 1 + 1e-7]), np.arange(3.0)).keys() == nothing.keys()
+
+
+def features_of(labels, choices=1):
+    """Texts of one token each, beside these labels."""
+    count = len(labels) * choices
+    return Features(
+        ids=np.zeros(count, np.int32), types=np.zeros(count, np.int8), starts=np.arange(count + 1),
+        labels=np.array(labels, np.int32), choices=choices,
+    )  # fmt: skip
+
+
+def test_multircs_questions_are_right_where_all_their_answers_are():
+    task = TextTask(("p", "a"), ("label",), LabelSpec("single_label_classification", ("0", "1")), group="group")
+    # Three questions: all right; one answer wrong; a lone answer, wrong.
+    groups, labels, guesses = ["x", "x", "y", "x", "y", "z"], [1, 0, 1, 1, 0, 1], [1, 0, 1, 1, 1, 0]
+    table = Table("f", {"group": groups}, range(6))
+    found = task.metrics(np.float32(logits_for(guesses, 2)), features_of(labels), table)
+    assert found["exact_match"] == pytest.approx(1 / 3)
+    # 3 of 4 that are right are found, and 3 of the 4 that are said to be are.
+    assert found["f1"] == pytest.approx(0.75)
+    assert found["accuracy"] == pytest.approx(4 / 6)
+
+
+def test_records_answers_are_compared_with_all_that_are_right():
+    task = ChoiceTask(("passage",), ("queries",), "label", gold="gold")
+    names = [["Ann Lee", "Bo"], ["Ann", "Bo"], ["the Bo.", "Cy"], ["Ann Lee Poe", "Bo"]]
+    gold = [["Bo", "Cy"], ["Bo"], ["Bo"], ["Ann Lee"]]
+    labels, guesses = [1, 1, 0, 0], [1, 0, 0, 0]
+    table = Table("f", {"entities": names, "gold": gold}, range(4))
+    found = task.metrics(np.float32(logits_for(guesses, 2)).ravel(), features_of(labels, choices=2), table)
+    # Right; wrong; right but for article and point; two of its three words are the answer's two.
+    assert found["exact_match"] == pytest.approx(2 / 4)
+    assert found["f1"] == pytest.approx((1 + 0 + 1 + 2 * (2 / 3) * 1 / (2 / 3 + 1)) / 4)
+    assert found["accuracy"] == pytest.approx(3 / 4)

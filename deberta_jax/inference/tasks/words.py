@@ -119,7 +119,7 @@ def discover_tags(table: Table, text: str, label: str) -> tuple[str, ...]:
     numbers, names = {v for v in values if isinstance(v, int)}, {v for v in values if isinstance(v, str)}
     if numbers and names:
         raise InputError(
-            f"{table.name}: tags in {label!r} are names, as {min(names)!r}, and numbers, as {min(numbers)}; give one kind"
+            f"{table.name}: tags in {label!r} are names, as {min(names)!r}, and numbers, as {min(numbers)}"
         )
     if numbers:
         return tuple(f"LABEL_{i}" for i in range(max(numbers) + 1))
