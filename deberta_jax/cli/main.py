@@ -1,5 +1,6 @@
 """``deberta-jax VERB ...``: finds the verb, reads its arguments, turns bad input into one line and exit code 2."""
 
+import errno
 import importlib
 import logging
 import sys
@@ -24,6 +25,9 @@ VERBS = {
     "demo": "train, evaluate and predict in five minutes, from nothing but Python's own texts",
 }
 
+# What a disk says that takes no more: it is full, the user's share of it is, it cannot be written to.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``deberta-jax``. Results go to standard output, messages to standard error."""
@@ -46,11 +50,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(" ".join(str(error).split("\n")))
     except FloatingPointError as error:
         _fail(str(error), code=1)
-    except KeyboardInterrupt:
-        _fail("interrupted", code=130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror}; make room and run the same command again")
+    except KeyboardInterrupt:
+        _fail("interrupted", code=130)
 
 
 def parse(kind, argv: Sequence[str], default=None, description: str | None = None):

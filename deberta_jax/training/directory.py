@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None
     Raises:
       InputError: the directory holds something else, another run, or one that was not to be resumed.
     """
+    if re.match(r"\w+:/", str(directory)):
+        raise InputError(f"--output {directory}: a run writes to a disk; mount the bucket and give the directory")
     if not directory.exists():
         _check_parent(directory)
         return None

@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax._src import distributed as _state  # the key-value store has no public name
 from jax.experimental import multihost_utils
 
@@ -54,9 +56,10 @@ def start(r: Runtime) -> None:
 def _give_up(r: Runtime) -> None:
     """Ends the process: the call that waits for the others cannot be left in another way."""
     print(
-        f"error: another process of {r.processes or 'this run'} did not arrive within {r.deadline} s; it was not "
-        "started, died at its start (see its own output), was given another --coordinator than "
-        f"{r.coordinator or 'this one'}, or a firewall closes that port",
+        f"error: {f'process {r.process} of {r.processes}' if r.processes else 'this process'} is here, but another one "
+        f"did not arrive within {r.deadline} s: one that prints no line like this. It was not started, died at its "
+        f"start (see its own output), was given another --coordinator than {r.coordinator or 'this one'}, or a "
+        "firewall closes that port",
         file=sys.stderr, flush=True,
     )  # fmt: skip
     os._exit(2)
@@ -125,6 +128,23 @@ def wait_for_all(name: str) -> None:
     """Returns when all processes have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def check_shared(directory: Path, found: bool) -> None:
+    """Waits for all processes, each of which says what it found in the run's directory.
+
+    Raises:
+      InputError: in every process, if they found different things: a run's directory is one that all see.
+    """
+    if jax.process_count() == 1:
+        return
+    everywhere = multihost_utils.process_allgather(np.array(found))
+    other = [i for i, theirs in enumerate(everywhere) if theirs != everywhere[0]]
+    if other:
+        raise InputError(
+            f"--output {directory}: process {other[0]} does not see there what process 0 sees; give a directory on a "
+            "disk that all processes mount"
+        )
 
 
 class Stopped(Exception):

@@ -1,5 +1,6 @@
 """The loop that every job runs: place, compile, resume, step, evaluate, keep the best, save, stop in order."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -18,8 +19,15 @@ from deberta_jax.errors import InputError
 from deberta_jax.inference.tasks import Metrics
 from deberta_jax.sharding import global_batch, make_mesh, row_share
 from deberta_jax.training.checkpoints import Checkpoints
-from deberta_jax.training.directory import Result, write_json
-from deberta_jax.training.distributed import GracefulStop, Stopped, is_writer, leave_behind, wait_for_all
+from deberta_jax.training.directory import Result, check_directory, write_json
+from deberta_jax.training.distributed import (
+    GracefulStop,
+    Stopped,
+    check_shared,
+    is_writer,
+    leave_behind,
+    wait_for_all,
+)
 from deberta_jax.training.experiment import Runtime, fingerprint
 from deberta_jax.training.flops import peak_flops, step_flops
 from deberta_jax.training.logging import NotFinite, RunLog
@@ -79,6 +87,19 @@ def prepare_job(job: Job) -> Prepared:
     return prepare(job.objective, job.mesh, len(job.batches), accumulate=job.runtime.accumulate)
 
 
+def run(directory: Path, record: Mapping[str, Any], make_job: Callable[[], Job]) -> Result:
+    """Goes on with the run in this directory, or begins it; one that has finished is only told of.
+
+    Raises:
+      InputError: as ``check_directory``, or the processes do not see the same directory.
+      FloatingPointError: as ``fit``.
+    """
+    finished = check_directory(directory, record)
+    # All come here before any writes what another is still to look at.
+    check_shared(directory, finished is None)
+    return finished or fit(make_job())
+
+
 def fit(job: Job) -> Result:
     """Trains to the last step, or until SIGTERM or SIGINT, after which the same call goes on from where it was.
 
@@ -103,6 +124,7 @@ class _Run:
             job.directory.mkdir(parents=True, exist_ok=True)
             write_json(job.directory / "experiment.json", job.record | {"hash": self.identity})
         wait_for_all("directory")
+        check_shared(job.directory, (job.directory / "experiment.json").is_file())
         self.checkpoints = Checkpoints(states, job.runtime.keep)
         self.progress: dict[str, Any] = {
             "run": self.identity, "position": 0, "evaluated": -1, "best_step": None, "best": None, "unwritten": []
@@ -151,7 +173,11 @@ class _Run:
 
     def to_end(self) -> Result:
         job, session = self.job, _Session(self)
-        with GracefulStop() as stop:
+        with GracefulStop() as stop, contextlib.ExitStack() as closing:
+            # The last is closed first, and each even if another cannot be: a full disk must not lose a state.
+            closing.callback(session.write)
+            closing.callback(self.checkpoints.close)
+            closing.callback(self.log.close)
             try:
                 batches = read_ahead(job.batches, self.step)
                 while True:
@@ -169,10 +195,6 @@ class _Run:
                 leave_behind(error)
             except NotFinite as error:
                 raise FloatingPointError(f"{error}; the batch is in {self._keep_batch(error.step)}") from None
-            finally:
-                self.log.close()
-                self.checkpoints.close()
-                session.write()
         result = {"step": self.progress["best_step"], "metrics": self.progress["best"]}
         if is_writer():
             write_json(job.directory / "result.json", result)

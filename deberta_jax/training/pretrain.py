@@ -7,12 +7,12 @@ from typing import Any, Literal
 from deberta_jax.data.shards import MANIFEST
 from deberta_jax.text.masking import Masking
 from deberta_jax.training.corpora import Text, read_text
-from deberta_jax.training.directory import Result, check_directory
-from deberta_jax.training.distributed import start, wait_for_all
+from deberta_jax.training.directory import Result
+from deberta_jax.training.distributed import start
 from deberta_jax.training.experiment import Pretraining, PretrainMLM, PretrainRTD, require, resolved
 from deberta_jax.training.finetune import tokenizer_source
 from deberta_jax.training.language_metrics import masked_lm_evaluation, replaced_token_evaluation
-from deberta_jax.training.loop import Job, fit, mesh_of
+from deberta_jax.training.loop import Job, mesh_of, run
 from deberta_jax.training.objective import Objective
 from deberta_jax.training.pretrain_objectives import masked_lm_config, mlm_objective, rtd_configs, rtd_objective
 from deberta_jax.weights import save_pretrained
@@ -27,7 +27,7 @@ def pretrain_mlm(experiment: PretrainMLM) -> Result:
       InputError: files, model or output directory that cannot be used; nothing is written then.
       FloatingPointError: the run diverged.
     """
-    return run(experiment, mlm_job)
+    return pretrain(experiment, mlm_job)
 
 
 def pretrain_rtd(experiment: PretrainRTD) -> Result:
@@ -40,15 +40,12 @@ def pretrain_rtd(experiment: PretrainRTD) -> Result:
       InputError: files, models or output directory that cannot be used; nothing is written then.
       FloatingPointError: the run diverged.
     """
-    return run(experiment, rtd_job)
+    return pretrain(experiment, rtd_job)
 
 
-def run(e: Any, make_job: Callable[[Any, dict[str, Any], Path], Job]) -> Result:
-    """Goes on with the run in the output directory, or begins it."""
+def pretrain(e: Any, make_job: Callable[[Any, dict[str, Any], Path], Job]) -> Result:
     record, directory = begin(e)
-    finished = check_directory(directory, record)
-    wait_for_all("checked")  # before any process writes what another is still to look at
-    return finished or fit(make_job(e, record, directory))
+    return run(directory, record, lambda: make_job(e, record, directory))
 
 
 def begin(e: Pretraining) -> tuple[dict[str, Any], Path]:

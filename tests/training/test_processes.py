@@ -3,8 +3,10 @@
 Every process is one of the command line's own; nothing here reaches into another.
 """
 
+import dataclasses
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.made import Task, start
+from tests.made import TINY, Task, binary_files, blank_model, start
 
 STEPS = ("--epochs", "9", "--log-every", "1", "--checkpoint-every", "7")  # 54 steps
 
@@ -70,7 +72,7 @@ LONG = pytest.mark.long
 CASES = [
     pytest.param(1, 8, (8, 1, 1), marks=LONG), pytest.param(1, 8, (1, 8, 1), marks=LONG),
     pytest.param(1, 4, (1, 1, 4), marks=LONG), pytest.param(1, 8, (2, 2, 2), marks=LONG),
-    pytest.param(2, 1, (2, 1, 1), marks=LONG), pytest.param(2, 2, (1, 2, 2), marks=LONG),
+    pytest.param(2, 1, (2, 1, 1), marks=LONG), pytest.param(2, 2, (1, 2, 2), marks=pytest.mark.system),
     pytest.param(2, 1, (1, 1, 2), marks=LONG),
     pytest.param(4, 1, (1, 4, 1), marks=LONG), pytest.param(4, 1, (2, 1, 2), marks=LONG),
     pytest.param(4, 2, (2, 2, 2), marks=LONG),
@@ -170,27 +172,83 @@ def test_a_process_that_does_not_come_is_named(task, tmp_path, cache):
     assert process.returncode == 2
     line = told.strip().splitlines()[-1]
     assert line.startswith("error: ")
-    assert "another process of 2 did not arrive within 6 s" in line
+    assert "process 0 of 2 is here, but another one did not arrive within 6 s" in line
     assert not (tmp_path / "run").exists()
 
 
-@LONG
-def test_a_full_disk_stops_with_a_word_and_the_last_state_is_whole(task, cache, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", disk], check=False).returncode:
+@pytest.mark.system
+def test_processes_that_do_not_share_a_disk_are_told(task, tmp_path, cache):
+    """As on hosts whose disks are their own: what the first writes the second never sees."""
+    told = ["--coordinator", f"localhost:{port()}", "--processes", "2", "--mesh-data", "2"]
+    processes = [
+        start([*task.arguments(tmp_path / f"disk{i}" / "run"), *told, "--process", str(i)], **cache) for i in range(2)
+    ]
+    for process in processes:
+        _, text = process.communicate(timeout=300)
+        assert process.returncode == 2
+        assert "process 1 does not see there what process 0 sees" in text.strip().splitlines()[-1], text[-2000:]
+
+
+def small_disk(directory: Path, kilobytes: int) -> None:
+    """Mounts one; ``umount`` when done."""
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", directory]
+    if os.geteuid() or subprocess.run(command, check=False).returncode:
         pytest.skip("a small disk cannot be mounted here")
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    ("kilobytes", "more"),
+    [(100, ()), pytest.param(6000, ("--keep", "1000", "--checkpoint-every", "1"), marks=LONG)],
+    ids=["no room for a model", "room for some states"],
+)
+def test_a_full_disk_stops_with_a_word_and_the_last_state_is_whole(task, cache, tmp_path, kilobytes, more):
+    disk = tmp_path / "disk"
+    small_disk(disk, kilobytes)
     try:
         output = disk / "run"
-        more = ("--keep", "1000", "--checkpoint-every", "1")
         (process,) = begin(task, output, cache, (1, 1, 1), *more)
         _, told = process.communicate(timeout=600)
-        assert process.returncode != 0
+        assert process.returncode == 2, told[-3000:]
         line = told.strip().splitlines()[-1]
-        assert line.startswith("error: "), told[-3000:]
+        assert line.startswith("error: ")
         assert "could not be written" in line or "No space left" in line
         shutil.copytree(output, tmp_path / "roomy")
         told = finish(begin(task, tmp_path / "roomy", cache, (1, 1, 1)))[0]
-        assert "going on from step" in told
+        assert kilobytes == 100 or "going on from step" in told
+        assert len(curve(tmp_path / "roomy")) == 54
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def with_dropout(home: Path) -> Task:
+    """A task of which the least change of a random number changes the end."""
+    blank_model(home / "blank", dataclasses.replace(TINY, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1))
+    binary_files(home)
+    return Task(home)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("interruptions", [2, pytest.param(20, marks=LONG)])
+def test_stopped_at_random_moments_all_processes_end_with_the_same_bits(cache, tmp_path, interruptions):
+    task, draw = with_dropout(tmp_path), random.Random(interruptions)
+    long = ("--epochs", str(4 * interruptions), "--checkpoint-every", "3")
+    on = lambda output: begin(task, output, cache, (1, 2, 1), *long, processes=2)
+    finish(on(tmp_path / "unbroken"))
+    output, ends = tmp_path / "run", []
+    for _ in range(interruptions):
+        running = on(output)
+        log = output / "log.jsonl"
+        lines = len(log.read_text().splitlines()) if log.is_file() else 0
+        wait(lambda running=running, lines=lines: steps_logged(output, lines + 1), running)
+        time.sleep(draw.uniform(0, 0.3))
+        how = draw.choice([signal.SIGKILL, signal.SIGTERM])
+        for process in running if how == signal.SIGKILL else draw.sample(running, 1):
+            process.send_signal(how)
+        ends += [(how, p.communicate(timeout=300) and p.returncode) for p in running]
+    assert all(code in (-signal.SIGKILL, 128 + signal.SIGTERM) for _, code in ends), ends
+    finish(on(output))
+    assert curve(output) == curve(tmp_path / "unbroken")
+    ours, theirs = ((run / "model.safetensors").read_bytes() for run in (output, tmp_path / "unbroken"))
+    assert ours == theirs
