@@ -27,10 +27,10 @@ from deberta_jax.models.embeddings import check_length
 from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import row_share
 from deberta_jax.text import Tokenizer, load_tokenizer
-from deberta_jax.training.directory import Result, check_directory, write_json
+from deberta_jax.training.directory import Result, write_json
 from deberta_jax.training.distributed import is_writer, start, wait_for_all
 from deberta_jax.training.experiment import Finetune, Pretraining, model_runtime, require, resolved
-from deberta_jax.training.loop import Job, fit, mesh_of
+from deberta_jax.training.loop import Job, mesh_of, run
 from deberta_jax.training.lora import Lora, find_kernels, init_lora, lora_parameters, merge
 from deberta_jax.training.objective import Objective
 from deberta_jax.training.optimizers import frozen_paths
@@ -51,9 +51,8 @@ def finetune(experiment: Finetune) -> Result:
       FloatingPointError: the run diverged.
     """
     e, record, train, held_out = read(experiment)
-    finished = check_directory(Path(e.output), record)
-    wait_for_all("checked")  # before any process writes what another is still to look at
-    return finished or fit(make_job(e, record, Path(e.output), train, held_out))
+    directory = Path(e.output)
+    return run(directory, record, lambda: make_job(e, record, directory, train, held_out))
 
 
 def plan_finetune(experiment: Finetune) -> tuple[Finetune, Job]:

@@ -22,8 +22,8 @@ def test_peft_runs_the_adapter_beside_the_base_to_the_merged_models_outputs(tmp_
     monkeypatch.setattr(finetuning, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))
     stdout_of([
         "finetune", "--model", str(base), "--train", str(train), "--eval", str(train), "--output",
-        str(tmp_path / "run"), "--lora", "3", "--lora-alpha", "6", "--epochs", "4", "--batch-size", "16", "--learning-rate", 
-        "1e-2", "--max-length", "16",
+        str(tmp_path / "run"), "--lora", "3", "--lora-alpha", "6", "--epochs", "4", "--batch-size", "16",
+        "--learning-rate", "1e-2", "--max-length", "16",
     ])  # fmt: skip
     pipe = deberta_jax.pipeline("text-classification", tmp_path / "run")
     texts = [text for text, _ in rows(30, seed=31)]
