@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ SHARD_TOKENS = 1 << 25
 # Less text than this is tokenised before the first process has started.
 _ALONE_BELOW = 1 << 23
 _SAMPLE = 1 << 20
-_OPTIONS = {"version": "version", "cut": "--documents", "text": "--text", "shard_tokens": "--shard-tokens"}
+_LOCK = ".lock"
+_OPTIONS = {"cut": "--documents", "text": "--text", "shard_tokens": "--shard-tokens"}
 
 Progress = Callable[[int, int, int, int], None]
 """Told the bytes read, of how many in all files as they are stored, and the documents and tokens written."""
@@ -143,13 +144,16 @@ def _locked(directory: Path, record: dict[str, Any], tokenizer: Tokenizer) -> It
                 )
         if theirs["inputs"] != record["inputs"]:
             raise InputError(f"--output {directory}: {_other_input(theirs['inputs'], record['inputs'])}")
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+        lock = os.open(directory / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
     except OSError as error:
         raise InputError(f"--output {directory}: cannot be written to ({error.strerror})") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_nlink == 0:  # its owner has ended between the two lines
+            raise BlockingIOError
     except OSError:
         os.close(lock)
         raise InputError(f"--output {directory}: another process is writing there; wait for its end") from None
@@ -158,7 +162,11 @@ def _locked(directory: Path, record: dict[str, Any], tokenizer: Tokenizer) -> It
             write_record(directory / INPUTS, record)
         yield
     finally:
+        (directory / _LOCK).unlink(missing_ok=True)
         os.close(lock)
+        with suppress(OSError):  # a directory that holds anything stays
+            for path in made:
+                path.rmdir()
 
 
 def _other_input(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:

@@ -77,7 +77,7 @@ def run(inputs, output, tokenizer, shard_tokens=3000, **options):
 
 
 def contents(directory):
-    return {path.name: path.read_bytes() for path in Path(directory).iterdir() if path.name != ".lock"}
+    return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
 
 
 def assert_holds(directory, tokenizer, expected):
@@ -198,9 +198,12 @@ BAD = {
 def test_bad_input_is_refused_and_nothing_left(message, tokenizer, tmp_path):
     name, content = BAD[message]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        run([tmp_path / name], tmp_path / "out", tokenizer)
-    assert not contents(tmp_path / "out") if (tmp_path / "out").exists() else True
+    (tmp_path / "empty").mkdir()
+    for output in (tmp_path / "new" / "out", tmp_path / "empty"):
+        with pytest.raises(InputError, match=message):
+            run([tmp_path / name], output, tokenizer)
+    assert not (tmp_path / "new").exists()
+    assert not [*(tmp_path / "empty").iterdir()]
 
 
 def test_missing_files_columns_and_libraries(tokenizer, tmp_path, monkeypatch):
@@ -343,7 +346,9 @@ def test_two_at_once_are_refused(tokenizer, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another process is writing there"):
             run([file], tmp_path / "out", tokenizer)
+        assert (tmp_path / "out" / ".lock").exists(), "it is the other's"
     run([file], tmp_path / "out", tokenizer)
+    assert not (tmp_path / "out" / ".lock").exists()
 
 
 @pytest.mark.long
