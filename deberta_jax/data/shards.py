@@ -47,8 +47,11 @@ class Shard:
 
     @classmethod
     def read(cls, path: Path) -> "Shard":
-        record: dict[str, Any] = read_record(path)
-        return cls(**{**record, "end": Place(**record["end"])})
+        record = read_record(path)
+        if record["name"] != path.stem:
+            raise damaged(path, f"is the record of {record['name']}")
+        end = Place(**{name: record["end"][name] for name in _PLACE})
+        return cls(**{name: record[name] for name in _SHARD}, end=end)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +63,26 @@ class Shards:
     unigrams: np.ndarray
 
 
+# What is read of each record.
+_TOKENIZER = {"fingerprint": str, "kind": str, "vocab_size": int}
+_PLACE = {"file": int, "offset": int, "line": int}
+_SHARD = {"name": str, "documents": int, "tokens": int, "tokens_sha256": str, "lengths_sha256": str}
+_MADE_OF = {
+    "version": int, "tokenizer": _TOKENIZER, "cut": str, "text": str, "shard_tokens": int, "inputs": [{"name": str}]
+}  # fmt: skip
+_COUNTS = {"documents": int, "tokens": int, "dtype": str, "shards": [_SHARD]}
+_FIELDS = {INPUTS: _MADE_OF, MANIFEST: _MADE_OF | _COUNTS}  # of all other files: a shard's
+
+
 def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def manifest_of(directory: Path) -> Path:
+    """The manifest of a finished directory, with the digests of all else. Raises InputError where there is none."""
+    if not (directory / MANIFEST).is_file():
+        raise InputError(f"{directory}: holds no {MANIFEST}; run `deberta-jax prepare` to its end, or give text files")
+    return directory / MANIFEST
 
 
 def open_shards(directory: Path, tokenizer: Tokenizer) -> Shards:
@@ -69,13 +90,9 @@ def open_shards(directory: Path, tokenizer: Tokenizer) -> Shards:
 
     Raises:
       InputError: unfinished, made with another tokenizer, or with a file that is missing or of another size than it
-        was written in (``prepare`` run again compares the hashes too).
+        was written in (``prepare`` run again compares the hashes too), or of another version.
     """
-    if not (directory / MANIFEST).is_file():
-        raise InputError(f"{directory}: holds no {MANIFEST}; run `deberta-jax prepare` to its end")
-    manifest = read_record(directory / MANIFEST)
-    if manifest.get("version") != VERSION:
-        raise InputError(f"{directory}: is of version {manifest.get('version')}, expected {VERSION}; prepare it again")
+    manifest = read_record(manifest_of(directory))
     check_tokenizer(directory, manifest["tokenizer"], tokenizer)
     dtype = token_dtype(tokenizer.vocab_size)
     ids, lengths = [], []
@@ -102,9 +119,9 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
 
 
 def damaged(path: Path, why: str) -> InputError:
-    return InputError(
-        f"{path}: {why}; delete {path.stem}.* and {MANIFEST} and run the same `deberta-jax prepare` again"
-    )
+    # Without a record of what it was made of, nothing in a directory can be gone on with.
+    what = {INPUTS: f"the directory {path.parent}", MANIFEST: "it"}.get(path.name, f"{path.stem}.* and {MANIFEST}")
+    return InputError(f"{path}: {why}; delete {what} and run the same `deberta-jax prepare` again")
 
 
 def check_tokenizer(directory: Path, record: dict[str, Any], tokenizer: Tokenizer) -> None:
@@ -118,11 +135,32 @@ def check_tokenizer(directory: Path, record: dict[str, Any], tokenizer: Tokenize
 
 
 def read_record(path: Path) -> dict[str, Any]:
+    """One of a directory's JSON files, with all the fields that are ever read of it.
+
+    Raises:
+      InputError: unreadable, of another version of this package, or without such a field.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise damaged(path, f"not readable ({error})") from None
+    version = record.get("version", VERSION) if isinstance(record, dict) else VERSION
+    if version != VERSION:
+        raise InputError(
+            f"{path}: is of version {version}, expected {VERSION}; prepare the text again, into another directory"
+        )
+    if not _fits(record, _FIELDS.get(path.name, _SHARD | {"end": _PLACE})):
+        raise damaged(path, "is not what was written (a field is missing or of another type)")
     return record
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether it is as ``expected``: a type, a mapping of fields, or a list of one sort, which is not empty."""
+    if isinstance(expected, dict):
+        return isinstance(value, dict) and all(_fits(value.get(name), each) for name, each in expected.items())
+    if isinstance(expected, list):
+        return isinstance(value, list) and len(value) > 0 and all(_fits(each, expected[0]) for each in value)
+    return type(value) is expected
 
 
 def write_record(path: Path, record: Any) -> None:

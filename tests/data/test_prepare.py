@@ -281,6 +281,52 @@ def test_damage_is_found(tokenizer, tmp_path, small_blocks):
         assert contents(out) == whole
 
 
+RECORDS = ["inputs.json", "manifest.json", "shard-00001.json"]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"version": 1, "name": 3}', "half"])
+def test_a_damaged_record_is_refused_and_its_advice_is_true(name, content, tokenizer, tmp_path, small_blocks):
+    file, out = write(tmp_path / "a.txt", texts(300)), tmp_path / "out"
+    run([file], out, tokenizer)
+    whole = contents(out)
+    (out / name).write_text((out / name).read_text()[:200] if content == "half" else content)
+    with pytest.raises(
+        InputError, match=rf"{name}: .*; delete .* and run the same `deberta-jax prepare` again"
+    ) as told:
+        run([file], out, tokenizer)
+    if name == "manifest.json":
+        with pytest.raises(InputError, match=name):
+            open_corpus([out], tokenizer)
+    advice = str(told.value)
+    if name == "inputs.json":
+        assert f"delete the directory {out} and run" in advice
+        for path in out.iterdir():
+            path.unlink()
+    else:
+        assert ("delete it and run" if name == "manifest.json" else "delete shard-00001.* and manifest.json") in advice
+        for path in [*out.glob(f"{Path(name).stem}.*"), out / "manifest.json"]:
+            path.unlink(missing_ok=True)
+    run([file], out, tokenizer)
+    assert contents(out) == whole
+
+
+def test_every_field_that_is_read_is_looked_for(tokenizer, tmp_path, small_blocks):
+    file, out = write(tmp_path / "a.txt", texts(100)), tmp_path / "out"
+    run([file], out, tokenizer)
+    manifest = json.loads((out / "manifest.json").read_text())
+    for name in ("tokenizer", "shards", "tokens", "cut"):
+        for odd in ({}, [], None, [{}], "x" if name != "cut" else 1):
+            (out / "manifest.json").write_text(json.dumps(manifest | {name: odd}))
+            with pytest.raises(InputError, match=r"manifest\.json: is not what was written"):
+                open_corpus([out], tokenizer)
+    (out / "manifest.json").write_text(json.dumps(manifest | {"version": 2}))
+    with pytest.raises(InputError, match=r"manifest\.json: is of version 2, expected 1"):
+        open_corpus([out], tokenizer)
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    open_corpus([out], tokenizer)
+
+
 def test_the_command(tokenizer_dir, tokenizer, tmp_path, capsys):
     file = write(tmp_path / "a.txt", ["ban bast", "", "kon"])
     main(["prepare", "--model", str(tokenizer_dir), "--input", str(file), "--output", str(tmp_path / "out")])
