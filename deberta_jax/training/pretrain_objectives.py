@@ -30,12 +30,14 @@ def masked_lm_config(e: PretrainMLM) -> DebertaConfig:
     """The architecture with the head that the experiment names.
 
     Raises:
-      InputError: weights of the other kind of head.
+      InputError: weights of the other kind of head; rows longer than its table of absolute positions.
     """
     if e.from_scratch:
         config = dataclasses.replace(architecture(e), legacy=False)
-        return config if e.head == "model" else dataclasses.replace(config, mask_decoder=e.head == "mask-decoder")
-    config = weights_config(e, e.model, "masked-lm")
+        if e.head != "model":
+            config = dataclasses.replace(config, mask_decoder=e.head == "mask-decoder")
+        return with_positions(e, e.model, config)
+    config = with_positions(e, e.model, weights_config(e, e.model, "masked-lm"))
     if e.head != "model" and config.mask_decoder != (e.head == "mask-decoder"):
         has = "a mask decoder" if config.mask_decoder else "a plain head"
         raise InputError(f"--head {e.head}: the weights of {e.model} have {has}")
@@ -62,19 +64,31 @@ def rtd_configs(e: PretrainRTD) -> tuple[DebertaConfig, DebertaConfig]:
     """The architectures of generator and discriminator.
 
     Raises:
-      InputError: two that do not go together.
+      InputError: two that do not go together; rows longer than a table of absolute positions.
     """
     if e.from_scratch:
         discriminator = dataclasses.replace(architecture(e), legacy=False, mask_decoder=False)
-        return generator_config(discriminator, e.generator_layers), discriminator
-    generator = weights_config(e, e.generator, "masked-lm")
-    discriminator = weights_config(e, e.model, "replaced-token-detection")
+        generator = generator_config(discriminator, e.generator_layers)
+        return with_positions(e, f"the generator of {e.model}", generator), with_positions(e, e.model, discriminator)
+    generator = with_positions(e, e.generator, weights_config(e, e.generator, "masked-lm"))
+    discriminator = with_positions(e, e.model, weights_config(e, e.model, "replaced-token-detection"))
     fields = ("vocab_size",) if e.sharing == "none" else ("vocab_size", "embedding_width", "max_position_embeddings")
     for name in fields:
         ours, theirs = getattr(generator, name), getattr(discriminator, name)
         if ours != theirs:
             raise InputError(f"--generator {e.generator}: its {name} is {ours}, that of {e.model} is {theirs}")
     return generator, discriminator
+
+
+def with_positions(e: Pretraining, name: str, config: DebertaConfig) -> DebertaConfig:
+    """The architecture, if it has a position for every token of the longest text that a row may hold. A packed row's
+    positions begin anew with each text, so the model itself cannot tell."""
+    if config.has_position_table and e.max_length > config.max_position_embeddings:
+        raise InputError(
+            f"--max-length {e.max_length}: {name} has absolute positions for {config.max_position_embeddings} tokens "
+            f"(max_position_embeddings); give --max-length {config.max_position_embeddings} or less"
+        )
+    return config
 
 
 def generator_config(discriminator: DebertaConfig, layers: int = 0) -> DebertaConfig:

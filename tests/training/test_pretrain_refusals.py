@@ -1,0 +1,89 @@
+"""What pre-training refuses: one line, exit code 2, nothing written; and what it finds only on its way."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from deberta_jax import DebertaForMaskedLM, DebertaForReplacedTokenDetection, init_params, save_pretrained
+from deberta_jax.text import load_tokenizer
+from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
+from deberta_jax.training.pretrain_objectives import masked_lm_config, rtd_configs
+from tests.cli.test_bad_input import refused
+from tests.made import TINY, blank_model, rows
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A blank model, and text to train on and held out."""
+    home = tmp_path_factory.mktemp("text")
+    blank_model(home / "blank")
+    lines = [text for text, _ in rows(300, classes=3, seed=5)]
+    (home / "train.txt").write_text("\n".join(lines[:200]))
+    (home / "eval.txt").write_text("\n".join(lines[200:]))
+    return home
+
+
+def arguments(home, kind, output, *more):
+    return [
+        "pretrain", kind, "--model", home / "blank", "--from-scratch", "--train", home / "train.txt", "--eval",
+        home / "eval.txt", "--output", output, "--steps", "4", "--batch-size", "16", "--max-length", "32", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def bad(home, tmp_path, capsys):
+    """The error's line, and a proof that nothing was written."""
+
+    def run(kind, *more, scratch=True):
+        words = [word for word in arguments(home, kind, tmp_path / "run", *more) if scratch or word != "--from-scratch"]
+        line = refused(words, capsys)
+        assert not (tmp_path / "run").exists()
+        return line
+
+    return run
+
+
+def model_of(directory, kind, config, tokenizer=None):
+    model = kind(config)
+    params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
+    save_pretrained(directory, model, params, tokenizer)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def weighted(home, tmp_path_factory):
+    """A generator with the mask decoder and a discriminator, with the tokenizer of the blank model."""
+    directory, tokenizer = tmp_path_factory.mktemp("weighted"), load_tokenizer(home / "blank")
+    model_of(
+        directory / "generator", DebertaForMaskedLM, dataclasses.replace(TINY, mask_decoder=True), tokenizer
+    )  # fmt: skip
+    model_of(directory / "discriminator", DebertaForReplacedTokenDetection, TINY, tokenizer)
+    return directory
+
+
+@pytest.mark.parametrize("layout", ["packed", "contiguous"])
+def test_rows_longer_than_a_table_of_absolute_positions(home, bad, weighted, tmp_path, layout):
+    more = ("--max-length", "80", "--layout", layout)
+    told = "has absolute positions for 64 tokens (max_position_embeddings); give --max-length 64 or less"
+    assert f"--max-length 80: {home / 'blank'} {told}" in bad("mlm", *more, "--head", "mask-decoder")
+    assert f"--max-length 80: the generator of {home / 'blank'} {told}" in bad("rtd", *more)
+    ours = ("--generator", weighted / "generator", "--model", weighted / "discriminator")
+    assert f"--max-length 80: {weighted / 'generator'} {told}" in bad("rtd", *more, *ours, scratch=False)
+    assert f"{weighted / 'generator'} {told}" in bad("mlm", *more, "--model", weighted / "generator", scratch=False)
+    biased = dataclasses.replace(TINY, position_biased_input=True)
+    blank_model(tmp_path / "biased", biased)
+    assert told in bad("mlm", *more, "--model", tmp_path / "biased")
+    model_of(tmp_path / "biased", DebertaForReplacedTokenDetection, biased)
+    plain = model_of(tmp_path / "plain", DebertaForMaskedLM, dataclasses.replace(TINY, max_position_embeddings=64))
+    line = bad(
+        "rtd", *more, "--generator", plain, "--model", tmp_path / "biased", "--sharing", "none", scratch=False
+    )  # fmt: skip
+    assert f"--max-length 80: {tmp_path / 'biased'} {told}" in line
+
+
+def test_rows_as_long_as_the_table_and_longer_ones_without_a_table(home):
+    common = {"model": str(home / "blank"), "from_scratch": True}
+    assert masked_lm_config(PretrainMLM(**common, max_length=64, head="mask-decoder")).mask_decoder
+    assert not masked_lm_config(PretrainMLM(**common, max_length=80, head="plain")).has_position_table
+    assert rtd_configs(PretrainRTD(**common, max_length=64))[0].mask_decoder
