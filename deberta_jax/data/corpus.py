@@ -21,6 +21,7 @@ class Corpus:
       parts: the ids, uint16 or uint32 or int32, in one array or several; memory maps where they come from shards.
       lengths: tokens of each document, none of them 0.
       unigrams: int64 [vocab_size], how often each id occurs.
+      directory: the prepared directory, where it comes from one.
     """
 
     parts: tuple[np.ndarray, ...]
@@ -29,10 +30,25 @@ class Corpus:
     cls_id: int
     sep_id: int
     pad_id: int
+    directory: str = ""
 
     @property
     def tokens(self) -> int:
         return int(self.unigrams.sum())
+
+    def check(self, ids: np.ndarray) -> None:
+        """Refuses ids, int32, that are none: shards are mapped, not read, before they are used.
+
+        Raises:
+          InputError: the prepared directory has been damaged.
+        """
+        largest = int(ids.view(np.uint32).max(initial=0))  # what is beyond int32 has become negative
+        if largest >= len(self.unigrams):
+            raise InputError(
+                f"{self.directory}: is damaged, it holds the id {largest} and the vocabulary ends at "
+                f"{len(self.unigrams) - 1}; run the same `deberta-jax prepare` again, which compares every shard with "
+                "its hash and says what to delete"
+            )
 
 
 def open_corpus(paths: Sequence[str | Path], tokenizer: Tokenizer, source: Source | None = None) -> Corpus:
@@ -49,11 +65,12 @@ def open_corpus(paths: Sequence[str | Path], tokenizer: Tokenizer, source: Sourc
             raise InputError(
                 f"{names[0]}, {names[1]}: of prepared directories one is taken; prepare all files together"
             )
-        shards = open_shards(Path(names[0]), tokenizer)
+        directory, shards = names[0], open_shards(Path(names[0]), tokenizer)
         parts, lengths, unigrams = shards.ids, shards.lengths, shards.unigrams
     else:
+        directory = ""
         parts, lengths, unigrams = _tokenise(text_files(names), tokenizer, source or Source())
-    return Corpus(parts, lengths, unigrams, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
+    return Corpus(parts, lengths, unigrams, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, directory)
 
 
 def _tokenise(

@@ -30,7 +30,11 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """These rows: input_ids int32 [n,T], and segment_ids int32 [n,T] (0: padding) or attention_mask bool [n,T]."""
+        """These rows: input_ids int32 [n,T], and segment_ids int32 [n,T] (0: padding) or attention_mask bool [n,T].
+
+        Raises:
+          InputError: a damaged corpus: ids beyond the vocabulary.
+        """
         ...
 
     def tokens(self, index: np.ndarray) -> int:
@@ -80,6 +84,7 @@ class ContiguousRows:
         ids[:, 0], ids[:, -1] = self.corpus.cls_id, self.corpus.sep_id
         for row, i in zip(ids, index.tolist(), strict=True):
             self.reader.into(row[1:-1], i * (self.length - 2))
+        self.corpus.check(ids)
         return {"input_ids": ids, "attention_mask": np.ones(ids.shape, bool)}
 
     def tokens(self, index: np.ndarray) -> int:
@@ -204,6 +209,7 @@ class PackedRows:
                 self.reader.into(ids[k, at + 1 : end - 1], start)
                 segments[k, at:end] = number
                 at = end
+        self.corpus.check(ids)
         return {"input_ids": ids, "segment_ids": segments}
 
     def tokens(self, index: np.ndarray) -> int:

@@ -327,6 +327,35 @@ def test_every_field_that_is_read_is_looked_for(tokenizer, tmp_path, small_block
     open_corpus([out], tokenizer)
 
 
+@pytest.mark.parametrize("layout", ["packed", "contiguous"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_an_id_beyond_the_vocabulary_is_refused_where_it_is_read(layout, wide, tokenizer, tmp_path, monkeypatch):
+    from deberta_jax.data import prepare as preparing
+    from deberta_jax.data import shards
+
+    if wide:  # as of a vocabulary beyond 65536, of which an id may even have the sign of int32
+        for module in (preparing, shards):
+            monkeypatch.setattr(module, "token_dtype", lambda size: np.dtype("<u4"))
+    file, out = write(tmp_path / "a.txt", texts(200)), tmp_path / "out"
+    run([file], out, tokenizer, shard_tokens=10**6)
+    ids = np.fromfile(out / "shard-00000.tokens", "<u4" if wide else "<u2")
+    ids[0] = 2**32 - 5 if wide else tokenizer.vocab_size
+    ids.tofile(out / "shard-00000.tokens")
+    rows = lay_out(open_corpus([out], tokenizer), 32, layout)
+    read = 0
+    for row in range(len(rows)):
+        try:
+            rows.read(np.array([row]))
+            read += 1
+        except InputError as error:
+            told = str(error)
+    assert read == len(rows) - 1, "the rows without it are whole"
+    assert told.startswith(f"{out}: is damaged, it holds the id {ids[0]} and the vocabulary ends at")
+    assert "run the same `deberta-jax prepare` again" in told
+    with pytest.raises(InputError, match=r"shard-00000\.tokens: .*; delete"):
+        run([file], out, tokenizer, shard_tokens=10**6)
+
+
 def test_the_command(tokenizer_dir, tokenizer, tmp_path, capsys):
     file = write(tmp_path / "a.txt", ["ban bast", "", "kon"])
     main(["prepare", "--model", str(tokenizer_dir), "--input", str(file), "--output", str(tmp_path / "out")])

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from deberta_jax import DebertaForMaskedLM, DebertaForReplacedTokenDetection, init_params, save_pretrained
@@ -10,7 +11,7 @@ from deberta_jax.text import load_tokenizer
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
 from deberta_jax.training.pretrain_objectives import masked_lm_config, rtd_configs
 from tests.cli.test_bad_input import refused
-from tests.made import TINY, blank_model, rows
+from tests.made import TINY, blank_model, rows, stdout_of
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +88,20 @@ def test_rows_as_long_as_the_table_and_longer_ones_without_a_table(home):
     assert masked_lm_config(PretrainMLM(**common, max_length=64, head="mask-decoder")).mask_decoder
     assert not masked_lm_config(PretrainMLM(**common, max_length=80, head="plain")).has_position_table
     assert rtd_configs(PretrainRTD(**common, max_length=64))[0].mask_decoder
+
+
+def prepared(home, output, text="train.txt"):
+    stdout_of([*map(str, ("prepare", "--tokenizer", home / "blank", "--input", home / text, "--output", output))])
+    return output
+
+
+def test_an_id_beyond_the_vocabulary_ends_the_run_in_order(home, tmp_path, capsys):
+    tokens = prepared(home, tmp_path / "tokens") / "shard-00000.tokens"
+    ids = np.fromfile(tokens, "<u2")
+    ids[len(ids) // 2] = 60000
+    ids.tofile(tokens)
+    more = ("--train", tmp_path / "tokens", "--layout", "contiguous", "--steps", "20")
+    line = refused(arguments(home, "mlm", tmp_path / "run", *more), capsys)
+    assert f"{tmp_path / 'tokens'}: is damaged, it holds the id 60000" in line
+    assert "run the same `deberta-jax prepare` again" in line
+    assert (tmp_path / "run" / "sessions.jsonl").is_file(), "the session has ended as others do"
