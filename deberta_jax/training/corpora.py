@@ -13,8 +13,10 @@ from deberta_jax.data.rows import lay_out
 from deberta_jax.errors import InputError
 from deberta_jax.sharding import row_share
 from deberta_jax.text import Tokenizer, load_tokenizer
+from deberta_jax.text.loading import FILES
 from deberta_jax.text.masking import Masking, Vocabulary
-from deberta_jax.training.experiment import Pretraining
+from deberta_jax.training.experiment import Pretraining, PretrainRTD
+from deberta_jax.weights.cloud import is_cloud
 
 _log = logging.getLogger(__name__)
 
@@ -41,9 +43,11 @@ def read_text(e: Pretraining, tokenizer_name: str, vocab_size: int, mesh: Mesh, 
       vocab_size: of the model.
 
     Raises:
-      InputError: files or sizes that cannot be used.
+      InputError: files or sizes that cannot be used; a generator with another tokenizer.
     """
     tokenizer = load_tokenizer(hub.resolve(tokenizer_name, files=hub.TEXT_FILES))
+    if isinstance(e, PretrainRTD) and e.generator:
+        check_generator(e.generator, tokenizer_name, tokenizer)
     if tokenizer.vocab_size > vocab_size:
         raise InputError(
             f"{tokenizer_name}: the tokenizer has {tokenizer.vocab_size} ids, the model a vocab_size of {vocab_size}"
@@ -65,3 +69,19 @@ def read_text(e: Pretraining, tokenizer_name: str, vocab_size: int, mesh: Mesh, 
         rows=rows_held_out, masker=masker, batch_size=e.batch_size, seed=e.seed, share=share
     )  # fmt: skip
     return Text(tokenizer, train, evaluated, corpus.unigrams)
+
+
+def check_generator(generator: str, tokenizer_name: str, tokenizer: Tokenizer) -> None:
+    """Raises InputError where a generator's directory has the files of another tokenizer: its words would be others."""
+    if is_cloud(generator):  # weights alone are read from there
+        return
+    directory = hub.resolve(generator, files=hub.TEXT_FILES)
+    if not any(all((directory / file).is_file() for file in files) for rule in FILES.values() for files in rule):
+        return
+    theirs = load_tokenizer(directory)
+    if theirs.fingerprint() != tokenizer.fingerprint():
+        ours, other = (f"{t.kind}, {t.vocab_size} ids, {t.fingerprint()[:12]}" for t in (tokenizer, theirs))
+        raise InputError(
+            f"--generator {generator}: its tokenizer ({other}) is not that of {tokenizer_name} ({ours}); give a "
+            "generator and a model of one tokenizer"
+        )

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from deberta_jax import DebertaForMaskedLM, DebertaForReplacedTokenDetection, init_params, save_pretrained
-from deberta_jax.text import load_tokenizer
+from deberta_jax.text import load_tokenizer, train_tokenizer
+from deberta_jax.training.corpora import check_generator
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
 from deberta_jax.training.pretrain_objectives import masked_lm_config, rtd_configs
 from tests.cli.test_bad_input import refused
@@ -88,6 +89,20 @@ def test_rows_as_long_as_the_table_and_longer_ones_without_a_table(home):
     assert masked_lm_config(PretrainMLM(**common, max_length=64, head="mask-decoder")).mask_decoder
     assert not masked_lm_config(PretrainMLM(**common, max_length=80, head="plain")).has_position_table
     assert rtd_configs(PretrainRTD(**common, max_length=64))[0].mask_decoder
+
+
+def test_a_generator_of_another_tokenizer(home, bad, weighted, tmp_path):
+    other = train_tokenizer([text for text, _ in rows(300, classes=2, seed=8)], 390, tmp_path / "other")
+    config = dataclasses.replace(TINY, mask_decoder=True)
+    model_of(tmp_path / "generator", DebertaForMaskedLM, config, other)
+    ours = ("--model", weighted / "discriminator")
+    line = bad("rtd", *ours, "--generator", tmp_path / "generator", scratch=False)
+    assert f"--generator {tmp_path / 'generator'}: its tokenizer (spm, " in line
+    assert f"is not that of {weighted / 'discriminator'} (spm, " in line
+    # The tokenizer's own, saved with it, and one without any, go with it.
+    model_of(tmp_path / "bare", DebertaForMaskedLM, config)
+    for generator in (weighted / "generator", tmp_path / "bare", tmp_path / "bare" / "model.safetensors"):
+        check_generator(str(generator), "model", load_tokenizer(home / "blank"))
 
 
 def prepared(home, output, text="train.txt"):
