@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from deberta_jax.data.shards import MANIFEST
+from deberta_jax.data.shards import manifest_of
 from deberta_jax.text.masking import Masking
 from deberta_jax.training.corpora import Text, read_text
 from deberta_jax.training.directory import Result
@@ -53,8 +53,8 @@ def begin(e: Pretraining) -> tuple[dict[str, Any], Path]:
     require(e, "model", "train", "eval", "output")
     start(e.runtime)
     # Of a prepared directory the manifest, which has the digests of all else.
-    manifest = lambda path: str(Path(path) / MANIFEST) if Path(path).is_dir() else path
-    return resolved(e, {path: manifest(path) for path in (*e.train, e.eval)}), Path(e.output)
+    settled = lambda path: str(manifest_of(Path(path))) if Path(path).is_dir() else path
+    return resolved(e, {path: settled(path) for path in (*e.train, e.eval)}), Path(e.output)
 
 
 def mlm_job(e: PretrainMLM, record: dict[str, Any], directory: Path) -> Job:

@@ -120,3 +120,14 @@ def test_an_id_beyond_the_vocabulary_ends_the_run_in_order(home, tmp_path, capsy
     assert f"{tmp_path / 'tokens'}: is damaged, it holds the id 60000" in line
     assert "run the same `deberta-jax prepare` again" in line
     assert (tmp_path / "run" / "sessions.jsonl").is_file(), "the session has ended as others do"
+
+
+def test_a_directory_that_is_not_prepared_to_its_end(home, bad, tmp_path):
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "a.txt").write_text("ban")
+    tokens = prepared(home, tmp_path / "unfinished")
+    (tokens / "manifest.json").unlink()
+    for name in ("plain", "unfinished"):
+        for option in ("--train", "--eval"):
+            line = bad("mlm", option, tmp_path / name)
+            assert f"{tmp_path / name}: holds no manifest.json; run `deberta-jax prepare` to its end" in line
