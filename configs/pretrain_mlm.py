@@ -4,7 +4,7 @@ Words and spans of up to three are masked, 15 %, and read by the enhanced mask d
 what they mean, that the last tenth of a row is almost never masked, is had by ``--skip-tail``. There is none for
 ``large``: it has those of ``base``. Not run here: 1,000,000 steps are for accelerators.
 
-    deberta-jax prepare --tokenizer TOK --output TOKENS 'text/*.txt'
+    deberta-jax prepare --tokenizer TOK --input 'text/*.txt' --output TOKENS
     deberta-jax pretrain mlm --config configs/pretrain_mlm.py:base --tokenizer TOK --train TOKENS --eval F --output RUN
 """
 

@@ -4,7 +4,7 @@ Their weight of the discriminator's loss is 10; the papers' is 50, which is the 
 ``small`` and ``mdeberta``: they have those of ``base``. ``continue`` goes on from released generator and discriminator
 (``--model``, ``--generator``). Not run here: these are for accelerators.
 
-    deberta-jax prepare --tokenizer TOK --output TOKENS 'text/*.txt'
+    deberta-jax prepare --tokenizer TOK --input 'text/*.txt' --output TOKENS
     deberta-jax pretrain rtd --config configs/pretrain_rtd.py:base --tokenizer TOK --train TOKENS --eval F --output RUN
     deberta-jax pretrain rtd --config configs/pretrain_rtd.py:continue --model microsoft/deberta-v3-small --generator \
         microsoft/deberta-v3-small/pytorch_model.generator.bin --train TOKENS --eval F --output RUN
