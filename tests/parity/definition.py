@@ -75,12 +75,18 @@ def layer(p, i, query_states, source, relative, rows, visible, head_size):
     return norm(wide + x, p["output"]["LayerNorm"])
 
 
-def encode(config, params, words, ids, segments, decoder=False):
-    """States [B,T,D] of the last layer, or of the enhanced mask decoder; segments number the texts, 0 for padding."""
+def encode(config, params, tables, ids, segments, decoder=False):
+    """States [B,T,D] of the last layer, or of the enhanced mask decoder; segments number the texts, 0 for padding.
+
+    ``tables``: of words and, where there are any, of absolute positions."""
     ids, segments = torch.as_tensor(ids).long(), torch.as_tensor(segments).long()
     real = segments != 0
     p = params["deberta"]
-    x = norm(words[ids], p["embeddings"]["LayerNorm"]) * real[..., None]
+    x = tables["word_embeddings"][ids]
+    places = torch.arange(ids.shape[1])[None] - starts(segments)
+    if config.position_biased_input:
+        x = x + tables["position_embeddings"][places]
+    x = norm(x, p["embeddings"]["LayerNorm"]) * real[..., None]
     relative = norm(p["encoder"]["rel_embeddings"]["embedding"], p["encoder"]["LayerNorm"])
     rows = bucket_rows(ids.shape[1], config.position_buckets, config.max_position_embeddings)
     visible = (segments[:, :, None] == segments[:, None]) & real[:, :, None]
@@ -90,9 +96,12 @@ def encode(config, params, words, ids, segments, decoder=False):
         x = run(i, x, x)
     if not decoder:
         return run(last, x, x)
-    start = starts(segments)
-    query = x + p["embeddings"]["position_embeddings"]["embedding"][torch.arange(ids.shape[1])[None] - start]
-    return run(last, run(last, query, x), x)
+    return run(last, run(last, x + tables["position_embeddings"][places], x), x)
+
+
+def tables_of(params):
+    """The embedding tables of a model by name."""
+    return {name: p["embedding"] for name, p in params["deberta"]["embeddings"].items() if "embedding" in p}
 
 
 def starts(segments):
@@ -106,24 +115,24 @@ def starts(segments):
 
 def generator_loss(config, params, batch):
     """Mean cross-entropy over the targets."""
-    words = params["deberta"]["embeddings"]["word_embeddings"]["embedding"]
-    states = encode(config, params, words, batch["input_ids"], batch["segment_ids"], decoder=True)
+    tables = tables_of(params)
+    states = encode(config, params, tables, batch["input_ids"], batch["segment_ids"], config.mask_decoder)
     head = params["lm_predictions"]["lm_head"]
     row, slot = np.nonzero(batch["labels"] >= 0)
     x = states[row, batch["positions"][row, slot]]
-    logits = norm(gelu(dense(x, head["dense"])), head["LayerNorm"]) @ words.T + head["bias"]
+    logits = norm(gelu(dense(x, head["dense"])), head["LayerNorm"]) @ tables["word_embeddings"].T + head["bias"]
     labels = torch.as_tensor(batch["labels"][row, slot]).long()
     return -torch.log_softmax(logits, -1)[torch.arange(len(labels)), labels].mean()
 
 
-def discriminator_loss(config, params, words, batch, drawn):
+def discriminator_loss(config, params, tables, batch, drawn):
     """Mean binary cross-entropy over the real tokens."""
     ids, truth = np.array(batch["input_ids"]), np.zeros(batch["input_ids"].shape)
     for row, slot in zip(*np.nonzero(batch["labels"] >= 0), strict=True):
         place = batch["positions"][row, slot]
         ids[row, place] = drawn[row, slot]
         truth[row, place] = drawn[row, slot] != batch["labels"][row, slot]
-    states = encode(config, params, words, ids, batch["segment_ids"])
+    states = encode(config, params, tables, ids, batch["segment_ids"])
     segments = torch.as_tensor(batch["segment_ids"]).long()
     first = torch.gather(states, 1, starts(segments)[..., None].expand_as(states))
     head = params["mask_predictions"]

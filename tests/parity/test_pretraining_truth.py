@@ -29,6 +29,8 @@ CONFIG = dataclasses.replace(
     max_position_embeddings=32, initializer_range=0.3,
 )  # fmt: skip
 GENERATOR = generator_config(CONFIG, 2)
+# Absolute positions added to the input of both models, so that there are two tables to share.
+BIASED = dataclasses.replace(CONFIG, position_biased_input=True)
 
 
 def keep_gradient(rate):
@@ -56,9 +58,9 @@ def made_batch():
     return {"input_ids": ids, "segment_ids": segments, "positions": positions, "labels": labels}
 
 
-def begin(update, sharing="gdes"):
+def begin(update, sharing="gdes", config=CONFIG):
     e = PretrainRTD(from_scratch=True, update=update, sharing=sharing, discriminator_weight=WEIGHT)
-    pair, objective = rtd_objective(e, GENERATOR, CONFIG)
+    pair, objective = rtd_objective(e, generator_config(config, 2), config)
     optimizer = keep_gradient(RATE)
     if update == "decoupled":
         optimizer = SeparateOptimizers({"generator": optimizer, "discriminator": optimizer})
@@ -89,20 +91,22 @@ def assert_equal(ours, theirs, tolerance=1e-5):
     jax.tree_util.tree_map_with_path(compare, ours, theirs)
 
 
-def check_step(batch, update, sharing, tolerance):
-    pair, params, step, state = begin(update, sharing)
+def check_step(batch, update, sharing, config, tolerance):
+    pair, params, step, state = begin(update, sharing, config)
     drawn = drawn_by(pair, params, state, batch)
     assert (drawn != batch["labels"])[batch["labels"] >= 0].any()
     theirs = definition.tensors(params)
-    generator = definition.generator_loss(GENERATOR, theirs["generator"], batch)
+    generator = definition.generator_loss(generator_config(config, 2), theirs["generator"], batch)
     generator.backward()
-    words = table(theirs, "generator")
+    shared = definition.tables_of(theirs["generator"])
+    tables = shared if sharing == "es" else definition.tables_of(theirs["discriminator"])
     if sharing == "gdes":
-        words = words.detach()
-        if update == "decoupled":  # the discriminator is trained after the generator has moved
-            words = words - RATE * table(theirs, "generator").grad
-        words = words + table(theirs, "discriminator")
-    discriminator = definition.discriminator_loss(CONFIG, theirs["discriminator"], words, batch, drawn)
+        for name, difference in tables.items():
+            base = shared[name].detach()
+            if update == "decoupled":  # the discriminator is trained after the generator has moved
+                base = base - RATE * shared[name].grad
+            tables[name] = base + difference
+    discriminator = definition.discriminator_loss(config, theirs["discriminator"], tables, batch, drawn)
     (WEIGHT * discriminator).backward()
 
     new, measured = step(state, batch)
@@ -116,12 +120,16 @@ def check_step(batch, update, sharing, tolerance):
     return new
 
 
-CASES = [("joint", "gdes"), ("decoupled", "gdes"), ("joint", "es")]
+CASES = [
+    ("joint", "gdes", CONFIG), ("decoupled", "gdes", CONFIG), ("joint", "es", CONFIG), ("decoupled", "gdes", BIASED),
+    ("joint", "es", BIASED),
+]  # fmt: skip
+NAMES = [f"{update}-{sharing}{'-positions' * config.position_biased_input}" for update, sharing, config in CASES]
 
 
-@pytest.mark.parametrize(("update", "sharing"), CASES)
-def test_a_step_is_its_definition(batch, update, sharing):
-    check_step(batch, update, sharing, 1e-5)
+@pytest.mark.parametrize(("update", "sharing", "config"), CASES, ids=NAMES)
+def test_a_step_is_its_definition(batch, update, sharing, config):
+    check_step(batch, update, sharing, config, 1e-5)
 
 
 def test_a_step_is_its_definition_in_double_precision():
@@ -139,8 +147,8 @@ def test_a_step_is_its_definition_in_double_precision():
 
 
 def check_all():
-    for update, sharing in CASES:
-        new = check_step(made_batch(), update, sharing, 1e-6)
+    for update, sharing, config in CASES:
+        new = check_step(made_batch(), update, sharing, config, 1e-6)
         assert {leaf.dtype for leaf in jax.tree.leaves(new.opt_state)} == {np.dtype(np.float64)}
 
 
