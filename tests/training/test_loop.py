@@ -35,21 +35,25 @@ def experiment_of(task, output, **more) -> Finetune:
     })  # fmt: skip
 
 
+@pytest.mark.parametrize("max_length", [32, pytest.param(512, marks=pytest.mark.long)])
 @pytest.mark.parametrize("batching", ["packed", "buckets"])
-def test_lengths_of_all_sorts_are_the_announced_programs_and_no_more(task, tmp_path, one_device, caplog, batching):
+def test_lengths_of_all_sorts_are_the_announced_programs_and_no_more(
+    task, tmp_path, one_device, caplog, batching, max_length
+):
     """By jax's own account of what it compiles."""
     rng = np.random.default_rng(3)
-    rows = [(text_of(LABELS[i % 2], rng, 1, 14), LABELS[i % 2]) for i in range(90)]
+    rows = [(text_of(LABELS[i % 2], rng, 1, max_length // 2 - 2), LABELS[i % 2]) for i in range(90)]
     train = write_table(tmp_path / "train.csv", ("sentence", "kind"), rows)
-    features = make_features(load_tokenizer(task.blank), [text for text, _ in rows], None, max_length=32)
+    features = make_features(load_tokenizer(task.blank), [text for text, _ in rows], None, max_length=max_length)
     assert len(set(features.lengths)) > 10
-    buckets = length_buckets(features.lengths, 32) if batching == "buckets" else ()
+    assert max(features.lengths) > 0.9 * max_length
+    buckets = length_buckets(features.lengths, max_length) if batching == "buckets" else ()
     announced = list(TrainingBatches(features, Order(batch_size=4, seed=0, epochs=1), 0, buckets=buckets).examples())
     assert len(announced) >= 2
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         finetune(
             experiment_of(
-                task, tmp_path / "run", train=str(train), batch_size=4, max_length=32, batching=batching,
+                task, tmp_path / "run", train=str(train), batch_size=4, max_length=max_length, batching=batching,
                 runtime=Runtime(attention="shift"),
             )
         )  # fmt: skip
