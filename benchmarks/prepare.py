@@ -9,7 +9,9 @@ Needs PyTorch's friends: ``pip install transformers datasets``, best into an env
 
     python -m venv --system-site-packages peer && peer/bin/pip install transformers datasets
     python benchmarks/prepare.py --peer-python peer/bin/python                       # 50 MB, a minute or two
-    python benchmarks/prepare.py --peer-python peer/bin/python --megabytes 1000 --rounds 1 --write
+    python benchmarks/prepare.py --peer-python peer/bin/python --megabytes 1000 --peer-megabytes 100 --rounds 1 --write
+
+``--peer-megabytes``: the peer reads only so much of such text, for its speed does not grow with it, and its time does.
 
 ``--tokenizer`` is a directory with spm.model; without it a vocabulary is trained on what the text is made of: words of
 the standard library's docstrings drawn at random, or of ``--words`` files.
@@ -127,6 +129,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=int, default=SMALL)
+    parser.add_argument("--peer-megabytes", type=int, default=0, help="0: as much as we")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokenizer")
     parser.add_argument("--words", nargs="*", default=[])
@@ -148,23 +151,28 @@ def main() -> None:
         print("peer alone:", {workers: round(run["seconds"], 1) for workers, run in tried.items()}, flush=True)
         generate(small, words, SMALL)
         generate(text, words, args.megabytes)
-        size = text.stat().st_size / 1e6
+        texts = {"ours": text, "peer": text}
+        if args.peer_megabytes:
+            texts["peer"] = Path(folder) / "peer.txt"
+            generate(texts["peer"], words, args.peer_megabytes)
+        sizes = {who: path.stat().st_size / 1e6 for who, path in texts.items()}
         in_small = measured(sys.executable, "ours", small, tokenizer, args.cores)
         found: dict[str, list[dict]] = {"ours": [], "peer": []}
         for _ in range(args.rounds):
             for who, python, workers in (("ours", sys.executable, args.cores), ("peer", args.peer_python, best)):
-                found[who].append(measured(python, who, text, tokenizer, workers))
-                print(f"{who}: {size / found[who][-1]['seconds']:.2f} MB/s", json.dumps(found[who][-1]), flush=True)
-    speed = {who: statistics.median(size / run["seconds"] for run in runs) for who, runs in found.items()}
+                found[who].append(measured(python, who, texts[who], tokenizer, workers))
+                rate = sizes[who] / found[who][-1]["seconds"]
+                print(f"{who}: {rate:.2f} MB/s", json.dumps(found[who][-1]), flush=True)
+    speed = {who: statistics.median(sizes[who] / run["seconds"] for run in runs) for who, runs in found.items()}
     report = {
-        "megabytes": round(size, 1),
+        "megabytes": {who: round(size, 1) for who, size in sizes.items()},
         "cores": args.cores,
         "tokenizer": Path(tokenizer).name,
         "peer": f"datasets.map, {f'{best} processes' if best else 'threads of the tokenizer'}",
         "megabytes_per_second": {who: round(value, 2) for who, value in speed.items()},
         "ratio": round(speed["ours"] / speed["peer"], 2),
         "tokens": {who: runs[0]["tokens"] for who, runs in found.items()},
-        "memory_mb": {f"{SMALL} MB": in_small["memory_mb"], f"{size:.0f} MB": found["ours"][0]["memory_mb"]},
+        "memory_mb": {f"{SMALL} MB": in_small["memory_mb"], f"{sizes['ours']:.0f} MB": found["ours"][0]["memory_mb"]},
         "runs": found,
     }
     print(json.dumps({name: value for name, value in report.items() if name != "runs"}, indent=1))
