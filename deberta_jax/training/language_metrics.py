@@ -34,7 +34,7 @@ def masked_lm_evaluation(model: DebertaForMaskedLM, text: Text, mesh: Mesh) -> E
         found = masked_lm_scores(model, params, batch)
         return jnp.stack([found.value.sum(), (found.right * found.weight).sum(), found.weight.sum()])
 
-    guesses = _guesses(text)
+    guesses = guesses_without_reading(text.held_out, text.counts)
 
     def evaluate(params, tick):
         sums = np.zeros(3)
@@ -79,7 +79,7 @@ def replaced_token_evaluation(pair: Pair, factor: float, text: Text, mesh: Mesh)
         rms = lambda x: jnp.sqrt(jnp.mean(jnp.square(x)))
         return rms(words[0]), rms(words[1] - words[0])
 
-    found = _guesses(text)
+    found = guesses_without_reading(text.held_out, text.counts)
     masked = {"masked_positions": found.pop("masked_positions")}
     guesses = {f"generator_{name}": value for name, value in found.items()}
 
@@ -128,16 +128,17 @@ def _on_devices(text: Text, mesh: Mesh, tick: Tick) -> Iterator[tuple[int, dict[
         yield index, global_batch(text.held_out[index], mesh)
 
 
-def _guesses(text: Text) -> dict[str, float]:
-    """The losses of guesses that do not read, and the share of positions that were ever a target."""
-    every: HeldOutBatches = dataclasses.replace(text.held_out, share=WHOLE)  # also what other processes read
-    own, ever = np.zeros(len(text.counts)), np.zeros(every.rows.length, bool)
+def guesses_without_reading(held_out: HeldOutBatches, counts: np.ndarray) -> dict[str, float]:
+    """``uniform_loss``, ``unigram_loss``, ``unigram_entropy`` and ``masked_positions``, as ``masked_lm_evaluation`` has
+    them; ``counts`` [V]: how often each id is in the text to train on."""
+    every: HeldOutBatches = dataclasses.replace(held_out, share=WHOLE)  # also what other processes read
+    own, ever = np.zeros(len(counts)), np.zeros(every.rows.length, bool)
     for index in range(len(every)):
         batch = every[index]
         own += np.bincount(batch["labels"][batch["labels"] >= 0], minlength=len(own))
         ever[batch["positions"][batch["positions"] >= 0]] = True
     # One is added to every count: a word that the training text lacks still has a finite loss.
-    shares, counts = own / own.sum(), text.counts + 1.0
+    shares, counts = own / own.sum(), counts + 1.0
     seen = shares > 0
     return {
         "uniform_loss": math.log(len(counts)), "unigram_loss": float(-(shares @ np.log(counts / counts.sum()))),
