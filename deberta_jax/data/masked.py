@@ -26,15 +26,18 @@ class Masker:
     masking: Masking
 
     def __call__(self, rows: dict[str, np.ndarray], seed: int, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows with what the model sees as ``input_ids``, and ``positions`` and ``labels`` int32 [n,P].
+        """The rows with what the model sees as ``input_ids``; ``positions`` and ``labels`` int32 [n,P]; and ``draws``
+        uint32 [n,2], a key for what is drawn of a row on the devices.
 
-        ``positions``, int64 [n]: the number of each row over all epochs, which its mask follows from.
+        ``positions``, int64 [n]: the number of each row over all epochs, which its mask and its key follow from.
         """
         real = rows["segment_ids"] > 0 if "segment_ids" in rows else rows["attention_mask"]
         ids, targets, labels = mask_tokens(
             rows["input_ids"], real, self.vocabulary, self.masking, seed=seed, rows=positions
         )
-        return {**rows, "input_ids": ids, "positions": targets, "labels": labels}
+        key = _mix(_mix(np.full(len(positions), seed & 0xFFFFFFFFFFFFFFFF, np.uint64)) + positions.astype(np.uint64))
+        draws = np.stack([key >> np.uint64(32), key & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32)
+        return {**rows, "input_ids": ids, "positions": targets, "labels": labels, "draws": draws}
 
 
 def shuffled_index(position: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -85,7 +88,8 @@ class MaskedBatches:
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        """What ``Masker`` gives: input_ids and segment_ids or attention_mask [B,T], positions and labels [B,P]."""
+        """What ``Masker`` gives: input_ids and segment_ids or attention_mask [B,T], positions and labels [B,P], draws
+        [B,2]."""
         position = self.position(step) + self.share.rows(self.batch_size)
         rows = self.rows.read(shuffled_index(position, len(self.rows), self.seed))
         return self.masker(rows, self.seed, position)

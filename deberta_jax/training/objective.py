@@ -76,10 +76,11 @@ def masked_batch(batch_size: int, length: int, targets: int) -> dict[str, np.nda
     """A batch of padding of the shapes that pre-training takes: for compiling.
 
     ``input_ids`` and ``segment_ids`` (0: padding) int32 [B,T]; ``positions`` (-1: none) and ``labels`` (-100: none)
-    int32 [B,P].
+    int32 [B,P]; ``draws`` uint32 [B,2].
     """
     tokens, masked = (batch_size, length), (batch_size, targets)
     return {
         "input_ids": np.zeros(tokens, np.int32), "segment_ids": np.zeros(tokens, np.int32),
         "positions": np.full(masked, -1, np.int32), "labels": np.full(masked, -100, np.int32),
+        "draws": np.zeros((batch_size, 2), np.uint32),
     }  # fmt: skip

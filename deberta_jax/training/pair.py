@@ -85,12 +85,17 @@ class Pair:
         return with_embeddings(params["discriminator"], tables)
 
     def generate(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[Items, jax.Array]:
-        """The generator's loss, and the words [B,P] that it draws at the targets."""
-        drop, draw = jax.random.split(jax.random.fold_in(key, 0))
-        uniform = jax.random.uniform(draw, batch["labels"].shape)
+        """The generator's loss, and the words [B,P] that it draws at the targets.
+
+        What is drawn follows from each row's own ``draws``, and so not from the micro-batches that a batch is computed
+        in; ``key`` is dropout's.
+        """
+        width = batch["labels"].shape[1:]
+        of_row = lambda data: jax.random.uniform(jax.random.wrap_key_data(data, impl="threefry2x32"), width)
         found = masked_lm_scores(
-            self.generator, params["generator"], batch, uniform, deterministic=False, rngs={"dropout": drop}
-        )
+            self.generator, params["generator"], batch, jax.vmap(of_row)(batch["draws"]), deterministic=False,
+            rngs={"dropout": jax.random.fold_in(key, 0)},
+        )  # fmt: skip
         assert found.drawn is not None
         return (found.value, found.weight), found.drawn
 

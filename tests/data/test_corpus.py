@@ -146,6 +146,9 @@ def test_an_example_follows_from_seed_and_position_alone(layout):
             half = slice(16, 32) if step % 2 else slice(16)
             np.testing.assert_array_equal(array, twice[name][half])
     assert not np.array_equal(source[0]["input_ids"], batches(layout, seed=1)[0]["input_ids"])
+    keys = [tuple(key) for step in range(50) for key in source[step]["draws"].tolist()]
+    assert len(set(keys)) == 50 * 16, "every visit of a row draws anew"
+    assert not set(keys) & {tuple(key) for key in batches(layout, seed=1)[0]["draws"].tolist()}
     assert source.position(3) == 48
     size = source.size(3)
     assert (size.examples, size.places) == (16, 16 * 40)

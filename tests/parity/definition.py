@@ -83,6 +83,7 @@ def encode(config, params, tables, ids, segments, decoder=False):
     real = segments != 0
     p = params["deberta"]
     x = tables["word_embeddings"][ids]
+    x = torch.where((ids == config.pad_token_id)[..., None], x.detach(), x)  # torch's padding_idx; it may be drawn
     places = torch.arange(ids.shape[1])[None] - starts(segments)
     if config.position_biased_input:
         x = x + tables["position_embeddings"][places]

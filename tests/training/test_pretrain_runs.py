@@ -52,11 +52,12 @@ def on(home, kind, output, environment, mesh, *more, processes=1, devices=1):
 
 
 @pytest.mark.long
-def test_both_kinds_learn_and_leave_what_the_package_and_transformers_load(home, tmp_path, capsys):
+def test_both_kinds_learn_and_leave_what_the_package_loads(home, tmp_path):
     printed = json.loads(stdout_of(arguments(home, "mlm", tmp_path / "mlm")))
     assert printed["loss"] < printed["uniform_loss"] - 1
     assert printed["perplexity"] == pytest.approx(np.exp(printed["loss"]))
     assert printed["masked_positions"] == 1.0
+    assert "perplexity" in (tmp_path / "mlm" / "report.html").read_text()
     model, params = deberta_jax.from_pretrained(tmp_path / "mlm", head="masked-lm")
     assert model.config.mask_decoder
     ids = np.asarray(deberta_jax.load_tokenizer(str(tmp_path / "mlm"))(["ban [MASK] rist"]).input_ids)
@@ -75,6 +76,7 @@ def test_both_kinds_learn_and_leave_what_the_package_and_transformers_load(home,
     assert printed["prior_entropy"] == pytest.approx(-rate * np.log(rate) - (1 - rate) * np.log(1 - rate))
     assert printed["gain"] == pytest.approx(printed["prior_entropy"] - printed["discriminator_loss"])
     assert printed["difference_rms"] > 0
+    assert "roc_auc" in (run / "report.html").read_text()
     generator, own = deberta_jax.from_pretrained(run / "generator", head="masked-lm")
     assert generator.config.mask_decoder
     assert generator.config.num_hidden_layers == 1
@@ -117,13 +119,16 @@ def test_the_losses_of_one_device(home, cache, single, tmp_path, kind, processes
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["mlm", "rtd"])
-def test_a_run_killed_with_signal_9_goes_on_to_the_same_bits(home, cache, single, tmp_path, kind):  # noqa: F811
+@pytest.mark.parametrize(
+    ("kind", "number"), [("mlm", signal.SIGKILL), ("rtd", signal.SIGKILL), ("rtd", signal.SIGTERM)]
+)
+def test_a_run_ended_by_a_signal_goes_on_to_the_same_bits(home, cache, single, tmp_path, kind, number):  # noqa: F811
     output = tmp_path / "run"
     (process,) = on(home, kind, output, cache, (1, 1, 1))
     wait(lambda: steps_logged(output, 20), [process])
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(number)
     process.communicate()
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert not (output / "result.json").exists()
     told = finish(on(home, kind, output, cache, (1, 1, 1)))
     assert "going on from step" in told[0]
@@ -135,9 +140,10 @@ def test_a_run_killed_with_signal_9_goes_on_to_the_same_bits(home, cache, single
 
 
 @pytest.mark.long
-def test_micro_batches_give_the_same_curve(home, cache, single, tmp_path):  # noqa: F811
-    finish(on(home, "mlm", tmp_path / "run", cache, (1, 1, 1), "--accumulate", "4"))
-    np.testing.assert_allclose(curve(tmp_path / "run"), curve(single / "mlm"), rtol=1e-5)
+@pytest.mark.parametrize("kind", ["mlm", "rtd"])
+def test_micro_batches_give_the_same_curve(home, cache, single, tmp_path, kind):  # noqa: F811
+    finish(on(home, kind, tmp_path / "run", cache, (1, 1, 1), "--accumulate", "4"))
+    np.testing.assert_allclose(curve(tmp_path / "run"), curve(single / kind), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
