@@ -1,4 +1,5 @@
-"""One step of replaced-token detection is its definition: losses and every gradient, joint and decoupled."""
+"""One step of replaced-token detection is its definition: losses and every gradient, joint and decoupled. What a run
+leaves is what transformers reads."""
 
 import dataclasses
 import subprocess
@@ -10,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
+import transformers
 
+import deberta_jax
 from deberta_jax.sharding import make_mesh
 from deberta_jax.training.experiment import PretrainRTD
 from deberta_jax.training.objective import prepare
@@ -18,7 +22,7 @@ from deberta_jax.training.optimizers import SeparateOptimizers
 from deberta_jax.training.pretrain_objectives import generator_config, rtd_objective
 from deberta_jax.training.state import make_state
 from deberta_jax.training.step import StepOptions, make_step
-from tests.made import TINY
+from tests.made import TINY, blank_model, rows, stdout_of
 from tests.parity import definition
 
 pytestmark = pytest.mark.parity
@@ -207,3 +211,32 @@ def test_the_step_of_a_run_is_this_step(batch):
         "generator": 1e-3, "discriminator": 1e-4
     }  # fmt: skip
     assert set(prepared.state.opt_state) == {"generator", "discriminator"}
+
+
+def test_both_exported_directories_load_in_transformers(tmp_path):
+    """Hidden states of the encoders that a run leaves; the generator, with its mask decoder, fills masks."""
+    blank_model(tmp_path / "blank", dataclasses.replace(TINY, initializer_range=0.3))
+    (tmp_path / "text.txt").write_text("\n".join(text for text, _ in rows(200, classes=3)))
+    text, run = str(tmp_path / "text.txt"), tmp_path / "run"
+    stdout_of([
+        "pretrain", "rtd", "--model", str(tmp_path / "blank"), "--from-scratch", "--train", text, "--eval", text,
+        "--output", str(run), "--steps", "2", "--batch-size", "8", "--max-length", "32",
+    ])  # fmt: skip
+    states = []
+    for name in ("generator", "discriminator"):
+        enc = deberta_jax.load_tokenizer(str(run / name))(["ban bast", "kon rist mull kon"], padding="longest")
+        model, params = deberta_jax.from_pretrained(run / name, head="encoder")
+        mask = enc.attention_mask.astype(bool)
+        ours = model.apply({"params": params}, jnp.asarray(enc.input_ids), attention_mask=jnp.asarray(mask))
+        network, told = transformers.AutoModel.from_pretrained(run / name, output_loading_info=True)
+        assert not told["missing_keys"]
+        with torch.no_grad():
+            theirs = network.eval()(
+                torch.tensor(enc.input_ids).long(), attention_mask=torch.tensor(enc.attention_mask).long()
+            ).last_hidden_state.numpy()
+        np.testing.assert_allclose(np.asarray(ours.last_hidden_state)[mask], theirs[mask], atol=1e-4)
+        states.append(theirs)
+    assert np.abs(states[0] - states[1]).max() > 0.1, "they are two models"
+    found = deberta_jax.pipeline("fill-mask", str(run / "generator"))("ban [MASK] rist", top_k=3)
+    assert [entry["score"] for entry in found] == sorted((entry["score"] for entry in found), reverse=True)
+    assert all(0 < entry["score"] <= 1 for entry in found)
