@@ -1,5 +1,6 @@
 """States of a run on disk, by Orbax: written beside the training, whole or not at all, restored onto any mesh."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class Checkpoints:
         try:
             self.manager.wait_until_finished()
         except (OSError, ValueError) as error:
+            with contextlib.suppress(OSError, ValueError):  # it would say the same again
+                self.manager.close()
             raise self._cannot(error) from error
-        finally:
-            self.manager.close()
+        self.manager.close()
