@@ -5,9 +5,10 @@
 
 DATA is a folder with ``classification/{sst2,cola}``, ``pair/stsb``, ``ner/ud_ewt`` and ``qa``. Each seed has its own
 initial weights, written by us and read by both, and its own order of the examples; dropout is on and differs. Both are
-scored by the same metrics on the same answers' form. Prints one JSON object a task: the medians, their difference, and
-its standard error. Tasks that stand in the record are not run again; ``benchmarks/results/finetune_baseline.json`` is
-this machine's.
+scored by the same metrics on the same answers' form. We pack, PyTorch pads. Prints one JSON object a task: the medians,
+their difference, and its standard error. Tasks that stand in the record are not run again;
+``benchmarks/results/finetune_baseline.json`` is this machine's, xquad of it with ``--max-length 192 --epochs 1``, for
+its questions are long. With a core for each of several jobs, ``OMP_NUM_THREADS=1`` is quicker.
 """
 
 import argparse
@@ -185,7 +186,8 @@ def compare(data: Path, name: str, args) -> dict:
     medians = {side: statistics.median(values) for side, values in found.items()}
     difference = medians["ours"] - medians["torch"]
     return {
-        "metric": task.metric, "examples": len(train), "epochs": args.epochs, "held_out": len(held_out), **found,
+        "metric": task.metric, "examples": len(train), "epochs": args.epochs, "max_length": args.max_length,
+        "held_out": len(held_out), **found,
         "medians": medians, "difference": difference, "standard_error": error,
         "within_two_standard_errors": abs(difference) <= 2 * error,
     }  # fmt: skip
