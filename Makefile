@@ -1,6 +1,6 @@
 # make demo    what it can do, in five minutes, from nothing
 # make test    lint, floors, types and tests: under 12 minutes on 2 cores, no torch
-# make test-system  whole commands, and processes that are stopped and go on: 5 minutes
+# make test-system  whole commands, and processes that are stopped and go on: 10 minutes
 # make test-tpu  the kernel and the train step compiled for TPUs that are not there: 7 minutes
 # make parity  live comparison with PyTorch
 # make test-long  the long proofs; their results stand in benchmarks/results/
