@@ -10,6 +10,7 @@ import fcntl
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,10 @@ from deberta_jax import DebertaConfig, DebertaForSequenceClassification, init_pa
 from deberta_jax.cli.main import main
 from deberta_jax.text import Tokenizer
 from deberta_jax.training.logging import TIMES
+
+# A shell's background jobs begin with SIGINT ignored, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests leave nothing in the user's cache and find nothing there.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="deberta_jax-tests-")
