@@ -23,6 +23,7 @@ import numpy as np
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification, init_params, save_pretrained, train_tokenizer
 from deberta_jax.cli.main import main
+from deberta_jax.models import Model
 from deberta_jax.text import Tokenizer
 from deberta_jax.training.logging import TIMES
 
@@ -85,9 +86,22 @@ def blank_model(directory: Path, config: DebertaConfig = TINY) -> Path:
 
 def weighted_model(directory: Path, config: DebertaConfig = TINY) -> Path:
     """A model directory with fresh weights and a classifier of ``config.num_labels``."""
-    model = DebertaForSequenceClassification(config)
-    params = jax.jit(lambda: init_params(model, jax.random.key(3)))()
-    save_pretrained(directory, model, params, make_tokenizer(directory.with_name(directory.name + "-tokenizer")))
+    tokenizer = make_tokenizer(directory.with_name(directory.name + "-tokenizer"))
+    return saved_model(directory, DebertaForSequenceClassification(config), tokenizer, seed=3)
+
+
+def saved_model(directory: Path, model: Model, tokenizer: Tokenizer | None = None, seed: int = 0) -> Path:
+    """A model directory with fresh weights of this model."""
+    save_pretrained(directory, model, jax.jit(lambda: init_params(model, jax.random.key(seed)))(), tokenizer)
+    return directory
+
+
+def pretraining_home(directory: Path, lines: int) -> Path:
+    """A blank model, and text to train on (train.txt, so many lines) and held out (eval.txt, 100)."""
+    blank_model(directory / "blank")
+    texts = [text for text, _ in rows(lines + 100, classes=3, seed=5)]
+    (directory / "train.txt").write_text("\n".join(texts[:lines]))
+    (directory / "eval.txt").write_text("\n".join(texts[lines:]))
     return directory
 
 

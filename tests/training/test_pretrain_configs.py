@@ -6,14 +6,13 @@ import json
 import shlex
 from pathlib import Path
 
-import jax
 import pytest
 
-from deberta_jax import DebertaForMaskedLM, DebertaForReplacedTokenDetection, init_params, save_pretrained
+from deberta_jax import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 from deberta_jax.cli import pretrain
 from deberta_jax.text import load_tokenizer
 from deberta_jax.training.dry_run import describe
-from tests.made import TINY, blank_model, rows, stdout_of
+from tests.made import TINY, blank_model, rows, saved_model, stdout_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,9 +35,7 @@ def test_the_commands_of_a_docstring(name, count, tmp_path, monkeypatch):
         (tmp_path / file).write_text("\n".join(text for text, _ in rows(100, classes=3)))
     if name == "pretrain_rtd":  # one of its commands goes on from weights
         for kind, saved in ((DebertaForMaskedLM, "generator"), (DebertaForReplacedTokenDetection, "discriminator")):
-            model = kind(TINY)
-            params = jax.jit(lambda model=model: init_params(model, jax.random.key(0)))()
-            save_pretrained(tmp_path / saved, model, params, load_tokenizer(tmp_path / "model"))
+            saved_model(tmp_path / saved, kind(TINY), load_tokenizer(tmp_path / "model"))
     told = {
         "TOK": "model", "TOKENS": "tokens", "text/*.txt": "text/*.txt", "F": "b.txt", "RUN": "run", "DIR": "model",
         "A.txt": "text/a.txt", "B.txt": "b.txt", "microsoft/deberta-v3-small": "discriminator",

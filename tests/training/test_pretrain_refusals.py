@@ -2,28 +2,21 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
-from deberta_jax import DebertaForMaskedLM, DebertaForReplacedTokenDetection, init_params, save_pretrained
+from deberta_jax import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 from deberta_jax.text import load_tokenizer, train_tokenizer
 from deberta_jax.training.corpora import check_generator
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
 from deberta_jax.training.pretrain_objectives import masked_lm_config, rtd_configs
 from tests.cli.test_bad_input import refused
-from tests.made import TINY, blank_model, rows, stdout_of
+from tests.made import TINY, blank_model, pretraining_home, rows, saved_model, stdout_of
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A blank model, and text to train on and held out."""
-    home = tmp_path_factory.mktemp("text")
-    blank_model(home / "blank")
-    lines = [text for text, _ in rows(300, classes=3, seed=5)]
-    (home / "train.txt").write_text("\n".join(lines[:200]))
-    (home / "eval.txt").write_text("\n".join(lines[200:]))
-    return home
+    return pretraining_home(tmp_path_factory.mktemp("text"), 200)
 
 
 def arguments(home, kind, output, *more):
@@ -46,21 +39,13 @@ def bad(home, tmp_path, capsys):
     return run
 
 
-def model_of(directory, kind, config, tokenizer=None):
-    model = kind(config)
-    params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
-    save_pretrained(directory, model, params, tokenizer)
-    return directory
-
-
 @pytest.fixture(scope="module")
 def weighted(home, tmp_path_factory):
     """A generator with the mask decoder and a discriminator, with the tokenizer of the blank model."""
     directory, tokenizer = tmp_path_factory.mktemp("weighted"), load_tokenizer(home / "blank")
-    model_of(
-        directory / "generator", DebertaForMaskedLM, dataclasses.replace(TINY, mask_decoder=True), tokenizer
-    )  # fmt: skip
-    model_of(directory / "discriminator", DebertaForReplacedTokenDetection, TINY, tokenizer)
+    generator = DebertaForMaskedLM(dataclasses.replace(TINY, mask_decoder=True))
+    saved_model(directory / "generator", generator, tokenizer)
+    saved_model(directory / "discriminator", DebertaForReplacedTokenDetection(TINY), tokenizer)
     return directory
 
 
@@ -76,8 +61,9 @@ def test_rows_longer_than_a_table_of_absolute_positions(home, bad, weighted, tmp
     biased = dataclasses.replace(TINY, position_biased_input=True)
     blank_model(tmp_path / "biased", biased)
     assert told in bad("mlm", *more, "--model", tmp_path / "biased")
-    model_of(tmp_path / "biased", DebertaForReplacedTokenDetection, biased)
-    plain = model_of(tmp_path / "plain", DebertaForMaskedLM, dataclasses.replace(TINY, max_position_embeddings=64))
+    saved_model(tmp_path / "biased", DebertaForReplacedTokenDetection(biased))
+    plain = DebertaForMaskedLM(dataclasses.replace(TINY, max_position_embeddings=64))
+    plain = saved_model(tmp_path / "plain", plain)
     line = bad(
         "rtd", *more, "--generator", plain, "--model", tmp_path / "biased", "--sharing", "none", scratch=False
     )  # fmt: skip
@@ -93,14 +79,14 @@ def test_rows_as_long_as_the_table_and_longer_ones_without_a_table(home):
 
 def test_a_generator_of_another_tokenizer(home, bad, weighted, tmp_path):
     other = train_tokenizer([text for text, _ in rows(300, classes=2, seed=8)], 390, tmp_path / "other")
-    config = dataclasses.replace(TINY, mask_decoder=True)
-    model_of(tmp_path / "generator", DebertaForMaskedLM, config, other)
+    model = DebertaForMaskedLM(dataclasses.replace(TINY, mask_decoder=True))
+    saved_model(tmp_path / "generator", model, other)
     ours = ("--model", weighted / "discriminator")
     line = bad("rtd", *ours, "--generator", tmp_path / "generator", scratch=False)
     assert f"--generator {tmp_path / 'generator'}: its tokenizer (spm, " in line
     assert f"is not that of {weighted / 'discriminator'} (spm, " in line
     # The tokenizer's own, saved with it, and one without any, go with it.
-    model_of(tmp_path / "bare", DebertaForMaskedLM, config)
+    saved_model(tmp_path / "bare", model)
     for generator in (weighted / "generator", tmp_path / "bare", tmp_path / "bare" / "model.safetensors"):
         check_generator(str(generator), "model", load_tokenizer(home / "blank"))
 

@@ -12,7 +12,7 @@ import deberta_jax
 from deberta_jax.cli.main import main
 from deberta_jax.errors import InputError
 from deberta_jax.training.experiment import PretrainRTD
-from tests.made import binary_files, blank_model, log_of, rows, start, stdout_of
+from tests.made import binary_files, log_of, start, stdout_of
 from tests.training.test_processes import cache, curve, finish, port, steps_logged, wait  # noqa: F401
 
 STEPS = 30
@@ -21,13 +21,7 @@ MESH = ("data", "fsdp", "tensor")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A blank model, and text to train on and held out."""
-    home = tmp_path_factory.mktemp("text")
-    blank_model(home / "blank")
-    lines = [text for text, _ in rows(700, classes=3, seed=5)]
-    (home / "train.txt").write_text("\n".join(lines[:600]))
-    (home / "eval.txt").write_text("\n".join(lines[600:]))
-    return home
+    return pretraining_home(tmp_path_factory.mktemp("text"), 600)
 
 
 def arguments(home: Path, kind: str, output: Path, *more: str) -> list[str]:
