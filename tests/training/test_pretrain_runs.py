@@ -12,7 +12,7 @@ import deberta_jax
 from deberta_jax.cli.main import main
 from deberta_jax.errors import InputError
 from deberta_jax.training.experiment import PretrainRTD
-from tests.made import binary_files, log_of, start, stdout_of
+from tests.made import binary_files, log_of, pretraining_home, start, stdout_of
 from tests.training.test_processes import cache, curve, finish, port, steps_logged, wait  # noqa: F401
 
 STEPS = 30
