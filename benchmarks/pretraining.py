@@ -1,10 +1,11 @@
 """What pre-training learns from 1.3M tokens on a CPU, and what fine-tuning gains from it.
 
-    python benchmarks/pretraining.py DATA WORK mlm|rtd|finetune|all
+    python benchmarks/pretraining.py DATA WORK mlm|rtd|finetune|dimensions|all
 
 DATA holds ``text/*.txt`` and ``classification/sst2``. Text is lower-cased, as SST-2 is; one book is held out. SST-2 is
-then learned from each model and from scratch, from its first 1000 examples, with one budget and three seeds. What is in
-WORK already is not computed again. Prints one JSON object; the result of this machine stands in
+then learned from each model and from scratch, from its first 1000 examples, with one budget and three seeds.
+``dimensions``: in how many directions the states of each layer vary. What is in WORK already is not computed again.
+Prints one JSON object; the result of this machine stands in
 ``benchmarks/results/pretraining.json``.
 """
 
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
 
 import deberta_jax
 
@@ -107,11 +110,30 @@ def finetune(data: Path, work: Path) -> dict:
     return {name: {"accuracies": found, "median": statistics.median(found)} for name, found in out.items()}
 
 
+def dimensions(data: Path, work: Path) -> dict:
+    """By layer, from the embeddings on: (sum of variances) squared over the sum of their squares, along the principal
+    axes of the states of 256 sentences' real tokens; the width where all directions vary alike, 1 where one does."""
+    lines = (data / "classification" / "sst2" / "dev.tsv").read_text(encoding="utf-8").splitlines()
+    column = lines[0].split("\t").index("sentence")
+    sentences = [line.split("\t")[column] for line in lines[1:257]]
+    tokens = deberta_jax.load_tokenizer(work / "blank")(sentences, padding="longest")
+    mask = np.asarray(tokens.attention_mask)
+    found = {}
+    for name, directory in (("mlm", work / "mlm"), ("rtd", work / "rtd" / "discriminator")):
+        model, params = deberta_jax.from_pretrained(directory, head="encoder")
+        out = model.apply({"params": params}, tokens.input_ids, attention_mask=mask, output_hidden_states=True)
+        found[name] = []
+        for states in out.hidden_states:
+            variances = np.linalg.eigvalsh(np.cov(np.asarray(states, np.float64)[mask != 0].T))
+            found[name].append(round(float(variances.sum() ** 2 / np.square(variances).sum()), 1))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("part", choices=("mlm", "rtd", "finetune", "all"))
+    parser.add_argument("part", choices=("mlm", "rtd", "finetune", "dimensions", "all"))
     args = parser.parse_args()
     prepare(args.data, args.work)
     result: dict = {"cores": os.cpu_count(), "held_out": HELD_OUT, "vocabulary": VOCABULARY}
@@ -120,6 +142,8 @@ def main() -> None:
             result[kind] = pretrain(args.work, kind)
     if args.part in ("finetune", "all"):
         result["sst2"] = finetune(args.data, args.work)
+    if args.part in ("dimensions", "all"):
+        result["dimensions"] = dimensions(args.data, args.work)
     print(json.dumps(result, indent=2))
 
 

@@ -45,7 +45,9 @@ def run(args: Args) -> None:
         inputs=args.input, output=args.output, source=Source(documents=args.documents, text=args.text),
         shard_tokens=args.shard_tokens, workers=args.workers,
     )  # fmt: skip
-    with tqdm(unit="B", unit_scale=True, desc="preparing", file=sys.stderr, mininterval=0.5) as bar:
+    # delay: input that is refused at once gets its line without an empty bar above it
+    bar = tqdm(unit="B", unit_scale=True, desc="preparing", file=sys.stderr, mininterval=0.5, delay=0.5)
+    with bar:
 
         def progress(read: int, total: int, documents: int, tokens: int) -> None:
             bar.total = total
