@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py          # from benchmarks/results/{attention,model,peers,mixed_lengths}.json
 
-Each file is what the benchmark of that name writes with ``--record``.
+Each file is what the benchmark of that name writes with ``--record``; model_alone.json is of ``model.py --alone``.
 """
 
 import json
@@ -26,14 +26,17 @@ def markdown(header: Iterable[str], body: Iterable[Iterable[Any]]) -> str:
 
 
 def model() -> str:
+    """Over plain attention, and share of the peak, from a process without PyTorch; beside it, from one with both."""
+    of = lambda rows: {(r["job"], r["shape"], r["dtype"]): r for r in rows}
+    alone, beside = of(rows_of("model_alone")), of(rows_of("model"))
+    number = lambda x: "" if x is None else f"{x:.2f}"
     return markdown(
         ("v3-base classifier", "shape", "dtype", "time over plain attention", "times as fast as PyTorch",
          "share of the matrix-product peak"),
         (
-            (r["job"], r["shape"], r["dtype"], f"{r['over plain attention']:.2f}",
-             *((f"{r['times as fast as torch']:.2f}", f"{r['share of peak']['ours']:.2f}")
-               if r["job"] != "compile" else ("", "")))
-            for r in rows_of("model")
+            (*key, number(r["over plain attention"]), number(beside.get(key, {}).get("times as fast as torch")),
+             number(r.get("share of peak", {}).get("ours")))
+            for key, r in alone.items()
         ),
     )  # fmt: skip
 

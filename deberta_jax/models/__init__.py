@@ -1,6 +1,6 @@
 """The models as Flax modules: the only place that knows Flax."""
 
-from deberta_jax.models.parameters import abstract_params, init_params, logical_axes
+from deberta_jax.models.parameters import abstract_params, init_params, logical_axes, redraw_layers
 from deberta_jax.models.prepare import prepare_for_inference
 from deberta_jax.models.tasks import (
     MODELS,

@@ -28,6 +28,21 @@ def init_params(model: Model, key: jax.Array) -> dict[str, Any]:
     return nn.unbox(_boxed_init(model, key))
 
 
+def redraw_layers(model: Model, params: dict[str, Any], key: jax.Array, count: int) -> dict[str, Any]:
+    """``params`` with the last ``count`` layers of the encoder as ``init_params(model, key)`` draws them.
+
+    With few examples the last layers of a pre-trained model, which serve the task it was trained on, can be worse to
+    start from than fresh ones (Zhang et al. 2021, Revisiting Few-sample BERT Fine-tuning, section 5).
+    """
+
+    def leaf(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
+        if not any(getattr(step, "key", None) == "layers" for step in path):
+            return old
+        return jnp.concatenate([old[: old.shape[0] - count], new[old.shape[0] - count :]])
+
+    return jax.tree_util.tree_map_with_path(leaf, params, init_params(model, key))
+
+
 def abstract_params(model: Model) -> dict[str, Any]:
     """The tree of ``init_params`` as ``jax.ShapeDtypeStruct``: costs no memory whatever the size."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

@@ -108,6 +108,8 @@ class Finetune(TaskOptions):
     """Directory or hub id of the tokenizer; that of the model if not given."""
     from_scratch: bool = False
     """Initialise all parameters; no weights are read."""
+    reinit_layers: int = 0
+    """So many of the last layers are drawn anew (Zhang et al. 2021): with few examples they may start better so."""
     epochs: int = 3
     batch_size: int = 32
     """Examples in an optimizer step, over all devices, however they are laid out."""
@@ -151,9 +153,13 @@ class Finetune(TaskOptions):
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise InputError(f"--dropout {self.dropout}: a rate lies in [0, 1)")
-        for name in ("sift", "sift_sigma", "sift_step", "lora", "row_length", "doc_stride"):
+        for name in ("sift", "sift_sigma", "sift_step", "lora", "row_length", "doc_stride", "reinit_layers"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be below 0")
+        if self.reinit_layers and self.from_scratch:
+            raise InputError("--reinit-layers: with --from-scratch all layers are drawn anew")
+        if self.reinit_layers and self.lora:
+            raise InputError("--reinit-layers: with --lora layers drawn anew would never be trained; leave one out")
         if self.sift and self.task == "question-answering":
             raise InputError("--sift: is for classes and numbers, not for answers in a context")
 

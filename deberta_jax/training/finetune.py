@@ -22,7 +22,7 @@ from deberta_jax.data.tasks import TASKS, find_file, read_task
 from deberta_jax.errors import InputError
 from deberta_jax.inference.predict import Predictor, model_inputs
 from deberta_jax.inference.tasks import Task, TextTask, WordTask, settle_options, settle_task
-from deberta_jax.models import MODELS, Model, init_params
+from deberta_jax.models import MODELS, Model, init_params, redraw_layers
 from deberta_jax.models.embeddings import check_length
 from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import row_share
@@ -230,6 +230,10 @@ def make_model(e: Finetune, config: DebertaConfig, task: Task) -> Trained:
     config = dataclasses.replace(
         task.configure(config), mask_decoder=False, cls_dropout=config.cls_dropout if e.dropout is None else e.dropout
     )
+    kept = config.num_hidden_layers - e.optimization.freeze_layers
+    if e.reinit_layers > max(0, kept):
+        rest = f", {e.optimization.freeze_layers} of them frozen" if e.optimization.freeze_layers else ""
+        raise InputError(f"--reinit-layers {e.reinit_layers}: the model has {config.num_hidden_layers}{rest}")
     runtime = model_runtime(e)
     model = MODELS[task.head](config, **runtime)
     key = jax.random.key(e.seed)
@@ -238,10 +242,17 @@ def make_model(e: Finetune, config: DebertaConfig, task: Task) -> Trained:
         if e.from_scratch:
             return jax.jit(lambda: init_params(model, key), out_shardings=shardings)()
         names = None if task.head == "multiple-choice" else config.id2label
-        return load(e.model, task.head, id2label=names, new_head=key, shardings=shardings, **runtime)[1]
+        params = load(e.model, task.head, id2label=names, new_head=key, shardings=shardings, **runtime)[1]
+        if not e.reinit_layers:
+            return params
+        _log.info("drawn anew: the last %d of %d layers", e.reinit_layers, config.num_hidden_layers)
+        anew = lambda old: redraw_layers(model, old, key, e.reinit_layers)
+        return jax.jit(anew, out_shardings=shardings, donate_argnums=0)(params)
 
     base = parameters_of(model)
     base = dataclasses.replace(base, frozen=frozen_paths(e.optimization, base.shapes))
+    if e.reinit_layers and any("/layers/" in path for path in base.frozen):
+        raise InputError("--reinit-layers: --freeze would leave layers as they are drawn; leave one of them out")
     if not e.lora:
         return Trained(model, base, initial_params, lambda params: params)
     if e.optimization.layer_decay != 1.0 or e.optimization.freeze_layers:

@@ -1,0 +1,64 @@
+"""Layers drawn anew before fine-tuning: which parameters are the file's, and which are not."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from deberta_jax.cli.main import main
+from tests.made import TINY, rows, weighted_model, write_table
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A model no parameter of which is as it would be drawn, and a table."""
+    home = tmp_path_factory.mktemp("reinit")
+    file = weighted_model(home / "base") / "model.safetensors"
+    save_file({name: 3 * value + 0.5 for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    write_table(home / "train.csv", ("text", "label"), rows(16, seed=1))
+    return home
+
+
+def arguments(home, output, *more):
+    return [
+        "finetune", "--model", str(home / "base"), "--train", str(home / "train.csv"), "--eval",
+        str(home / "train.csv"), "--output", str(output), "--epochs", "1", "--batch-size", "16", "--max-length", "16",
+        "--learning-rate", "1e-12", *more,
+    ]  # fmt: skip
+
+
+def test_the_last_layers_are_drawn_and_all_else_is_the_files(home, tmp_path, capsys):
+    main(arguments(home, tmp_path / "run", "--reinit-layers", "1"))
+    assert "drawn anew: the last 1 of 2 layers" in capsys.readouterr().err
+    before, after = (load_file(path / "model.safetensors") for path in (home / "base", tmp_path / "run"))
+    assert before.keys() == after.keys()
+    drawn = {name for name in before if ".encoder.layer.1." in name}
+    assert 0 < len(drawn) < len(before) / 2
+    for name in before.keys() - drawn:
+        np.testing.assert_allclose(after[name], before[name], atol=1e-9, err_msg=name)
+    for name in drawn:
+        if name.endswith(".bias"):
+            np.testing.assert_allclose(after[name], 0, atol=1e-9, err_msg=name)
+        elif "LayerNorm" in name:
+            np.testing.assert_allclose(after[name], 1, atol=1e-9, err_msg=name)
+        else:
+            assert abs(after[name].std() / TINY.initializer_range - 1) < 0.15, name
+            assert abs(after[name].mean()) < 0.2 * TINY.initializer_range, name
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--reinit-layers", "3"), "--reinit-layers 3: the model has 2"),
+        (("--reinit-layers", "2", "--freeze-layers", "1"), "--reinit-layers 2: the model has 2, 1 of them frozen"),
+        (("--reinit-layers", "-1"), "--reinit-layers -1: must not be below 0"),
+        (("--reinit-layers", "1", "--from-scratch"), "with --from-scratch all layers are drawn anew"),
+        (("--reinit-layers", "1", "--lora", "2"), "would never be trained"),
+        (("--reinit-layers", "1", "--freeze", "*/query_proj/kernel"), "--freeze would leave layers as they are drawn"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(home, tmp_path, capsys, more, message):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments(home, tmp_path / "run", *more))
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
