@@ -1,5 +1,6 @@
 """What pre-training never holds: the logits of a batch. By the compiler's own account, nothing is run."""
 
+import dataclasses
 import re
 
 import jax
@@ -15,8 +16,6 @@ from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
 from deberta_jax.training.objective import masked_batch, prepare
 from deberta_jax.training.pretrain_objectives import generator_config, mlm_objective, rtd_objective
 from deberta_jax.training.step import compile_step
-
-pytestmark = pytest.mark.long
 
 
 def test_the_loss_takes_a_quarter_of_the_memory_of_all_logits():
@@ -47,13 +46,22 @@ def test_the_loss_takes_a_quarter_of_the_memory_of_all_logits():
     assert pieces * 1.5 <= at_targets
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["deberta-v3-base", "mdeberta-v3-base"])
 @pytest.mark.parametrize("kind", ["mlm", "rtd"])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
 def test_no_array_of_a_step_has_the_batch_its_tokens_and_the_words(name, kind, sizes):
+    check_no_array_has_the_logits(PRESETS[name], kind, sizes)
+
+
+@pytest.mark.parametrize("kind", ["mlm", "rtd"])
+def test_no_array_of_a_step_of_two_layers_has_them(kind):
+    check_no_array_has_the_logits(dataclasses.replace(PRESETS["deberta-v3-base"], num_hidden_layers=2), kind, (2, 2, 2))
+
+
+def check_no_array_has_the_logits(config, kind, sizes):
     batch_size, length = 16, 512
     runtime = {"from_scratch": True, "dtype": "bfloat16", "max_length": length, "batch_size": batch_size}
-    config = PRESETS[name]
     if kind == "mlm":
         _, objective = mlm_objective(PretrainMLM(**runtime), generator_config(config, config.num_hidden_layers))
     else:
