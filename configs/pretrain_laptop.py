@@ -1,7 +1,8 @@
 """Pre-training of a small model on a few megabytes of text, in some ten minutes on two CPU cores.
 
 ``mlm`` and ``rtd`` take the same directory: ``config.json`` and a vocabulary of about 4,000 pieces trained on the text.
-``benchmarks/pretraining.py`` makes one, runs both, and fine-tunes what comes out; its results stand beside it.
+``benchmarks/pretraining.py`` makes one, runs both, ``rtd`` for longer too, and fine-tunes what comes out; its results
+stand beside it.
 
     deberta-jax pretrain mlm --config configs/pretrain_laptop.py:mlm --model DIR --train A.txt --eval B.txt --output RUN
 """

@@ -34,6 +34,7 @@ def redraw_layers(model: Model, params: dict[str, Any], key: jax.Array, count: i
     With few examples the last layers of a pre-trained model, which serve the task it was trained on, can be worse to
     start from than fresh ones (Zhang et al. 2021, Revisiting Few-sample BERT Fine-tuning, section 5).
     """
+    assert 0 < count <= model.config.num_hidden_layers
 
     def leaf(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
         if not any(getattr(step, "key", None) == "layers" for step in path):

@@ -109,7 +109,8 @@ class Finetune(TaskOptions):
     from_scratch: bool = False
     """Initialise all parameters; no weights are read."""
     reinit_layers: int = 0
-    """So many of the last layers are drawn anew (Zhang et al. 2021): with few examples they may start better so."""
+    """So many of the last layers are drawn anew (Zhang et al. 2021), the head being what it is otherwise: with few
+    examples they may start better so."""
     epochs: int = 3
     batch_size: int = 32
     """Examples in an optimizer step, over all devices, however they are laid out."""

@@ -246,7 +246,8 @@ def make_model(e: Finetune, config: DebertaConfig, task: Task) -> Trained:
         if not e.reinit_layers:
             return params
         _log.info("drawn anew: the last %d of %d layers", e.reinit_layers, config.num_hidden_layers)
-        anew = lambda old: redraw_layers(model, old, key, e.reinit_layers)
+        # Not the key itself: with the seed of a pre-training from scratch it would give that run's first parameters.
+        anew = lambda old: redraw_layers(model, old, jax.random.fold_in(key, 2), e.reinit_layers)
         return jax.jit(anew, out_shardings=shardings, donate_argnums=0)(params)
 
     base = parameters_of(model)

@@ -1,10 +1,14 @@
 """Layers drawn anew before fine-tuning: which parameters are the file's, and which are not."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from deberta_jax import DebertaForSequenceClassification, init_params
 from deberta_jax.cli.main import main
+from deberta_jax.models import redraw_layers
 from tests.made import TINY, rows, weighted_model, write_table
 
 
@@ -43,6 +47,17 @@ def test_the_last_layers_are_drawn_and_all_else_is_the_files(home, tmp_path, cap
         else:
             assert abs(after[name].std() / TINY.initializer_range - 1) < 0.15, name
             assert abs(after[name].mean()) < 0.2 * TINY.initializer_range, name
+
+
+def test_another_key_draws_other_layers():
+    """``finetune`` draws with a key of its own: ``key(seed)`` began the pre-training, and would only undo it."""
+    model = DebertaForSequenceClassification(TINY)
+    key = jax.random.key(0)
+    first = jax.jit(lambda: init_params(model, key))()
+    again = jax.jit(lambda p: redraw_layers(model, p, jax.random.fold_in(key, 2), 1))(first)
+    kernel = lambda params: params["deberta"]["encoder"]["layers"]["intermediate"]["dense"]["kernel"]
+    assert jnp.array_equal(kernel(first)[0], kernel(again)[0])
+    assert abs(np.corrcoef(kernel(first)[1].ravel(), kernel(again)[1].ravel())[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize(
