@@ -27,8 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import torch
-import transformers
 
 import deberta_jax
 from deberta_jax.ops.losses import cross_entropy, weighted_mean
@@ -70,6 +68,10 @@ def our_job(job: str, config: Any, params: Any, batch: dict[str, np.ndarray], dt
 
 
 def torch_job(job: str, directory: str, batch: dict[str, np.ndarray], dtype: Any) -> Callable[[], None]:
+    import torch
+    import transformers
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(directory)
     inputs = {name: torch.from_numpy(batch[name]).long() for name in ("input_ids", "attention_mask")}
     labels = torch.from_numpy(batch["labels"]).long()
@@ -177,7 +179,6 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="ours and plain attention, without PyTorch")
     parser.add_argument("--record", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = []
     for shape in args.shapes:
         batch, length = map(int, shape.split("x"))

@@ -1,6 +1,6 @@
 """The README's tables of measured ratios, from what the benchmarks recorded here.
 
-    python benchmarks/tables.py          # from benchmarks/results/{attention,model,peers,mixed_lengths}.json
+    python benchmarks/tables.py     # from benchmarks/results/{attention,model,model_alone,peers,mixed_lengths}.json
 
 Each file is what the benchmark of that name writes with ``--record``; model_alone.json is of ``model.py --alone``.
 """
