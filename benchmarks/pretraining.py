@@ -3,8 +3,8 @@
     python benchmarks/pretraining.py DATA WORK mlm|rtd|finetune|dimensions|all
 
 DATA holds ``text/*.txt`` and ``classification/sst2``. Text is lower-cased, as SST-2 is; one book is held out. SST-2 is
-then learned from its first 1000 examples, with one budget and five seeds: from each model, from each with its last
-layer drawn anew, and from scratch. ``dimensions``: in how many directions the states of each layer vary. What is in
+then learned from its first 1000 examples, with one budget and five seeds: from scratch, from each model, and from
+one with layers drawn anew. ``dimensions``: in how many directions the states of each layer vary. What is in
 WORK already is not computed again. Prints one JSON object; the result of this machine stands in
 ``benchmarks/results/pretraining.json``.
 """
@@ -105,10 +105,10 @@ def finetune(data: Path, work: Path) -> dict:
     source, train = data / "classification" / "sst2", work / f"train{LABELLED}.tsv"
     lines = (source / "train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
     train.write_text("".join(lines[: LABELLED + 1]), encoding="utf-8")
-    starts = {"scratch": (work / "blank", ("--from-scratch",))}
-    for name in RUNS:
-        starts[name] = (pretrained(work, name), ())
-        starts[f"{name}, last layer anew"] = (pretrained(work, name), ("--reinit-layers", "1"))
+    starts: dict = {"scratch": (work / "blank", ("--from-scratch",))}
+    starts |= {name: (pretrained(work, name), ()) for name in RUNS}
+    for count, layers in ((1, "last layer"), (2, "both layers")):
+        starts[f"rtd-longer, {layers} anew"] = (starts["rtd-longer"][0], ("--reinit-layers", str(count)))
     out: dict = {name: [] for name in starts}
     for seed in range(SEEDS):
         for name, (begin, words) in starts.items():
