@@ -7,6 +7,7 @@ keys on a side read the same row (the end of the buckets, or v1's span), so for 
 token, and a long text pays for its near pairs alone.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -16,14 +17,25 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from deberta_jax.ops.block import Geometry, Keys, Queries, Rule, Tables, Terms, block_context, block_gradients
+from deberta_jax.ops.block import (
+    Geometry,
+    Gradients,
+    Keys,
+    Queries,
+    Rule,
+    Tables,
+    Terms,
+    block_context,
+    block_gradients,
+)
 from deberta_jax.ops.dropout import dropout_seeds, pair_words
 from deberta_jax.ops.products import F32
 from deberta_jax.ops.shift import distance_rows
 
 # Measured on a CPU. Larger products run faster than small ones until their results leave the cache.
-_SCORES = 1 << 19  # most scores held at once: those of as many examples as are taken at a time
+_SCORES = 1 << 19  # scores held at once: those of some examples, or of a block of queries
 _BLOCK = 512  # most queries of a block
+_LEAST = 256  # and as many even if their scores are more than ``_SCORES``
 _ROWS = 128  # most rows of a sub-block: of fewer, less of a product is cut away, but small products run slowly
 
 
@@ -44,6 +56,8 @@ def blocked_attention(
     """Context; arguments as in ``ops.attention.disentangled_attention``."""
     batch, length, heads, size = query.shape
     geometry = cut(length, rows)
+    if pos_key is None and pos_query is None:
+        geometry = dataclasses.replace(geometry, near=geometry.length)
     extra = geometry.length - length
     # All near distances, from -(W-1) to W-1. A far one reads the row of the last on its side.
     rows = np.pad(rows, extra, mode="edge")[geometry.length - geometry.near :][: 2 * geometry.near - 1]
@@ -54,11 +68,12 @@ def blocked_attention(
     rule = Rule(geometry, scale / folded, dropout_rate)
     at_once = max(1, _SCORES // (geometry.block * geometry.length))
     examples = next(n for n in range(min(batch, at_once), 0, -1) if batch % n == 0)
+    steps = (batch // examples, examples) if examples > 1 else (batch,)  # ``block`` has no axis for a single example
 
     def lay_out(x):
         """[B,T,N,H] -> [N, steps, examples, padded T, H]."""
         x = jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0)))
-        return x.transpose(2, 0, 1, 3).reshape(heads, -1, examples, geometry.length, size)
+        return x.transpose(2, 0, 1, 3).reshape(heads, *steps, geometry.length, size)
 
     def by_head(table):
         return None if table is None else table.transpose(1, 0, 2)
@@ -68,12 +83,12 @@ def blocked_attention(
         if x is None:
             return None
         x = jnp.pad(x, ((0, 0), *((0, extra) for _ in x.shape[1:])))
-        return x.reshape(-1, examples, *x.shape[1:])
+        return x.reshape(*steps, *x.shape[1:])
 
     words = None
     if dropout_key is not None and dropout_rate > 0:
         words = pair_words(dropout_seeds(dropout_key), batch, heads)
-        words = words.reshape(2, batch // examples, examples, heads).transpose(3, 1, 0, 2)
+        words = jnp.moveaxis(words.reshape(2, *steps, heads), (-1, 1), (0, 1))
     context: jax.Array = _attend(
         (lay_out(query * folded if folded != 1.0 else query), lay_out(key), lay_out(value)),
         (by_head(pos_key), by_head(None if pos_query is None else pos_query * folded)),
@@ -87,7 +102,7 @@ def blocked_attention(
 
 def cut(length: int, rows: Int[np.ndarray, " U"]) -> Geometry:
     """Equal blocks of equal sub-blocks, with as few tokens of padding as there are sub-blocks, and the near window."""
-    blocks = math.ceil(length / _BLOCK)
+    blocks = math.ceil(length / min(_BLOCK, max(_LEAST, _SCORES // length)))
     count = blocks * math.ceil(length / (blocks * _ROWS))
     size = math.ceil(length / count)
     block = count * size // blocks
@@ -128,27 +143,32 @@ def block_terms(tables, first_query, g: Geometry) -> Terms:
         windows = jnp.stack([lax.dynamic_slice_in_dim(table, start, width) for start in starts])
         return Tables(windows, table[past], table[future])
 
-    first_key, last = g.first_key(first_query), 2 * g.near - 2
-    for_queries, for_keys = window_starts(first_query, first_key, g)
+    last = 2 * g.near - 2
+    for_queries, for_keys = window_starts(first_query, g.first_key(first_query), g)
     by_key = one(tables[0], for_queries, g.near + g.rows, 0, last)
-    return Terms(by_key, one(tables[1], for_keys, g.block + g.rows, last, 0), first_key)
+    return Terms(by_key, one(tables[1], for_keys, g.block + g.rows, last, 0))
 
 
-def add_to_tables(totals, gradients, first_query, g: Geometry):
+def add_to_tables(totals, gradients: list[Gradients], first_query, g: Geometry):
     """The transpose of ``block_terms``: adds a block's gradients to those of the tables by distance."""
+    near, *far = gradients
 
-    def one(total, gradient, starts, past, future):
+    def one(total, windows, rows, starts, past, future):
         if total is None:
             return None
-        windows, far = gradient
         for window, start in zip(windows, starts, strict=True):
             old = lax.dynamic_slice_in_dim(total, start, window.shape[-1])
             total = lax.dynamic_update_slice_in_dim(total, old + window.T, start, axis=0)
-        return total if far is None else total.at[np.array([past, future])].add(far)
+        for found in rows:
+            total = total.at[np.array([past, future])].add(found)
+        return total
 
     for_queries, for_keys = window_starts(first_query, g.first_key(first_query), g)
     last = 2 * g.near - 2
-    return one(totals[0], gradients[0], for_queries, 0, last), one(totals[1], gradients[1], for_keys, last, 0)
+    return (
+        one(totals[0], near.by_key, [x.by_key for x in far], for_queries, 0, last),
+        one(totals[1], near.by_query, [x.by_query for x in far], for_keys, last, 0),
+    )
 
 
 def of_distances(tables, rows):
@@ -158,22 +178,37 @@ def of_distances(tables, rows):
     )
 
 
-def of_block(x, first, g: Geometry):
-    """A block's share [b,T,...] of an array [b,S,...] over queries."""
-    return lax.dynamic_slice_in_dim(x, first, g.block, axis=1)
+def of_block(x, first, g: Geometry, axis: int):
+    """A block's share of an array over all queries."""
+    return lax.dynamic_slice_in_dim(x, first, g.block, axis)
 
 
-def joined(x):
-    """[blocks, steps, b, T, ...] -> [steps, b, S, ...]."""
-    x = jnp.moveaxis(x, 0, 2)
-    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+def joined(x, axis: int):
+    """[blocks, ...] -> the blocks one after the other along ``axis``, the queries' of [...], counted from the end."""
+    return lax.collapse(jnp.moveaxis(x, 0, axis - 1), axis - 1, axis + 1 or None)
 
 
-def block_inputs(operands, masks, words, first, g: Geometry) -> tuple[Queries, Keys]:
+def split(x, first_key, g: Geometry, axis: int) -> list:
+    """An array over all keys -> its near window, and the others: from the window's end on, and then from the start."""
+    if g.all_near or x is None:
+        return [x] if g.all_near else [x, x]
+    return jnp.split(jnp.roll(x, -first_key, axis), [g.near], axis)
+
+
+def unsplit(parts, first_key, g: Geometry):
+    """[...,H,W] near and far -> [...,H,S]."""
+    return parts[0] if g.all_near else jnp.roll(jnp.concatenate(parts, -1), first_key, -1)
+
+
+def block_inputs(operands, masks, words, first, g: Geometry) -> tuple[Queries, list[Keys]]:
+    """A block of queries, and the keys: the near ones, then the far ones if there are any."""
     (query, key, value), (texts, pairs) = operands, masks
-    of_queries = lambda x: None if x is None else of_block(x, first, g)
-    queries = Queries(of_block(query, first, g), of_queries(texts), of_queries(pairs), first, words)
-    return queries, Keys(key, value, texts)
+    of_texts, of_pairs = (None if x is None else of_block(x, first, g, a) for x, a in ((texts, -1), (pairs, -2)))
+    queries = Queries(of_block(query, first, g, -2), of_texts, first, words)
+    index = jnp.arange(g.length, dtype=jnp.uint32)
+    of_keys = ((key, -2), (value, -2), (texts, -1), (of_pairs, -1), (index, 0), (index >= jnp.uint32(first), 0))
+    spans = zip(*(split(x, g.first_key(first), g, axis) for x, axis in of_keys), strict=True)
+    return queries, [Keys(*span, far=far) for span, far in zip(spans, (False, True), strict=False)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -194,12 +229,13 @@ def _forward(operands, tables, rows, masks, words, rule: Rule):
 
             def step(_, __, xs):
                 operands, masks, words = xs
-                queries, keys = block_inputs(operands, masks, words, first, g)
-                return None, block_context(queries, keys, terms, rule)
+                queries, spans = block_inputs(operands, masks, words, first, g)
+                return None, block_context(queries, spans, terms, rule)
 
             return None, loop(step, None, (operands, masks, words), steps)[1]
 
-        return None, jax.tree.map(joined, loop(block, None, None, g.blocks)[1])
+        context, log_total = loop(block, None, None, g.blocks)[1]
+        return None, (joined(context, -2), joined(log_total, -1))
 
     _, (context, log_total) = loop(head, None, (operands, tables, words), heads)
     context = context.astype(operands[2].dtype)
@@ -222,22 +258,24 @@ def _backward(rule: Rule, saved, cotangent):
 
             def step(to_tables, _, xs):
                 operands, masks, words, saved = xs
-                queries, keys = block_inputs(operands, masks, words, first, g)
-                saved = tuple(of_block(x, first, g) for x in saved)
-                found = block_gradients(queries, keys, terms, rule, saved)
-                to_tables = add_to_tables(to_tables, (found.by_key, found.by_query), first, g)
-                return to_tables, (found.query, found.key, found.value)
+                queries, spans = block_inputs(operands, masks, words, first, g)
+                saved = tuple(of_block(x, first, g, axis) for x, axis in zip(saved, (-1, -1, -2), strict=True))
+                found = [block_gradients(queries, keys, terms, rule, saved) for keys in spans]
+                whole = lambda parts: unsplit(parts, g.first_key(first), g)
+                to_keys = whole([x.key for x in found]), whole([x.value for x in found])
+                return add_to_tables(to_tables, found, first, g), (sum(x.query for x in found), *to_keys)
 
             to_tables, to_keys = totals
             to_tables, (to_query, *more) = loop(step, to_tables, (operands, masks, words, saved), steps)
             return (to_tables, jax.tree.map(jnp.add, to_keys, tuple(more))), to_query
 
-        totals = jax.tree.map(zeros, (tables, (operands[1], operands[2])))
-        (to_tables, (to_key, to_value)), to_query = loop(block, totals, None, g.blocks)
-        return None, ((joined(to_query), to_key, to_value), to_tables)
+        totals = jax.tree.map(zeros, (tables, tuple(x.swapaxes(-1, -2) for x in operands[1:])))
+        (to_tables, to_keys), to_query = loop(block, totals, None, g.blocks)
+        return None, (joined(to_query, -2), to_keys, to_tables)
 
     saved = (log_total, delta, cotangent)
-    _, (to_operands, by_distance) = loop(head, None, (operands, tables, words, saved), heads)
+    _, (to_query, to_keys, by_distance) = loop(head, None, (operands, tables, words, saved), heads)
+    to_operands = (to_query, *(x.swapaxes(-1, -2) for x in to_keys))
     to_tables = tuple(
         None if table is None else jnp.zeros(table.shape, F32).at[:, index].add(gradient)
         for table, gradient, index in zip(tables, by_distance, rows, strict=True)

@@ -82,18 +82,17 @@ def pair_words(seeds: UInt[Array, "2"], batch: int, heads: int) -> UInt[Array, "
 
 
 def weight_factor(
-    words: UInt[Array, "2 *lead"], first_query: int | Array, queries: int, keys: int, rate: float
+    words: UInt[Array, "2 *lead"], queries: UInt[Array, " T"], keys: UInt[Array, " S"], rate: float
 ) -> Float[Array, "*lead T S"]:
     """What dropout multiplies the weights of ``queries`` x ``keys`` with: 0 with probability ``rate``, else 1/(1-rate).
 
     Args:
       words: of ``pair_words``, for the examples and heads at hand.
-      first_query: index in its text of the first query; keys are counted from 0.
+      queries, keys: indices in their text.
     """
-    lead = words.ndim - 1
-    query = lax.broadcasted_iota(jnp.uint32, (*[1] * lead, queries, 1), lead) + jnp.uint32(first_query)
-    key = lax.broadcasted_iota(jnp.uint32, (*[1] * lead, 1, keys), lead + 1)
-    keep = kept((words[0][..., None, None], words[1][..., None, None]), query, key, rate)
+    lead = [1] * (words.ndim - 1)
+    of_pairs = (words[0][..., None, None], words[1][..., None, None])
+    keep = kept(of_pairs, queries.reshape(*lead, -1, 1), keys.reshape(*lead, 1, -1), rate)
     return jnp.where(keep, jnp.float32(1.0 / (1.0 - rate)), jnp.float32(0.0))
 
 

@@ -69,9 +69,9 @@ def weigh_values(
     weights = masked_softmax(scores, None if pairs is None else pairs[:, None])
     dropped = weights
     if dropout_key is not None and dropout_rate > 0:
-        batch, heads, queries, keys = weights.shape
-        words = pair_words(dropout_seeds(dropout_key), batch, heads)
-        dropped = weights * weight_factor(words, 0, queries, keys, dropout_rate)
+        batch, heads, length, _ = weights.shape
+        words, index = pair_words(dropout_seeds(dropout_key), batch, heads), jnp.arange(length, dtype=jnp.uint32)
+        dropped = weights * weight_factor(words, index, index, dropout_rate)
     if mix_weights is not None:
         dropped = product("BNTS,NM->BMTS", dropped, mix_weights.astype(dropped.dtype))
     context = product("BNTS,BSNH->BTNH", dropped.astype(value.dtype), value)

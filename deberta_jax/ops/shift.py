@@ -21,10 +21,23 @@ from deberta_jax.ops.reference import weigh_values
 
 
 def _slide(x, n: int, m: int):
-    lead = x.shape[:-2]
-    flat = x.reshape((*lead, n * (n + m)))
-    flat = lax.slice_in_dim(flat, n - 1, n - 1 + n * (n + m - 1), axis=-1)
-    return flat.reshape((*lead, n, n + m - 1))[..., :m]
+    flat = x.reshape((*x.shape[:-2], n * (n + m)))
+    cut = functools.partial(lax.slice_in_dim, start_index=n - 1, limit_index=n - 1 + n * (n + m - 1), axis=-1)
+    flat = lax.platform_dependent(flat, cpu=lambda flat: cut(_written_down(flat)), default=cut)
+    return flat.reshape((*x.shape[:-2], n, n + m - 1))[..., :m]
+
+
+def _written_down(flat: jax.Array):
+    """The same and a zero: what then reads it on a CPU need not find out for each element which row it came from."""
+    return jnp.concatenate((flat, _unknown_zeros(*flat.shape[:-1], 1, dtype=flat.dtype)), axis=-1)
+
+
+def _unknown_zeros(*shape: int, dtype: Any):
+    """Zeros that the compiler takes for unknown numbers: with known ones it makes a pad of a concatenation.
+
+    A CPU copies the parts of a concatenation row by row, but asks of each element of a pad where it comes from.
+    """
+    return lax.optimization_barrier(jnp.zeros(shape, dtype))
 
 
 def slide(x: Float[Array, "... n c"], n: int, m: int) -> Float[Array, "... n m"]:
@@ -37,21 +50,26 @@ def _slide_vjp(x: jax.Array, n: int, m: int):
     return _slide(x, n, m)
 
 
-def slide_back(y: Float[Array, "... n m"], n: int, m: int) -> Float[Array, "... n c"]:
+def slide_back(y: Float[Array, "... n m"]) -> Float[Array, "... n c"]:
     """The transpose of ``slide``: ``out[..., i, n-1-i+j] = y[..., i, j]``, zero elsewhere."""
+    return lax.platform_dependent(y, cpu=_slide_back_joined, default=_slide_back_padded)
+
+
+def _slide_back_padded(y: jax.Array):
+    n, m = y.shape[-2:]
     none = [(0, 0)] * (y.ndim - 2)
     flat = jnp.pad(y, [*none, (0, 0), (0, n - 1)]).reshape((*y.shape[:-2], n * (n + m - 1)))
-
-    def joined(flat):
-        # A CPU copies the parts of a concatenation, but asks of each element of a pad where it comes from.
-        zeros = lambda size: jnp.zeros((*flat.shape[:-1], size), flat.dtype)
-        return jnp.concatenate((zeros(n - 1), flat, zeros(1)), axis=-1)
-
-    flat = lax.platform_dependent(flat, cpu=joined, default=lambda flat: jnp.pad(flat, [*none, (n - 1, 1)]))
-    return flat.reshape((*y.shape[:-1], n + m))
+    return jnp.pad(flat, [*none, (n - 1, 1)]).reshape((*y.shape[:-1], n + m))
 
 
-_slide_vjp.defvjp(lambda x, n, m: (_slide(x, n, m), None), lambda n, m, _, y: (slide_back(y, n, m),))
+def _slide_back_joined(y: jax.Array):
+    n, m = y.shape[-2:]
+    zeros = lambda *shape: _unknown_zeros(*y.shape[:-2], *shape, dtype=y.dtype)
+    flat = jnp.concatenate((y, zeros(n, n - 1)), axis=-1).reshape((*y.shape[:-2], n * (n + m - 1)))
+    return jnp.concatenate((zeros(n - 1), flat, zeros(1)), axis=-1).reshape((*y.shape[:-1], n + m))
+
+
+_slide_vjp.defvjp(lambda x, n, m: (_slide(x, n, m), None), lambda n, m, _, y: (slide_back(y),))
 
 
 def distance_rows(rows: Int[np.ndarray, " U"], *, descending: bool) -> Int[np.ndarray, " V"]:
