@@ -3,8 +3,8 @@
 Temporary memory is linear in the length: one block's scores. Only the inputs, the context and the softmax's
 denominators are kept for the backward, which is written out in ``block``. Two things make the position products
 cheap. A sub-block of w rows meets only its keys plus w distances of the table, not all 2T. And beyond some distance all
-keys on a side read the same row (the end of the buckets, or v1's span), so for far keys the terms are a product per
-token, and a long text pays for its near pairs alone.
+keys on a side read the same row (the end of the buckets, or v1's span), so a far key has its terms once for all
+queries, and a long text pays for its near pairs alone.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.ops.block import (
-    Geometry,
     Gradients,
     Keys,
     Queries,
@@ -33,10 +32,39 @@ from deberta_jax.ops.products import F32
 from deberta_jax.ops.shift import distance_rows
 
 # Measured on a CPU. Larger products run faster than small ones until their results leave the cache.
-_SCORES = 1 << 19  # scores held at once: those of some examples, or of a block of queries
-_BLOCK = 512  # most queries of a block
-_LEAST = 256  # and as many even if their scores are more than ``_SCORES``
+_SCORES = 1 << 19  # scores of the examples taken at a time, and of a block as long as it keeps ``_LEAST`` queries
+_LEAST, _BLOCK = 256, 512  # most queries of a block: the first of a long text, the second of a short one
 _ROWS = 128  # most rows of a sub-block: of fewer, less of a product is cut away, but small products run slowly
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """How a text is cut, in tokens; all static.
+
+    length: of the padded text, ``blocks * block``.
+    block: queries of a block, whose scores [block, length] are held at once.
+    near: keys in the window around a block. Keys outside lie so far off that all distances on a side read one row.
+    rows: rows of a sub-block, whose position product is ``rows`` wider than its keys.
+    """
+
+    length: int
+    block: int
+    near: int
+    rows: int
+
+    @property
+    def blocks(self) -> int:
+        return self.length // self.block
+
+    @property
+    def all_near(self) -> bool:
+        return self.near == self.length
+
+    def first_key(self, first_query):
+        """Where the near window of the block at ``first_query`` begins."""
+        if self.all_near:
+            return 0
+        return jnp.clip(first_query - (self.near - self.block) // 2, 0, self.length - self.near)
 
 
 def blocked_attention(
@@ -65,13 +93,13 @@ def blocked_attention(
         texts = jnp.ones((batch, length), jnp.int32)
     # In float32 the scale goes into operands, which saves a pass over the scores; in bfloat16 that would cost accuracy.
     folded = scale if query.dtype == F32 else 1.0
-    rule = Rule(geometry, scale / folded, dropout_rate)
+    rule = Rule(scale / folded, dropout_rate)
     at_once = max(1, _SCORES // (geometry.block * geometry.length))
     examples = next(n for n in range(min(batch, at_once), 0, -1) if batch % n == 0)
     steps = (batch // examples, examples) if examples > 1 else (batch,)  # ``block`` has no axis for a single example
 
     def lay_out(x):
-        """[B,T,N,H] -> [N, steps, examples, padded T, H]."""
+        """[B,T,N,H] -> [N, steps, examples if several, padded T, H]."""
         x = jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0)))
         return x.transpose(2, 0, 1, 3).reshape(heads, *steps, geometry.length, size)
 
@@ -79,7 +107,7 @@ def blocked_attention(
         return None if table is None else table.transpose(1, 0, 2)
 
     def lay_out_mask(x):
-        """[B,T] or [B,T,T] -> [steps, examples, ...], padded with what may not be read."""
+        """[B,T] or [B,T,T] -> [steps, examples if several, ...], padded with what may not be read."""
         if x is None:
             return None
         x = jnp.pad(x, ((0, 0), *((0, extra) for _ in x.shape[1:])))
@@ -96,6 +124,7 @@ def blocked_attention(
         (lay_out_mask(texts), lay_out_mask(pairs)),
         words,
         rule,
+        geometry,
     )  # fmt: skip
     return context.reshape(heads, batch, geometry.length, size)[:, :, :length].transpose(1, 2, 0, 3)
 
@@ -153,13 +182,13 @@ def add_to_tables(totals, gradients: list[Gradients], first_query, g: Geometry):
     """The transpose of ``block_terms``: adds a block's gradients to those of the tables by distance."""
     near, *far = gradients
 
-    def one(total, windows, rows, starts, past, future):
+    def one(total, windows, far_rows, starts, past, future):
         if total is None:
             return None
         for window, start in zip(windows, starts, strict=True):
             old = lax.dynamic_slice_in_dim(total, start, window.shape[-1])
             total = lax.dynamic_update_slice_in_dim(total, old + window.T, start, axis=0)
-        for found in rows:
+        for found in far_rows:
             total = total.at[np.array([past, future])].add(found)
         return total
 
@@ -184,19 +213,19 @@ def of_block(x, first, g: Geometry, axis: int):
 
 
 def joined(x, axis: int):
-    """[blocks, ...] -> the blocks one after the other along ``axis``, the queries' of [...], counted from the end."""
+    """[blocks, ..., T, ...] -> [..., blocks * T, ...]; ``axis`` is the queries', counted from the end."""
     return lax.collapse(jnp.moveaxis(x, 0, axis - 1), axis - 1, axis + 1 or None)
 
 
 def split(x, first_key, g: Geometry, axis: int) -> list:
     """An array over all keys -> its near window, and the others: from the window's end on, and then from the start."""
-    if g.all_near or x is None:
-        return [x] if g.all_near else [x, x]
-    return jnp.split(jnp.roll(x, -first_key, axis), [g.near], axis)
+    if g.all_near:
+        return [x]
+    return [x, x] if x is None else jnp.split(jnp.roll(x, -first_key, axis), [g.near], axis)
 
 
 def unsplit(parts, first_key, g: Geometry):
-    """[...,H,W] near and far -> [...,H,S]."""
+    """The transpose of ``split`` along the last axis."""
     return parts[0] if g.all_near else jnp.roll(jnp.concatenate(parts, -1), first_key, -1)
 
 
@@ -211,13 +240,13 @@ def block_inputs(operands, masks, words, first, g: Geometry) -> tuple[Queries, l
     return queries, [Keys(*span, far=far) for span, far in zip(spans, (False, True), strict=False)]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(operands, tables, rows, masks, words, rule: Rule):
-    return _forward(operands, tables, rows, masks, words, rule)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(operands, tables, rows, masks, words, rule: Rule, g: Geometry):
+    return _forward(operands, tables, rows, masks, words, rule, g)[0]
 
 
-def _forward(operands, tables, rows, masks, words, rule: Rule):
-    g, (heads, steps) = rule.geometry, operands[0].shape[:2]
+def _forward(operands, tables, rows, masks, words, rule: Rule, g: Geometry):
+    heads, steps = operands[0].shape[:2]
 
     def head(_, __, xs):
         operands, tables, words = xs
@@ -242,9 +271,9 @@ def _forward(operands, tables, rows, masks, words, rule: Rule):
     return context, (operands, tables, rows, masks, words, context, log_total)
 
 
-def _backward(rule: Rule, saved, cotangent):
+def _backward(rule: Rule, g: Geometry, saved, cotangent):
     operands, tables, rows, masks, words, context, log_total = saved
-    g, (heads, steps) = rule.geometry, operands[0].shape[:2]
+    heads, steps = operands[0].shape[:2]
     delta = (context.astype(F32) * cotangent.astype(F32)).sum(-1)
 
     def head(_, __, xs):

@@ -1,6 +1,7 @@
 """Every attention body against scores written out pair by pair in numpy float64, and against one another."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -161,48 +162,76 @@ def test_bodies_agree_at_any_length(length, kind):
             assert relative_error(slope, np.float64(slopes[name])) < 2e-5, (body, name)
 
 
-def far_inputs(monkeypatch, length: int, **absent):
-    """Inputs and rows of a text that the blocked body cuts into blocks of 64, with far keys on both sides of most."""
+def far_inputs(monkeypatch, **absent):
+    """Inputs and rows of a padded text in six blocks of two sub-blocks, the inner ones with far keys on both sides."""
     monkeypatch.setattr(blocked, "_BLOCK", 64)
+    monkeypatch.setattr(blocked, "_ROWS", 32)
+    length = 359
     rows = table_rows(length, 16, buckets=-1, max_distance=16, clamp=True)
-    assert blocked.cut(length, rows).near < 200
+    assert blocked.cut(length, rows) == blocked.Geometry(length=360, block=60, near=120, rows=30)
     return make_inputs(span=16, length=length) | absent, rows
 
 
 def test_long_texts_meet_far_keys_by_row_alone(monkeypatch):
-    """The blocked body with blocks of 64: near window and both far sides, against float64 pair by pair."""
-    arrays, rows = far_inputs(monkeypatch, 300)
+    """The blocked body against float64 pair by pair."""
+    arrays, rows = far_inputs(monkeypatch)
     found, _ = attend(arrays, rows, impl="blocked")
     np.testing.assert_allclose(found, by_hand(arrays, rows)[0], atol=5e-6)
 
 
-@pytest.mark.parametrize("scores", [1, 1 << 19], ids=["one example at a time", "both examples"])
-@pytest.mark.parametrize("absent", [(), ("pos_key",), ("pos_query",)], ids=str)
-def test_far_keys_under_masks_and_dropout(absent, scores, monkeypatch):
-    """Output and gradients are the definition's where texts are packed, some pairs barred and some weights dropped."""
-    monkeypatch.setattr(blocked, "_SCORES", scores)
-    arrays, rows = far_inputs(monkeypatch, 300, **dict.fromkeys(absent))
-    random = np.random.RandomState(5)
-    given = {
-        "mask": random.random_sample((2, 300, 300)) < 0.9,
-        "segment_ids": np.repeat(np.int32([[1, 2, 2], [1, 1, 0]]), 100, axis=1),
+def far_masks(length: int) -> dict[str, Any]:
+    texts = np.arange(length) // 120
+    return {
+        "mask": np.random.RandomState(5).random_sample((2, length, length)) < 0.9,
+        "segment_ids": np.stack([np.minimum(texts, 1) + 1, np.where(texts < 2, 1, 0)]).astype(np.int32),
         "dropout_rate": 0.3,
         "dropout_key": jax.random.key(8),
     }
+
+
+ONE, BOTH = 1, 1 << 19  # scores held at once: examples one by one, or both together
+
+
+@pytest.mark.parametrize(
+    ("absent", "masked", "scores"),
+    [
+        ((), True, ONE),
+        ((), False, BOTH),
+        (("pos_key",), True, BOTH),
+        (("pos_query",), True, ONE),
+        (("pos_key", "pos_query"), True, BOTH),
+    ],
+    ids=str,
+)
+def test_far_keys_under_masks_and_dropout(absent, masked, scores, monkeypatch):
+    """Output and gradients are the definition's where texts are packed, some pairs barred and some weights dropped."""
+    monkeypatch.setattr(blocked, "_SCORES", scores)
+    arrays, rows = far_inputs(monkeypatch, **dict.fromkeys(absent))
+    length = arrays["query"].shape[1]
+    given = far_masks(length) if masked else {}
     expected, found = (np.float64(attend(arrays, rows, impl=body, **given)[0]) for body in ("reference", "blocked"))
     assert relative_error(found, expected) < 2e-6
-    cotangents = np.float32(random.standard_normal(expected.shape)), np.float32(0)
+    cotangents = np.float32(np.random.RandomState(6).standard_normal(expected.shape)), np.float32(0)
     slopes = gradients_of("reference", arrays, rows, cotangents, **given)
     for name, slope in gradients_of("blocked", arrays, rows, cotangents, **given).items():
-        assert slopes[name] is None or relative_error(slope, np.float64(slopes[name])) < 2e-5, name
+        assert (slope is None) == (name in absent)
+        assert slope is None or relative_error(slope, np.float64(slopes[name])) < 2e-5, name
 
 
-def test_far_keys_in_bfloat16_are_as_exact_as_the_definition(monkeypatch):
-    arrays, rows = far_inputs(monkeypatch, 300)
-    half = {name: jnp.asarray(a, jnp.bfloat16) for name, a in arrays.items()}
-    exact, _ = by_hand({name: np.float32(a) for name, a in half.items()}, rows)
+@pytest.mark.parametrize(("dtype", "scores"), [(jnp.bfloat16, ONE), (jnp.float16, BOTH)])
+def test_far_keys_in_half_precision_are_as_exact_as_the_definition(dtype, scores, monkeypatch):
+    """The output to 1.3 times the definition's error in the same dtype; gradients to its rounding."""
+    monkeypatch.setattr(blocked, "_SCORES", scores)
+    arrays, rows = far_inputs(monkeypatch)
+    half = {name: jnp.asarray(a, dtype) for name, a in arrays.items()}
+    exactly = {name: np.float32(a) for name, a in half.items()}
+    exact, _ = by_hand(exactly, rows)
+    cotangents = np.float32(np.random.RandomState(6).standard_normal(exact.shape)), np.float32(0)
+    slopes = gradients_of("reference", exactly, rows, cotangents)
     errors = {body: relative_error(attend(half, rows, impl=body)[0], exact) for body in ("reference", "blocked")}
     assert errors["blocked"] < 1.3 * errors["reference"]
+    for name, slope in gradients_of("blocked", half, rows, cotangents).items():
+        assert relative_error(slope, np.float64(slopes[name])) < 8 * jnp.finfo(dtype).eps, name
 
 
 def temporary_bytes(length: int) -> int:
