@@ -304,6 +304,7 @@ def _backward(rule: Rule, g: Geometry, saved, cotangent):
 
     saved = (log_total, delta, cotangent)
     _, (to_query, to_keys, by_distance) = loop(head, None, (operands, tables, words, saved), heads)
+    # Turned here and no earlier: next to its product XLA would undo both, and multiply by the slow way round.
     to_operands = (to_query, *(x.swapaxes(-1, -2) for x in to_keys))
     to_tables = tuple(
         None if table is None else jnp.zeros(table.shape, F32).at[:, index].add(gradient)
