@@ -24,8 +24,7 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
         rows, upright = _upright(spec)
         if not rows or a.shape[spec.index(rows[0])] == 1:
             return multiply(a.astype(F32), b.astype(F32))
-        turned = _turn(a, tuple(spec.index(c) for c in upright.split(",")[0]))
-        return jnp.einsum(upright, turned, b, preferred_element_type=F32)
+        return _einsum(upright, _turn(a, tuple(spec.index(c) for c in upright.split(",")[0])), b)
 
     return lax.platform_dependent(a, b, cpu=multiply_on_cpu, default=multiply)
 
