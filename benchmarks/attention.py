@@ -11,8 +11,6 @@ gather. Absolute times mean nothing on a shared machine.
 import argparse
 import gc
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import in_turn
 
 from deberta_jax.ops.attention import BODIES, disentangled_attention
 from deberta_jax.ops.relative_position import reachable_rows, table_rows
@@ -76,23 +75,11 @@ def program(job: str, attend: Callable, arrays: tuple, cotangent: jax.Array) -> 
     return lambda: jax.block_until_ready(compiled(cotangent, *arrays))
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def measure(job: str, batch: int, length: int, args: argparse.Namespace) -> dict[str, Any]:
     found = contestants(batch, length, args.heads, args.head_size, args.dropout)
     cotangent = jax.random.normal(jax.random.key(5), (batch, length, args.heads, args.head_size))
     runs = {name: program(job, attend, arrays, cotangent) for name, (attend, arrays) in found.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(args.rounds + 1):
-        for name, run in runs.items():
-            taken = seconds(run)
-            if turn:  # the first touches its memory
-                times[name].append(taken)
-    median = {name: statistics.median(all_of) for name, all_of in times.items()}
+    median = in_turn(runs, args.rounds, pause=0)
     best = min(value for name, value in median.items() if name.startswith(PLAIN))
     return {
         "job": job, "shape": f"{batch}x{length}", "dropout": args.dropout,

@@ -24,7 +24,8 @@ import numpy as np
 import optax
 import torch
 import transformers
-from model import RATE, seconds
+from model import RATE
+from timing import seconds
 
 import deberta_jax
 from deberta_jax.data.features import Features, make_features
@@ -208,6 +209,7 @@ def main() -> None:
             config, params, features, tokenizer.pad_id
         )
         our_run()  # compiles
+        their_run()
         times = [(seconds(our_run), seconds(their_run)) for _ in range(args.turns)]
         rows.append({
             "job": job, "preset": args.preset, "texts": len(labels), "mean_length": round(tokens / len(labels), 1),

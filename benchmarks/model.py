@@ -15,10 +15,8 @@ import dataclasses
 import gc
 import json
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from timing import in_turn, seconds
 
 import deberta_jax
 from deberta_jax.ops.losses import cross_entropy, weighted_mean
@@ -117,14 +116,6 @@ def model_flops(config: Any, batch: int, length: int, *, train: bool, plain: boo
     return forward * (3 if train else 1)
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Of a call, once the threads of the one before have stopped looking for work: PyTorch's do for a while."""
-    time.sleep(0.5)
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def measure(args: argparse.Namespace, job: str, batch: int, length: int, dtype: Any) -> dict[str, Any]:
     """Medians of one shape and job, as ratios."""
     config = dataclasses.replace(
@@ -145,13 +136,7 @@ def measure(args: argparse.Namespace, job: str, batch: int, length: int, dtype: 
         with tempfile.TemporaryDirectory() as directory:
             deberta_jax.save_pretrained(directory, deberta_jax.DebertaForSequenceClassification(config), params)
             runs["torch"] = torch_job(job, directory, arrays, dtype)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(args.rounds):
-        for name, run in runs.items():
-            times[name].append(seconds(run))
-    median = {name: statistics.median(values) for name, values in times.items()}
+    median = in_turn(runs, args.rounds)
     found = {
         "job": job, "shape": f"{batch}x{length}", "dtype": jnp.dtype(dtype).name, "dropout": args.dropout,
         "over plain attention": round(median["ours"] / median["ours, plain attention"], 3),

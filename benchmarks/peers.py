@@ -14,7 +14,6 @@ import argparse
 import gc
 import json
 import os
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -28,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from model import model_flops, peak, seconds
+from model import model_flops, peak
+from timing import in_turn
 
 import deberta_jax
 
@@ -140,11 +140,7 @@ def measure(args: argparse.Namespace, batch: int, length: int, dtype: Any) -> di
         if name != "keras":
             error = float(np.abs(found[name] - found["ours"]).max())
             assert error < (0.2 if dtype == jnp.bfloat16 else 1e-3), f"{name} computes something else: {error}"
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(args.rounds):
-        for name, run in runs.items():
-            times[name].append(seconds(run))
-    median = {name: statistics.median(values) for name, values in times.items()}
+    median = in_turn(runs, args.rounds)
     flops = model_flops(config, batch, length, train=False, plain=False)
     best = peak(dtype)
     return {
