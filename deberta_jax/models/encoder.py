@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models.attention import Attention, Relative, Residual
 from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, Table, declare, norm_params
-from deberta_jax.ops.activations import ACTIVATIONS
+from deberta_jax.ops.activations import activate
 from deberta_jax.ops.convolution import token_convolution
 from deberta_jax.ops.normalization import layer_norm
 from deberta_jax.ops.relative_position import reachable_rows, table_rows
@@ -35,7 +35,7 @@ class Intermediate(nn.Module):
         shape = (c.hidden_size, c.intermediate_size)
         x = Linear(shape, ("embed", "mlp"), c.initializer_range, self.runtime, name="dense")(x)
         x = constrain(x, ("batch", "length", "mlp"))
-        return ACTIVATIONS[c.hidden_act](x.astype(jnp.float32)).astype(x.dtype)
+        return activate(c.hidden_act, x)
 
 
 class Layer(nn.Module):
@@ -74,7 +74,7 @@ class Convolution(nn.Module):
         if token_mask is not None:
             y = jnp.where(token_mask[..., None], y, 0.0)
         # Dropout before the activation: the order the weights were trained with.
-        y = ACTIVATIONS[c.conv_act](Dropout(c.hidden_dropout_prob)(y, deterministic)).astype(run.dtype)
+        y = activate(c.conv_act, Dropout(c.hidden_dropout_prob)(y, deterministic)).astype(run.dtype)
         return y, NormParams(c, run, name="LayerNorm")()
 
 

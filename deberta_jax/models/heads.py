@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, declare
 from deberta_jax.models.outputs import FactoredOutput
-from deberta_jax.ops.activations import ACTIVATIONS
+from deberta_jax.ops.activations import activate
 from deberta_jax.ops.products import align, product
 from deberta_jax.sharding import constrain
 
@@ -22,10 +22,6 @@ def dense(config: DebertaConfig, runtime: Runtime, name: str, width: int | None 
 def classify(config: DebertaConfig, runtime: Runtime, name: str, x: jax.Array, classes: int) -> jax.Array:
     """Float32 logits [..., C]."""
     return dense(config, runtime, name, out=classes)(x, out_dtype=jnp.float32)
-
-
-def activate(name: str, x: jax.Array) -> jax.Array:
-    return ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
 
 
 def take_positions(x: Float[Array, "B T D"], positions: Int[Array, "B P"]) -> Float[Array, "B P D"]:

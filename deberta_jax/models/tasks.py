@@ -24,7 +24,7 @@ from deberta_jax.models.heads import (
 )
 from deberta_jax.models.layers import Dropout, Runtime
 from deberta_jax.models.outputs import EncoderOutput, FactoredOutput, HeadOutput, SpanOutput
-from deberta_jax.ops.activations import ACTIVATIONS
+from deberta_jax.ops.activations import activate
 
 Ids = Int[Array, "B T"] | None
 Positions = Int[Array, "B P"] | None
@@ -120,7 +120,7 @@ class DebertaForTokenClassification(Model):
         h = self.backbone(input_ids, inputs)
         x = h.states
         if c.classifier_proj:
-            x = ACTIVATIONS["gelu"](dense(c, self.runtime, "proj")(x))
+            x = activate("gelu", dense(c, self.runtime, "proj")(x))
         x = Dropout(c.hidden_dropout_prob)(x, inputs.get("deterministic", True))
         return HeadOutput(classify(c, self.runtime, "classifier", x, c.num_labels), h.hidden_states, h.attentions)
 

@@ -6,8 +6,17 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
 
-_erf_gelu = functools.partial(jax.nn.gelu, approximate=False)  # DeBERTa's; JAX's own default is the tanh form
+from deberta_jax.ops.products import F32
+
+
+def _erf_gelu(x: jax.Array) -> jax.Array:
+    """DeBERTa's, as PyTorch computes it. JAX's default is the tanh form, its exact one slower on a CPU."""
+    return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
+
+
 _tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -20,7 +29,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_python_tanh": _tanh_gelu,
     "gelu_pytorch_tanh": _tanh_gelu,
     "hardswish": jax.nn.hard_swish,
-    "laplace": lambda x: 0.5 * (1 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))),
+    "laplace": lambda x: 0.5 * (1 + lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))),
     "leaky_relu": jax.nn.leaky_relu,
     "linear": lambda x: x,
     "mish": jax.nn.mish,
@@ -34,3 +43,22 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
+
+
+def activate(name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The activation of that name, computed in float32, in the dtype of ``x``."""
+    return _activate(name, x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _activate(name: str, x: jax.Array):
+    return ACTIVATIONS[name](x.astype(F32)).astype(x.dtype)
+
+
+def _backward(name: str, x: jax.Array, cotangent: jax.Array):
+    return jax.vjp(lambda x: ACTIVATIONS[name](x.astype(F32)).astype(x.dtype), x)[1](cotangent)
+
+
+# The backward keeps x alone and computes the slope from it. The automatic one keeps two or three float32 arrays of its
+# size, which in a feed-forward block are the largest of a layer.
+_activate.defvjp(lambda name, x: (_activate(name, x), x), _backward)

@@ -198,7 +198,7 @@ def traffic(program: Program, computation: Computation, i: Instruction) -> int:
     if i.opcode in _FREE or any(f'"{marker}"' in i.rest for marker in _MARKERS):
         return 0
     if i.opcode == "fusion":
-        return _fusion_traffic(program.computations[i.attribute("calls")], i, operands)
+        return _fusion_traffic(program, i, operands)
     if i.opcode in ("copy-start", "slice-start"):
         target = i.arrays[0].bytes
         return target * sum(a.space == 0 for a in i.arrays[:2])
@@ -212,13 +212,9 @@ def traffic(program: Program, computation: Computation, i: Instruction) -> int:
     return i.main_bytes + sum(o.main_bytes for o in operands)
 
 
-def _fusion_traffic(fused: Computation, i: Instruction, operands: list[Instruction]) -> int:
-    users = defaultdict(list)
-    for inner in fused.instructions:
-        for position, name in enumerate(inner.operands):
-            users[name].append((inner, position))
-    parameters = {int(p.inside): p for p in fused.instructions if p.opcode == "parameter"}
-    moved = sum(_read_of(parameters[n].name, operand, users) for n, operand in enumerate(operands))
+def _fusion_traffic(program: Program, i: Instruction, operands: list[Instruction]) -> int:
+    fused = program.computations[i.attribute("calls")]
+    moved = sum(min(_read_of(program, i, n), o.main_bytes) for n, o in enumerate(operands) if o.main_bytes)
     roots = [fused.by_name[name] for name in fused.root.operands] if fused.root.opcode == "tuple" else [fused.root]
     for array, root in zip(i.arrays, roots, strict=False):
         while root.opcode in ("bitcast", "reshape") and root.operands:
@@ -230,19 +226,21 @@ def _fusion_traffic(fused: Computation, i: Instruction, operands: list[Instructi
     return moved
 
 
-def _read_of(name: str, operand: Instruction, users: dict) -> int:
-    """Bytes of a fusion's operand that it reads: all, or the slices that are all it uses."""
-    if not operand.main_bytes:
-        return 0
-    total, pending = 0, [name]
+def _read_of(program: Program, fusion: Instruction, position: int) -> int:
+    """Bytes of a fusion's operand that it reads: all, or the slices that are all it uses, in it or in fusions in it."""
+    fused = program.computations[fusion.attribute("calls")]
+    parameter = next(p for p in fused.instructions if p.opcode == "parameter" and int(p.inside) == position)
+    total, pending = 0, [parameter.name]
     while pending:
-        for user, position in users[pending.pop()]:
-            if user.opcode in ("bitcast", "reshape"):
-                pending.append(user.name)
-            elif position == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
-                total += user.bytes
-            elif position == 0 and user.opcode == "dynamic-update-slice":
-                continue  # written in place
-            else:
-                return operand.main_bytes
-    return min(total, operand.main_bytes)
+        name = pending.pop()
+        for user in fused.instructions:
+            for place in (n for n, operand in enumerate(user.operands) if operand == name):
+                if user.opcode in ("bitcast", "reshape"):
+                    pending.append(user.name)
+                elif user.opcode == "fusion":
+                    total += _read_of(program, user, place)
+                elif place == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
+                    total += user.bytes
+                elif place != 0 or user.opcode != "dynamic-update-slice":  # that is written in place
+                    return parameter.bytes
+    return total

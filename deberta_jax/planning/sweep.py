@@ -12,7 +12,7 @@ from deberta_jax.planning.request import Request, check_mesh
 _STATE = 12  # bytes of a parameter in float32 with Adam's two moments
 # What a token leaves behind in a layer for the backward pass, in bytes, as a multiple of the width and of the
 # feed-forward's: from the loops of compiled steps in bfloat16.
-_SAVED = {"none": (44.0, 14.0), "dots": (20.0, 2.0), "full": (2.0, 0.0)}
+_SAVED = {"none": (24.0, 4.0), "dots": (20.0, 2.0), "full": (2.0, 0.0)}
 REMAT = ("none", "dots", "full")
 
 

@@ -127,6 +127,20 @@ def test_train_step_of_every_preset_compiles_without_weights(name):
     assert memory.temp_size_in_bytes < 2.5 * weights
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_layer_keeps_few_arrays_for_its_backward_and_none_wider_than_the_dtype(dtype):
+    """Of the feed-forward's width what goes into the activation and what comes out; of the model's, four."""
+    config = dataclasses.replace(DebertaConfig.from_hf({**BASE["v3"], "num_hidden_layers": 7}), intermediate_size=96)
+    model = DebertaForMaskedLM(config, dtype=dtype, attention="blocked")
+    step, arguments = train_step(model)
+    forward = next(e for e in step.trace(*arguments).jaxpr.eqns if e.primitive.name == "scan")
+    kept = [v.aval for v in forward.outvars[forward.params["num_carry"] :]]
+    assert len(kept) > 8
+    of_width = lambda width: [a for a in kept if a.shape[1:] == (2, 16, width) and a.dtype != bool]
+    assert [a.dtype for a in of_width(96)] == [dtype] * 2
+    assert [a.dtype for a in of_width(config.hidden_size)] == [dtype] * 4
+
+
 def depth(layers: int):
     config = DebertaConfig.from_hf({**BASE["xl"], "num_hidden_layers": layers, "legacy": False})
     return train_step(DebertaForMaskedLM(config, remat="full"))

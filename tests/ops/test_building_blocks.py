@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deberta_jax.config import ACTIVATIONS as NAMES
-from deberta_jax.ops.activations import ACTIVATIONS
+from deberta_jax.ops.activations import ACTIVATIONS, activate
 from deberta_jax.ops.convolution import token_convolution
 from deberta_jax.ops.normalization import layer_norm
 from deberta_jax.ops.products import product
@@ -30,6 +30,42 @@ def test_trap_32_gelu_is_the_error_function_form():
     exact = np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x])
     assert np.abs(ACTIVATIONS["gelu"](jnp.asarray(x, jnp.float32)) - exact).max() < 1e-6
     assert np.abs(ACTIVATIONS["gelu_new"](jnp.asarray(x, jnp.float32)) - exact).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slopes_are_those_of_automatic_differentiation(name):
+    x = jnp.linspace(-6, 6, 480)  # without the kinks
+    automatic = jax.vmap(jax.grad(ACTIVATIONS[name]))(x)
+    np.testing.assert_allclose(jax.vmap(jax.grad(lambda x: activate(name, x)))(x), automatic, atol=1e-6)
+    half = x.astype(jnp.bfloat16)
+    assert activate(name, half).dtype == jnp.bfloat16
+    slopes = jax.vmap(jax.grad(lambda x: activate(name, x)))(half)
+    assert slopes.dtype == jnp.bfloat16
+    exact = np.float32(jax.vmap(jax.grad(ACTIVATIONS[name]))(half.astype(jnp.float32)))
+    np.testing.assert_allclose(np.float32(slopes), exact, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_layer_norm_gradients_are_those_of_its_definition(dtype):
+    """In float64, by central differences."""
+    x, scale, bias, cotangent = draw(2, 3, 8).astype(dtype), draw(8), draw(8), draw(2, 3, 8)
+
+    def loss(x, scale, bias):
+        centred = x - x.mean(-1, keepdims=True)
+        normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-7)
+        return ((normal * scale + bias) * np.float64(cotangent)).sum()
+
+    arrays = [np.float64(x.astype(jnp.float32)), np.float64(scale), np.float64(bias)]
+    ours = jax.grad(lambda *a: jnp.sum(layer_norm(*a, 1e-7) * cotangent), argnums=(0, 1, 2))(x, scale, bias)
+    for n, found in enumerate(ours):
+        assert found.dtype == (dtype if n == 0 else jnp.float32)
+        expected = np.zeros(arrays[n].shape)
+        for at in np.ndindex(*arrays[n].shape):
+            up, down = ([a.copy() for a in arrays] for _ in range(2))
+            up[n][at] += 1e-5
+            down[n][at] -= 1e-5
+            expected[at] = (loss(*up) - loss(*down)) / 2e-5
+        np.testing.assert_allclose(np.float64(found), expected, rtol=2**-7 if found.dtype == dtype else 0, atol=1e-5)
 
 
 def test_layer_norm_is_float32_with_its_epsilon_inside_the_root():

@@ -142,6 +142,33 @@ ENTRY %main (x: f32[4,8]) -> (s32[], f32[4,8]) {
     assert count(parse(text), {"data": 1}).hbm_bytes == 12 * 2 * 4 * 8 * 4
 
 
+def test_a_slice_is_read_as_one_also_in_a_fusion_within_a_fusion():
+    text = """HloModule m
+
+%inner (stack: f32[12,4,8], at: s32[]) -> f32[1,4,8] {
+  %stack = f32[12,4,8] parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,4,8] dynamic-slice(%stack, %at, %zero, %zero), dynamic_slice_sizes={1,4,8}
+}
+
+%outer (stack: f32[12,4,8], at: s32[]) -> f32[4,8] {
+  %at = s32[] parameter(1)
+  %stack = f32[12,4,8] parameter(0)
+  %sliced = f32[1,4,8] fusion(%stack, %at), kind=kLoop, calls=%inner
+  %flat = f32[4,8] bitcast(%sliced)
+  ROOT %y = f32[4,8] negate(%flat)
+}
+
+ENTRY %main (stack: f32[12,4,8], at: s32[]) -> f32[4,8] {
+  %stack = f32[12,4,8] parameter(0)
+  %at = s32[]{:T(128)S(6)} parameter(1)
+  ROOT %f = f32[4,8] fusion(%stack, %at), kind=kOutput, calls=%outer
+}
+"""
+    assert count(parse(text), {"data": 1}).hbm_bytes == 2 * 4 * 8 * 4
+
+
 @pytest.mark.parametrize(
     ("text", "groups", "axes"),
     [
