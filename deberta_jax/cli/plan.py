@@ -30,7 +30,7 @@ from deberta_jax.weights import load_config
 class Args:
     """Compiles the step of a run for devices that are not here, and says what it needs and costs. Nothing is run.
 
-    All figures are the compiler's estimates, not measurements. A TPU slice needs libtpu: `pip install libtpu`."""
+    All figures are the compiler's estimates, not measurements. A TPU slice needs libtpu: `pip install 'jax[tpu]'`."""
 
     model: str
     """Name of a released architecture, model directory or hub id; weights are not read."""

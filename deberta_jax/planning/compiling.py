@@ -59,7 +59,9 @@ def compile_here(request: Request, *, tick: Callable[[], object] = lambda: None)
 
 def check_compiler(request: Request) -> None:
     if request.target.platform == "tpu" and importlib.util.find_spec("libtpu") is None:
-        raise InputError(f"{request.target.typed}: needs the TPU's compiler; `pip install libtpu` (no TPU is needed)")
+        raise InputError(
+            f"{request.target.typed}: needs the TPU's compiler; `pip install 'jax[tpu]'` (no TPU is needed)"
+        )
 
 
 def versions() -> dict[str, str]:
@@ -135,4 +137,18 @@ def _died(request: Request, code: int, errors: str) -> str:
     told = [line for line in lines if "rror" in line or "Check failed" in line] or lines
     how = f"signal {-code}" if code < 0 else f"code {code}"
     last = told[-1][:300] if told else "it said nothing"
-    return f"{request.target.typed}: the compiler ended with {how}: {last}; try another slice or mesh"
+    advice = wrong_libtpu() if request.target.platform == "tpu" else ""
+    return f"{request.target.typed}: the compiler ended with {how}: {last}; {advice or 'try another slice or mesh'}"
+
+
+def wrong_libtpu() -> str:
+    """What to do about a libtpu that is not of the release this JAX was made for; "" where it is, or is not known.
+
+    A newer one compiles, but jaxlib then cannot read all of its programs: 0.0.52's for v5p and v6e, by jaxlib 0.10.2.
+    """
+    asked = next((x for x in importlib.metadata.requires("jax") or () if x.startswith("libtpu==")), "")
+    asked = asked.split(";")[0].strip()
+    found = versions()
+    if not found["libtpu"] or f"{found['libtpu']}.".startswith(asked.removeprefix("libtpu==").removesuffix("*")):
+        return ""
+    return f"libtpu is {found['libtpu']}, and JAX {found['jax']} asks for {asked}: `pip install '{asked}'`"

@@ -1,10 +1,12 @@
 """``deberta-jax plan``: what cannot be planned is told in one line that says what to type instead."""
 
+import importlib.metadata
 import importlib.util
 
 import pytest
 
 from deberta_jax.cli.main import main
+from deberta_jax.planning import compiling
 from deberta_jax.planning.chips import target_of
 
 
@@ -60,4 +62,23 @@ def test_without_the_compiler_says_how_to_get_it(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["plan", "--model", "deberta-v3-base", "--topology", "v5e:4x4"])
     assert ended.value.code == 2
-    assert "pip install libtpu" in capsys.readouterr().err
+    assert "pip install 'jax[tpu]'" in capsys.readouterr().err
+
+
+def test_a_libtpu_of_another_release_is_named_with_the_one_to_install(monkeypatch):
+    """jax 0.10.2 asks for libtpu 0.0.42; of 0.0.52's programs for v5p-128 its jaxlib could not read most."""
+    asked = ["numpy>=2.0", 'libtpu==0.0.42.*; extra == "tpu"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: asked)
+    installed = {"jax": "0.10.2", "jaxlib": "0.10.2", "libtpu": "0.0.52", "flax": "", "optax": ""}
+    monkeypatch.setattr(compiling, "versions", lambda: installed)
+    assert compiling.wrong_libtpu().endswith("asks for libtpu==0.0.42.*: `pip install 'libtpu==0.0.42.*'`")
+    for fits in ("0.0.42", "0.0.42.1"):
+        monkeypatch.setattr(compiling, "versions", lambda v=fits: installed | {"libtpu": v})
+        assert compiling.wrong_libtpu() == ""
+    monkeypatch.setattr(compiling, "versions", lambda: installed | {"libtpu": "0.0.420"})
+    assert compiling.wrong_libtpu() != ""
+
+
+def test_the_installed_jax_says_which_libtpu_it_asks_for():
+    """Else the message would go silent with a change of jax's metadata."""
+    assert any(line.startswith("libtpu==") for line in importlib.metadata.requires("jax") or ())
