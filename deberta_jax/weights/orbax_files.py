@@ -8,7 +8,8 @@ import asyncio
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -76,25 +77,57 @@ class PendingLeaf:
             yield slice(start, stop), self.read(start, stop)
 
 
-class _Handler(ocp.type_handlers.NumpyHandler):
-    """Writes a ``PendingLeaf`` as Orbax writes a numpy array, two pieces at a time."""
+class _LeafHandler(ocp.type_handlers.TypeHandler):
+    """Writes a ``PendingLeaf`` where Orbax expects a numpy array, two pieces at a time; cannot read.
 
-    def __init__(self):
-        super().__init__(deepcopy_host_arrays=False)
-        self._turn = asyncio.Semaphore(2)
+    Uses Orbax's public ``TypeHandler`` interface alone: the arrays are written by TensorStore into the folder of one
+    process, which Orbax merges into the checkpoint as it does with its own.
+    """
 
-    async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: Any) -> None:
-        spec = {**tspec, "metadata": {**tspec["metadata"], "chunks": value.chunks()}}
-        array = await ts.open(ts.Spec(spec), create=True, open=True, context=ts_context)
-        pieces = value.pieces()
-        while True:
-            async with self._turn:
-                found = next(pieces, None)
-                if found is None:
-                    return
-                where, piece = found
-                await array[where].write(piece, can_reference_source_data_indefinitely=True)
-                del found, piece
+    def typestr(self) -> str:
+        return "np.ndarray"
+
+    async def metadata(self, infos: Sequence[Any]) -> Sequence[Any]:
+        raise NotImplementedError("this handler only writes")
+
+    async def deserialize(self, infos: Sequence[Any], args: Sequence[Any] | None = None) -> Sequence[Any]:
+        raise NotImplementedError("this handler only writes")
+
+    async def serialize(
+        self, values: Sequence[PendingLeaf], infos: Sequence[Any], args: Sequence[Any] | None = None
+    ) -> list[Any]:
+        turn = asyncio.Semaphore(2)
+        await asyncio.gather(*(_write_leaf(leaf, info, turn) for leaf, info in zip(values, infos, strict=True)))
+        return []
+
+
+def _store(directory: Place) -> str | dict[str, str]:
+    """Returns TensorStore's name of a directory: locally no URL, in which ``%`` and ``#`` would mean other things."""
+    return f"{directory}/" if is_cloud(directory) else {"driver": "file", "path": f"{Path(directory).absolute()}/"}
+
+
+async def _write_leaf(leaf: PendingLeaf, info: Any, turn: asyncio.Semaphore) -> None:
+    spec = {
+        "driver": "zarr",
+        "kvstore": {
+            "driver": "ocdbt", "base": _store(info.parent_dir / "ocdbt.process_0"), "path": f"{info.name}/",
+            "config": {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000},
+            "target_data_file_size": 2 << 30,
+        },
+        "metadata": {"shape": leaf.shape, "chunks": leaf.chunks(), "compressor": {"id": "zstd", "level": 1}},
+        "dtype": leaf.dtype.name,
+        "store_data_equal_to_fill_value": True,
+    }  # fmt: skip
+    array = await ts.open(spec, create=True, open=True, context=info.ts_context)
+    pieces = leaf.pieces()
+    while True:
+        async with turn:
+            found = next(pieces, None)
+            if found is None:
+                return
+            where, piece = found
+            await array[where].write(piece, can_reference_source_data_indefinitely=True)
+            del found, piece
 
 
 def write_orbax(directory: Place, leaves: Mapping[str, PendingLeaf]) -> None:
@@ -107,7 +140,7 @@ def write_orbax(directory: Place, leaves: Mapping[str, PendingLeaf]) -> None:
             place = place.setdefault(group, {})
         place[last] = leaf
     # The handler of jax.Array serves nothing here; without it Orbax warns.
-    handlers = (PendingLeaf, _Handler()), (jax.Array, ocp.type_handlers.ArrayHandler())
+    handlers = (PendingLeaf, _LeafHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
     registry = ocp.type_handlers.create_type_handler_registry(*handlers)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, type_handler_registry=registry)) as checkpointer:
         checkpointer.save(epath.Path(directory), args=ocp.args.PyTreeSave(tree))
@@ -146,8 +179,9 @@ def _leaves_of(directory: Place) -> dict[str, dict[str, Any]]:
     leaves = {}
     for key in keys:
         if key[: len(prefix)] == prefix:
-            name, base = ".".join(key), f"{directory}/" if is_cloud(directory) else f"file://{directory.absolute()}/"
-            store = {"driver": "ocdbt", "base": base, "path": f"{name}/"} if raw.get("use_ocdbt") else f"{base}{name}/"
+            name = ".".join(key)
+            merged = {"driver": "ocdbt", "base": _store(directory), "path": f"{name}/"}
+            store = merged if raw.get("use_ocdbt") else _store(directory / name)
             leaves["/".join(key[len(prefix) :])] = {"driver": zarr, "kvstore": store}
     return leaves
 

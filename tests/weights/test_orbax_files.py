@@ -28,9 +28,10 @@ def convert_one(tmp_path, write, sizes):
     raw = raw_config("xl", num_labels=3, **sizes)
     state = state_of("xl", ("pooler", "classifier"), **sizes)
     source = write("source", state, raw)
-    convert(source, tmp_path / "orbax", to="orbax")
+    target = tmp_path / "100% of orbax #1"  # in a URL both signs would mean something else
+    convert(source, target, to="orbax")
     model, params, _ = load(source, "sequence-classification")
-    return tmp_path / "orbax", model, params
+    return target, model, params
 
 
 @pytest.fixture
