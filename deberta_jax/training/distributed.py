@@ -1,17 +1,17 @@
 """Several processes as one run, by JAX's own runtime: found or told, counted, stopped together."""
 
-import json
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax._src import distributed as _state  # the key-value store has no public name
 from jax.experimental import multihost_utils
 
 from deberta_jax.errors import InputError
@@ -34,35 +34,44 @@ def start(r: Runtime) -> None:
         raise InputError("--coordinator, --processes and --process belong together; give all three, or --distributed")
     if jax.distributed.is_initialized():
         return
-    # JAX ends the process without Python when its own time is up; the watch comes first and says more.
-    watch = threading.Timer(r.deadline, _give_up, [r])
-    watch.daemon = True
-    watch.start()
     options: dict[str, Any] = {"heartbeat_timeout_seconds": r.heartbeat, "initialization_timeout": r.deadline + 60}
     if all(told):
         options |= {
             "coordinator_address": r.coordinator, "num_processes": r.processes, "process_id": r.process
         }  # fmt: skip
+    here = f"process {r.process} of {r.processes}" if r.processes else "this process"
+    missing = (
+        f"{here} is here, but another one did not arrive within {r.deadline} s: one that prints no line like this. It "
+        f"was not started, died at its start (see its own output), was given another --coordinator than "
+        f"{r.coordinator or 'this one'}, or a firewall closes that port"
+    )
     try:
-        jax.distributed.initialize(**options)
+        with _deadline(r.deadline, missing):
+            jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes could not be joined: {' '.join(str(error).split())[:300]}") from None
+    _results_alone_on_stdout()
+    check_processes(r.deadline)
+
+
+@contextlib.contextmanager
+def _deadline(seconds: int, message: str) -> Iterator[None]:
+    """Ends the process with ``message`` if the block takes longer: a call that waits for others cannot be left.
+
+    JAX ends the process too when its own time is up, without Python; this comes first and says more.
+    """
+
+    def give_up() -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    watch = threading.Timer(seconds, give_up)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
     finally:
         watch.cancel()
-    _results_alone_on_stdout()
-    preflight(r.deadline)
-
-
-def _give_up(r: Runtime) -> None:
-    """Ends the process: the call that waits for the others cannot be left in another way."""
-    print(
-        f"error: {f'process {r.process} of {r.processes}' if r.processes else 'this process'} is here, but another one "
-        f"did not arrive within {r.deadline} s: one that prints no line like this. It was not started, died at its "
-        f"start (see its own output), was given another --coordinator than {r.coordinator or 'this one'}, or a "
-        "firewall closes that port",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
-    os._exit(2)
 
 
 def _results_alone_on_stdout() -> None:
@@ -74,38 +83,54 @@ def _results_alone_on_stdout() -> None:
     sys.stdout = os.fdopen(before, "w")
 
 
-def preflight(deadline: int) -> list[dict[str, Any]]:
-    """What every process reports of itself; process 0 logs it.
+def check_processes(deadline: int) -> list[dict[str, Any]]:
+    """Returns a report of each process; process 0 logs them.
+
+    Ends the process with a message if the others do not report within ``deadline`` seconds.
 
     Raises:
-      InputError: a process that does not report within the deadline, or has other versions or devices than the first.
+      InputError: a process that has another number or kind of devices, or another JAX, than the first.
     """
-    client = _state.global_state.client
-    assert client is not None
-    mine = {
-        "host": os.uname().nodename, "devices": jax.local_device_count(), "kind": jax.local_devices()[0].device_kind,
-        "jax": jax.__version__,
-    }  # fmt: skip
-    client.key_value_set(f"deberta_jax/preflight/{jax.process_index()}", json.dumps(mine))
-    found = []
-    for process in range(jax.process_count()):
+    silent = (
+        f"the {jax.process_count()} processes are joined, but not all reported their devices within {deadline} s; an "
+        "accelerator may be held by another program"
+    )
+    with _deadline(deadline, silent):
         try:
-            found.append(json.loads(client.blocking_key_value_get(f"deberta_jax/preflight/{process}", deadline * 1000)))
-        except Exception as error:
-            raise InputError(
-                f"process {process} of {jax.process_count()} did not report its devices within {deadline} s; its "
-                f"accelerator may be held by another program ({' '.join(str(error).split())[:120]})"
-            ) from None
+            found = _reports(jax.devices())
+            _check_alike(found, ("devices", "kind"))  # the exchange below needs them alike
+            names = np.zeros((2, 64), np.uint8)
+            for row, text in zip(names, (os.uname().nodename, jax.__version__), strict=True):
+                encoded = text.encode()[:64]
+                row[: len(encoded)] = list(encoded)
+            everywhere = multihost_utils.process_allgather(names)
+        except RuntimeError as error:
+            raise InputError(f"{silent} ({' '.join(str(error).split())[:200]})") from None
+    for report, texts in zip(found, everywhere.reshape(-1, 2, 64), strict=True):
+        report["host"], report["jax"] = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in texts)
     if is_writer():
         for process, report in enumerate(found):
-            _log.info("process %d: %s", process, ", ".join(f"{k} {v}" for k, v in report.items()))
-    for name in ("devices", "kind", "jax"):
-        odd = [i for i, report in enumerate(found) if report[name] != found[0][name]]
+            _log.info(
+                "process %d: %s", process, ", ".join(f"{k} {report[k]}" for k in ("host", "devices", "kind", "jax"))
+            )
+    _check_alike(found, ("jax",))
+    return found
+
+
+def _reports(devices: Sequence[jax.Device]) -> list[dict[str, Any]]:
+    """Returns number and kind of each process's devices."""
+    by_process = [[d for d in devices if d.process_index == process] for process in range(jax.process_count())]
+    return [{"devices": len(own), "kind": own[0].device_kind if own else "none"} for own in by_process]
+
+
+def _check_alike(reports: list[dict[str, Any]], names: tuple[str, ...]) -> None:
+    for name in names:
+        odd = [i for i, report in enumerate(reports) if report[name] != reports[0][name]]
         if odd:
             raise InputError(
-                f"process {odd[0]} has {name} {found[odd[0]][name]}, process 0 has {found[0][name]}; all must be alike"
+                f"process {odd[0]} has {name} {reports[odd[0]][name]}, process 0 has {reports[0][name]}; "
+                "all must be alike"
             )
-    return found
 
 
 def leave_behind(error: Exception) -> NoReturn:

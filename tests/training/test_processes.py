@@ -177,6 +177,21 @@ def test_a_process_that_does_not_come_is_named(task, tmp_path, cache):
 
 
 @pytest.mark.system
+def test_processes_with_other_numbers_of_devices_are_refused(task, tmp_path, cache):
+    joined = ["--coordinator", f"localhost:{port()}", "--processes", "2", "--mesh-data", "3"]
+    processes = [
+        start([*task.arguments(tmp_path / "run"), *joined, "--process", str(i)], devices=i + 1, **cache)
+        for i in range(2)
+    ]
+    for process in processes:
+        _, text = process.communicate(timeout=300)
+        assert process.returncode == 2
+        (line,) = (line for line in text.splitlines() if line.startswith("error: "))
+        assert line == "error: process 1 has devices 2, process 0 has 1; all must be alike"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.system
 def test_processes_that_do_not_share_a_disk_are_told(task, tmp_path, cache):
     """As on hosts whose disks are their own: what the first writes the second never sees."""
     told = ["--coordinator", f"localhost:{port()}", "--processes", "2", "--mesh-data", "2"]
