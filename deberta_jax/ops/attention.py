@@ -14,8 +14,9 @@ from deberta_jax.errors import InputError
 from deberta_jax.ops.blocked import blocked_attention
 from deberta_jax.ops.dropout import LONGEST
 from deberta_jax.ops.masking import visibility
-from deberta_jax.ops.pallas.attention import KERNELS, pallas_attention
-from deberta_jax.ops.pallas.selfcheck import kernel_agrees
+from deberta_jax.ops.pallas.attention import pallas_attention
+from deberta_jax.ops.pallas.backends import BACKENDS
+from deberta_jax.ops.pallas.selfcheck import kernel_agrees, kernel_lowers
 from deberta_jax.ops.reference import reference_attention
 from deberta_jax.ops.shift import shift_attention
 
@@ -31,8 +32,9 @@ BODIES = (*WHOLE, *PIECEWISE)
 def choose_body(impl: str, dtype: Any, *, whole_scores: bool) -> str:
     """The body that ``impl`` names, or for ``auto`` the fastest of this backend.
 
-    On a CPU that is ``blocked``; on a TPU or GPU ``pallas``, where this device computes with it what the definition
-    says (asked once a process), else ``shift``, which gathers nothing. Where the scores are needed whole, a CPU takes
+    On a CPU that is ``blocked``; on a TPU or GPU ``pallas``, where its kernels can be imported, need nothing deprecated
+    of JAX, and compute on this device what the definition says (checked once a process); else ``shift``, which gathers
+    nothing. Where the scores are needed whole, a CPU takes
     ``reference``: there a gather is cheaper than the shift's copies.
 
     Raises:
@@ -54,8 +56,12 @@ def choose_body(impl: str, dtype: Any, *, whole_scores: bool) -> str:
 
 
 def expected_body(platform: str, dtype: Any) -> str:
-    """What ``auto`` is on a platform whose devices are not here to be asked, if they pass their check."""
-    return _fastest(platform, jnp.dtype(dtype).name, whole_scores=False, agrees=lambda dtype: True)[0]
+    """Returns the implementation that ``auto`` would select on ``platform``, whose devices are not here.
+
+    Assumes that a kernel that can be lowered for the platform passes its self-check there.
+    """
+    agrees = functools.partial(kernel_lowers, platform)
+    return _fastest(platform, jnp.dtype(dtype).name, whole_scores=False, agrees=agrees)[0]
 
 
 def _fastest(backend: str, dtype: str, whole_scores: bool, agrees: Callable[[str], bool]) -> tuple[str, str]:
@@ -64,9 +70,9 @@ def _fastest(backend: str, dtype: str, whole_scores: bool, agrees: Callable[[str
         return "reference" if backend == "cpu" else "shift", ", as attentions or talking heads need the scores whole"
     if backend == "cpu":
         return "blocked", ""
-    if backend not in KERNELS:
+    if backend not in BACKENDS:
         return "shift", ""
-    if dtype not in KERNELS[backend].DTYPES:
+    if dtype not in BACKENDS[backend].dtypes:
         return "shift", f", as the kernel does not compute in {dtype}"
     return ("pallas", "") if agrees(dtype) else ("shift", ", as the kernel failed its check on this device")
 

@@ -1,4 +1,4 @@
-"""The fused kernels behind one entry: which machine's kernel runs is decided where the program is lowered."""
+"""The fused kernels behind one entry: which platform's kernel runs is decided where the program is lowered."""
 
 import dataclasses
 import functools
@@ -15,14 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.dropout import LONGEST, dropout_seeds
-from deberta_jax.ops.pallas import gpu, tpu
+from deberta_jax.ops.pallas.backends import BACKENDS, import_kernels
 from deberta_jax.ops.pallas.plan import Plan, make_gpu_plan, make_plan
-from deberta_jax.ops.pallas.refusal import refused
 from deberta_jax.ops.products import F32
 from deberta_jax.sharding import RULES, MeshAxes
 
 Machine = Literal["tpu", "gpu"]
-KERNELS = {"tpu": tpu, "gpu": gpu}
 
 
 def pallas_attention(
@@ -51,9 +49,10 @@ def pallas_attention(
     """
     given = [a for a in (query, key, value, pos_key, pos_query) if a is not None]
     dtypes = sorted({str(a.dtype) for a in given})
-    if len(dtypes) > 1 or dtypes[0] not in gpu.DTYPES:
+    served = BACKENDS["gpu"].dtypes
+    if len(dtypes) > 1 or dtypes[0] not in served:
         raise InputError(
-            f"attention='pallas' computes in {_listed(gpu.DTYPES)}, all arrays alike, not {', '.join(dtypes)}; "
+            f"attention='pallas' computes in {_listed(served)}, all arrays alike, not {', '.join(dtypes)}; "
             "use another dtype, or attention='shift'"
         )
     length = query.shape[1]
@@ -160,20 +159,9 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 def _on_machine(call: _Call, part: str, arrays: dict[str, jax.Array], rows: Any, *, like: Any) -> Any:
     """``forward`` or ``backward`` of the kernel of the machine that the program is lowered for."""
-    bodies = {}
-    for machine, (forward, backward) in call.plans:
-        body, plan = getattr(KERNELS[machine], part), forward if part == "forward" else backward
-        bodies[machine] = functools.partial(body, plan, interpret=call.interpret is not None)
+    bodies = {machine: _kernel(call, part, machine, plans, arrays, like) for machine, plans in call.plans}
     if call.interpret is not None:
         return bodies[call.interpret](arrays, rows)
-    dtype = str(arrays["query"].dtype)
-    for machine, kernel in KERNELS.items():
-        if dtype not in kernel.DTYPES:
-            bodies[machine] = _refusing(
-                f"attention='pallas' computes on a {machine.upper()} in {_listed(kernel.DTYPES)}, not {dtype}; "
-                "use another dtype, or attention='shift'",
-                like,
-            )
     nowhere = _refusing(
         "attention='pallas' has kernels for TPUs and for NVIDIA's GPUs, and this program is for neither; "
         "use attention='auto', or 'blocked' on a CPU, or 'shift'",
@@ -182,5 +170,27 @@ def _on_machine(call: _Call, part: str, arrays: dict[str, jax.Array], rows: Any,
     return lax.platform_dependent(arrays, rows, tpu=bodies["tpu"], cuda=bodies["gpu"], default=nowhere)
 
 
+def _kernel(call: _Call, part: str, machine: Machine, plans: tuple[Plan, Plan], arrays: Any, like: Any) -> Callable:
+    """The kernel ``part`` of a platform; one that refuses to be lowered where there is none."""
+    dtype, served = str(arrays["query"].dtype), BACKENDS[machine].dtypes
+    if call.interpret is None and dtype not in served:
+        return _refusing(
+            f"attention='pallas' computes on a {machine.upper()} in {_listed(served)}, not {dtype}; "
+            "use another dtype, or attention='shift'",
+            like,
+        )
+    try:
+        kernel = getattr(import_kernels(machine), part)
+    except InputError as error:  # the program may well be for another platform
+        return _refusing(str(error), like)
+    plan = plans[0] if part == "forward" else plans[1]
+    return functools.partial(kernel, plan, interpret=call.interpret is not None)
+
+
 def _refusing(message: str, like: Any) -> Callable:
-    return lambda arrays, rows: refused(message, like)
+    def refuse(arrays, rows):
+        from deberta_jax.ops.pallas.refusal import refused  # imported when used: its JAX names may move
+
+        return refused(message, like)
+
+    return refuse

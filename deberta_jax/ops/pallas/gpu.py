@@ -27,11 +27,9 @@ from jaxtyping import Array, Float, Int
 
 from deberta_jax.ops.pallas import gpu_backward, gpu_forward, layout
 from deberta_jax.ops.pallas.gpu_tiles import Program
-from deberta_jax.ops.pallas.operands import visible_blocks
 from deberta_jax.ops.pallas.plan import Plan
 from deberta_jax.ops.products import F32
 
-DTYPES = ("float32", "bfloat16", "float16")
 _PROGRAMS = 1024  # several for each of the 132 multiprocessors of an H100; their scratch is at most 64 MiB
 
 
@@ -84,7 +82,7 @@ def _operands(plan: Plan, arrays: dict[str, jax.Array], rows: jax.Array, names: 
     inputs = {name: layout.padded(plan, arrays[name]) for name in names}
     inputs |= layout.tables(plan, arrays, rows) | layout.mask_operands(texts, pairs) | {"seeds": arrays["seeds"]}
     if texts is not None or pairs is not None:
-        seen = visible_blocks(plan, texts, pairs)
+        seen = layout.visible_blocks(plan, texts, pairs)
         inputs["seen"] = jnp.broadcast_to(seen, (inputs["query"].shape[0], plan.blocks, plan.blocks))
     return inputs
 

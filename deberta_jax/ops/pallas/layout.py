@@ -4,12 +4,22 @@ L is the padded length, U the rows of a table by distance, W = heads times head 
 like [B,L,W]; tables [U,W]; texts int32 [B,1,L]; pairs int8 [B,L,L].
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.ops.pallas.plan import Plan
 from deberta_jax.ops.products import F32
+
+
+def product(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
+    """Contracts axis ``axis_a`` of a with ``axis_b`` of b; accumulates in float32, exact for float32 operands."""
+    precision = lax.Precision.HIGHEST if a.dtype == F32 else None
+    contract = (((axis_a,), (axis_b,)), ((), ()))
+    return lax.dot_general(a, b, contract, precision=precision, preferred_element_type=F32)
 
 
 def _pad_heads(plan: Plan, x: jax.Array) -> jax.Array:
@@ -50,6 +60,24 @@ def masks(plan: Plan, arrays: dict[str, jax.Array]) -> tuple[Int[Array, "B L"] |
 def mask_operands(texts: jax.Array | None, pairs: jax.Array | None) -> dict[str, jax.Array]:
     arrays = {} if texts is None else {"texts": texts[:, None]}
     return arrays if pairs is None else arrays | {"pairs": pairs.astype(jnp.int8)}
+
+
+def visible_blocks(plan: Plan, texts: Int[Array, "B L"] | None, pairs: Bool[Array, "B L L"] | None):
+    """True for pairs of blocks (query, key) with a visible pair: bool [B or 1, blocks, blocks].
+
+    Blocks may be called visible that are not where texts do not stand in order of their numbers, never the reverse.
+    """
+    seen = jnp.ones((1, 1, 1), bool)
+    if texts is not None:
+        by_block = texts.reshape(texts.shape[0], plan.blocks, plan.block)
+        most = jnp.iinfo(jnp.int32).max
+        low = jnp.where(by_block == 0, most, by_block).min(axis=-1)
+        high = jnp.where(by_block == 0, -most, by_block).max(axis=-1)
+        seen = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])
+    if pairs is not None:
+        shape = (pairs.shape[0], plan.blocks, plan.block, plan.blocks, plan.block)
+        seen = seen & pairs.reshape(shape).any(axis=(2, 4))
+    return seen
 
 
 def table_index(plan: Plan, rows: Int[Array, " V"]) -> dict[str, Int[Array, " U"]]:

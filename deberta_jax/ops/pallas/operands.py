@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Int
 
+from deberta_jax.ops.pallas import layout
 from deberta_jax.ops.pallas.plan import Plan
 from deberta_jax.ops.products import F32
 
@@ -34,25 +35,6 @@ class Order:
 QUERY_MAJOR, KEY_MAJOR = Order(query_outer=True), Order(query_outer=False)
 
 
-def visible_blocks(plan: Plan, texts: Int[Array, "B L"] | None, pairs: Bool[Array, "B L L"] | None):
-    """True for pairs of blocks (query, key) with a visible pair: bool [B or 1, blocks, blocks].
-
-    Blocks may be called visible that are not where texts do not stand in order of their numbers, never the other way
-    round.
-    """
-    seen = jnp.ones((1, 1, 1), bool)
-    if texts is not None:
-        by_block = texts.reshape(texts.shape[0], plan.blocks, plan.block)
-        most = jnp.iinfo(jnp.int32).max
-        low = jnp.where(by_block == 0, most, by_block).min(axis=-1)
-        high = jnp.where(by_block == 0, -most, by_block).max(axis=-1)
-        seen = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])
-    if pairs is not None:
-        shape = (pairs.shape[0], plan.blocks, plan.block, plan.blocks, plan.block)
-        seen = seen & pairs.reshape(shape).any(axis=(2, 4))
-    return seen
-
-
 def schedule(plan: Plan, texts: Int[Array, "B L"] | None, pairs: Bool[Array, "B L L"] | None, order: Order):
     """For each program 2 * (inner block to have at hand) + (1 if any pair is visible): int32 [B * blocks * blocks].
 
@@ -60,7 +42,7 @@ def schedule(plan: Plan, texts: Int[Array, "B L"] | None, pairs: Bool[Array, "B 
     """
     if texts is None and pairs is None:
         return jnp.zeros((1,), jnp.int32)
-    seen = visible_blocks(plan, texts, pairs)
+    seen = layout.visible_blocks(plan, texts, pairs)
     seen = seen if order.query_outer else seen.swapaxes(1, 2)
     inner = jnp.arange(plan.blocks, dtype=jnp.int32)[None, None]
     latest = lax.cummax(jnp.where(seen, inner, -1), axis=2)

@@ -1,16 +1,17 @@
-"""An operation that exists on no machine: a program that needs it is refused when it is lowered, with a reason.
+"""An operation that exists on no platform: lowering a program that needs it raises an error that says why.
 
-Which machine a program is for is known only then (it may be compiled ahead of time for one that is not there), so this
-is where ``attention='pallas'`` can refuse a machine that has no kernel.
+The platform of a program is known only when it is lowered (it may be compiled ahead of time for a machine that is not
+there), so this is where ``attention='pallas'`` can refuse a platform without a kernel. A primitive with a lowering rule
+of its own, as in JAX's guide to primitives, is the one public way to run code at that point.
 """
 
 import functools
 from typing import Any
 
 import jax
-from jax.core import ShapedArray
+import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import mlir
+from jax.interpreters.mlir import register_lowering
 
 from deberta_jax.errors import InputError
 
@@ -19,20 +20,20 @@ _refused.multiple_results = True
 
 
 @_refused.def_abstract_eval
-def _(*, message: str, results: tuple[Any, ...]) -> tuple[Any, ...]:
-    return results
+def _(*arrays: Any, message: str) -> list[Any]:
+    return list(arrays)
 
 
-def _refuse(context: Any, *, message: str, results: tuple[Any, ...]) -> Any:
+def _refuse(context: Any, *arrays: Any, message: str) -> Any:
     raise InputError(message)
 
 
-mlir.register_lowering(_refused, _refuse)
+register_lowering(_refused, _refuse)
 _refused.def_impl(functools.partial(_refuse, None))
 
 
 def refused(message: str, like: Any) -> Any:
-    """Arrays shaped like those of the tree ``like``; ``InputError(message)`` where a program with them is lowered."""
+    """Returns arrays shaped like those of the tree ``like``; a program with them raises InputError when lowered."""
     leaves, tree = jax.tree.flatten(like)
-    results = tuple(ShapedArray(leaf.shape, leaf.dtype) for leaf in leaves)
-    return tree.unflatten(_refused.bind(message=message, results=results))
+    zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
+    return tree.unflatten(_refused.bind(*zeros, message=message))

@@ -5,16 +5,19 @@ dropout; a kernel that does not compile, fails, or differs is not used. The defi
 has it.
 """
 
+import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from deberta_jax.ops.dropout import dropout_seeds, keep_mask
 from deberta_jax.ops.pallas.attention import pallas_attention
@@ -43,13 +46,71 @@ def kernel_agrees(dtype: str, *, body: Callable = pallas_attention, length: int 
         return own_thread.submit(_check, dtype, body, length, interpret).result()
 
 
+@functools.cache
+def kernel_lowers(platform: str, dtype: str) -> bool:
+    """Returns whether the kernels can be lowered for ``platform`` without deprecated parts of JAX; needs no device.
+
+    Remembered for each platform and dtype; logs the reason where they cannot.
+    """
+    try:
+        with _deprecated_kernels_refused():
+            lower_kernel(platform, dtype)
+    except Exception as error:  # a part of JAX that is missing, deprecated or refuses the kernel
+        _log.warning("attention kernel for %s in %s: not used: %s", platform, dtype, _first_line(error))
+        return False
+    return True
+
+
+def lower_kernel(platform: str, dtype: str) -> None:
+    """Lowers the kernels for ``platform``, forward and backward, without compiling them; needs no such device.
+
+    Works in a thread of its own, as ``kernel_agrees`` does.
+
+    Raises:
+      InputError: kernels that cannot be imported, or that do not compute in ``dtype``.
+      Exception: whatever JAX raises for a kernel that it does not lower.
+    """
+    with ThreadPoolExecutor(1) as own_thread:
+        own_thread.submit(_lower, platform, dtype).result()
+
+
+def _lower(platform: str, dtype: str) -> None:
+    arrays, rows, texts, cotangent = _inputs(length=100)
+    arrays = {name: a.astype(dtype) for name, a in arrays.items()}
+
+    def both(arrays, texts, cotangent):
+        attend = lambda a: pallas_attention(**a, rows=rows, scale=_scale(a), texts=texts)
+        context, pull = jax.vjp(attend, arrays)
+        return context, pull(cotangent)
+
+    # Pallas asks for the kind of GPU that it lowers a kernel for.
+    kind = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    mesh = jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=kind))
+    with mesh if platform == "gpu" else contextlib.nullcontext():
+        traced = jax.jit(both).trace(arrays, texts, cotangent.astype(dtype))
+        traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
+
+
+@contextlib.contextmanager
+def _deprecated_kernels_refused() -> Iterator[None]:
+    """Raises JAX's warning that a Pallas backend is deprecated: what will be removed is not used unless named."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=r".*Pallas.* deprecated", category=DeprecationWarning)
+        yield
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+
+
 def _check(dtype: str, body: Callable, length: int, interpret: Any) -> bool:
     device = jax.local_devices()[0]
     name, start = f"attention kernel on {device.device_kind} in {dtype}", time.perf_counter()
     try:
-        worst, where = _largest_difference(dtype, functools.partial(body, interpret=interpret), device, length)
+        with _deprecated_kernels_refused():
+            worst, where = _largest_difference(dtype, functools.partial(body, interpret=interpret), device, length)
     except Exception as error:  # whatever a compiler or a driver may raise: the kernel is then not used, and it is said
-        _log.warning("%s: not used, it failed: %s: %s", name, type(error).__name__, str(error).split("\n")[0][:300])
+        _log.warning("%s: not used, it failed: %s", name, _first_line(error))
         return False
     agrees = worst <= _TOLERANCE[dtype]
     verdict = "agrees with the definition" if agrees else "not used, it differs from the definition"

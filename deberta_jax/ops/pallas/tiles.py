@@ -15,17 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from deberta_jax.ops.dropout import kept, stream
+from deberta_jax.ops.masking import MASKED
+from deberta_jax.ops.pallas.layout import product
 from deberta_jax.ops.pallas.plan import TILE, Plan
-from deberta_jax.ops.products import F32
-
-MASKED = -1e30  # finite: the difference of two masked scores is 0, not NaN
-
-
-def product(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
-    """Contracts axis ``axis_a`` of a with ``axis_b`` of b; accumulates in float32, exact for float32 operands."""
-    precision = lax.Precision.HIGHEST if a.dtype == F32 else None
-    contract = (((axis_a,), (axis_b,)), ((), ()))
-    return lax.dot_general(a, b, contract, precision=precision, preferred_element_type=F32)
 
 
 def _lanes_and_rows() -> tuple[jax.Array, jax.Array]:

@@ -15,8 +15,6 @@ from jaxtyping import Array, Float, Int
 from deberta_jax.ops.pallas import layout, operands, tpu_backward, tpu_forward
 from deberta_jax.ops.pallas.plan import Plan
 
-DTYPES = ("float32", "bfloat16")
-
 
 def forward(
     plan: Plan, arrays: dict[str, jax.Array], rows: Int[Array, " V"], *, interpret: Any = False
