@@ -30,7 +30,7 @@ class Compiled:
 
     Attributes:
       facts: ``held`` (bytes of one chip by cause), ``seconds``, ``versions``; ``memory`` (the compiler's account), or
-        ``too_large``, its refusal, or ``products``, where there is no compiler.
+        ``too_large``, its refusal, or ``products`` (FLOPs of one chip), where there is no compiler.
       hlo: the program's text; empty where there is none.
       cached: it was compiled before.
     """

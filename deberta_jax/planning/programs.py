@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 
 from deberta_jax.inference.predict import Predictor
 from deberta_jax.models import MODELS, abstract_params, logical_axes
-from deberta_jax.planning.jaxprs import product_flops
+from deberta_jax.ops.pallas.selfcheck import lower_kernel
+from deberta_jax.planning.costs import count
+from deberta_jax.planning.hlo import parse
 from deberta_jax.planning.request import Request
 from deberta_jax.sharding import batch_sharding, make_mesh, tree_shardings
 from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD, model_runtime
@@ -21,9 +23,6 @@ from deberta_jax.training.finetune import finetune_objective
 from deberta_jax.training.objective import Objective, Prepared, prepare
 from deberta_jax.training.pretrain_objectives import generator_config, mlm_objective, rtd_objective
 from deberta_jax.training.step import jit_step
-
-# What Pallas lowers to for a GPU is not promised to mean the same in another version: nothing is kept here.
-_KERNEL = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +42,22 @@ class Made:
 
 
 def lower_for_cuda(request: Request, devices: Sequence[Any]) -> tuple[dict[str, int], float]:
-    """Bytes held on one device, and products of a step on all, of the step lowered for CUDA by ``jax.export``.
+    """Returns the bytes held on one device and the FLOPs of its matrix products, of the step lowered for CUDA.
 
-    The products are those of the step with the ``shift`` body, whichever it has: a kernel's cannot be counted.
-
-    Devices are simulated; there is no compiler for a GPU that is not here, so what it would make of the step (temporary
-    memory, traffic, collectives) cannot be known.
+    Devices are simulated. No compiler for a GPU is used, so temporary memory, traffic and collectives are not known.
+    The step is lowered, and its FLOPs counted after XLA has compiled it for CPU devices, with ``shift`` attention: XLA
+    divides the products among devices alike, and a kernel's own cannot be counted. A kernel is lowered by itself.
 
     Raises:
-      InputError: a mesh that does not fit the devices or the model.
+      InputError: a mesh that does not fit the devices or the model, or a kernel that cannot be lowered.
     """
     made = make_program(request, devices)
+    if request.experiment.runtime.attention == "pallas":
+        lower_kernel("gpu", request.experiment.dtype)
     counted = make_program(request.with_runtime(attention="shift"), devices)
-    with jax.set_mesh(made.mesh):
-        jax.export.export(made.program, platforms=["cuda"], disabled_checks=[_KERNEL])(*made.arguments)
-        return made.held, product_flops(jax.make_jaxpr(counted.program)(*counted.arguments).jaxpr)
+    with jax.set_mesh(counted.mesh):
+        jax.export.export(counted.program, platforms=["cuda"])(*counted.arguments)
+    return made.held, count(parse(counted.compiled.as_text()), request.mesh).flops
 
 
 def make_program(request: Request, devices: Sequence[Any]) -> Made:

@@ -177,7 +177,7 @@ def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str,
             "collectives": [dataclasses.asdict(c) for c in plan.costs.collectives],
         }
     if "products" in plan.compiled.facts:
-        out |= {"flops": plan.compiled.facts["products"] / q.target.chips, "not_known": UNKNOWN_OF_GPUS}
+        out |= {"flops": plan.compiled.facts["products"], "not_known": UNKNOWN_OF_GPUS}
     if "too_large" in plan.compiled.facts:
         out["compiler_says"] = plan.compiled.facts["too_large"]["message"]
     if tokens and plan.seconds:

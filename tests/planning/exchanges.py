@@ -1,4 +1,4 @@
-"""What chips that share parameters may send each other in a step of fine-tuning, by what it is and where it comes from.
+"""What chips that share parameters may send each other in a step of fine-tuning, by its shape.
 
 Parameters are gathered a layer at a time, gradients and statistics added up; a TPU does so beside the products, where
 it pays, by passing shares of both round the ring. Of the texts only ids are gathered, and looked-up rows exchanged,
@@ -29,7 +29,7 @@ def unexpected(program: Program, request: Request) -> list[str]:
     return found
 
 
-def _expected(kind: str, i: Instruction, request: Request, pieces: dict[tuple[int, ...], set[str]]) -> bool:
+def _expected(kind: str, i: Instruction, request: Request, pieces: set[tuple[int, ...]]) -> bool:
     if kind in ("all-reduce", "reduce-scatter"):
         return not any(_of_tokens(a, request) for a in i.arrays)
     largest = max(i.arrays, key=lambda a: a.bytes)
@@ -37,23 +37,21 @@ def _expected(kind: str, i: Instruction, request: Request, pieces: dict[tuple[in
         return largest.dtype == "s32" and math.prod(largest.dims) <= request.tokens
     if kind == "all-to-all" and i.op_name.endswith(f"{_LOOKUP}all_to_all"):
         return True
-    # What the compiler makes itself has no name.
-    places, shapes = {""} | set(i.op_name.split("/")), _parameters(kind, largest, request.mesh["fsdp"])
-    if any(places & modules for dims, modules in pieces.items() if dims in shapes):
-        return True
+    # By shape and not by the operation's name, which differs between JAX versions for one and the same program.
+    if pieces & _parameters(kind, largest, request.mesh["fsdp"]):
+        return not _of_tokens(largest, request)
     texts = request.rows * request.config.hidden_size
     return "/deberta/" not in i.op_name and not _of_tokens(largest, request) and math.prod(largest.dims) <= texts
 
 
-def _pieces(request: Request) -> dict[tuple[int, ...], set[str]]:
-    """Shapes that may be gathered, and the modules that have them: a parameter, or a layer of one that is stacked; but
-    no table of words."""
-    p, found = objective_of(request).parameters, {}
+def _pieces(request: Request) -> set[tuple[int, ...]]:
+    """Shapes that may be gathered: a parameter, or a layer of one that is stacked; but no table of words."""
+    p, found = objective_of(request).parameters, set()
     axes = jax.tree.leaves(p.axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
-    for (path, leaf), names in zip(jax.tree_util.tree_leaves_with_path(p.shapes), axes, strict=True):
+    for leaf, names in zip(jax.tree.leaves(p.shapes), axes, strict=True):
         if "vocab" not in names:
             dims = leaf.shape[1:] if names[0] == "layers" else leaf.shape
-            found.setdefault(_without_ones(dims), {""} if len(dims) == 1 else set()).add(path[-2].key)
+            found.add(_without_ones(dims))
     return found
 
 

@@ -10,7 +10,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.groups import axes_of, device_groups
 from deberta_jax.planning.hlo import parse
-from deberta_jax.planning.jaxprs import product_flops
 
 MESH = {"data": 2, "fsdp": 4}
 
@@ -68,7 +67,6 @@ def test_products_count_by_trip_also_in_nested_loops():
     costs = count(parse(lowered.compile().as_text()), {"data": 1})
     by_hand = 3 * 7 * 2 * 32 * 64 * 64
     assert costs.flops == by_hand
-    assert product_flops(jax.make_jaxpr(program)(x, w).jaxpr) == by_hand
     # A trip reads x and one of the seven matrices and writes x; a CPU also copies the matrix, and writes x twice.
     least = 21 * 4 * (64 * 64 + 2 * 32 * 64)
     assert least <= costs.hbm_bytes <= 3 * least

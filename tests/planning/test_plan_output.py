@@ -128,7 +128,9 @@ def test_more_chips_have_the_same_rows_each(monkeypatch):
 
 def test_what_the_model_does_not_name_is_what_a_run_takes():
     body = lambda topology: request(topology).experiment.runtime.attention
-    assert (body("cpu:8"), body("cuda:8"), body("v5e-8")) == ("blocked", "pallas", "pallas")
+    # The GPU kernel stands on a part of JAX that is deprecated since 0.11: a run then takes it only by name.
+    on_gpus = "pallas" if jax.__version_info__ < (0, 11) else "shift"
+    assert (body("cpu:8"), body("cuda:8"), body("v5e-8")) == ("blocked", on_gpus, "pallas")
 
 
 def test_help_names_every_body_and_how_the_rest_is_chosen(capsys):
@@ -159,7 +161,9 @@ def test_where_no_time_is_known_a_sweep_and_tokens_say_so(tmp_path, capsys):
 @pytest.mark.system
 def test_a_kernel_is_lowered_for_gpus(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_hf()))
-    main(["plan", "--model", str(tmp_path), "--topology", "cuda:2", "--length", "32", "--json"])
+    main(
+        ["plan", "--model", str(tmp_path), "--topology", "cuda:2", "--length", "32", "--attention", "pallas", "--json"]
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["attention"] == "pallas"
     assert found["flops"] > 0

@@ -12,7 +12,7 @@ from deberta_jax.cli.main import main
 from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.hlo import parse
-from deberta_jax.planning.programs import make_program
+from deberta_jax.planning.programs import lower_for_cuda, make_program
 from deberta_jax.planning.request import make_request
 from deberta_jax.planning.sweep import candidates
 from deberta_jax.presets import PRESETS
@@ -78,6 +78,16 @@ def parameters_by_hand():
     relative = 2 * 256 * WIDTH + 2 * WIDTH
     layer = 4 * (WIDTH * WIDTH + WIDTH) + 2 * WIDTH * WIDE + WIDE + WIDTH + 4 * WIDTH
     return VOCABULARY * WIDTH + 2 * WIDTH + relative + LAYERS * layer + WIDTH * WIDTH + WIDTH + 2 * WIDTH + 2
+
+
+def test_products_of_a_step_for_gpus_within_two_percent_of_a_count_by_hand():
+    asked = make_request(
+        "finetune", CONFIG, target_of("cuda:8"), batch_size=ROWS, length=LENGTH, dtype="float32",
+        runtime=Runtime(mesh_data=8, attention="shift"),
+    )  # fmt: skip
+    _, flops = lower_for_cuda(asked, jax.devices())
+    repeated = 7 * 3 * 2 * LAYERS * 2 * (2 * LENGTH - 1) * WIDTH * WIDTH
+    assert products_by_hand() * 0.98 <= 8 * flops <= (products_by_hand() + repeated) * 1.02
 
 
 def test_no_device_gathers_the_batch(shared):
