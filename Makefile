@@ -1,18 +1,28 @@
-# make demo    what it can do, in five minutes, from nothing
-# make test    lint, floors, types and tests: under 12 minutes on 2 cores, no torch
-# make test-system  whole commands, and processes that are stopped and go on: 10 minutes
-# make test-tpu  the kernel and the train step compiled for TPUs that are not there: 7 minutes
-# make parity  live comparison with PyTorch
-# make test-long  the long proofs; their results stand in benchmarks/results/
+# make demo         what it can do, in five minutes, from nothing
+# make test         lint, layers, types and tests, no torch
+# make test-system  whole commands, and processes that are stopped and go on
+# make test-tpu     the kernel and the train step compiled for TPUs that are not there
+# make parity       live comparison with PyTorch
+# make test-long    the long proofs; their results stand in benchmarks/results/
+# make wheel        the wheel and the source archive, in dist/
+# make test-wheel   the wheel in an empty environment: the command line and a prediction
+# make lock         new locks/ from the newest releases; the one command that makes them
 #
-# Each makes the virtual environment it needs in .venv and works alone in a fresh clone.
+# Each makes the virtual environment it needs in $(VENV) and works alone in a fresh clone. Versions come from the lock of
+# the Python that is used, so that no later release can break them:
+#   make test PYTHON=python3.12                      another Python
+#   make test LOCK=locks/lowest.txt VENV=.venv-low   the oldest versions that pyproject.toml allows, on Python 3.11
+#   make test LOCK= VENV=.venv-new                   the newest of everything
 
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+VENV ?= .venv
+LOCK ?= locks/python$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
+LOCKED_PYTHONS := 3.11 3.12 3.13 3.14
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+INSTALL := $(BIN)/pip install --quiet $(if $(LOCK),--constraint $(LOCK))
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-.PHONY: demo test lint types test-system test-tpu parity test-long clean
+.PHONY: demo test lint types test-system test-tpu parity test-long wheel test-wheel lock clean
 
 demo: $(VENV)/.installed
 	JAX_PLATFORMS=cpu $(BIN)/deberta-jax demo --output demo-output
@@ -26,14 +36,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 types: $(VENV)/.installed-dev
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-system: $(VENV)/.installed-dev
 	$(PYTEST) -n 2 --dist worksteal -m 'system and not long'
 
 # One process at a time: libtpu keeps others out.
 test-tpu: $(VENV)/.installed-dev
-	$(BIN)/pip install --quiet --editable '.[dev,tpu]'
+	$(INSTALL) --editable '.[dev,tpu]'
 	TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost $(PYTEST) -m 'tpu_aot and not long' tests/aot
 
 parity: $(VENV)/.installed-parity
@@ -42,22 +52,50 @@ parity: $(VENV)/.installed-parity
 test-long: $(VENV)/.installed-parity
 	$(PYTEST) -m long --timeout 5400
 
-$(VENV)/bin/python:
+wheel: $(BIN)/python
+	$(INSTALL) hatchling
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+
+test-wheel: wheel
+	$(PYTHON) scripts/try_wheel.py dist/*.whl $(if $(LOCK),--constraint $(LOCK))
+
+# Dependencies as old as pyproject.toml allows, with today's tools around them; then the newest for each Python.
+lock: $(BIN)/uv
+	$(BIN)/uv pip compile pyproject.toml --extra parquet --extra zstd --extra tensorboard --resolution lowest-direct \
+	  --universal --python-version 3.11 --no-header --quiet --upgrade --output-file $(VENV)/lowest.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra tpu --constraint $(VENV)/lowest.txt --universal \
+	  --python-version 3.11 --no-annotate --custom-compile-command 'make lock' --quiet --upgrade \
+	  --output-file locks/lowest.txt
+	for version in $(LOCKED_PYTHONS); do \
+	  $(BIN)/uv pip compile pyproject.toml --extra dev --extra tpu $$([ $$version = 3.11 ] && echo --extra parity) \
+	    --universal --python-version $$version --no-annotate --custom-compile-command 'make lock' --quiet --upgrade \
+	    --output-file locks/python$$version.txt || exit 1; \
+	done
+
+$(LOCK):
+	@echo "no $@: make lock makes those of Python $(LOCKED_PYTHONS); or give LOCK= for the newest of everything" >&2
+	@exit 2
+
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --editable .
+$(BIN)/uv: | $(BIN)/python
+	$(BIN)/pip install --quiet uv
+
+$(VENV)/.installed: pyproject.toml $(LOCK) | $(BIN)/python
+	$(INSTALL) --editable .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --editable '.[dev]'
+$(VENV)/.installed-dev: pyproject.toml $(LOCK) | $(BIN)/python
+	$(INSTALL) --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
 # torch first and by its exact version: a looser wish would fetch a CUDA build of several gigabytes.
 $(VENV)/.installed-parity: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[dev,parity]'
+	$(INSTALL) --editable '.[dev,parity]'
 	$(BIN)/pip install --quiet --no-deps deberta==0.1.12
 	touch $@
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("deberta_jax", "tests", "benchmarks", "train", "convert", "configs")
+FOLDERS = ("deberta_jax", "tests", "benchmarks", "train", "convert", "configs", "scripts")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax", "tensorstore")
 
 # Namespaces of JAX's internals. What is public in them is listed with the place that documents it.

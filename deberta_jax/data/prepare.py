@@ -6,7 +6,6 @@ on interruptions: a shard that is finished is kept, and the next begins where it
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import io
 import logging
@@ -144,6 +143,10 @@ def _locked(directory: Path, record: dict[str, Any], tokenizer: Tokenizer) -> It
                 )
         if theirs["inputs"] != record["inputs"]:
             raise InputError(f"--output {directory}: {_other_input(theirs['inputs'], record['inputs'])}")
+    try:
+        import fcntl  # Windows has none
+    except ImportError:
+        raise InputError("prepare locks its output with POSIX file locks; run it on Linux or macOS") from None
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import platform
 import signal
 import sys
 import threading
@@ -100,7 +101,7 @@ def check_processes(deadline: int) -> list[dict[str, Any]]:
             found = _reports(jax.devices())
             _check_alike(found, ("devices", "kind"))  # the exchange below needs them alike
             names = np.zeros((2, 64), np.uint8)
-            for row, text in zip(names, (os.uname().nodename, jax.__version__), strict=True):
+            for row, text in zip(names, (platform.node(), jax.__version__), strict=True):
                 encoded = text.encode()[:64]
                 row[: len(encoded)] = list(encoded)
             everywhere = multihost_utils.process_allgather(names)
