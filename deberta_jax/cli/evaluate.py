@@ -9,10 +9,18 @@ import jax
 from tqdm import tqdm
 
 from deberta_jax import hub
-from deberta_jax.data.tables import Table
+from deberta_jax.data.table import Table
 from deberta_jax.data.tasks import read_task
 from deberta_jax.inference.pipelines import Loaded, load_model, trained_experiment
-from deberta_jax.inference.tasks import Task, TaskOptions, kind_of, kind_of_model, settle_options, task_of_model
+from deberta_jax.inference.tasks import (
+    Task,
+    TaskOptions,
+    kind_of,
+    kind_of_model,
+    settle_options,
+    task_of_model,
+    without_unlabelled,
+)
 from deberta_jax.training.experiment import compute_dtype
 from deberta_jax.weights import load_config
 
@@ -44,11 +52,14 @@ def prepared(args: Any, directory: str, data: str, *, labelled: bool) -> tuple[T
     """The task, the trained model and the table; columns are given, remembered from the training, known, or guessed."""
     place = hub.resolve(directory)
     trained = trained_experiment(place) or {}
-    table = read_task(args.task or trained.get("task", ""), [data])
-    options = remembered(args, trained, table)
-    options = dataclasses.replace(options, task=options.task or kind_of_model(place))
+    kind = args.task or trained.get("task", "") or kind_of_model(place)
+    table = read_task(kind, [data], args.delimiter)
+    options = dataclasses.replace(remembered(args, trained, table), task=kind)
     options = dataclasses.replace(options, **settle_options(options, table, labelled=labelled))
-    task = task_of_model(options, load_config(directory))
+    config = load_config(directory)
+    if labelled:
+        table = without_unlabelled(options, kind_of(options.task), table, config.id2label)
+    task = task_of_model(options, config, table)
     model = load_model(
         kind_of(options.task), directory, task.read, per_token=task.per_token, dtype=compute_dtype(args.dtype),
         max_length=args.max_length, batch_size=args.batch_size,
@@ -64,7 +75,8 @@ def remembered(args: Any, trained: dict[str, Any], table: Table) -> TaskOptions:
         before = tuple(before) if isinstance(before, list) else before
         names = (before,) if isinstance(before, str) else before
         is_column = field.name in ("text", "label", "labels", "choices")
-        there = not is_column or all(name in table.columns for name in names)
+        of_file = field.name in ("delimiter", "skip_unlabelled")
+        there = not of_file and (not is_column or all(name in table.columns for name in names))
         out[field.name] = given if given != field.default or not there else before
     return TaskOptions(**out)
 

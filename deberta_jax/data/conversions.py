@@ -6,21 +6,11 @@ A function takes what it needs and lets Python complain: ``convert`` says which 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from deberta_jax.data.tables import Table, parse_json, reason
+from deberta_jax.data.json_files import parse_json
+from deberta_jax.data.table import Table, reason
 from deberta_jax.errors import InputError
 
 Row = Mapping[str, Any]
-
-
-def stack(tables: Sequence[Table]) -> Table:
-    """Tables one after the other."""
-    columns = {name: [value for table in tables for value in table.column(name)] for name in tables[0].columns}
-    parts, first = [], 0
-    for table in tables:
-        parts.append((first, table.name))
-        first += len(table)
-    name = f"{tables[0].name} and {len(tables) - 1} more"
-    return Table(name, columns, [line for table in tables for line in table.lines], tuple(parts))
 
 
 def convert(table: Table, task: str, rows_of: Callable[[Row], Sequence[Row]]) -> Table:

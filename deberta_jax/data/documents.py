@@ -6,9 +6,7 @@ stores together, is ever held whole.
 """
 
 import dataclasses
-import gzip
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deberta_jax.data.files import matching
-from deberta_jax.data.tables import parse_json
+from deberta_jax.data.files import COMPRESSED, decompressed, matching
+from deberta_jax.data.json_files import parse_json
 from deberta_jax.errors import InputError
 
 BLOCK = 1 << 20
@@ -26,10 +24,8 @@ PIECE = 1 << 17
 LONGEST_LINE = 1 << 28
 _PARQUET_ROWS = 256
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
-_SUFFIXES = {".txt": "text", ".text": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
-_COMPRESSED = (".gz", ".zst")
-
-
+_MARK = re.compile(r"^\ufeff", re.MULTILINE)
+_SUFFIXES = {".txt": "text", ".text": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 """Texts -> ids of all, one after the other, and the number of each; such as ``Tokenizer.encode_flat``."""
 
@@ -94,7 +90,7 @@ def text_files(paths: Sequence[str]) -> list[str]:
 def kind_of(file: str) -> str:
     """text, jsonl or parquet, by the ending. Raises InputError for another."""
     name = Path(file)
-    if name.suffix in _COMPRESSED:
+    if name.suffix in COMPRESSED:
         name = name.with_suffix("")
     if name.suffix not in _SUFFIXES or (name.suffix == ".parquet" and str(name) != str(Path(file))):
         known = ", ".join(_SUFFIXES)
@@ -135,28 +131,12 @@ def blocks(file: str, source: Source, start: int = 0, line: int = 1) -> Iterator
         if kind == "parquet":
             yield from _parquet_blocks(file, stream, source.text, start)
             return
-        content, damage = _decompressed(file, stream)
+        content, damage = decompressed(file, stream)
         try:
             content.seek(start)
             yield from _byte_blocks(file, content, stream, kind, source, start, line)
         except damage as error:
             raise InputError(f"{file}: damaged: {error}") from None
-
-
-def _decompressed(file: str, stream: Any) -> tuple[Any, tuple[type[Exception], ...]]:
-    """A stream of what was compressed, and what it raises where the file is damaged."""
-    if file.endswith(".gz"):
-        return gzip.open(stream), (gzip.BadGzipFile, zlib.error, EOFError)
-    if not file.endswith(".zst"):
-        return stream, ()
-    try:
-        from backports import zstd
-    except ImportError:
-        try:
-            from compression import zstd  # pyright: ignore[reportMissingImports]  # Python 3.14
-        except ImportError:
-            raise InputError(f"{file}: .zst needs a library; pip install 'deberta_jax[zstd]'") from None
-    return zstd.open(stream), (zstd.ZstdError, EOFError)
 
 
 def _byte_blocks(
@@ -272,13 +252,14 @@ def texts_of(block: Block, source: Source) -> list[str]:
         return list(block.content)  # pyright: ignore[reportReturnType]
     data = block.content
     assert isinstance(data, bytes)
-    if block.start == 0:
-        data = data.removeprefix(b"\xef\xbb\xbf")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        at = block.end - len(data) + error.start
+        at = block.start + error.start
         raise InputError(f"{block.file}: not UTF-8 at byte {at}; convert the file to UTF-8") from None
+    # Files that were joined keep the byte-order mark that each began with.
+    if "\ufeff" in text:
+        text = _MARK.sub("", text)
     if block.kind == "jsonl":
         return _json_texts(block, text, source.text)
     if source.documents == "line":

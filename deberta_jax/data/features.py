@@ -1,6 +1,7 @@
 """Tokenised examples in flat arrays, whatever their lengths: kept on disk, mapped into memory, read by index."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,6 +9,8 @@ import numpy as np
 
 from deberta_jax.errors import InputError
 from deberta_jax.text import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 EXAMPLE, TOKEN, SPAN = "example", "token", "span"
 
@@ -37,6 +40,7 @@ class Features:
         (-100: none); or the first and last token of the answer in each text, int32 [n, 2] (-1: not in this text).
       row: the row of the table that each text is from, int32.
       offsets: where each token is in its text, int32 [N, 2], characters; (0, 0) outside the part that answers are in.
+        Of a tagger's raw texts: where each word is, at the token that begins it.
       words: the word that each token begins, int32 beside ``ids``; -1 for all others.
       cut: the examples that were longer than the limit and lost something.
     """
@@ -208,6 +212,18 @@ def _answer_tokens(offsets: np.ndarray, context: np.ndarray, answer: tuple[int, 
 
 def _flat(rows: Any) -> np.ndarray:
     return np.concatenate([np.asarray(row) for row in rows]).astype(np.int32)
+
+
+def log_cut(features: Features, where: str, max_length: int) -> None:
+    """Logs how many examples were longer than the limit, and whether they lost something."""
+    if not features.cut:
+        return
+    count = len(features) if features.row is None else int(features.row.max()) + 1
+    said = "%s: %d of %d texts are longer than %d tokens and were %s"
+    if features.level == EXAMPLE:
+        _log.warning(said, where, features.cut, count, max_length, "cut")
+    else:
+        _log.info(said, where, features.cut, count, max_length, "read in parts")
 
 
 def check_vocabulary(features: Features, vocab_size: int, where: str) -> None:

@@ -1,15 +1,23 @@
-"""Files by a path or a pattern: local ones, those in a zip as ``CoLA.zip/CoLA/train.tsv``, and ``gs://`` ones."""
+"""Files by a path or a pattern: local ones, those in a zip as ``CoLA.zip/CoLA/train.tsv``, and ``gs://`` ones.
+
+Any of them may be compressed with gzip (``.gz``) or Zstandard (``.zst``).
+"""
 
 import fnmatch
 import glob
+import gzip
+import io
 import os
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from deberta_jax.errors import InputError
+
+COMPRESSED = (".gz", ".zst")
 
 
 def matching(path: str) -> list[str]:
@@ -50,8 +58,49 @@ def found(path: str) -> list[str]:
     return sorted(str(Path(file)) for file in glob.glob(pattern))
 
 
+def ending(path: str) -> str:
+    """Returns the ending that says what a file holds, in lower case and without that of its compression."""
+    name = Path(path)
+    if name.suffix.lower() in COMPRESSED:
+        name = name.with_suffix("")
+    return name.suffix.lower()
+
+
+def decompressed(path: str, stream: Any) -> tuple[Any, tuple[type[Exception], ...]]:
+    """Opens what a binary stream holds, by the ending of its path.
+
+    Returns:
+      A binary stream of the decompressed bytes, and the exceptions that it raises where the file is damaged.
+
+    Raises:
+      InputError: a ``.zst`` without the library for it.
+    """
+    compression = Path(path).suffix.lower()
+    if compression == ".gz":
+        return gzip.open(stream), (gzip.BadGzipFile, zlib.error, EOFError)
+    if compression != ".zst":
+        return stream, ()
+    try:
+        from backports import zstd
+    except ImportError:
+        try:
+            from compression import zstd  # pyright: ignore[reportMissingImports]  # Python 3.14
+        except ImportError:
+            raise InputError(f"{path}: .zst needs a library; pip install 'deberta_jax[zstd]'") from None
+    return zstd.open(stream), (zstd.ZstdError, EOFError)
+
+
+def read_content(path: str) -> bytes:
+    """Returns the contents of a file, decompressed. Raises InputError where there are none, or they are damaged."""
+    content, damage = decompressed(path, io.BytesIO(read_bytes(path)))
+    try:
+        return content.read()
+    except damage as error:
+        raise InputError(f"{path}: damaged: {error}") from None
+
+
 def read_bytes(path: str) -> bytes:
-    """The contents of a file. Raises InputError where there are none to read."""
+    """Returns the bytes of a file as they are stored. Raises InputError where there are none to read."""
     try:
         if "://" in path:
             from etils import epath

@@ -15,16 +15,13 @@ from typing import Any
 
 from deberta_jax.data import conversions
 from deberta_jax.data.columns import CHOICES, CLASSIFICATION, REGRESSION_TASK, SPANS, WORDS
-from deberta_jax.data.files import found, matching, members
-from deberta_jax.data.tables import (
-    Reader,
-    Table,
-    read_conll,
-    read_table,
-    read_tables,
-    tab_separated,
-    table_of_lines,
-)
+from deberta_jax.data.conll import read_conll
+from deberta_jax.data.delimited import tab_separated, table_of_lines
+from deberta_jax.data.files import COMPRESSED, ending, found, matching, members
+from deberta_jax.data.labels import number_of
+from deberta_jax.data.layouts import arrange
+from deberta_jax.data.table import Table, join_tables
+from deberta_jax.data.tables import Reader, Reading, read_table, read_tables
 from deberta_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -190,7 +187,8 @@ def find_file(task: str, directory: str, split: str) -> str:
 
 
 def _find(directory: str, stems: Sequence[str]) -> str | None:
-    paths = (os.path.join(directory, stem + ending) for stem in stems for ending in _ENDINGS)
+    endings = (*_ENDINGS, *(end + more for end in _ENDINGS[:-2] for more in COMPRESSED))
+    paths = (os.path.join(directory, stem + end) for stem in stems for end in endings)
     return next((path for path in paths if found(path)), None)
 
 
@@ -201,22 +199,26 @@ def _archives(task: str, directory: Path) -> list[Path]:
     return [file for file in sorted(directory.glob("*.zip")) if re.sub(r"\W", "", file.stem.lower()).startswith(task)]
 
 
-def read_task(task: str, paths: Sequence[str]) -> Table:
+def read_task(task: str, paths: Sequence[str], delimiter: str = "") -> Table:
     """Files as a table; a named task's with its columns and the names of its labels.
+
+    ``task``: a named task, a kind of task, or "" where it is to be guessed. ``delimiter``: of csv and tsv.
 
     Raises:
       InputError: as ``read_tables``, or a row that is none of the task's.
     """
-    if task not in TASKS:
-        return read_tables(paths)
-    named = TASKS[task]
+    named = TASKS.get(task)
+    kind = named.kind if named else task
+    reading = Reading(delimiter, words=kind == WORDS)
+    if named is None:
+        return arrange(read_tables(paths, reading), words=kind in ("", WORDS))
     tables = []
     for path in (file for pattern in paths for file in matching(pattern)):
-        table = _renamed(named, read_table(path, named.readers.get(Path(path).suffix.lower())))
+        table = _renamed(named, read_table(path, named.readers.get(ending(path)), reading))
         if named.convert is not None:
             table = conversions.convert(table, task, named.convert)
         tables.append(_named_labels(named, table))
-    return tables[0] if len(tables) == 1 else conversions.stack(tables)
+    return join_tables(tables)
 
 
 def _renamed(named: NamedTask, table: Table) -> Table:
@@ -226,7 +228,9 @@ def _renamed(named: NamedTask, table: Table) -> Table:
         there = [other for other in others if other in table.columns]
         if there and name not in table.columns:
             ours[there[0]] = name
-    return dataclasses.replace(table, columns={ours.get(key, key): v for key, v in table.columns.items()})
+    # The task says what the numbers of labels mean, for every form of its files.
+    columns = {ours.get(key, key): values for key, values in table.columns.items()}
+    return dataclasses.replace(table, columns=columns, class_names={})
 
 
 def _named_labels(named: NamedTask, table: Table) -> Table:
@@ -242,5 +246,7 @@ def _named(value: Any, names: Sequence[str]) -> Any:
         return [_named(one, names) for one in value]
     if isinstance(value, bool):
         return str(value).lower()
-    number = value if isinstance(value, int) else int(value) if str(value).isdecimal() else -1
-    return names[number] if 0 <= number < len(names) else value
+    number = number_of(value)
+    if number == -1:  # what the hub's copies have where there is no label
+        return None
+    return names[number] if number is not None and 0 <= number < len(names) else value

@@ -42,9 +42,14 @@ def _begins(before: str, prefix: str, kind_before: str, kind: str) -> bool:
 
 def chunk_metrics(truth: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) -> dict[str, float]:
     """precision, recall and f1 of spans that agree in type and both ends, over all sentences (micro)."""
+    return span_metrics([chunks(tags) for tags in truth], [chunks(tags) for tags in guess])
+
+
+def span_metrics(truth: Sequence[Sequence[Chunk]], guess: Sequence[Sequence[Chunk]]) -> dict[str, float]:
+    """precision, recall and f1 of equal spans, over all sentences or texts (micro)."""
     right = guessed = there = 0
     for ours, theirs in zip(guess, truth, strict=True):
-        a, b = set(chunks(ours)), set(chunks(theirs))
+        a, b = set(ours), set(theirs)
         right, guessed, there = right + len(a & b), guessed + len(a), there + len(b)
     precision = right / guessed if guessed else 0.0
     recall = right / there if there else 0.0

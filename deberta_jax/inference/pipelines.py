@@ -1,6 +1,7 @@
 """Text in, answer out: ``deberta_jax.pipeline("text-classification", "dir or hub id")``."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,9 @@ import numpy as np
 
 from deberta_jax import hub
 from deberta_jax.data.columns import CHOICES, CLASSIFICATION, KINDS, SPANS, WORDS
-from deberta_jax.data.features import check_vocabulary, make_features
-from deberta_jax.data.labels import MULTI_LABEL, REGRESSION, LabelSpec
-from deberta_jax.data.tables import Table
+from deberta_jax.data.features import check_vocabulary, log_cut, make_features
+from deberta_jax.data.labels import MULTI_LABEL, REGRESSION, LabelSpec, distinct_names
+from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.fill_mask import FILL_MASK, load_mask_filler
 from deberta_jax.inference.predict import Predictor, Progress
@@ -45,12 +46,14 @@ class Loaded:
         """The task's answer to each row of a table."""
         features = task.features(table, self.tokenizer, self.predictor.max_length, labelled=False)
         check_vocabulary(features, self.model.config.vocab_size, table.name)
+        log_cut(features, table.name, self.predictor.max_length)
         return task.answers(self.predictor.logits(self.params, features, progress), features, table)
 
     def metrics_for(self, task: Task, table: Table, progress: Progress | None = None) -> Mapping[str, float | None]:
         """The task's metrics on a labelled table."""
         features = task.features(table, self.tokenizer, self.predictor.max_length, labelled=True)
         check_vocabulary(features, self.model.config.vocab_size, table.name)
+        log_cut(features, table.name, self.predictor.max_length)
         return task.metrics(self.predictor.logits(self.params, features, progress), features, table)
 
 
@@ -82,31 +85,41 @@ class TextClassifier(Loaded):
         """Float32 logits [n, C] in the order of the texts, each cut to the predictor's ``max_length`` tokens."""
         features = make_features(self.tokenizer, texts, text_pairs, max_length=self.predictor.max_length)
         check_vocabulary(features, self.model.config.vocab_size, "the input")
+        log_cut(features, "the input", self.predictor.max_length)
         return self.predictor.logits(self.params, features, progress)
 
     def answer(self, logits: np.ndarray) -> dict[str, Any]:
         """Logits [C] of one text as label and score."""
-        config = self.model.config
-        problem = problem_of(config)
+        problem, names = problem_of(self.model.config), self.names
         if problem in (REGRESSION, MULTI_LABEL):
-            return text_answer(logits, LabelSpec(problem, config.id2label))
+            return text_answer(logits, LabelSpec(problem, names))
         best = int(logits.argmax())
-        return {"label": config.id2label[best], "score": float(probabilities(logits)[best])}
+        return {"label": names[best], "score": float(probabilities(logits)[best])}
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The labels' names, each once."""
+        return distinct_names(self.model.config.id2label)
 
 
 @dataclasses.dataclass(frozen=True)
 class WordTagger(Loaded):
-    """``pipe(["Ada", "lives", "in", "London"])`` gives ``{"tags": [...], "scores": [...], "spans": [...]}``; words are
-    given one by one, or as a text that is split at white space. A list of lists of words gives a list."""
+    """Tags the words of texts.
 
-    def __call__(self, inputs: Any) -> Any:
-        """Raises InputError for an input that is no text and no list of words."""
-        single = isinstance(inputs, str) or (bool(inputs) and all(isinstance(word, str) for word in inputs))
-        sentences = [_words(item) for item in ([inputs] if single else inputs)]
-        if not sentences:
+    ``pipe("Ada lives in London")`` gives ``{"tags": [...], "scores": [...], "offsets": [...], "spans": [...]}``, where
+    offsets and spans are in characters of the text; a list of texts gives a list. Words that are split already are
+    given as a list of lists of words, or, with ``is_split_into_words``, as a list of words; then spans are in words.
+    """
+
+    def __call__(self, inputs: Any, is_split_into_words: bool = False) -> Any:
+        """Raises InputError for an input that is neither a text nor words, or for both kinds together."""
+        items, single = _texts_or_words(inputs, is_split_into_words)
+        if not items:
             return []
-        table = Table("the input", {"tokens": sentences}, range(1, len(sentences) + 1))
-        answers = self.answers_for(task_of_model(TaskOptions(task=WORDS, text=("tokens",)), self.model.config), table)
+        column = "text" if isinstance(items[0], str) else "tokens"
+        table = Table("the input", {column: items}, range(1, len(items) + 1))
+        options = TaskOptions(task=WORDS, text=(column,))
+        answers = self.answers_for(task_of_model(options, self.model.config, table), table)
         return answers[0] if single else answers
 
 
@@ -129,7 +142,7 @@ class QuestionAnswerer(Loaded):
         columns = {name: [item[name] for item in items] for name in ("question", "context")}
         options = dataclasses.replace(self.options, task=SPANS, text=("question", "context"), label="answers")
         table = Table("the input", columns, range(1, len(items) + 1))
-        answers = self.answers_for(task_of_model(options, self.model.config), table)
+        answers = self.answers_for(task_of_model(options, self.model.config, table), table)
         return answers[0] if single else answers
 
 
@@ -149,7 +162,7 @@ class ChoiceMaker(Loaded):
         columns = {name: [item[name] for item in items] for name in ("text", "choices")}
         options = TaskOptions(task=CHOICES, text=("text",), choices=("choices",))
         table = Table("the input", columns, range(1, len(items) + 1))
-        answers = self.answers_for(task_of_model(options, self.model.config), table)
+        answers = self.answers_for(task_of_model(options, self.model.config, table), table)
         return answers[0] if single else answers
 
 
@@ -255,8 +268,22 @@ def _parts(item: Any) -> tuple[str, str | None]:
     raise InputError(f"cannot read the input {item!r}; give a str, or {{'text': ..., 'text_pair': ...}}")
 
 
-def _words(item: Any) -> list[str]:
-    words = item.split() if isinstance(item, str) else item
-    if isinstance(words, list) and words and all(isinstance(word, str) for word in words):
-        return words
-    raise InputError(f"cannot read the input {item!r}; give a str, or a list of words")
+def _texts_or_words(inputs: Any, split: bool) -> tuple[list[Any], bool]:
+    """Texts or lists of words, all of one kind, and whether the input was one of them."""
+    if isinstance(inputs, str):
+        if split:
+            raise InputError(f"cannot read the input {inputs!r}; is_split_into_words takes a list of words")
+        return [inputs], True
+    if not isinstance(inputs, Iterable) or isinstance(inputs, (Mapping, bytes)):
+        raise InputError(f"cannot read the input {inputs!r}; give a text, a list of texts, or a list of lists of words")
+    items = list(inputs)
+    single = split and bool(items) and all(isinstance(word, str) for word in items)
+    items = [items] if single else [list(item) if isinstance(item, tuple) else item for item in items]
+    texts = [isinstance(item, str) for item in items]
+    if any(texts) and (split or not all(texts)):
+        raise InputError("some inputs are texts and some are lists of words; give one kind at a time")
+    for item in items:
+        words = isinstance(item, list) and bool(item) and all(isinstance(word, str) for word in item)
+        if not isinstance(item, str) and not words:
+            raise InputError(f"cannot read the input {item!r}; give a text, or a list of words")
+    return items, single

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from deberta_jax.data.documents import Source
-from deberta_jax.data.tables import matching, read_bytes
+from deberta_jax.data.files import matching, read_bytes
 from deberta_jax.errors import InputError
 from deberta_jax.inference.tasks import TaskOptions
 
@@ -97,7 +97,7 @@ class Finetune(TaskOptions):
     model: str = ""
     """Model directory, hub id, or the name of a released architecture."""
     train: str = ""
-    """File to train on (csv, tsv, jsonl, parquet, conll, conllu, or SQuAD's json), or a pattern of several."""
+    """File to train on (csv, tsv, json, jsonl, parquet, conll, conllu), or a pattern of several."""
     eval: str = ""
     """File to evaluate on; the best checkpoint is chosen by it."""
     data_dir: str = ""
@@ -268,6 +268,9 @@ class PretrainRTD(Pretraining):
 
 Experiment = Finetune | Pretraining
 
+# Fields that records of older runs lack: left out where they have their defaults, so that such runs go on.
+_ADDED = {"delimiter": "", "skip_unlabelled": False}
+
 
 def _check_common(e: Any) -> None:
     if e.batch_size < 1:
@@ -321,6 +324,7 @@ def resolved(experiment: Experiment, files: dict[str, str]) -> dict[str, Any]:
     fields = dataclasses.asdict(experiment)
     for name in ("output", "seeds"):  # where a run is, and how many there are beside it
         fields.pop(name, None)
+    fields = {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
     runtime = fields.pop("runtime")
     paths = sorted({path for pattern in files.values() for path in matching(pattern)})
     digests = {path: hashlib.sha256(read_bytes(path)).hexdigest() for path in paths}

@@ -15,13 +15,21 @@ from deberta_jax import hub
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.batches import Order, TrainingBatches, example_lengths, length_buckets
 from deberta_jax.data.cache import cache_directory, cached_features
-from deberta_jax.data.features import EXAMPLE, Features, check_vocabulary
+from deberta_jax.data.features import Features, check_vocabulary, log_cut
 from deberta_jax.data.labels import REGRESSION, same_labels
-from deberta_jax.data.tables import Table
+from deberta_jax.data.table import Table
 from deberta_jax.data.tasks import TASKS, find_file, read_task
 from deberta_jax.errors import InputError
 from deberta_jax.inference.predict import Predictor, model_inputs
-from deberta_jax.inference.tasks import Task, TextTask, WordTask, settle_options, settle_task
+from deberta_jax.inference.tasks import (
+    Task,
+    TextTask,
+    WordTask,
+    kind_of,
+    settle_options,
+    settle_task,
+    without_unlabelled,
+)
 from deberta_jax.models import MODELS, Model, init_params, redraw_layers
 from deberta_jax.models.embeddings import check_length
 from deberta_jax.presets import PRESETS
@@ -66,9 +74,12 @@ def read(experiment: Finetune) -> tuple[Finetune, dict[str, Any], Table, Table]:
     e = with_files(experiment)
     require(e, "model", "train", "eval", "output")
     start(e.runtime)
-    train, held_out = (read_task(e.task, [path]) for path in (e.train, e.eval))
+    train, held_out = (read_task(e.task, [path], e.delimiter) for path in (e.train, e.eval))
     e = dataclasses.replace(e, **settle_options(e, train))
-    return e, resolved(e, {"train": e.train, "eval": e.eval}), train, held_out
+    record = resolved(e, {"train": e.train, "eval": e.eval})
+    names = TASKS[e.task].names if e.task in TASKS else ()
+    train, held_out = (without_unlabelled(e, kind_of(e.task), table, names) for table in (train, held_out))
+    return e, record, train, held_out
 
 
 def with_files(e: Finetune) -> Finetune:
@@ -175,7 +186,8 @@ def features_of(
     """
     files = {part[1] for part in table.parts} or {table.name}
     identity = {
-        "features": 1, "tokenizer": tokenizer.fingerprint(), "task": repr(task), "max_length": e.max_length,
+        "features": 2, "tokenizer": tokenizer.fingerprint(), "task": repr(task), "max_length": e.max_length,
+        "delimiter": e.delimiter, "skip_unlabelled": e.skip_unlabelled,
         "files": sorted(digest for name, digest in record["data"].items() if name in files),
     }  # fmt: skip
     make = lambda: task.features(table, tokenizer, e.max_length, labelled=True)
@@ -186,9 +198,7 @@ def features_of(
         features = cached_features(identity, make, cache_directory())
     check_vocabulary(features, config.vocab_size, table.name)
     check_length(config, int(features.lengths.max()))
-    if features.cut:
-        _log.info("%s: %d of %d texts are longer than %d tokens and were %s", table.name, features.cut, len(table),
-                  e.max_length, "cut" if features.level == EXAMPLE else "read in parts")  # fmt: skip
+    log_cut(features, table.name, e.max_length)
     return features
 
 

@@ -2,20 +2,32 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.columns import CHOICES, KINDS, MULTI, REGRESSION_TASK, SPANS, WORDS, guess_columns, guess_kind
 from deberta_jax.data.columns import CLASSIFICATION as CLASSIFICATION
-from deberta_jax.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpec, discover_labels
-from deberta_jax.data.tables import Table
+from deberta_jax.data.labels import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    LabelSpec,
+    discover_labels,
+    distinct_names,
+    number_of,
+)
+from deberta_jax.data.questions import answer_lists
+from deberta_jax.data.table import Table
 from deberta_jax.data.tasks import TASKS
 from deberta_jax.errors import InputError
 from deberta_jax.inference.tasks.base import Metrics, Task, TaskOptions
 from deberta_jax.inference.tasks.choices import ChoiceTask
-from deberta_jax.inference.tasks.spans import SpanTask, answer_lists
+from deberta_jax.inference.tasks.entities import EntityTask, discover_spans
+from deberta_jax.inference.tasks.spans import SpanTask
 from deberta_jax.inference.tasks.text import TextTask
+from deberta_jax.inference.tasks.unlabelled import without_unlabelled
 from deberta_jax.inference.tasks.words import WordTask, discover_tags
 
 _log = logging.getLogger(__name__)
@@ -69,7 +81,7 @@ def settle_task(options: TaskOptions, table: Table) -> Task:
     o, kind = options, kind_of(options.task)
     names = TASKS[o.task].names if o.task in TASKS else ()
     if kind == WORDS:
-        return WordTask(o.text[0], o.label, names or discover_tags(table, o.text[0], o.label))
+        return _word_task(o, table, names)
     if kind == SPANS:
         return _span_task(o, any(not answer_lists(table, o.label, row)[0] for row in range(len(table))))
     if kind == CHOICES:
@@ -85,16 +97,24 @@ def settle_task(options: TaskOptions, table: Table) -> Task:
     return _text_task(o, spec)
 
 
-def task_of_model(options: TaskOptions, config: DebertaConfig) -> Task:
-    """The task of settled options for a trained model, whose labels its config has."""
+def task_of_model(options: TaskOptions, config: DebertaConfig, table: Table) -> Task:
+    """The task of settled options for a trained model, whose labels its config has, on a table."""
     o, kind = options, kind_of(options.task)
     if kind == WORDS:
-        return WordTask(o.text[0], o.label, config.id2label)
+        return _word_task(o, table, distinct_names(config.id2label))
     if kind == SPANS:
         return _span_task(o, o.task != "squad")
     if kind == CHOICES:
         return _choice_task(o, 0)
-    return _text_task(o, LabelSpec(problem_of(config), config.id2label))
+    return _text_task(o, LabelSpec(problem_of(config), distinct_names(config.id2label)))
+
+
+def _word_task(o: TaskOptions, table: Table, names: Sequence[str]) -> WordTask:
+    """Of lists of words, or of raw texts. ``names``: of the tags; () where they are to be found in the table."""
+    text = o.text[0]
+    if not any(isinstance(value, str) for value in table.column(text)):
+        return WordTask(text, o.label, tuple(names) or discover_tags(table, text, o.label))
+    return EntityTask(text, o.label, tuple(names) or discover_spans(table, text, o.label))
 
 
 def _text_task(o: TaskOptions, spec: LabelSpec) -> TextTask:
@@ -114,8 +134,8 @@ def _span_task(o: TaskOptions, none: bool) -> SpanTask:
 
 def _first_number(table: Table, label: str) -> int:
     """1 where choices are numbered from 1: no row says 0."""
-    values = [str(value).strip() for value in table.column(label)]
-    return int(all(value.isdigit() and value != "0" for value in values))
+    numbers = [number_of(value) for value in table.column(label)]
+    return int(all(number is not None and number > 0 for number in numbers))
 
 
 def kind_of_model(directory: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features
-from deberta_jax.data.tables import Table
+from deberta_jax.data.table import Table
 from deberta_jax.ops.losses import Items
 from deberta_jax.text import Tokenizer
 
@@ -39,6 +39,11 @@ class TaskOptions:
     """Answers that are kept of each question."""
     null_threshold: float = 0.0
     """"No answer" is given where its score exceeds the best answer's by more."""
+    delimiter: str = ""
+    """Character between the fields of csv and tsv files, or the word tab; found if not given."""
+    skip_unlabelled: bool = False
+    """Leave out rows without a usable label (missing, or an answer that is not in its context) instead of refusing the
+    file; the log says how many."""
 
 
 @runtime_checkable

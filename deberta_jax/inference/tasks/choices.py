@@ -10,7 +10,8 @@ import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features, choice_features
-from deberta_jax.data.tables import Table
+from deberta_jax.data.labels import number_of
+from deberta_jax.data.table import Table, shown
 from deberta_jax.errors import InputError
 from deberta_jax.inference.squad import answer_scores
 from deberta_jax.inference.tasks.base import Metrics
@@ -72,14 +73,15 @@ class ChoiceTask:
     def _labels(self, table: Table, counts: list[int]) -> np.ndarray:
         out = np.zeros(len(table), np.int32)
         for row, value in enumerate(table.column(self.label)):
-            text = str(value).strip()
-            number = ord(text) - ord("A") if len(text) == 1 and "A" <= text <= "Z" else None
-            if number is None and text.removeprefix("-").isdecimal():
-                number = int(text) - self.first
+            text, number = str(value).strip(), number_of(value)
+            if len(text) == 1 and "A" <= text <= "Z":
+                number = ord(text) - ord("A")
+            elif number is not None:
+                number -= self.first
             if number is None or not 0 <= number < counts[row]:
                 raise InputError(
-                    f"{table.where(row)}: {self.label!r} is {value!r}; it must number one of {counts[row]} choices "
-                    f"from {self.first}, or name it by a letter from A"
+                    f"{table.where(row)}: {self.label!r} is {shown(value)}; it must number one of {counts[row]} "
+                    f"choices from {self.first}, or name it by a letter from A"
                 )
             out[row] = number
         return out

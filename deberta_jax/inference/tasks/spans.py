@@ -1,7 +1,8 @@
-"""Extractive question answering: the answer is a piece of the context, or there is none."""
+"""Extractive question answering: the answer is a span of the context, or there is none."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,8 +11,8 @@ import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features, span_features
-from deberta_jax.data.tables import Table
-from deberta_jax.errors import InputError
+from deberta_jax.data.questions import answer_lists, answer_span
+from deberta_jax.data.table import Table
 from deberta_jax.inference.squad import Answers, answer_scores, collect_answers, squad_metrics
 from deberta_jax.inference.tasks.base import Metrics
 from deberta_jax.inference.tasks.text import probabilities
@@ -19,10 +20,12 @@ from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
 from deberta_jax.text import Tokenizer
 
+_log = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True)
 class SpanTask:
-    """``answers``: a column of ``{"text": [...], "answer_start": [...]}``; lists without an entry mean "no answer".
+    """``answers_column``: of answers, in a form that ``data.questions`` reads.
 
     ``may_be_none``: "no answer" is an answer, as in SQuAD 2.
     """
@@ -49,23 +52,20 @@ class SpanTask:
     def features(self, table: Table, tokenizer: Tokenizer, max_length: int, *, labelled: bool) -> Features:
         questions = [text.strip() for text in table.texts(self.question)]
         contexts = table.texts(self.context)
-        answers = [self._first(table, row, contexts[row]) for row in range(len(table))] if labelled else None
+        answers = self._spans(table, contexts) if labelled else None
         return span_features(
             tokenizer, questions, contexts, answers, max_length=max_length, stride=min(self.stride, max_length // 2)
         )
 
-    def _first(self, table: Table, row: int, context: str) -> tuple[int, int] | None:
-        texts, starts = answer_lists(table, self.answers_column, row)
-        if not texts:
-            return None
-        start = starts[0]
-        end = start + len(texts[0])
-        if context[start:end] != texts[0]:
-            raise InputError(
-                f"{table.where(row)}: the answer {texts[0]!r} is not at character {start} of {self.context!r}, there "
-                f"is {context[start:end]!r}"
-            )
-        return start, end
+    def _spans(self, table: Table, contexts: list[str]) -> list[tuple[int, int] | None]:
+        found = [answer_span(table, self.answers_column, row, contexts[row]) for row in range(len(table))]
+        moved = sum(span is not None and span[2] for span in found)
+        if moved:
+            _log.warning(
+                "%s: %d of %d answers do not start where the file says; the nearest place with their text is taken",
+                table.name, moved, len(table),
+            )  # fmt: skip
+        return [span if span is None else span[:2] for span in found]
 
     def loss(self, out: Any, batch: Mapping[str, jax.Array]) -> Items:
         labels = batch["labels"]
@@ -143,24 +143,6 @@ class SpanTask:
             "histogram": {"title": "F1 of the questions", "values": scores, "axis": "F1"},
             "wrong": [[table.where(r), " | ".join(truths[r]) or "no answer", guesses[r], scores[r]] for r in wrong],
         }
-
-
-def answer_lists(table: Table, column: str, row: int) -> tuple[Sequence[str], Sequence[int]]:
-    """Texts and starts of a row's answers. Raises InputError for another form."""
-    value: Any = table.column(column)[row]
-    if isinstance(value, dict):
-        texts: Any = value.get("text")
-        starts: Any = value.get("answer_start")
-        if isinstance(texts, str):
-            texts, starts = [texts], [starts]
-        if (
-            isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)
-            and all(isinstance(text, str) for text in texts) and all(type(start) is int for start in starts)
-        ):  # fmt: skip
-            return texts, starts
-    raise InputError(
-        f'{table.where(row)}: {column!r} is {value!r}; it must be {{"text": [...], "answer_start": [...]}}'
-    )
 
 
 def _loss(found: np.ndarray, features: Features) -> float:

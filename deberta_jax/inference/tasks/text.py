@@ -11,7 +11,7 @@ import numpy as np
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features, make_features
 from deberta_jax.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSpec, encode_labels
-from deberta_jax.data.tables import Table
+from deberta_jax.data.table import Table
 from deberta_jax.inference.metrics import classification_metrics, multi_label_metrics, regression_metrics
 from deberta_jax.inference.tasks.base import Metrics
 from deberta_jax.ops import losses

@@ -1,7 +1,8 @@
 """A tag for each word of pre-split sentences; the first token of a word answers for it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +11,8 @@ import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features, word_features
-from deberta_jax.data.labels import LabelIds, shorten
-from deberta_jax.data.tables import Table
+from deberta_jax.data.labels import SKIP, LabelIds, generic_names, label_name, shorten, value_of
+from deberta_jax.data.table import Table, shown
 from deberta_jax.errors import InputError
 from deberta_jax.inference.chunks import chunk_metrics, chunks, is_chunk_tag
 from deberta_jax.inference.metrics import classification_metrics
@@ -24,7 +25,7 @@ from deberta_jax.text import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class WordTask:
-    """``text``: the column of word lists. ``label``: that of their tags, names or (with ``numbered``) ids."""
+    """``text``: the column of word lists. ``label``: that of their tags, names or ids."""
 
     text: str
     label: str
@@ -71,16 +72,16 @@ class WordTask:
         flat = classification_metrics(logits, labels)
         if not self.spans:
             return {"accuracy": flat["accuracy"], "f1": flat["f1"]} | loss
-        owner = _owners(features)[there]
-        truth = _by_sentence(labels, owner, len(table), self.names)
-        guess = _by_sentence(logits.argmax(-1), owner, len(table), self.names)
+        owner = owners(features)[there]
+        truth = by_sentence(labels, owner, len(table), self.names)
+        guess = by_sentence(logits.argmax(-1), owner, len(table), self.names)
         return chunk_metrics(truth, guess) | {"accuracy": flat["accuracy"]} | loss
 
     def answers(self, found: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
         assert features.words is not None
         begins = features.words >= 0
-        logits, owner = found[begins], _owners(features)[begins]
-        tags = _by_sentence(logits.argmax(-1), owner, len(table), self.names)
+        logits, owner = found[begins], owners(features)[begins]
+        tags = by_sentence(logits.argmax(-1), owner, len(table), self.names)
         shares = probabilities(logits).max(-1)
         scores = [part.tolist() for part in np.split(shares, np.cumsum(np.bincount(owner, minlength=len(table)))[:-1])]
         words = table.word_lists(self.text)
@@ -110,19 +111,28 @@ def word_answer(words: Sequence[str], tags: Sequence[str], scores: Sequence[floa
 
 
 def discover_tags(table: Table, text: str, label: str) -> tuple[str, ...]:
-    """All tags of a column, ``O`` first, then the kinds in alphabetical order, each with its B before its I.
+    """All tags of a column: those that the file names, in its order; else those found, ``O`` first, then the kinds in
+    alphabetical order, each with its B before its I.
 
     Raises:
       InputError: a row whose words and tags are not equally many, or tags of which some are names and some numbers.
     """
-    values = {tag for tags in _tag_lists(table, text, label) for tag in tags}
+    lists = _tag_lists(table, text, label)
+    if label in table.class_names:
+        return tuple(label_name(name) or name for name in table.class_names[label])
+    values = {tag for tags in lists for tag in tags}
     numbers, names = {v for v in values if isinstance(v, int)}, {v for v in values if isinstance(v, str)}
     if numbers and names:
         raise InputError(
             f"{table.name}: tags in {label!r} are names, as {min(names)!r}, and numbers, as {min(numbers)}"
         )
     if numbers:
-        return tuple(f"LABEL_{i}" for i in range(max(numbers) + 1))
+        return generic_names(max(numbers) + 1)
+    return sorted_tags({label_name(name) or name for name in names})
+
+
+def sorted_tags(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns ``O``, then the kinds in alphabetical order, each with its B before its I."""
     kind = lambda tag: (tag != "O", tag.partition("-")[2] if is_chunk_tag(tag) else tag, tag)
     return tuple(sorted(names, key=kind))
 
@@ -130,7 +140,10 @@ def discover_tags(table: Table, text: str, label: str) -> tuple[str, ...]:
 def encode_tags(table: Table, text: str, label: str, names: Sequence[str]) -> list[list[int]]:
     """Ids of each row's tags; a tag may be given by its id."""
     ids, out = LabelIds(names), []
+    numbers = label in table.class_names and tuple(names) == generic_names(len(names))
     for row, tags in enumerate(_tag_lists(table, text, label)):
+        if numbers:
+            tags = table.column(label)[row]
         found: list[Any] = [
             ids.find(tag) if isinstance(tag, str) else tag if tag < len(names) else None for tag in tags
         ]
@@ -144,24 +157,44 @@ def encode_tags(table: Table, text: str, label: str, names: Sequence[str]) -> li
     return out
 
 
+def untagged_rows(table: Table, label: str) -> list[int]:
+    """Returns the rows that have no tags, or a word without one."""
+    tags = (value_of(table, label, row) for row in range(len(table)))
+    return [row for row, value in enumerate(tags) if not isinstance(value, list) or any(map(_is_missing, value))]
+
+
+def _is_missing(tag: Any) -> bool:
+    return tag is None or tag == "" or (isinstance(tag, float) and math.isnan(tag))
+
+
 def _tag_lists(table: Table, text: str, label: str) -> list[list[str | int]]:
-    words, tags = table.word_lists(text), table.column(label)
-    for row, (ws, ts) in enumerate(zip(words, tags, strict=True)):
+    words, out = table.word_lists(text), []
+    for row, ws in enumerate(words):
+        ts = value_of(table, label, row)
         if not isinstance(ts, list) or len(ts) != len(ws):
-            said = len(ts) if isinstance(ts, list) else repr(ts)
+            said = len(ts) if isinstance(ts, list) else shown(ts)
             raise InputError(f"{table.where(row)}: {len(ws)} words in {text!r} but {label!r} is {said}; a tag a word")
-        for tag in ts:
-            if not isinstance(tag, str) and (type(tag) is not int or tag < 0):
-                raise InputError(f"{table.where(row)}: {label!r} has {tag!r}; a tag is a name, or a number from 0")
-    return tags
+        out.append([_tag(table, label, row, tag) for tag in ts])
+    return out
 
 
-def _owners(features: Features) -> np.ndarray:
-    """The table's row of every token."""
+def _tag(table: Table, label: str, row: int, tag: Any) -> str | int:
+    if _is_missing(tag):
+        raise InputError(f"{table.where(row)}: {label!r} has {shown(tag)}; each word needs a tag: {SKIP}")
+    if isinstance(tag, float) and tag.is_integer():
+        tag = int(tag)
+    if not isinstance(tag, str) and (type(tag) is not int or tag < 0):
+        raise InputError(f"{table.where(row)}: {label!r} has {shown(tag)}; a tag is a name, or a number from 0")
+    return tag
+
+
+def owners(features: Features) -> np.ndarray:
+    """Returns the table's row of every token."""
     assert features.row is not None
     return np.repeat(features.row, features.lengths)
 
 
-def _by_sentence(ids: np.ndarray, owner: np.ndarray, count: int, names: Sequence[str]) -> list[list[str]]:
+def by_sentence(ids: np.ndarray, owner: np.ndarray, count: int, names: Sequence[str]) -> list[list[str]]:
+    """Returns the names of these tags, of each of ``count`` rows."""
     cuts = np.cumsum(np.bincount(owner, minlength=count))[:-1]
     return [[names[int(i)] for i in part] for part in np.split(ids, cuts)]

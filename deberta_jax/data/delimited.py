@@ -1,0 +1,269 @@
+"""Tables of delimited text: csv and tsv in the dialects that spreadsheets, pandas and the GLUE benchmark write."""
+
+import csv
+import dataclasses
+import io
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from deberta_jax.data.literals import parse_literal
+from deberta_jax.data.table import Table
+from deberta_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+_DELIMITERS = (",", ";", "\t", "|")
+_MARK = "\ufeff"
+_UNNAMED = re.compile(r"(Unnamed: \d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dialect:
+    """``quoted``: fields may be quoted, else a quote is a character. ``blanks``: blanks after a delimiter are none of
+    the field's. ``backslash``: a quote in a quoted field stands after a backslash, instead of twice."""
+
+    delimiter: str
+    quoted: bool = True
+    blanks: bool = False
+    backslash: bool = False
+
+    def __str__(self) -> str:
+        said = [f"{self.delimiter!r} between the fields"]
+        said += ["blanks after it left out"] if self.blanks else []
+        said += ['\\" read as a quote'] if self.backslash else []
+        return ", ".join(said)
+
+
+def check_delimiter(delimiter: str) -> str:
+    """Returns the one character that ``--delimiter`` means ("tab" and ``\\t`` are a tab).
+
+    Raises:
+      InputError: more than one character, or one that cannot separate fields.
+    """
+    named = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}.get(delimiter, delimiter)
+    if named and (len(named) > 1 or named in '"\r\n'):
+        raise InputError(f"--delimiter {delimiter!r}: give one character that is no quote, or the word tab")
+    return named
+
+
+def read_csv(name: str, text: str, delimiter: str = "") -> Table:
+    """Reads csv. The first line names the columns.
+
+    Fields are separated by commas, or by the character that a first line ``sep=;`` names; where commas do not make a
+    table, by the one of ``;``, tab and ``|`` that does, and the log says so.
+
+    Raises:
+      InputError: a line that has not a field for each column, or quotes that do not fit; with the line.
+    """
+    return _lists(_read(name, text, ",", delimiter))
+
+
+def read_tsv(name: str, text: str, delimiter: str = "") -> Table:
+    """Reads tab-separated text. As ``read_csv``, but a quote is a character like any other unless every field with a
+    quote is a validly quoted one: GLUE's files have unpaired quotes, those that pandas writes have not."""
+    return _lists(_read(name, text, "\t", delimiter))
+
+
+def _read(name: str, text: str, usual: str, given: str) -> Table:
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    first = 1
+    if match := re.match(r'"?sep=(.)"?\r?\n', text):
+        text, first = text[match.end() :], 2
+        given = given or match[1]
+        _log.info("%s: read with %r between the fields, as its first line says", name, given)
+    if given:
+        return _table(name, text, given, given == usual == "\t", first)[0]
+    try:
+        table, dialect = _table(name, text, usual, usual == "\t", first)
+        why = None
+    except InputError as error:
+        table, dialect, why = None, None, error
+    if table is None or len(table.columns) < 2:
+        header = text.partition("\n")[0]
+        for other in _DELIMITERS:
+            if other == usual or other not in header:
+                continue
+            try:
+                found, dialect = _table(name, text, other, False, first)
+            except InputError:
+                continue
+            if len(found.columns) > 1:
+                _log.info("%s: read with %s", name, dialect)
+                return found
+    if table is None:
+        assert why is not None
+        raise why
+    if dialect is not None and (dialect.blanks or dialect.backslash):
+        _log.info("%s: read with %s", name, dialect)
+    return table
+
+
+def _table(name: str, text: str, delimiter: str, plain: bool, first: int) -> tuple[Table, _Dialect]:
+    """``plain``: quotes are characters unless all of them quote fields, as in tsv."""
+    clean, blanks = _quotes(text, delimiter) if '"' in text else (True, False)
+    if plain and '"' in text:
+        quoted = None
+        if clean:
+            try:
+                quoted = _parsed(name, text, _Dialect(delimiter), first)
+            except InputError:
+                clean = False
+        if quoted is None or _fits_raw(name, text, quoted):
+            _log.info("%s: a quote is read as a character of the text, for not every one quotes a field", name)
+            return table_of_lines(name, tab_separated(text, first)), _Dialect(delimiter, quoted=False)
+        _log.info("%s: its quoted fields are decoded", name)
+        return quoted, _Dialect(delimiter)
+    if plain:
+        return table_of_lines(name, tab_separated(text, first)), _Dialect(delimiter, quoted=False)
+    dialect = _Dialect(delimiter, blanks=blanks)
+    try:
+        return _parsed(name, text, dialect, first), dialect
+    except InputError as error:
+        # Where a backslash stands only before quotes and backslashes, its meaning is certain.
+        if '\\"' not in text or re.search(r'\\(?:[^"\\]|\Z)', text.replace("\\\\", "")):
+            raise
+        dialect = dataclasses.replace(dialect, backslash=True)
+        try:
+            return _parsed(name, text, dialect, first), dialect
+        except InputError:
+            raise error from None
+
+
+def _fits_raw(name: str, text: str, quoted: Table) -> bool:
+    """Whether lines taken as they stand make a table of more rows: then quotes at the ends of two texts were paired."""
+    try:
+        raw = table_of_lines(name, tab_separated(text))
+    except InputError:
+        return False
+    return len(raw) > len(quoted)
+
+
+def _quotes(text: str, delimiter: str) -> tuple[bool, bool]:
+    """Looks at every quote of a text.
+
+    Returns:
+      Whether every one belongs to a quoted field, and whether blanks stand before some quoted field.
+    """
+    end = re.escape(delimiter) + r"\r\n"
+    field = re.compile(rf'"(?:[^"]++|"")*+"(?=[{end}]|\Z)')
+    border = re.compile(rf"[{end}]")
+    clean, blanks, at = True, False, 0
+    while (at := text.find('"', at)) >= 0:
+        before = at
+        while before and text[before - 1] == " ":
+            before -= 1
+        begins = before == 0 or text[before - 1] in (delimiter, "\n", "\r", _MARK)
+        match = field.match(text, at) if begins else None
+        if match is None:
+            clean = False
+            following = border.search(text, at)
+            at = len(text) if following is None else following.start()
+            continue
+        blanks |= before < at
+        at = match.end()
+    return clean, blanks
+
+
+def _parsed(name: str, text: str, dialect: _Dialect, first: int) -> Table:
+    begins = True  # the next line is the first of a row
+
+    def lines() -> Iterator[str]:
+        nonlocal begins
+        for line in io.StringIO(text):
+            # Files that were joined keep the byte-order mark that each began with.
+            if begins:
+                line = line.removeprefix(_MARK)
+                begins = False
+            yield line
+
+    escape: dict[str, Any] = {"escapechar": "\\", "doublequote": False} if dialect.backslash else {}
+    reader = csv.reader(lines(), delimiter=dialect.delimiter, skipinitialspace=dialect.blanks, strict=True, **escape)
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        nonlocal begins
+        before = 0
+        for row in reader:
+            start, before, begins = before + first, reader.line_num, True
+            if row:
+                yield start, row
+
+    limit = csv.field_size_limit(len(text) + 1)  # the default refuses fields above 128 KiB
+    try:
+        return table_of_lines(name, rows())
+    except csv.Error as error:
+        hint = '; a quote in a quoted field is written twice: ""' if "expected after" in str(error) else ""
+        raise InputError(f"{name}, line {reader.line_num + first - 1}: {error}{hint}") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def tab_separated(text: str, first: int = 1) -> list[tuple[int, list[str]]]:
+    """Returns number and fields of every line that is not empty; a quote is a character like any other, as GLUE's files
+    have unpaired ones."""
+    lines = ((number, line.rstrip("\r").removeprefix(_MARK)) for number, line in enumerate(text.split("\n"), first))
+    return [(number, line.split("\t")) for number, line in lines if line]
+
+
+def table_of_lines(name: str, lines: Iterable[tuple[int, list[str]]]) -> Table:
+    """Makes a table of numbered lines of fields, of which the first names the columns.
+
+    A line that repeats the header, as in files that were joined, is left out and counted. So is a column without a name
+    that is empty or numbers the rows, as pandas writes its index.
+
+    Raises:
+      InputError: a column named twice, or a line that has not a field for each.
+    """
+    header: list[str] = []
+    first: list[str] = []
+    rows, numbers, repeated = [], [], 0
+    for number, fields in lines:
+        if not header:
+            first, header = fields, [field.strip() for field in fields]
+            named = [field for field in header if field]
+            if len(set(named)) < len(named):
+                raise InputError(f"{name}: the header names a column twice: {', '.join(header)}")
+            continue
+        if len(fields) != len(header):
+            raise InputError(
+                f"{name}, line {number}: {len(fields)} fields where the header names {len(header)}; mend the line"
+            )
+        if fields == first and len(header) > 1:
+            repeated += 1
+            continue
+        rows.append(fields)
+        numbers.append(number)
+    if repeated:
+        _log.info("%s: %d lines that repeat the header are left out", name, repeated)
+    columns: dict[str, list[Any]] = {}
+    for i, key in enumerate(header):
+        values = [row[i] for row in rows]
+        if _UNNAMED.fullmatch(key) and len(header) > 1 and _counts(values):
+            continue
+        if key in columns:
+            raise InputError(f"{name}: the header has several columns without a name; name them")
+        columns[key] = values
+    return Table(name, columns, numbers)
+
+
+def _counts(values: list[str]) -> bool:
+    return not any(values) or all(value.isdecimal() for value in values)
+
+
+def _lists(table: Table) -> Table:
+    """The table with columns of lists or objects that were written as text, read."""
+    columns = {}
+    for name, values in table.columns.items():
+        if next((value for value in values if value.strip()), "").lstrip()[:1] not in tuple("[{"):
+            continue
+        try:
+            columns[name] = [parse_literal(value) if value.strip() else None for value in values]
+        except ValueError:
+            continue
+    if columns:
+        _log.info(
+            "%s: lists are written as text in %s; they are read as lists", table.name, ", ".join(map(repr, columns))
+        )
+    return table.with_columns(columns)

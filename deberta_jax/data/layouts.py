@@ -1,0 +1,119 @@
+"""What annotation tools and spreadsheets write, as the columns that tasks have: a text or a sentence a row."""
+
+import collections
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from deberta_jax.data.spans import is_span_column
+from deberta_jax.data.table import Table
+from deberta_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+WORD_COLUMNS = ("tokens", "words", "token", "word", "form")
+TAG_COLUMNS = ("tags", "ner_tags", "ner", "upos", "pos_tags", "labels", "tag", "label", "ner_tag", "pos", "entities")
+_SENTENCE = re.compile(r"(?i)sent(ence)?s?[ _#-]*(id|no|nr|num|number|idx|index)?[ _#:]*")
+
+
+def arrange(table: Table, *, words: bool) -> Table:
+    """Returns the table with a text, or a sentence, a row.
+
+    Understood are Label Studio's tasks, Prodigy's (a task that was not accepted has no label), and with ``words`` a
+    table of a word a row, whose sentences a column numbers. Other tables stay as they are.
+
+    Raises:
+      InputError: a task of Label Studio that cannot be used, with its line.
+    """
+    columns = table.columns
+    if "data" in columns and ("annotations" in columns or "completions" in columns):
+        return _label_studio(table)
+    if "spans" in columns and "answer" in columns and is_span_column(columns["spans"]):
+        return _prodigy(table)
+    return _sentences(table) if words else table
+
+
+def named_column(table: Table, names: tuple[str, ...]) -> str | None:
+    """Returns the first of these columns that the table has, in upper or lower case."""
+    folded = {name.casefold(): name for name in reversed(table.columns)}
+    return next((folded[name] for name in names if name in folded), None)
+
+
+def _sentences(table: Table) -> Table:
+    """A word a row: the first column of sentences' numbers, which may stand at the first word alone."""
+    sentence = next((name for name in table.columns if _SENTENCE.fullmatch(name)), None)
+    word = named_column(table, WORD_COLUMNS)
+    if sentence is None or word is None or not all(isinstance(value, str) for value in table.columns[word]):
+        return table
+    starts, before = [], None
+    for row, value in enumerate(table.columns[sentence]):
+        number = None if value is None else str(value).strip()
+        if not starts or (number and number != before):
+            starts.append(row)
+        before = number or before
+    if len(starts) == len(table):
+        return table
+    _log.info("%s: a word a row, in %d sentences by the column %r", table.name, len(starts), sentence)
+    ends = [*starts[1:], len(table)]
+    columns = {
+        name: [values[start:end] for start, end in zip(starts, ends, strict=True)]
+        for name, values in table.columns.items() if name != sentence
+    }  # fmt: skip
+    by_sentence = table.select(starts)
+    return Table(table.name, columns, by_sentence.lines, by_sentence.parts, table.class_names)
+
+
+def _prodigy(table: Table) -> Table:
+    answers = table.columns["answer"]
+    rest = {row for row, answer in enumerate(answers) if answer not in ("accept", None)}
+    if rest:
+        _log.info("%s: %d of %d tasks were not accepted; they have no label", table.name, len(rest), len(table))
+    spans = [None if row in rest else spans or [] for row, spans in enumerate(table.columns["spans"])]
+    # Its tokens are objects; the text has all that they say.
+    kept = {name: values for name, values in table.columns.items() if name not in ("tokens", "answer")}
+    return Table(table.name, {**kept, "spans": spans}, table.lines, table.parts)
+
+
+def _label_studio(table: Table) -> Table:
+    annotations = table.columns.get("annotations") or table.columns["completions"]
+    texts, spans, choices, several = [], [], [], 0
+    for row, data in enumerate(table.columns["data"]):
+        done = [a for a in annotations[row] or [] if isinstance(a, Mapping) and not a.get("was_cancelled")]
+        several += len(done) > 1
+        results = (done[0].get("result") or []) if done else []
+        results = [r for r in results if isinstance(r, Mapping) and isinstance(r.get("value"), Mapping)]
+        texts.append(_text(table, row, data, results))
+        marked = [{**r["value"], "label": r["value"]["labels"]} for r in results if "labels" in r["value"]]
+        chosen = [choice for r in results for choice in r["value"].get("choices") or []]
+        spans.append(marked if done else None)
+        choices.append(chosen if done else None)
+    if several:
+        _log.info("%s: %d tasks have several annotations; the first of each is read", table.name, several)
+    columns: dict[str, list[Any]] = {}
+    if "id" in table.columns:
+        columns["id"] = table.columns["id"]
+    columns["text"] = texts
+    if any(spans) or not any(choices):
+        columns["spans"] = spans
+    if any(choices):
+        single = all(value is None or len(value) <= 1 for value in choices)
+        columns["label"] = [value[0] if value else None for value in choices] if single else choices
+    return Table(table.name, columns, table.lines, table.parts)
+
+
+def _text(table: Table, row: int, data: Any, results: list[Any]) -> str:
+    """The text of a task of Label Studio: the field that its results are about, else the only one of text."""
+    fields = (
+        {name: value for name, value in data.items() if isinstance(value, str)} if isinstance(data, Mapping) else {}
+    )
+    about = collections.Counter(r.get("to_name") for r in results if r.get("to_name") in fields)
+    if about:
+        return fields[about.most_common(1)[0][0]]
+    if "text" in fields:
+        return fields["text"]
+    if len(fields) != 1:
+        raise InputError(
+            f"{table.where(row)}: 'data' has no field 'text'; its fields are {', '.join(fields) or 'none'}"
+        )
+    return next(iter(fields.values()))

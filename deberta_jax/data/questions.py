@@ -1,0 +1,122 @@
+"""Answers to questions about a text: the forms that files have them in, and one rule for "no answer".
+
+A question has no answer where its answers are empty or missing, where ``is_impossible`` is true, or where the texts of
+its answers are empty. Reading, labelling, metrics and "may there be none" all ask this module.
+"""
+
+import bisect
+import itertools
+import math
+from typing import Any
+
+from deberta_jax.data.labels import label_name, number_of
+from deberta_jax.data.table import Table, shown
+from deberta_jax.errors import InputError
+
+IMPOSSIBLE = "is_impossible"
+
+
+def answer_lists(table: Table, column: str, row: int) -> tuple[list[str], list[int]]:
+    """Returns texts and starts (in characters) of a row's answers; two empty lists where it has no answer.
+
+    Understood are ``{"text": [...], "answer_start": [...]}`` (the hub's form), ``[{"text": ..., "answer_start": ...}]``
+    (SQuAD's), and a text with its start in a column ``answer_start``. A start may be written as text or as 30.0.
+
+    Raises:
+      InputError: another form, with the line.
+    """
+    value = table.column(column)[row]
+    if _is_impossible(table, row):
+        return [], []
+    try:
+        texts, starts = _parts(value, table.columns.get("answer_start", [None] * len(table))[row])
+        kept = [(text, _start(start)) for text, start in zip(texts, starts, strict=True) if text]
+    except (TypeError, ValueError, KeyError):
+        raise InputError(
+            f'{table.where(row)}: {column!r} is {shown(value)}; it must be {{"text": [...], "answer_start": [...]}}'
+        ) from None
+    return [text for text, _ in kept], [start for _, start in kept]
+
+
+def _is_impossible(table: Table, row: int) -> bool:
+    values = table.columns.get(IMPOSSIBLE)
+    if values is None:
+        return False
+    try:
+        name = label_name(values[row])
+    except ValueError:
+        name = "?"
+    if name not in ("true", "false", "1", "0", None):
+        raise InputError(f"{table.where(row)}: {IMPOSSIBLE!r} is {shown(values[row])}; it must be true or false")
+    return name in ("true", "1")
+
+
+def _parts(value: Any, start: Any) -> tuple[list[str], list[Any]]:
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return [], []
+    if isinstance(value, dict):
+        texts, starts = value["text"], value["answer_start"]
+    elif isinstance(value, list) and all(isinstance(answer, dict) for answer in value):
+        texts, starts = [answer["text"] for answer in value], [answer["answer_start"] for answer in value]
+    else:
+        texts, starts = value, start
+    if isinstance(texts, str):
+        texts, starts = [texts], [starts]
+    if texts is None:
+        texts, starts = [], []
+    if not isinstance(texts, list) or not isinstance(starts, list) or not all(isinstance(t, str) for t in texts):
+        raise TypeError
+    return texts, starts
+
+
+def _start(value: Any) -> int:
+    number = None if isinstance(value, bool) else number_of(value)
+    if number is None or number < 0:
+        raise ValueError
+    return number
+
+
+def locate(context: str, text: str, start: int) -> int | None:
+    """Returns where ``text`` stands in ``context``, at ``start`` or as near to it as it does; None where it does not.
+
+    A start that was counted in the UTF-16 units of JavaScript and Java is understood first.
+    """
+    if context.startswith(text, start):
+        return start
+    units = list(itertools.accumulate(1 + (character > "\uffff") for character in context[:start]))
+    at = bisect.bisect_left(units, start) + 1
+    if at <= len(units) and units[at - 1] == start and context.startswith(text, at):
+        return at
+    before = context.rfind(text, 0, min(start, len(context)) + len(text))
+    after = context.find(text, start)
+    found = [at for at in (before, after) if at >= 0]
+    return min(found, key=lambda at: abs(at - start)) if found else None
+
+
+def answer_span(table: Table, column: str, row: int, context: str) -> tuple[int, int, bool] | None:
+    """Returns the first and the last character, one beyond, of a row's first answer, and whether its start had to be
+    corrected; None where the question has no answer.
+
+    Raises:
+      InputError: an answer that is not in its context.
+    """
+    texts, starts = answer_lists(table, column, row)
+    if not texts:
+        return None
+    start = locate(context, texts[0], starts[0])
+    if start is None:
+        raise InputError(
+            f"{table.where(row)}: the answer {texts[0]!r} is not in the context, neither at character {starts[0]} nor "
+            "elsewhere; mend the row, or leave such rows out with --skip-unlabelled"
+        )
+    return start, start + len(texts[0]), start != starts[0]
+
+
+def unfindable_rows(table: Table, column: str, context: str) -> list[int]:
+    """Returns the rows whose answer is not in their context."""
+    out = []
+    for row, text in enumerate(table.texts(context)):
+        texts, starts = answer_lists(table, column, row)
+        if texts and locate(text, texts[0], starts[0]) is None:
+            out.append(row)
+    return out
