@@ -21,7 +21,7 @@ def read_parquet(name: str, content: bytes) -> Table:
     except ImportError:
         raise InputError(f"{name}: parquet needs pyarrow; pip install 'deberta_jax[parquet]'") from None
     try:
-        return table_of_arrow(name, pq.read_table(io.BytesIO(content)))
+        return table_of_arrow(name, pq.ParquetFile(io.BytesIO(content)).read())
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, NotImplementedError) as error:
