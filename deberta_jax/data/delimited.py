@@ -194,8 +194,9 @@ def _parsed(name: str, text: str, dialect: _Dialect, first: int) -> Table:
     try:
         return table_of_lines(name, rows())
     except csv.Error as error:
+        why = "a carriage return in a field without quotes" if "new-line character" in str(error) else str(error)
         hint = '; a quote in a quoted field is written twice: ""' if "expected after" in str(error) else ""
-        raise InputError(f"{name}, line {reader.line_num + first - 1}: {error}{hint}") from None
+        raise InputError(f"{name}, line {reader.line_num + first - 1}: {why}{hint}") from None
     finally:
         csv.field_size_limit(limit)
 

@@ -45,6 +45,8 @@ def spans_of(table: Table, text: str, column: str, row: int) -> tuple[list[Span]
       InputError: spans that are missing, lie outside the text, or overlap; with the line.
     """
     context, value = table.column(text)[row], table.column(column)[row]
+    if not isinstance(context, str):
+        raise InputError(f"{table.where(row)}: {text!r} is {shown(context)}; a text is needed")
     if value is None:
         raise InputError(f"{table.where(row)}: {column!r} is missing; {SKIP}")
     if not isinstance(value, list) or not all(map(_is_span, value)):

@@ -216,3 +216,5 @@ def test_hub(tmp_path):
     options, task = recognised(table)
     assert (options.task, options.text, options.label) == ("token-classification", ("tokens",), "ner_tags")
     assert task.names == ("LABEL_0", "LABEL_1", "LABEL_2")
+    with pytest.raises(InputError, match="has the tag 9999999999; tags are numbered from 0"):
+        recognised(read(tmp_path, "many.csv", content.replace("2, 0", "2, 9999999999")))

@@ -22,6 +22,9 @@ from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
 from deberta_jax.text import Tokenizer
 
+# A number beyond this is no tag's.
+_MOST_TAGS = 10_000
+
 
 @dataclasses.dataclass(frozen=True)
 class WordTask:
@@ -126,6 +129,8 @@ def discover_tags(table: Table, text: str, label: str) -> tuple[str, ...]:
         raise InputError(
             f"{table.name}: tags in {label!r} are names, as {min(names)!r}, and numbers, as {min(numbers)}"
         )
+    if numbers and max(numbers) >= _MOST_TAGS:
+        raise InputError(f"{table.name}: {label!r} has the tag {max(numbers)}; tags are numbered from 0")
     if numbers:
         return generic_names(max(numbers) + 1)
     return sorted_tags({label_name(name) or name for name in names})
