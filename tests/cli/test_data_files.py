@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -11,76 +12,66 @@ import deberta_jax
 from deberta_jax.cli.main import main
 from tests.made import TINY, rows, stdout_of, weighted_model, write_table
 
-
-@pytest.fixture
-def evaluated(trained, capsys):
-    """Metrics that ``evaluate`` prints for a file, and what it says."""
-
-    def run(path, *more, model=trained.directory):
-        arguments = ["evaluate", "--model", str(model), "--data", str(path), *more]
-        capsys.readouterr()
-        main(arguments)
-        out, err = capsys.readouterr()
-        return json.loads(out), err
-
-    return run
-
-
 BODY = rows(24, seed=11)
 
 
-def test_evaluate_says_how_many_texts_it_cut(evaluated, tmp_path):
+def evaluated(capsys, model, path, *more):
+    """Metrics that ``evaluate`` prints for a file, and what it says."""
+    capsys.readouterr()
+    main(["evaluate", "--model", str(model), "--data", str(path), *more])
+    out, err = capsys.readouterr()
+    return json.loads(out), err
+
+
+@pytest.fixture(scope="module")
+def expected(trained, tmp_path_factory):
+    """The metrics of BODY from a plain csv."""
+    path = write_table(tmp_path_factory.mktemp("plain") / "a.csv", ("sentence", "kind"), BODY)
+    return json.loads(stdout_of(["evaluate", "--model", str(trained.directory), "--data", str(path)]))
+
+
+def test_evaluate_says_how_many_texts_it_cut(trained, tmp_path, capsys):
     body = [("ban " * 40, "pos"), ("tell", "neg"), ("tell " * 40, "neg")]
-    _, err = evaluated(write_table(tmp_path / "a.csv", ("sentence", "kind"), body))
+    path = write_table(tmp_path / "a.csv", ("sentence", "kind"), body)
+    _, err = evaluated(capsys, trained.directory, path)
     assert "a.csv: 2 of 3 texts are longer than 16 tokens and were cut" in err
 
 
-def test_predict_and_the_pipeline_say_how_many_texts_they_cut(trained, tmp_path, capsys, caplog):
+def test_predict_and_the_pipeline_say_how_many_texts_they_cut(trained, tmp_path, capsys, caplog, monkeypatch):
     path = write_table(tmp_path / "a.csv", ("sentence",), [("ban " * 40,), ("tell",)])
     main(["predict", "--model", str(trained.directory), "--input", str(path), "--output", str(tmp_path / "o.jsonl")])
     assert "a.csv: 1 of 2 texts are longer than 16 tokens and were cut" in capsys.readouterr().err
     pipe = deberta_jax.pipeline("text-classification", trained.directory)
-    import logging
-
-    logging.getLogger("deberta_jax").propagate = True
+    monkeypatch.setattr(logging.getLogger("deberta_jax"), "propagate", True)
     pipe(["ban " * 40, "ban"])
     assert "the input: 1 of 2 texts are longer than 16 tokens and were cut" in caplog.text
 
 
-def test_dialects_and_forms_have_the_same_metrics(evaluated, tmp_path):
-    header = ("sentence", "kind")
-    expected, _ = evaluated(write_table(tmp_path / "a.csv", header, BODY))
-    lines = [";".join(row) for row in (header, *BODY)]
-    (tmp_path / "b.csv").write_text("\n".join(lines))
-    found, err = evaluated(tmp_path / "b.csv")
-    assert found == expected
-    assert "read with ';' between the fields" in err
-    (tmp_path / "c.csv").write_text("\n".join("^".join(row) for row in (header, *BODY)))
-    assert evaluated(tmp_path / "c.csv", "--delimiter", "^")[0] == expected
-    (tmp_path / "d.json").write_text(json.dumps([dict(zip(header, row, strict=True)) for row in BODY], indent=1))
-    assert evaluated(tmp_path / "d.json")[0] == expected
+def test_a_delimiter_that_is_given(trained, tmp_path, capsys, expected):
+    path = tmp_path / "c.csv"
+    path.write_text("\n".join("^".join(row) for row in (("sentence", "kind"), *BODY)))
+    assert evaluated(capsys, trained.directory, path, "--delimiter", "^")[0] == expected
 
 
-def test_rows_without_a_label_are_refused_or_left_out(evaluated, trained, tmp_path, capsys):
+def test_rows_without_a_label_are_refused_or_left_out(trained, tmp_path, capsys, expected):
     header = ("sentence", "kind")
-    expected, _ = evaluated(write_table(tmp_path / "a.csv", header, BODY))
     path = write_table(tmp_path / "b.csv", header, [*BODY, ("ban", ""), ("ban", "nan")])
     with pytest.raises(SystemExit) as stopped:
-        evaluated(path)
+        evaluated(capsys, trained.directory, path)
     assert stopped.value.code == 2
     assert f"{path}, line 26: 'kind' is ''; a label is needed" in capsys.readouterr().err
-    found, err = evaluated(path, "--skip-unlabelled")
+    found, err = evaluated(capsys, trained.directory, path, "--skip-unlabelled")
     assert found == expected
     assert "b.csv: 2 of 26 rows have no usable label and are left out" in err
     out = stdout_of(["predict", "--model", str(trained.directory), "--input", str(path), "--output", "-"])
     assert len(out.splitlines()) == 26, "predict answers every row"
 
 
-def test_ids_of_a_model_whose_labels_nobody_named(evaluated, tmp_path):
+def test_ids_of_a_model_whose_labels_nobody_named(tmp_path, capsys):
     model = weighted_model(tmp_path / "model")
     assert json.loads((model / "config.json").read_text())["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
     body = [(text, int(label == "pos")) for text, label in BODY]
-    metrics, err = evaluated(write_table(tmp_path / "ids.csv", ("text", "label"), body), model=model)
+    metrics, err = evaluated(capsys, model, write_table(tmp_path / "ids.csv", ("text", "label"), body))
     assert "labels are read as the model's: 0 as LABEL_0, 1 as LABEL_1" in err
     pipe = deberta_jax.pipeline("text-classification", model)
     hits = [answer["label"] == f"LABEL_{i}" for answer, (_, i) in zip(pipe([t for t, _ in body]), body, strict=True)]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -45,8 +46,8 @@ def test_a_list_of_strings_is_a_list_of_texts(pipe):
 def test_the_tags_are_those_of_the_models_own_logits(pipe):
     """Word by word: the first token of each, of the text as the tokenizer has it."""
     encoded = pipe.tokenizer(TEXTS, return_offsets=True, padding="longest")
-    apply = deberta_jax.DebertaForTokenClassification(pipe.model.config).apply
-    logits = np.asarray(apply({"params": pipe.params}, encoded.input_ids, encoded.attention_mask).logits)
+    apply = jax.jit(lambda p, ids, mask: pipe.model.apply({"params": p}, ids, attention_mask=mask).logits)
+    logits = np.asarray(apply(pipe.params, encoded.input_ids, encoded.attention_mask))
     for row, answer in enumerate(pipe(TEXTS)):
         starts = encoded.offsets[row, :, 0].tolist()
         there = [i for i, (start, end) in enumerate(encoded.offsets[row].tolist()) if start < end]
@@ -70,7 +71,8 @@ def test_words_that_are_split_already_are_given_as_such(pipe):
         (["a", ["b"]], False, "some inputs are texts and some are lists of words"),
         (["a", ["b"]], True, "some inputs are texts and some are lists of words"),
         ("a b", True, "is_split_into_words takes a list of words"),
-        ([[]], False, "cannot read the input"), ([[1]], False, "cannot read the input"), (3, False, "cannot read the input"),
+        ([[]], False, "cannot read the input"), ([[1]], False, "cannot read the input"),
+        (3, False, "cannot read the input"),
         ({"text": "a"}, False, "cannot read the input"), (None, False, "cannot read the input"),
         ([b"a"], False, "cannot read the input"),
     ],

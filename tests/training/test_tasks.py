@@ -86,6 +86,37 @@ def test_tags_of_words_from_conll(blank, tmp_path):
         assert span["text"] == " ".join(truth[0][0][span["start"] : span["end"]])
 
 
+def test_spans_of_characters_from_doccano(blank, tmp_path):
+    """Trained on, evaluated and given back by characters; rows that nobody annotated are left out where asked."""
+    paths, texts = [], []
+    for name, count in (("train.jsonl", 120), ("eval.jsonl", 40)):
+        rows = []
+        for words, tags in word_rows(count, count):
+            starts = [sum(len(word) + 1 for word in words[:i]) for i in range(len(words))]
+            spans = [
+                [starts[i], starts[j] + len(words[j]), tags[i][2:]]
+                for i, tag in enumerate(tags) if tag[0] == "B"
+                for j in [i + (i + 1 < len(tags) and tags[i + 1][0] == "I")]
+            ]  # fmt: skip
+            rows.append({"text": " ".join(words), "label": spans})
+        texts = [(row["text"], {tuple(span) for span in row["label"]}) for row in rows]
+        paths.append(tmp_path / name)
+        paths[-1].write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": "ban", "label": None}]))
+    run = tmp_path / "run"
+    command = ["finetune", "--model", str(blank), "--from-scratch", "--train", str(paths[0]), "--eval", str(paths[1])]
+    sizes = ["--batch-size", "16", "--learning-rate", "1e-2", "--max-length", "32", "--epochs", "14"]
+    printed = json.loads(stdout_of([*command, "--output", str(run), *sizes, "--skip-unlabelled"]))
+    assert printed["accuracy"] > 0.8, "the most frequent tag has less than 0.4"
+    assert printed["f1"] > 0.5
+    config = json.loads((run / "config.json").read_text())
+    assert config["id2label"] == {"0": "O", "1": "B-NEG", "2": "I-NEG", "3": "B-POS", "4": "I-POS"}
+    answers = deberta_jax.pipeline("token-classification", run)([text for text, _ in texts])
+    guess = [{(s["start"], s["end"], s["label"]) for s in answer["spans"]} for answer in answers]
+    right = sum(len(ours & gold) for ours, (_, gold) in zip(guess, texts, strict=True))
+    assert printed["recall"] == pytest.approx(right / sum(len(gold) for _, gold in texts))
+    assert printed["precision"] == pytest.approx(right / sum(map(len, guess)))
+
+
 def questions(path, count, seed):
     """Whose word of the named list is it? One question in six has no answer."""
     rng, articles = np.random.default_rng(seed), []
