@@ -8,6 +8,7 @@ from pathlib import Path
 from deberta_jax.data.conll import read_conll, read_conllu
 from deberta_jax.data.delimited import check_delimiter, read_csv, read_tsv
 from deberta_jax.data.files import COMPRESSED, ending, matching, members, read_content
+from deberta_jax.data.hub_datasets import is_dataset, read_dataset
 from deberta_jax.data.json_files import read_json, read_jsonl
 from deberta_jax.data.parquet_file import read_parquet
 from deberta_jax.data.table import Table, join_tables
@@ -54,12 +55,14 @@ def read_table(path: str | Path, reader: Reader | None = None, reading: Reading 
     an object a line; in ``.json`` also SQuAD 1 or 2, a question a row. ``.parquet``. ``.conll``, ``.bio``, ``.iob``,
     ``.iob2``, and ``.txt`` where words are expected: a word a line, its tag in the last column, blank lines between
     sentences; columns ``tokens`` and ``tags``. ``.conllu``: ``tokens`` and the fields of CoNLL-U. All but parquet may
-    end in ``.gz`` or ``.zst`` too.
+    end in ``.gz`` or ``.zst`` too. ``hub:NAME/CONFIG@SPLIT`` and folders of ``save_to_disk`` are read by ``datasets``.
 
     Raises:
       InputError: a file that is not there, is empty, is no UTF-8, has another ending, or has a row that does not fit
         the others; the message names file and line.
     """
+    if is_dataset(str(path)):
+        return _checked(read_dataset(str(path)))
     if str(path) == "-":
         return _parse("standard input", ".jsonl", sys.stdin.buffer.read(), None, reading)
     kind = ending(str(path))
@@ -78,8 +81,12 @@ def _parse(name: str, kind: str, content: bytes, reader: Reader | None, reading:
         except UnicodeDecodeError as error:
             raise InputError(f"{name}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
         table = reader(name, text)
+    return _checked(table)
+
+
+def _checked(table: Table) -> Table:
     if not len(table):
-        raise InputError(f"{name}: no rows; the file is empty")
+        raise InputError(f"{table.name}: no rows; the file is empty")
     return table
 
 

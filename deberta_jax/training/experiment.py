@@ -8,7 +8,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from deberta_jax.data.documents import Source
-from deberta_jax.data.files import matching, read_bytes
+from deberta_jax.data.files import matching
+from deberta_jax.data.hub_datasets import digest
 from deberta_jax.errors import InputError
 from deberta_jax.inference.tasks import TaskOptions
 
@@ -97,7 +98,8 @@ class Finetune(TaskOptions):
     model: str = ""
     """Model directory, hub id, or the name of a released architecture."""
     train: str = ""
-    """File to train on (csv, tsv, json, jsonl, parquet, conll, conllu), or a pattern of several."""
+    """File to train on (csv, tsv, json, jsonl, parquet, conll, conllu), or a pattern of several; hub:NAME/CONFIG@SPLIT,
+    or a folder of datasets' save_to_disk."""
     eval: str = ""
     """File to evaluate on; the best checkpoint is chosen by it."""
     data_dir: str = ""
@@ -327,7 +329,7 @@ def resolved(experiment: Experiment, files: dict[str, str]) -> dict[str, Any]:
     fields = {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
     runtime = fields.pop("runtime")
     paths = sorted({path for pattern in files.values() for path in matching(pattern)})
-    digests = {path: hashlib.sha256(read_bytes(path)).hexdigest() for path in paths}
+    digests = {path: digest(path) for path in paths}
     record = {"job": type(experiment).__name__, "experiment": fields, "data": digests, "runtime": runtime}
     return json.loads(json.dumps(record))  # tuples become lists, as they will be when read back
 

@@ -1,0 +1,89 @@
+"""Data sets of the Hugging Face hub, and folders that ``save_to_disk`` wrote, through the library ``datasets``."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from deberta_jax.data.files import read_bytes
+from deberta_jax.data.parquet_file import table_of_arrow
+from deberta_jax.data.table import Table, reason
+from deberta_jax.errors import InputError
+
+PREFIX = "hub:"
+_FOLDER, _FOLDERS = "state.json", "dataset_dict.json"
+
+
+def is_dataset(path: str) -> bool:
+    """Returns whether a path is ``hub:NAME...`` or a folder that ``save_to_disk`` wrote."""
+    return path.startswith(PREFIX) or any((Path(path) / name).is_file() for name in (_FOLDER, _FOLDERS))
+
+
+def read_dataset(path: str) -> Table:
+    """Reads one split of a data set, with the names of its classes.
+
+    ``hub:OWNER/NAME``, ``hub:OWNER/NAME/CONFIG`` and ``hub:NAME/CONFIG``, each with ``@SPLIT`` behind it where there
+    are several; or a folder of ``save_to_disk``, a split's where there are several.
+
+    Raises:
+      InputError: no such data set, several splits, or ``datasets`` missing.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{path}: needs the library datasets; pip install 'deberta_jax[hub]'") from None
+    if path.startswith(PREFIX):
+        found, split = _from_hub(datasets, path)
+    else:
+        found, split = _call(path, datasets.load_from_disk, path), ""
+    if isinstance(found, dict):
+        found = _one_split(path, found, split)
+    table = found.with_format("arrow")[:]
+    return table_of_arrow(path, table.replace_schema_metadata(found.features.arrow_schema.metadata))
+
+
+def digest(path: str) -> str:
+    """Returns the SHA-256 of a file, of all files of a folder of ``save_to_disk``, or of a hub's rows."""
+    if path.startswith(PREFIX):
+        table = read_dataset(path)
+        content = json.dumps([table.columns, dict(table.class_names)], sort_keys=True, default=str).encode()
+    elif is_dataset(path):
+        files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+        parts = [[file.relative_to(path).as_posix(), hashlib.sha256(file.read_bytes()).hexdigest()] for file in files]
+        content = json.dumps(parts).encode()
+    else:
+        content = read_bytes(path)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _from_hub(datasets: Any, path: str) -> tuple[Any, str]:
+    name, _, split = path.removeprefix(PREFIX).partition("@")
+    parts = name.split("/")
+    if not all(parts) or len(parts) > 3:
+        raise InputError(f"{path}: give hub:OWNER/NAME, hub:OWNER/NAME/CONFIG or hub:NAME/CONFIG, and @SPLIT behind it")
+    if len(parts) == 3:
+        return _call(path, datasets.load_dataset, "/".join(parts[:2]), parts[2]), split
+    try:
+        return datasets.load_dataset(name), split
+    except Exception as error:
+        if len(parts) == 1:
+            raise InputError(f"{path}: cannot be loaded ({reason(error)})") from None
+    # Older names have no owner: what follows the slash is a configuration.
+    return _call(path, datasets.load_dataset, *parts), split
+
+
+def _call(path: str, load: Any, *arguments: str) -> Any:
+    try:
+        return load(*arguments)
+    except Exception as error:  # of any library that it reads with
+        raise InputError(f"{path}: cannot be loaded ({reason(error)[:300]})") from None
+
+
+def _one_split(path: str, found: dict[str, Any], split: str) -> Any:
+    how = f"{path.partition('@')[0]}@NAME" if path.startswith(PREFIX) else f"{path}/NAME"
+    if not split and len(found) == 1:
+        return next(iter(found.values()))
+    if split not in found:
+        asked = f"no split {split!r}" if split else "several splits"
+        raise InputError(f"{path}: {asked}; give one of {', '.join(found)}, as in {how}")
+    return found[split]
