@@ -14,7 +14,7 @@ from deberta_jax.errors import InputError
 VERBS = {
     "prepare": "text, jsonl and parquet to a directory of token shards, for pre-training",
     "pretrain": "pre-train on text: `pretrain mlm`, a masked language model; `pretrain rtd`, DeBERTa v3's way",
-    "finetune": "fine-tune a classifier on a csv, tsv or jsonl file",
+    "finetune": "fine-tune a model on a labelled file",
     "evaluate": "metrics of a model on a labelled file, as one JSON object",
     "predict": "labels and probabilities for a file of texts, as jsonl",
     "plan": "does a run fit on a TPU slice, what binds it, what does it cost: from the compiler, without the slice",

@@ -23,12 +23,16 @@ def sentences(text: str) -> Iterator[list[Line]]:
     for number, line in enumerate([*text.split("\n"), ""], 1):
         # A line of other white space, such as a no-break space, holds a word.
         line = line.rstrip("\r").removeprefix("\ufeff")
-        if line.strip(" \t") and re.split("[ \t]", line, maxsplit=1)[0] != _DOCUMENT:
+        if line.strip(" \t") and not _begins_document(line):
             lines.append((number, line))
             continue
         if lines:
             yield lines
         lines = []
+
+
+def _begins_document(line: str) -> bool:
+    return line.startswith(_DOCUMENT) and line[len(_DOCUMENT) : len(_DOCUMENT) + 1] in ("", " ", "\t")
 
 
 def read_conll(name: str, text: str) -> Table:
@@ -66,21 +70,25 @@ def _columns(groups: Sequence[Sequence[Line]]) -> tuple[list[list[tuple[int, lis
     leading = [
         next((i for i, (_, line) in enumerate(group) if not line.startswith("#")), len(group)) for group in groups
     ]
-    certain = [line for group, start in zip(groups, leading, strict=True) for _, line in group[start:]]
-    tabs = any("\t" in line for line in certain or (line for group in groups for _, line in group))
+    certain = any(start < len(group) for group, start in zip(groups, leading, strict=True))
+    tabs = any(
+        "\t" in line for group, start in zip(groups, leading, strict=True) for _, line in group[start * certain :]
+    )
+    blanks = re.compile(" +")
 
     def split(line: str) -> list[str]:
-        return line.split("\t") if tabs else re.split(" +", line.strip(" "))
+        return line.split("\t") if tabs else blanks.split(line.strip(" "))
 
-    known = {(len(fields), fields[-1].strip(" ")) for fields in map(split, certain)}
-    words, comments = [], 0
-    for group, start in zip(groups, leading, strict=True):
-        kept = [(number, split(line)) for number, line in group]
-        skipped = 0
-        while certain and skipped < start and (len(kept[skipped][1]), kept[skipped][1][-1].strip(" ")) not in known:
-            skipped += 1
+    words = [[(number, split(line)) for number, line in group] for group in groups]
+    if not certain or not any(leading):
+        return words, 0
+    form = lambda fields: (len(fields), fields[-1].strip(" "))
+    known = {form(fields) for group, start in zip(words, leading, strict=True) for _, fields in group[start:]}
+    comments = 0
+    for i, (group, start) in enumerate(zip(words, leading, strict=True)):
+        skipped = next((k for k in range(start) if form(group[k][1]) in known), start)
         comments += skipped
-        words.append(kept[skipped:])
+        words[i] = group[skipped:]
     return words, comments
 
 

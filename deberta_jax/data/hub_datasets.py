@@ -29,7 +29,7 @@ def read_dataset(path: str) -> Table:
       InputError: no such data set, several splits, or ``datasets`` missing.
     """
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(f"{path}: needs the library datasets; pip install 'deberta_jax[hub]'") from None
     if path.startswith(PREFIX):
