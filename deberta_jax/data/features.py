@@ -218,7 +218,7 @@ def log_cut(features: Features, where: str, max_length: int) -> None:
     """Logs how many examples were longer than the limit, and whether they lost something."""
     if not features.cut:
         return
-    count = len(features) if features.row is None else int(features.row.max()) + 1
+    count = int((features.lengths > 0).sum()) if features.row is None else int(features.row.max()) + 1
     said = "%s: %d of %d texts are longer than %d tokens and were %s"
     if features.level == EXAMPLE:
         _log.warning(said, where, features.cut, count, max_length, "cut")

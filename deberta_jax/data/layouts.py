@@ -14,7 +14,8 @@ _log = logging.getLogger(__name__)
 
 WORD_COLUMNS = ("tokens", "words", "token", "word", "form")
 TAG_COLUMNS = ("tags", "ner_tags", "ner", "upos", "pos_tags", "labels", "tag", "label", "ner_tag", "pos", "entities")
-_SENTENCE = re.compile(r"(?i)sent(ence)?s?[ _#-]*(id|no|nr|num|number|idx|index)?[ _#:]*")
+_SENTENCE = re.compile(r"(?i)sent(?:ence)?s?[ _#-]*(id|no|nr|num|number|idx|index)?[ _#:]*")
+_NUMBERED = re.compile(r"\D{0,20}\d+")
 
 
 def arrange(table: Table, *, words: bool) -> Table:
@@ -42,7 +43,7 @@ def named_column(table: Table, names: tuple[str, ...]) -> str | None:
 
 def _sentences(table: Table) -> Table:
     """A word a row: the first column of sentences' numbers, which may stand at the first word alone."""
-    sentence = next((name for name in table.columns if _SENTENCE.fullmatch(name)), None)
+    sentence = next((name for name in table.columns if _numbers_sentences(table, name)), None)
     word = named_column(table, WORD_COLUMNS)
     if sentence is None or word is None or not all(isinstance(value, str) for value in table.columns[word]):
         return table
@@ -62,6 +63,15 @@ def _sentences(table: Table) -> Table:
     }  # fmt: skip
     by_sentence = table.select(starts)
     return Table(table.name, columns, by_sentence.lines, by_sentence.parts, table.class_names)
+
+
+def _numbers_sentences(table: Table, name: str) -> bool:
+    """A column named so, and not one of the sentences themselves."""
+    match = _SENTENCE.fullmatch(name)
+    if match is None:
+        return False
+    values = (str(value).strip() for value in table.columns[name] if value is not None)
+    return match[1] is not None or "#" in name or all(not value or _NUMBERED.fullmatch(value) for value in values)
 
 
 def _prodigy(table: Table) -> Table:

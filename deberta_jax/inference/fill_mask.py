@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class MaskFiller:
 
     def __call__(self, inputs: Any, top_k: int = 5) -> Any:
         """Raises InputError for an input that is no text, has no [MASK], or is longer than ``max_length`` tokens."""
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        texts = [inputs] if isinstance(inputs, str) or not isinstance(inputs, Iterable) else list(inputs)
         if not 1 <= top_k <= self.tokenizer.vocab_size:
             raise InputError(f"top_k={top_k}: give 1 to {self.tokenizer.vocab_size}")
         for text in texts:

@@ -133,7 +133,7 @@ class QuestionAnswerer(Loaded):
     def __call__(self, inputs: Any) -> Any:
         """Raises InputError for an input that is no mapping of ``question`` and ``context``."""
         single = isinstance(inputs, Mapping)
-        items = [inputs] if single else list(inputs)
+        items = [inputs] if single or not isinstance(inputs, Iterable) else list(inputs)
         for item in items:
             if not isinstance(item, Mapping) or set(item) != {"question", "context"}:
                 raise InputError(f"cannot read the input {item!r}; give {{'question': ..., 'context': ...}}")
@@ -153,7 +153,7 @@ class ChoiceMaker(Loaded):
     def __call__(self, inputs: Any) -> Any:
         """Raises InputError for an input that is no mapping of ``text`` and ``choices``."""
         single = isinstance(inputs, Mapping)
-        items = [inputs] if single else list(inputs)
+        items = [inputs] if single or not isinstance(inputs, Iterable) else list(inputs)
         for item in items:
             if not isinstance(item, Mapping) or set(item) != {"text", "choices"}:
                 raise InputError(f"cannot read the input {item!r}; give {{'text': ..., 'choices': [...]}}")

@@ -205,6 +205,8 @@ def test_long(tmp_path, caplog):
         table = read(tmp_path, "every.csv", every.replace("Sentence #", name))
         assert table.columns["Word"] == [["Anna", "Berg", "a, b"], ["Bob", "null"]]
     assert len(read(tmp_path, "long.csv", LONG, task="text-classification")) == 5
+    pairs = "sentence,word,label\nThe 1 cat sat,cat,pos\nThe 1 cat sat,sat,neg\n"
+    assert read(tmp_path, "pairs.csv", pairs).columns["word"] == ["cat", "sat"], "sentences are no numbers of sentences"
 
 
 def test_hub(tmp_path):

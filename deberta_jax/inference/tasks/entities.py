@@ -59,7 +59,10 @@ class EntityTask(WordTask):
         there = features.labels >= 0
         logits, labels = found[there], features.labels[there]
         loss = losses.weighted_mean(*losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels)))
-        guess = [[(s["label"], s["start"], s["end"]) for s in a["spans"]] for a in self.answers(found, features, table)]
+        guess = [
+            [(s["label"], s["start"], s["end"]) for s in a.get("spans", [])]
+            for a in self.answers(found, features, table)
+        ]
         truth = [[(s.label, s.start, s.end) for s in spans_of(table, self.text, self.label, row)[0]]
                  for row in range(len(table))]  # fmt: skip
         accuracy = classification_metrics(logits, labels)["accuracy"]
