@@ -97,7 +97,7 @@ def _is_json(text: str) -> bool:
 
 
 def _array_items(name: str, text: str) -> list[tuple[int, Any]]:
-    """The elements of an array, each with the line that it begins in."""
+    """The elements of an array, each with the line that it begins in; with its number where there is but one line."""
     items: list[tuple[int, Any]] = []
     at, line, counted = text.index("[") + 1, 1, 0
     blank = re.compile(r"[ \t\r\n]*")
@@ -124,6 +124,8 @@ def _array_items(name: str, text: str) -> list[tuple[int, Any]]:
         raise InputError(f"{name}, line {error.lineno}: not JSON ({error.msg})") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name}, line {line}: JSON that cannot be read ({reason(error)})") from None
+    if "\n" not in text.strip():
+        return [(number, value) for number, (_, value) in enumerate(items, 1)]
     return items
 
 

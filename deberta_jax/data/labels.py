@@ -117,6 +117,7 @@ class LabelIds:
         elif sorted(folded) == ["0", "1"]:
             self.layers.append((str, self._numbered([_TRUTH[int(name)] for name in folded])))
         ids = [str(i) for i in range(len(names))]
+        self.unnamed = self.names == generic_names(len(names)) or self.canonical == ids
         if self.names == generic_names(len(names)):
             self.layers.append((str, self._numbered(ids)))
         elif self.canonical == ids:
@@ -266,7 +267,7 @@ def _id(table: Table, column: str, row: int, ids: LabelIds) -> int:
     value = value_of(table, column, row)
     try:
         found = ids.find(value)
-        if found is None and column in table.class_names and ids.names == generic_names(len(ids.names)):
+        if found is None and column in table.class_names and ids.unnamed:
             found = ids.find(table.column(column)[row])
     except ValueError:
         found = None

@@ -40,8 +40,9 @@ def test_cls(tmp_path):
     assert encode_labels(table, ("label",), task.spec).tolist() == [1, 0] * 3
     other = LabelSpec("single_label_classification", ("POS", "NEG"))
     assert encode_labels(table, ("label",), other).tolist() == [0, 1] * 3, "by name, not by number"
-    nameless = LabelSpec("single_label_classification", ("LABEL_0", "LABEL_1"))
-    assert encode_labels(table, ("label",), nameless).tolist() == [1, 0] * 3
+    for nameless in (("LABEL_0", "LABEL_1"), ("0", "1")):
+        spec = LabelSpec("single_label_classification", nameless)
+        assert encode_labels(table, ("label",), spec).tolist() == [1, 0] * 3, "by number where the model has no names"
     hidden = written(tmp_path / "b.parquet", {"text": ["a"] * 3, "label": [1, 0, -1]}, label=label(["neg", "pos"]))
     with pytest.raises(InputError, match="line 3: 'label' is None; a label is needed"):
         recognised(hidden)
