@@ -7,37 +7,19 @@ choices are arguments of the model classes and never travel with weights.
 
 import dataclasses
 import difflib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deberta_jax.errors import InputError
-
-V1, V2 = "deberta", "deberta-v2"
+from deberta_jax.config_json import NO_EFFECT, V1, V2, V2_ONLY, Extra, parse, read_json_object, split_terms
+from deberta_jax.errors import InputError, brief
 
 ACTIVATIONS = (
     "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
     "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2",
     "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh",
 )  # fmt: skip
-
-# Fields that only v2/v3 models read. Hugging Face's v1 model ignores them, so from_hf drops them for v1.
-_V2_ONLY = (
-    "position_buckets", "share_att_key", "norm_rel_ebd", "conv_kernel_size", "conv_act", "conv_groups",
-    "attention_head_size",
-)  # fmt: skip
-
-# Keys of config.json that say nothing about the function the weights compute.
-_NO_EFFECT = frozenset({
-    "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "cross_attention_hidden_size",
-    "decoder_start_token_id", "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing", "is_decoder",
-    "is_encoder_decoder", "add_cross_attention", "model_name", "output_attentions", "output_hidden_states",
-    "output_past", "prefix", "pruned_heads", "return_dict", "sep_token_id", "task_specific_params",
-    "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "use_bfloat16", "use_cache",
-    "vocab_type", "z_steps",
-})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,9 +61,10 @@ class DebertaConfig:
     position_buckets: int = -1
     share_att_key: bool = False
     norm_rel_ebd: str = "none"
-    long_positions: str = "clamp"
-    """Distances beyond the trained range, in bucketed models: ``clamp`` first, as the original training code does, or
-    ``hf``, as transformers does, which reads a table row that no text of up to 512 tokens ever trained."""
+    long_positions: str = "auto"
+    """Distances beyond ``max_distance``. ``clamp``: distances are clamped first, as Microsoft's code does for models
+    with buckets. ``hf``: the index into the relative table alone is clamped, as transformers does. ``auto``: see
+    ``clamps_distances``."""
 
     # Parts of single generations
     conv_kernel_size: int = 0
@@ -103,7 +86,13 @@ class DebertaConfig:
     """Token classification has Microsoft's extra dense layer ``proj`` before the classifier."""
     tie_word_embeddings: bool = True
 
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    """What else a config.json holds, such as another tool's settings. It changes nothing, travels with the model, and
+    takes no part in equality or hash."""
+
     def __post_init__(self):
+        if not isinstance(self.extra, Extra):
+            object.__setattr__(self, "extra", Extra(self.extra))
         if isinstance(self.pos_att_type, list):
             object.__setattr__(self, "pos_att_type", tuple(self.pos_att_type))
         if isinstance(self.id2label, list):
@@ -141,172 +130,117 @@ class DebertaConfig:
         return self.max_relative_positions if self.max_relative_positions >= 1 else self.max_position_embeddings
 
     @property
+    def clamps_distances(self) -> bool:
+        """Distances are brought into ±(max_distance - 1) before they become an index.
+
+        By default where log buckets reach as far as the model was trained: row 0 of the relative table, which a longer
+        text would read otherwise, was then never trained. In every other case PyTorch code clamps the index alone, and
+        row 0 was trained.
+        """
+        if self.long_positions != "auto":
+            return self.long_positions == "clamp"
+        return self.position_buckets > 0 and self.max_distance >= self.max_position_embeddings
+
+    @property
     def relative_span(self) -> int:
         """Half the number of rows of the relative table."""
         return self.position_buckets if self.position_buckets > 0 else self.max_distance
 
     @property
     def normalizes_relative_table(self) -> bool:
-        return "layer_norm" in _split(self.norm_rel_ebd)
+        return "layer_norm" in split_terms(self.norm_rel_ebd)
 
     @property
     def has_position_table(self) -> bool:
         """The absolute position table exists: as an input bias or for the mask decoder."""
         return self.position_biased_input or self.mask_decoder
 
+    @property
+    def unknown_keys(self) -> tuple[str, ...]:
+        """The keys of ``extra`` that are neither this package's nor transformers'."""
+        return tuple(key for key in self.extra if key not in NO_EFFECT)
+
     @classmethod
     def from_hf(cls, source: "str | Path | Mapping[str, Any]") -> "DebertaConfig":
         """Reads a ``config.json`` (path, or its contents as a mapping), from Hugging Face or Microsoft.
 
+        Keys that are not known change nothing: they are logged and kept in ``extra``.
+
         Raises:
-          InputError: a file that is no JSON object, a key that is not known, or a value that cannot be.
+          InputError: a file that is no JSON object, a misspelled field, or a value that cannot be.
         """
-        raw, where = _read(source)
-        known = {f.name for f in dataclasses.fields(cls)}
-        v1 = _generation(raw, where) == V1
-        kept: dict[str, Any] = {"model_type": V1 if v1 else V2}
-        unknown = []
-        for key, value in _rename_microsoft(raw, where).items():
-            if key == "model_type" or key in _NO_EFFECT or key.startswith("_") or (v1 and key in _V2_ONLY):
-                continue
-            if key in ("id2label", "label2id", "num_labels"):
-                continue
-            if key == "pooler_hidden_size":
-                if value != raw.get("hidden_size", cls.hidden_size):
-                    raise InputError(
-                        f"{where}: pooler_hidden_size {value} differs from hidden_size; no such model works"
-                    )
-            elif key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                unknown.append(f"{key} (did you mean {near[0]}?)" if near else key)
-            elif key == "pos_att_type":
-                kept[key] = _terms(value)
-            elif value is not None:
-                kept[key] = value
-        if unknown:
-            raise InputError(f"{where}: unknown key {', '.join(unknown)}; remove it, it would not be obeyed")
-        labels = _labels(raw, where)
-        if labels is not None:
-            kept["id2label"] = labels
-        return cls(**kept)
+        raw, where = read_json_object(source)
+        fields, extra = parse(raw, where, _FIELDS, cls.hidden_size)
+        try:
+            _check_kinds(fields)
+            return cls(**fields, extra=extra)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
 
     def to_hf(self) -> dict[str, Any]:
-        """The contents of a ``config.json`` that both transformers and ``from_hf`` read back to an equal config."""
-        out: dict[str, Any] = dataclasses.asdict(self)
+        """Returns the contents of a ``config.json``, which both transformers and ``from_hf`` read back to an equal
+        config."""
+        out: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
         out["pos_att_type"] = list(self.pos_att_type)
         out["id2label"] = {str(i): label for i, label in enumerate(self.id2label)}
         out["label2id"] = self.label2id
         out["pooler_hidden_size"] = self.hidden_size
         # transformers has no such fields: written only where they say something.
-        for key, default in (("long_positions", "clamp"), ("mask_decoder", False), ("classifier_proj", False)):
+        for key, default in (("long_positions", "auto"), ("mask_decoder", False), ("classifier_proj", False)):
             if out[key] == default:
                 del out[key]
         for key in ("embedding_size", "attention_head_size", "cls_dropout"):
             if out[key] is None:
                 del out[key]
         if self.model_type == V1:
-            for key in _V2_ONLY:
+            for key in V2_ONLY:
                 out.pop(key, None)
         else:
             del out["talking_head"]
-        return out
+        return {**self.extra, **out}
 
 
-def _read(source) -> tuple[dict[str, Any], str]:
-    if isinstance(source, Mapping):
-        return dict(source), "config"
-    path = Path(source)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; a model directory needs a config.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(raw).__name__}")
-    return raw, str(path)
-
-
-def _generation(raw: Mapping[str, Any], where: str) -> str:
-    if "discriminator" in raw and "generator" in raw:
-        raise InputError(f"{where}: holds two models; give its 'generator' or 'discriminator' entry by itself")
-    kind = raw.get("model_type")
-    if kind in (V1, V2):
-        return kind
-    if kind is not None:
-        raise InputError(f"{where}: model_type {kind!r} is not DeBERTa; expected {V1!r} or {V2!r}")
-    # Microsoft's own configs carry no model_type; only v2/v3 ones name these fields.
-    if any(key in raw for key in _V2_ONLY):
-        return V2
-    raise InputError(f"{where}: model_type is missing; set it to {V1!r} (v1) or {V2!r} (v2 and v3)")
-
-
-def _rename_microsoft(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    out = dict(raw)
-    if "padding_idx" in out:
-        out.setdefault("pad_token_id", out["padding_idx"])
-        del out["padding_idx"]
-    pooling = out.pop("pooling", None) or {}
-    names = {"hidden_size": "pooler_hidden_size", "dropout": "pooler_dropout", "hidden_act": "pooler_hidden_act"}
-    for key, value in pooling.items():
-        if key not in names:
-            raise InputError(f"{where}: unknown key pooling.{key}; remove it, it would not be obeyed")
-        out.setdefault(names[key], value)
-    return out
-
-
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.lower().split("|") if part.strip())
-
-
-def _terms(value) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    parts = _split(value) if isinstance(value, str) else tuple(value)
-    return tuple(part for part in parts if part != "none")
-
-
-def _labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
-    id2label, label2id, count = raw.get("id2label"), raw.get("label2id"), raw.get("num_labels")
-    if id2label is None and label2id is not None:
-        id2label = {i: label for label, i in label2id.items()}
-    if id2label is None:
-        return None if count is None else tuple(f"LABEL_{i}" for i in range(count))
-    if isinstance(id2label, Mapping):
-        try:
-            by_id = {int(i): str(label) for i, label in id2label.items()}
-        except ValueError:
-            raise InputError(f"{where}: id2label has a key that is no integer") from None
-    else:
-        by_id = dict(enumerate(id2label))
-    if sorted(by_id) != list(range(len(by_id))):
-        raise InputError(f"{where}: id2label must number its labels 0 to {len(by_id) - 1}, found {sorted(by_id)}")
-    if count is not None and count != len(by_id):
-        raise InputError(f"{where}: num_labels is {count} but id2label has {len(by_id)} entries")
-    return tuple(by_id[i] for i in range(len(by_id)))
-
+_FIELDS = tuple(field.name for field in dataclasses.fields(DebertaConfig) if field.name != "extra")
 
 _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     int: ((int,), "an integer"),
     float: ((int, float), "a number"),
     bool: ((bool,), "true or false"),
     str: ((str,), "text"),
+    int | None: ((int, type(None)), "an integer"),
+    float | None: ((int, float, type(None)), "a number"),
+    str | None: ((str, type(None)), "text"),
 }
+
+
+def _check_kinds(values: Mapping[str, Any]) -> None:
+    """Raises InputError for a field whose value is of another kind than its annotation."""
+    for field in dataclasses.fields(DebertaConfig):
+        kinds, name = _KINDS.get(field.type, ((), ""))
+        if not kinds or field.name not in values:
+            continue
+        value = values[field.name]
+        if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+            raise InputError(f"{field.name}={brief(repr(value))}: must be {name}")
 
 
 def _validate(c: DebertaConfig) -> None:
     def refuse(field: str, why: str):
-        raise InputError(f"{field}={getattr(c, field)!r}: {why}")
+        raise InputError(f"{field}={brief(repr(getattr(c, field)))}: {why}")
 
-    for field in dataclasses.fields(c):
-        kinds, name = _KINDS.get(field.type, ((), ""))
-        if kinds and type(getattr(c, field.name)) not in kinds:
-            refuse(field.name, f"must be {name}")
+    _check_kinds(vars(c))
+    taken = next((field for field in _FIELDS if field in c.extra), None)
+    if taken is not None:
+        raise InputError(f"extra: {taken} is a field of the config; set the field")
     if c.model_type not in (V1, V2):
         refuse("model_type", f"must be {V1!r} or {V2!r}")
     for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
                   "max_position_embeddings", "conv_groups"):  # fmt: skip
         if getattr(c, field) < 1:
+            refuse(field, "must be at least 1")
+    for field in ("embedding_size", "attention_head_size"):
+        size = getattr(c, field)
+        if size is not None and size < 1:
             refuse(field, "must be at least 1")
     if c.hidden_size % c.num_attention_heads:
         refuse("num_attention_heads", f"must divide hidden_size={c.hidden_size}")
@@ -329,10 +263,10 @@ def _validate(c: DebertaConfig) -> None:
             refuse("pos_att_type", "its entries must be 'c2p' or 'p2c'")
     if len(set(c.pos_att_type)) != len(c.pos_att_type):
         refuse("pos_att_type", "names a term twice")
-    if not set(_split(c.norm_rel_ebd)) <= {"none", "layer_norm"}:
+    if not set(split_terms(c.norm_rel_ebd)) <= {"none", "layer_norm"}:
         refuse("norm_rel_ebd", "must be 'none' or 'layer_norm'")
-    if c.long_positions not in ("clamp", "hf"):
-        refuse("long_positions", "must be 'clamp' or 'hf'")
+    if c.long_positions not in ("auto", "clamp", "hf"):
+        refuse("long_positions", "must be 'auto', 'clamp' or 'hf'")
     if c.position_buckets > 0 and (c.position_buckets < 2 or c.max_distance - 1 <= c.position_buckets // 2):
         refuse("position_buckets", f"needs at least 2 buckets and a half below max distance {c.max_distance} - 1")
     if c.conv_kernel_size > 0 and c.conv_kernel_size % 2 == 0:
@@ -343,6 +277,8 @@ def _validate(c: DebertaConfig) -> None:
         refuse("problem_type", "must be regression, single_label_classification or multi_label_classification")
     if not c.id2label:
         refuse("id2label", "needs at least one label")
+    if len(set(c.id2label)) != len(c.id2label):
+        refuse("id2label", "has one name twice")
     if c.mask_decoder and (c.position_biased_input or c.legacy):
         refuse("mask_decoder", "needs position_biased_input=False and legacy=False")
     if c.mask_decoder and c.embedding_width != c.hidden_size:
@@ -351,7 +287,7 @@ def _validate(c: DebertaConfig) -> None:
         refuse("tie_word_embeddings", "the original masked-LM head (legacy=False) always reads the word table")
     if c.model_type == V1:
         defaults = {f.name: f.default for f in dataclasses.fields(c)}
-        for field in _V2_ONLY:
+        for field in V2_ONLY:
             if getattr(c, field) != defaults[field]:
                 refuse(field, "is a field of v2/v3; a v1 model (model_type='deberta') has none")
     elif c.talking_head:

@@ -48,7 +48,7 @@ class Case:
     padding: str = "right"
     labels: str = "default"
     inputs: tuple[str, ...] = ()
-    long_positions: str = "hf"
+    long_positions: str = "auto"
 
     @property
     def raw(self) -> dict[str, Any]:

@@ -171,10 +171,13 @@ class Encoder(nn.Module):
         c, run = self.config, self.runtime
         if not c.relative_attention:
             return Relative(None, np.zeros(0, np.int32), np.zeros(2 * length - 1, np.int32))
-        clamp = c.long_positions == "clamp"
         rows = table_rows(
-            length, c.relative_span, buckets=c.position_buckets, max_distance=c.max_distance, clamp=clamp
-        )  # fmt: skip
+            length,
+            c.relative_span,
+            buckets=c.position_buckets,
+            max_distance=c.max_distance,
+            clamp=c.clamps_distances,
+        )
         kept, rows = reachable_rows(rows)
         if run.prepared:
             return Relative(None, kept, rows)

@@ -71,11 +71,10 @@ def _inputs_and_shapes() -> list[Case]:
         Case("v3-embeds-narrow", "v3", options={"embedding_size": 20}, inputs=("inputs_embeds",)),
         Case("v2-position-ids", "v2", options=absolute, inputs=("position_ids",)),
         Case("v1-position-ids-left", "v1", options=absolute, inputs=("position_ids",), padding="left"),
-        # Beyond the trained range: transformers' rule, which ``long_positions="hf"`` follows.
+        # Beyond the trained range, where the default rule is that of transformers; see test_models_traps for buckets.
         Case("v1-long", "v1", options={"num_hidden_layers": 1}, length=150),
-        Case("v3-long", "v3", options={"num_hidden_layers": 1}, length=150),
-        Case("v3-600", "v3", options={"position_buckets": 256, "max_position_embeddings": 512, "num_hidden_layers": 1},
-             length=600),
+        Case("v2-long", "v2", options={"num_hidden_layers": 1}, length=150),
+        Case("v3-short-range-long", "v3", options={"num_hidden_layers": 1, "max_relative_positions": 30}, length=150),
         Case("v1-600", "v1", options={"max_position_embeddings": 512, "num_hidden_layers": 1}, length=600),
         Case("v3-128-wide", "v3", options={"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 4}),
         Case("v3-384-wide", "v3", "sequence-classification",

@@ -11,8 +11,8 @@ pytestmark = pytest.mark.parity
 
 _DECODER = {"legacy": False, "mask_decoder": True}
 CASES = [
-    *(Case(f"{base}-mask-decoder", base, "masked-lm", _DECODER, long_positions="clamp") for base in ("v1", "v2", "v3")),
-    Case("xl-mask-decoder-3-layers", "xl", "masked-lm", {**_DECODER, "num_hidden_layers": 3}, long_positions="clamp"),
+    *(Case(f"{base}-mask-decoder", base, "masked-lm", _DECODER) for base in ("v1", "v2", "v3")),
+    Case("xl-mask-decoder-3-layers", "xl", "masked-lm", {**_DECODER, "num_hidden_layers": 3}),
     Case("v3-mask-decoder-1-layer", "v3", "masked-lm", {**_DECODER, "num_hidden_layers": 1}),
     Case("xl-mask-decoder-full", "xl", "masked-lm", _DECODER, padding="none"),
     *(Case(f"{base}-replaced-token", base, "replaced-token-detection") for base in ("v1", "v2", "v3", "xl")),

@@ -146,7 +146,7 @@ def test_trap_23_positions_of_answers():
 def test_trap_04_the_clamp_is_transformers_own_encoder_given_clamped_distances(base):
     """Its encoder takes ``relative_pos``; the default rule is then equal at every layer, twice beyond the range."""
     options = {"max_position_embeddings": 32, "position_buckets": 8}
-    case = Case("clamped", base, options=options, length=70, long_positions="clamp")
+    case = Case("clamped", base, options=options, length=70)
     model, state = hugging_face.build(case)
     batch = case.batch()
     mask = torch.from_numpy(batch["attention_mask"]).long()
@@ -162,3 +162,17 @@ def test_trap_04_the_clamp_is_transformers_own_encoder_given_clamped_distances(b
         assert np.abs(mine[real] - theirs.numpy()[real]).max() <= 1e-5
     plain = hugging_face.run(case, model, batch)[0]["hidden_states"][-1]
     assert np.abs(ours[-1][real] - plain[real]).max() > 1e-3  # transformers' own rule differs
+
+
+@pytest.mark.parametrize("options", [{}, {"position_buckets": 256, "max_position_embeddings": 512}], ids=["150", "600"])
+def test_trap_04_the_other_rule_is_transformers_own(options):
+    """``long_positions="hf"`` on a model whose default is the clamp: equal to transformers beyond the trained range."""
+    length = 600 if options else 150
+    case = Case("hf rule", "v3", options={**options, "num_hidden_layers": 1}, length=length, long_positions="hf")
+    model, state = hugging_face.build(case)
+    batch = case.batch()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    ours = apply(case.model(), to_tree(case.config, state), inputs).last_hidden_state
+    theirs = hugging_face.run(case, model, batch)[0]["last_hidden_state"]
+    real = batch["attention_mask"] != 0
+    assert np.abs(ours[real] - theirs[real]).max() <= 1e-5

@@ -1,0 +1,315 @@
+"""config.json -> the fields of an architecture, and the keys that are kept beside them.
+
+Files come from transformers, from Microsoft's code, and from other tools that write keys of their own
+(sentence-transformers, tasksource). A key that no DeBERTa model reads changes nothing: it is kept and logged. A key that
+is a field but for a slip of the pen would change the model silently, so it is refused.
+"""
+
+import copy
+import functools
+import json
+import logging
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deberta_jax.errors import InputError, brief, listed
+
+_log = logging.getLogger(__name__)
+
+V1, V2 = "deberta", "deberta-v2"
+
+# Fields that only v2/v3 models read. Hugging Face's v1 model ignores them, so they are dropped for v1.
+V2_ONLY = tuple(
+    [
+        "position_buckets",
+        "share_att_key",
+        "norm_rel_ebd",
+        "conv_kernel_size",
+        "conv_act",
+        "conv_groups",
+        "attention_head_size",
+    ]
+)
+
+# Keys that transformers writes and that say nothing about the function the weights compute: kept, not logged.
+NO_EFFECT = frozenset(
+    [
+        "add_cross_attention",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "cross_attention_hidden_size",
+        "decoder_start_token_id",
+        "eos_token_id",
+        "finetuning_task",
+        "gradient_checkpointing",
+        "is_decoder",
+        "is_encoder_decoder",
+        "model_name",
+        "output_attentions",
+        "output_hidden_states",
+        "output_past",
+        "prefix",
+        "pruned_heads",
+        "return_dict",
+        "sep_token_id",
+        "task_specific_params",
+        "tokenizer_class",
+        "torchscript",
+        "use_bfloat16",
+        "use_cache",
+        "vocab_type",
+        "z_steps",
+    ]
+)
+
+# Keys about the files beside config.json. They are written anew, or would be untrue of the files written here.
+_OF_THE_FILES = frozenset({"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"})
+_QUANTIZATION = "quantization_config"
+
+_LABELS = ("id2label", "label2id", "num_labels")
+_MICROSOFT = ("padding_idx", "pooling", "pooler_hidden_size")
+_POOLING = {"hidden_size": "pooler_hidden_size", "dropout": "pooler_dropout", "hidden_act": "pooler_hidden_act"}
+
+# So many unknown keys are compared with the names of fields: no file that a person or a tool writes has more.
+_MOST_COMPARED = 1000
+
+
+class Extra(Mapping[str, Any]):
+    """An immutable JSON object; the values read from it are copies.
+
+    Raises:
+      InputError: something that JSON cannot hold.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[str, Any]):
+        try:
+            self._items: dict[str, Any] = json.loads(json.dumps(dict(items)))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"extra: is no JSON object ({brief(error)})") from None
+
+    def __getitem__(self, key: str) -> Any:
+        return copy.deepcopy(self._items[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __deepcopy__(self, memo: Any) -> "Extra":
+        return self
+
+    def __repr__(self) -> str:
+        return f"Extra({self._items!r})"
+
+
+class Contents(NamedTuple):
+    """What a file says: the fields of an architecture, and the other keys that are kept."""
+
+    fields: dict[str, Any]
+    extra: dict[str, Any]
+
+
+def read_json_object(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Returns a JSON object from a file, or a mapping as it is, and its name for messages.
+
+    Raises:
+      InputError: no such file, or one that holds no JSON object.
+    """
+    if isinstance(source, Mapping):
+        return dict(source), "config"
+    path = Path(source)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; a model directory needs a config.json") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({brief(error, 120)})") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    return raw, str(path)
+
+
+def parse(raw: Mapping[str, Any], where: str, known: Collection[str], hidden_size: int) -> Contents:
+    """Splits the contents of a config.json; logs the keys that are not known, once for each file and its keys.
+
+    Args:
+      where: the name of the file, for messages.
+      known: the names of the fields.
+      hidden_size: of a file that gives none.
+
+    Raises:
+      InputError: not a DeBERTa model, a misspelled field, or labels that cannot be.
+    """
+    v1 = _generation(raw, where) == V1
+    fields: dict[str, Any] = {"model_type": V1 if v1 else V2}
+    extra: dict[str, Any] = {}
+    unknown: list[str] = []
+    names = frozenset(known)
+    for key, value in _rename_microsoft(raw, where).items():
+        if key == "model_type" or key in _OF_THE_FILES or key.startswith("_") or (v1 and key in V2_ONLY):
+            continue
+        if key in _LABELS:
+            continue
+        if key == "pooler_hidden_size":
+            if value != raw.get("hidden_size", hidden_size):
+                why = f"pooler_hidden_size {brief(value)} differs from hidden_size; no such model works"
+                raise InputError(f"{where}: {why}")
+        elif key == "pos_att_type":
+            fields[key] = _terms(value, where)
+        elif key in names:
+            if value is not None:
+                fields[key] = value
+        else:
+            if key not in NO_EFFECT:
+                unknown.append(key)
+            if key != _QUANTIZATION:
+                extra[key] = value
+    _refuse_misspelled(unknown, known, where)
+    if unknown:
+        note = f"; {_QUANTIZATION} is not: what is written here is not quantized" if _QUANTIZATION in unknown else ""
+        _log_once(f"{where}: keys that are not known change nothing and are kept{note}: {listed(unknown)}")
+    labels = _labels(raw, where)
+    if labels is not None:
+        fields["id2label"] = labels
+    return Contents(fields, extra)
+
+
+@functools.lru_cache(maxsize=256)
+def _log_once(message: str) -> None:
+    """Logs a message; a command reads one config.json several times and is to name its unknown keys once."""
+    _log.info("%s", message)
+
+
+def _refuse_misspelled(unknown: Collection[str], known: Collection[str], where: str) -> None:
+    names = [*known, *_LABELS, *_MICROSOFT]
+    slips = []
+    for key in list(unknown)[:_MOST_COMPARED]:
+        near = _field_meant(key, names)
+        if near is not None:
+            slips.append(f"{brief(key)} (did you mean {near}?)")
+    if slips:
+        shown = ", ".join(slips[:5]) + (f" and {len(slips) - 5} more" if len(slips) > 5 else "")
+        raise InputError(f"{where}: unknown key {shown}; rename or remove it, it would not be obeyed")
+
+
+def _field_meant(key: str, names: Collection[str]) -> str | None:
+    """The name that the key is but for capitals, hyphens or one slip; two slips in a name of more than ten letters."""
+    if len(key) > 60:
+        return None
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower().replace("-", "_")
+    for name in names:
+        allowed = 1 if min(len(plain), len(name)) <= 10 else 2
+        # Both tests before the third are cheap and rule out nearly all: an edit changes at most two kinds of letters.
+        if abs(len(plain) - len(name)) > allowed or len(set(plain) ^ set(name)) > 2 * allowed:
+            continue
+        if _edits(plain, name) <= allowed:
+            return name
+    return None
+
+
+def _edits(a: str, b: str) -> int:
+    """The number of letters inserted, left out, changed or swapped with the next (optimal string alignment)."""
+    before, row = [0] * (len(b) + 1), list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        last, before, row = before, row, [i, *[0] * len(b)]
+        for j, y in enumerate(b, 1):
+            row[j] = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                row[j] = min(row[j], last[j - 2] + 1)
+    return row[-1]
+
+
+def _generation(raw: Mapping[str, Any], where: str) -> str:
+    if "discriminator" in raw and "generator" in raw:
+        raise InputError(f"{where}: holds two models; give its 'generator' or 'discriminator' entry by itself")
+    kind = raw.get("model_type")
+    if kind in (V1, V2):
+        return kind
+    if kind is not None:
+        raise InputError(f"{where}: model_type {brief(repr(kind))} is not DeBERTa; expected {V1!r} or {V2!r}")
+    # Microsoft's own configs carry no model_type; only v2/v3 ones name these fields.
+    if any(key in raw for key in V2_ONLY):
+        return V2
+    raise InputError(f"{where}: model_type is missing; set it to {V1!r} (v1) or {V2!r} (v2 and v3)")
+
+
+def _rename_microsoft(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    out = dict(raw)
+    if "padding_idx" in out:
+        out.setdefault("pad_token_id", out["padding_idx"])
+        del out["padding_idx"]
+    pooling = out.pop("pooling", None) or {}
+    if not isinstance(pooling, Mapping):
+        raise InputError(f"{where}: pooling is {brief(repr(pooling))}; expected an object of {', '.join(_POOLING)}")
+    for key, value in pooling.items():
+        if key not in _POOLING:
+            raise InputError(f"{where}: unknown key pooling.{brief(key)}; remove it, it would not be obeyed")
+        out.setdefault(_POOLING[key], value)
+    return out
+
+
+def split_terms(text: str) -> tuple[str, ...]:
+    """Returns the parts of a text such as ``"p2c|c2p"``, in lower case."""
+    return tuple(part.strip() for part in text.lower().split("|") if part.strip())
+
+
+def _terms(value: Any, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    parts = split_terms(value) if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise InputError(f"{where}: pos_att_type is {brief(repr(value))}; expected text such as 'p2c|c2p', or a list")
+    return tuple(part for part in parts if part != "none")
+
+
+def _labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
+    id2label, label2id, count = raw.get("id2label"), raw.get("label2id"), raw.get("num_labels")
+    if count is not None and (type(count) is not int or count < 1):
+        raise InputError(f"{where}: num_labels is {brief(repr(count))}; expected a number of labels")
+    if id2label is None and isinstance(label2id, Mapping):
+        # Inverted as pairs: two labels of one id must not become one.
+        pairs = [(i, label) for label, i in label2id.items()]
+    elif isinstance(id2label, Mapping):
+        pairs = list(id2label.items())
+    elif isinstance(id2label, list | tuple):
+        pairs = list(enumerate(id2label))
+    elif id2label is None and label2id is None:
+        return None if count is None else tuple(f"LABEL_{i}" for i in range(count))
+    else:
+        name, value = ("label2id", label2id) if id2label is None else ("id2label", id2label)
+        raise InputError(f"{where}: {name} is {brief(repr(value))}; expected an object")
+    try:
+        numbered = sorted((int(i), str(label)) for i, label in pairs)
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(f"{where}: id2label has a key that is no integer") from None
+    ids = [i for i, _ in numbered]
+    if ids != list(range(len(ids))):
+        raise InputError(f"{where}: id2label must number its labels 0 to {len(ids) - 1}, found {listed(ids)}")
+    if count is not None and count != len(ids):
+        raise InputError(f"{where}: num_labels is {count} but id2label has {len(ids)} entries")
+    return _apart([label for _, label in numbered], where)
+
+
+def _apart(labels: list[str], where: str) -> tuple[str, ...]:
+    """The labels with those that repeat an earlier one numbered: an answer by name must not lose a probability."""
+    out: list[str] = []
+    taken, renamed = set(labels), []
+    seen: set[str] = set()
+    for i, label in enumerate(labels):
+        name = label
+        if label in seen:
+            name = f"{label}_{i}"
+            while name in taken:
+                name += "_"
+            renamed.append(f"{brief(label)} (id {i}) is {brief(name)}")
+        seen.add(name)
+        taken.add(name)
+        out.append(name)
+    if renamed:
+        _log_once(f"{where}: id2label has one name twice: {listed(renamed)}")
+    return tuple(out)
