@@ -1,8 +1,8 @@
 """config.json -> the fields of an architecture, and the keys that are kept beside them.
 
 Files come from transformers, from Microsoft's code, and from other tools that write keys of their own
-(sentence-transformers, tasksource). A key that no DeBERTa model reads changes nothing: it is kept and logged. A key that
-is a field but for a slip of the pen would change the model silently, so it is refused.
+(sentence-transformers, tasksource). A key that no DeBERTa model reads changes nothing: it is kept and logged. A
+misspelt field would leave the field at its default and so change the model: it is refused.
 """
 
 import copy
@@ -21,16 +21,14 @@ _log = logging.getLogger(__name__)
 V1, V2 = "deberta", "deberta-v2"
 
 # Fields that only v2/v3 models read. Hugging Face's v1 model ignores them, so they are dropped for v1.
-V2_ONLY = tuple(
-    [
-        "position_buckets",
-        "share_att_key",
-        "norm_rel_ebd",
-        "conv_kernel_size",
-        "conv_act",
-        "conv_groups",
-        "attention_head_size",
-    ]
+V2_ONLY = (
+    "position_buckets",
+    "share_att_key",
+    "norm_rel_ebd",
+    "conv_kernel_size",
+    "conv_act",
+    "conv_groups",
+    "attention_head_size",
 )
 
 # Keys that transformers writes and that say nothing about the function the weights compute: kept, not logged.
@@ -198,7 +196,7 @@ def _refuse_misspelled(unknown: Collection[str], known: Collection[str], where: 
 
 
 def _field_meant(key: str, names: Collection[str]) -> str | None:
-    """The name that the key is but for capitals, hyphens or one slip; two slips in a name of more than ten letters."""
+    """Returns the field that the key differs from by capitals, hyphens or one edit; two edits in more than ten letters."""
     if len(key) > 60:
         return None
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower().replace("-", "_")
