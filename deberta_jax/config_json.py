@@ -196,7 +196,7 @@ def _refuse_misspelled(unknown: Collection[str], known: Collection[str], where: 
 
 
 def _field_meant(key: str, names: Collection[str]) -> str | None:
-    """Returns the field that the key differs from by capitals, hyphens or one edit; two edits in more than ten letters."""
+    """Returns the field that the key is but for capitals, hyphens or one edit (two where it has over ten letters)."""
     if len(key) > 60:
         return None
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower().replace("-", "_")

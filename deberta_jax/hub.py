@@ -14,7 +14,12 @@ from deberta_jax.errors import InputError
 TEXT_FILES = ("*.json", "*.txt", "spm.model", "bpe_encoder.bin")
 
 # The first format of which a repository has a file is the one that is fetched.
-_WEIGHT_FILES = (("model.safetensors", "model-*.safetensors"), ("pytorch_model.bin", "pytorch_model-*.bin"))
+_WEIGHT_FILES = (
+    ("model.safetensors", "model-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model-*.bin"),
+    ("adapter_model.safetensors",),
+    ("adapter_model.bin",),
+)
 
 _REPO_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 

@@ -17,7 +17,7 @@ class Args:
     """Converts a checkpoint of any published form, and accounts for every tensor in it.
 
     SOURCE: a directory, a file of weights (safetensors or PyTorch's) beside its config.json, an Orbax checkpoint or
-    training state, or a hub id, org/model or org/model/file. Without --head every head in it is kept.
+    training state, a peft adapter, or a hub id, org/model or org/model/file. Without --head every head in it is kept.
     """
 
     source: tyro.conf.Positional[str]
@@ -39,6 +39,10 @@ class Args:
     """Larger files are split (hf only)."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    ignore: tuple[str, ...] = ()
+    """Patterns of tensors to leave out, such as 'crf.*' for a head that is not known here."""
+    base_model: str | None = None
+    """Base of a peft adapter: a directory or hub id; what adapter_config.json names if not given."""
     strict: bool = False
     """Weights with NaN or infinity are an error, not a note."""
     report: Path | None = None
@@ -56,6 +60,7 @@ def run(args: Args) -> None:
             args.source, args.destination, to=args.to, dtype=args.dtype, head=args.head, id2label=args.labels,
             new_head=None if args.new_head is None else jax.random.key(args.new_head), layout=args.layout,
             max_shard_size=args.max_shard_size, revision=args.revision, strict=args.strict, progress=progress,
+            ignore=args.ignore, base_model=args.base_model,
         )  # fmt: skip
     if args.report is not None:
         args.report.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")

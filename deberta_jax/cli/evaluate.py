@@ -39,6 +39,8 @@ class Args(TaskOptions):
     max_length: int | None = None
     """Longest input in tokens; what the model was trained with if not given, else 512."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    ignore: tuple[str, ...] = ()
+    """Patterns of the model's tensors to leave out, such as 'crf.*' for a head that is not known here."""
 
 
 def run(args: Args) -> None:
@@ -51,18 +53,18 @@ def run(args: Args) -> None:
 def prepared(args: Any, directory: str, data: str, *, labelled: bool) -> tuple[Task, Loaded, Table]:
     """The task, the trained model and the table; columns are given, remembered from the training, known, or guessed."""
     place = hub.resolve(directory)
+    config = load_config(directory)  # says what a directory is that holds no model
     trained = trained_experiment(place) or {}
     kind = args.task or trained.get("task", "") or kind_of_model(place)
     table = read_task(kind, [data], args.delimiter)
     options = dataclasses.replace(remembered(args, trained, table), task=kind)
     options = dataclasses.replace(options, **settle_options(options, table, labelled=labelled))
-    config = load_config(directory)
     if labelled:
         table = without_unlabelled(options, kind_of(options.task), table, config.id2label)
     task = task_of_model(options, config, table)
     model = load_model(
         kind_of(options.task), directory, task.read, per_token=task.per_token, dtype=compute_dtype(args.dtype),
-        max_length=args.max_length, batch_size=args.batch_size,
+        max_length=args.max_length, batch_size=args.batch_size, ignore=args.ignore,
     )  # fmt: skip
     return task, model, table
 

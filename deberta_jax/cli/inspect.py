@@ -16,10 +16,14 @@ class Args:
     """A directory, a file of weights beside its config.json, an Orbax checkpoint, or a hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    ignore: tuple[str, ...] = ()
+    """Patterns of tensors to leave out, such as 'crf.*' for a head that is not known here."""
+    base_model: str | None = None
+    """Base of a peft adapter: a directory or hub id; what adapter_config.json names if not given."""
     json: bool = False
     """One JSON object with a row for every tensor."""
 
 
 def run(args: Args) -> None:
-    found = inspect(args.source, revision=args.revision)
+    found = inspect(args.source, revision=args.revision, ignore=args.ignore, base_model=args.base_model)
     print(jsonlib.dumps(found.to_json(), indent=2) if args.json else found.text())

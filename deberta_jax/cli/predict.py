@@ -27,6 +27,8 @@ class Args(TaskOptions):
     max_length: int | None = None
     """Longest input in tokens; what the model was trained with if not given, else 512."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    ignore: tuple[str, ...] = ()
+    """Patterns of the model's tensors to leave out, such as 'crf.*' for a head that is not known here."""
 
 
 def run(args: Args) -> None:

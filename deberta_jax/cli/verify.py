@@ -25,12 +25,22 @@ class Args:
     """Write the outputs to this .npz file."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    ignore: tuple[str, ...] = ()
+    """Patterns of tensors to leave out, such as 'crf.*' for a head that is not known here."""
+    base_model: str | None = None
+    """Base of a peft adapter: a directory or hub id; what adapter_config.json names if not given."""
 
 
 def run(args: Args) -> None:
     result = verify(
-        args.source, args.against, tolerance=args.tolerance, record=args.record, revision=args.revision
-    )  # fmt: skip
+        args.source,
+        args.against,
+        tolerance=args.tolerance,
+        record=args.record,
+        revision=args.revision,
+        ignore=args.ignore,
+        base_model=args.base_model,
+    )
     print(result.text())
     if not result.passed:
         raise SystemExit(1)

@@ -17,7 +17,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.models import Model, prepare_for_inference
 from deberta_jax.sharding import batch_sharding, global_batch, make_mesh
 from deberta_jax.text import Tokenizer, load_tokenizer
-from deberta_jax.weights import from_pretrained
+from deberta_jax.weights import from_pretrained, tokenizer_directory
 
 FILL_MASK = "fill-mask"
 
@@ -89,16 +89,20 @@ class MaskFiller:
 
 
 def load_mask_filler(
-    model: str | Path, *, dtype: Any, max_length: int | None, batch_size: int, attention: str
-) -> MaskFiller:
+    model: str | Path, *, dtype: Any, max_length: int | None, batch_size: int, attention: str,
+    ignore: Sequence[str] = (), base_model: str | Path | None = None,
+) -> MaskFiller:  # fmt: skip
     """A masked language model on all devices; the mask decoder is used where the file holds one.
 
     Raises:
       InputError: a directory that is no model or has no masked-LM head, such as a discriminator.
     """
     directory, mesh = hub.resolve(model), make_mesh()
-    tokenizer = load_tokenizer(directory)
-    network, params = from_pretrained(directory, head="masked-lm", dtype=dtype, attention=attention)
+    tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
+    source = model if hub.split(str(model))[1] else directory
+    network, params = from_pretrained(
+        source, head="masked-lm", dtype=dtype, attention=attention, ignore=ignore, base_model=base_model
+    )
     network, params = prepare_for_inference(network, params)
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     everywhere = batch_sharding(mesh)

@@ -24,7 +24,7 @@ from deberta_jax.inference.tasks.text import probabilities, text_answer
 from deberta_jax.models import Model, prepare_for_inference
 from deberta_jax.sharding import make_mesh
 from deberta_jax.text import Tokenizer, load_tokenizer
-from deberta_jax.weights import from_pretrained
+from deberta_jax.weights import from_pretrained, tokenizer_directory
 
 TASKS = (CLASSIFICATION, WORDS, SPANS, CHOICES, FILL_MASK)
 Text = str | Mapping[str, str]
@@ -182,6 +182,8 @@ def pipeline(
     max_length: int | None = None,
     batch_size: int = 32,
     attention: str = "auto",
+    ignore: Sequence[str] = (),
+    base_model: str | Path | None = None,
 ) -> Any:
     """A ready model for a task, on all devices.
 
@@ -192,6 +194,7 @@ def pipeline(
       dtype: of the computation.
       max_length: longest input in tokens; by default what ``finetune`` trained the model with, else 512.
       batch_size: texts in a forward pass.
+      ignore, base_model: as ``from_pretrained``.
 
     Returns:
       A TextClassifier, WordTagger, QuestionAnswerer, ChoiceMaker or MaskFiller.
@@ -203,12 +206,13 @@ def pipeline(
         raise InputError(f"no pipeline for {task!r}; there is {', '.join(map(repr, TASKS))}")
     if task == FILL_MASK:
         return load_mask_filler(
-            model, dtype=dtype, max_length=max_length, batch_size=batch_size, attention=attention
+            model, dtype=dtype, max_length=max_length, batch_size=batch_size, attention=attention, ignore=ignore,
+            base_model=base_model,
         )  # fmt: skip
     parts = load_model(
         task, model, lambda out: out.logits if task != SPANS else jnp.stack([out.start_logits, out.end_logits], -1),
         per_token=task in (WORDS, SPANS), dtype=dtype, max_length=max_length, batch_size=batch_size,
-        attention=attention,
+        attention=attention, ignore=ignore, base_model=base_model,
     )  # fmt: skip
     if task == CLASSIFICATION:
         problem_of(parts.model.config)
@@ -217,12 +221,16 @@ def pipeline(
 
 def load_model(
     kind: str, model: str | Path, read: Callable[[Any], jax.Array], *, per_token: bool, dtype: Any,
-    max_length: int | None, batch_size: int, attention: str = "auto",
+    max_length: int | None, batch_size: int, attention: str = "auto", ignore: Sequence[str] = (),
+    base_model: str | Path | None = None,
 ) -> Loaded:  # fmt: skip
     """A trained model of a kind, on all devices. Raises InputError as ``pipeline``."""
     directory = hub.resolve(model)
-    tokenizer = load_tokenizer(directory)
-    network, params = from_pretrained(directory, head=_HEADS[kind], dtype=dtype, attention=attention)
+    tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
+    source = model if hub.split(str(model))[1] else directory
+    network, params = from_pretrained(
+        source, head=_HEADS[kind], dtype=dtype, attention=attention, ignore=ignore, base_model=base_model
+    )
     mesh = make_mesh()
     network, params = prepare_for_inference(network, params)
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

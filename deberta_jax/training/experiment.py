@@ -108,6 +108,8 @@ class Finetune(TaskOptions):
     """Directory of the run: becomes the model directory of the best checkpoint."""
     tokenizer: str = ""
     """Directory or hub id of the tokenizer; that of the model if not given."""
+    ignore: tuple[str, ...] = ()
+    """Patterns of the model's tensors to leave out, such as 'crf.*' for a head that is not known here."""
     from_scratch: bool = False
     """Initialise all parameters; no weights are read."""
     reinit_layers: int = 0
@@ -159,6 +161,8 @@ class Finetune(TaskOptions):
         for name in ("sift", "sift_sigma", "sift_step", "lora", "row_length", "doc_stride", "reinit_layers"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be below 0")
+        if self.ignore and self.from_scratch:
+            raise InputError("--ignore: no weights are read with --from-scratch; leave one of them out")
         if self.reinit_layers and self.from_scratch:
             raise InputError("--reinit-layers: with --from-scratch all layers are drawn anew")
         if self.reinit_layers and self.lora:
@@ -271,7 +275,7 @@ class PretrainRTD(Pretraining):
 Experiment = Finetune | Pretraining
 
 # Fields that records of older runs lack: left out where they have their defaults, so that such runs go on.
-_ADDED = {"delimiter": "", "skip_unlabelled": False}
+_ADDED = {"delimiter": "", "skip_unlabelled": False, "ignore": ()}
 
 
 def _check_common(e: Any) -> None:

@@ -252,7 +252,9 @@ def make_model(e: Finetune, config: DebertaConfig, task: Task) -> Trained:
         if e.from_scratch:
             return jax.jit(lambda: init_params(model, key), out_shardings=shardings)()
         names = None if task.head == "multiple-choice" else config.id2label
-        params = load(e.model, task.head, id2label=names, new_head=key, shardings=shardings, **runtime)[1]
+        params = load(
+            e.model, task.head, id2label=names, new_head=key, shardings=shardings, ignore=e.ignore, **runtime
+        )[1]
         if not e.reinit_layers:
             return params
         _log.info("drawn anew: the last %d of %d layers", e.reinit_layers, config.num_hidden_layers)

@@ -23,7 +23,8 @@ from deberta_jax.training.state import Parameters, parameters_of
 from deberta_jax.training.step import Phase
 from deberta_jax.weights import load
 from deberta_jax.weights.choose import Wish
-from deberta_jax.weights.load import open_source, plan_head
+from deberta_jax.weights.load import plan_head
+from deberta_jax.weights.opening import open_source
 
 
 def masked_lm_config(e: PretrainMLM) -> DebertaConfig:

@@ -2,7 +2,8 @@
 
 from deberta_jax.weights.conversion import convert
 from deberta_jax.weights.inspection import inspect
-from deberta_jax.weights.load import from_pretrained, load, load_config
+from deberta_jax.weights.load import from_pretrained, load
+from deberta_jax.weights.opening import load_config, tokenizer_directory
 from deberta_jax.weights.report import Report
 from deberta_jax.weights.resize import resize_vocabulary
 from deberta_jax.weights.save import save_pretrained

@@ -5,21 +5,34 @@ Nothing is read here but the few tensors whose values decide (a tied decoder, a 
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
 from deberta_jax.config import V1, V2, DebertaConfig
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, listed
 from deberta_jax.weights import names as table
 from deberta_jax.weights.names import Row
 from deberta_jax.weights.report import SourceRow, TargetRow
-from deberta_jax.weights.source import FLOATS, Checkpoint, Tensor, kind
+from deberta_jax.weights.source import FLOATS, Checkpoint, Folded, Tensor, kind
+
+Foreign = Literal["refused", "dropped"]
 
 _WORDS = "deberta.embeddings.word_embeddings.weight"
 _POSITIONS = "deberta.embeddings.position_embeddings.weight"
 _DECODER = {"cls.predictions.decoder.weight": _WORDS, "cls.predictions.decoder.bias": "cls.predictions.bias"}
 _PART_NAMES = {row.torch for rows in table._PART_ROWS.values() for row in rows} | set(_DECODER)
+
+# In a message that says what does not fit.
+_MOST_SHOWN, _MOST_COMPARED = 50, 500
+
+# What bitsandbytes, GPTQ, AWQ, PyTorch and others keep beside integers.
+_SCALES = re.compile(
+    r"\.(SCB|absmax|quant_map|nested_absmax|nested_quant_map|qweight|qzeros|weight_scale|weight_format|"
+    r"weight_zero_point|scale|zero_point)$|quant_state|_packed_params"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +60,9 @@ class Plan:
         return row.transform.to_tree(tensors[layer or 0].read(), self.sizes)[place]
 
 
-def by_canonical_name(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors under the names the table knows.
-
-    Raises:
-      InputError: two spellings of one name in one file.
-    """
-    out: dict[str, Tensor] = {}
-    for name, tensor in checkpoint.tensors.items():
-        key = table.canonical(name)
-        if key in out:
-            raise InputError(f"{checkpoint.path}: {out[key].name} and {name} are two spellings of {key}; remove one")
-        out[key] = tensor
-    return out
-
-
-def parts_present(found: Mapping[str, Tensor]) -> tuple[str, ...]:
-    present = {table.part_of(name) for name in found}
+def parts_present(found: Iterable[str]) -> tuple[str, ...]:
+    """Returns the parts of which a file has a tensor, by their canonical names."""
+    present = {table.part_of(name) for name in found if name in _PART_NAMES}
     return tuple(part for part in table.PARTS if part in present)
 
 
@@ -89,6 +88,9 @@ def make_plan(
     new: Mapping[str, str],
     may_be_new: bool,
     notes: Collection[str] = (),
+    outside: Mapping[str, Tensor] | None = None,
+    rows: Collection[SourceRow] = (),
+    foreign: Foreign = "refused",
 ) -> Plan:
     """Matches a file with the tree of an encoder and ``parts``.
 
@@ -97,13 +99,17 @@ def make_plan(
       labels: rows of the classifier in the tree.
       new: parts that are initialised though the file may hold them, with the reason.
       may_be_new: parts that the file lacks are initialised; otherwise their absence is an error.
+      outside: tensors beside the model, by their own names.
+      rows: tensors that are accounted for already.
+      foreign: what becomes of tensors outside, and of those of heads that are not known. They are refused in any case
+        where something else does not add up: they may be what is missing, misnamed.
 
     Raises:
-      InputError: any tensor or leaf without an explanation; the one line lists all of them.
+      InputError: any tensor or leaf without an explanation; the one line lists them, up to 50 of a kind.
     """
     config, layout, more = layout_of(config, found)
     sizes = table.sizes(config, labels)
-    rows = table.table(config, parts, layout)
+    table_rows = table.table(config, parts, layout)
     present = set(parts_present(found))
     absent = {part: "the file has no such head" for part in parts if part not in present} if may_be_new else {}
     absent |= new
@@ -113,7 +119,7 @@ def make_plan(
     used: dict[str, str] = {}
     missing: list[str] = []
     wrong: list[str] = []
-    for row in rows:
+    for row in table_rows:
         for path, shape in zip(row.tree, row.leaf_shapes(sizes), strict=True):
             shapes[path] = (config.num_hidden_layers, *shape) if row.layered else shape
         part = table.part_of(row.torch)
@@ -136,9 +142,15 @@ def make_plan(
             fills |= {path: (row, place, tuple(tensors)) for place, path in enumerate(row.tree)}
             targets += [TargetRow(path, shapes[path], tuple(t.name for t in tensors)) for path in row.tree]
     sources, odd = _explain(found, used, config, parts, absent)
-    if missing or wrong or odd:
-        raise InputError(_complaint(checkpoint, missing, wrong, odd, found))
-    return Plan(config, parts, sizes, fills, shapes, tuple(sources), tuple(targets), (*notes, *more))
+    strange = {name: found[name] for name in odd if table.part_of(name) != table.ENCODER and name not in _PART_NAMES}
+    odd = [name for name in odd if name not in strange]
+    strange |= outside or {}
+    if missing or wrong or odd or (strange and foreign == "refused"):
+        raise InputError(_complaint(checkpoint, missing, wrong, odd, strange, found))
+    sources += [
+        SourceRow(t.name, t.shape, kind(t.dtype), "dropped", "of no head that is known here") for t in strange.values()
+    ]
+    return Plan(config, parts, sizes, fills, shapes, (*rows, *sources), tuple(targets), (*notes, *more))
 
 
 def _explain(
@@ -160,13 +172,6 @@ def _explain(
         reason = why or (tensor.reason if isinstance(tensor, Folded) else "")
         rows.append(SourceRow(tensor.name, tensor.shape, kind(tensor.dtype), fate, reason))
     return rows, odd
-
-
-@dataclasses.dataclass(frozen=True)
-class Folded(Tensor):
-    """A tensor computed from more than one of a file."""
-
-    reason: str = ""
 
 
 def _reason(
@@ -196,27 +201,47 @@ def _reason(
 
 
 def _complaint(
-    checkpoint: Checkpoint, missing: list[str], wrong: list[str], odd: list[str], found: Mapping[str, Tensor]
+    checkpoint: Checkpoint,
+    missing: list[str],
+    wrong: list[str],
+    odd: list[str],
+    strange: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
 ) -> str:
     """One line with everything that does not fit."""
+    quantized = [name for name, tensor in found.items() if _is_quantized(name, tensor)]
+    if quantized:
+        return (
+            f"{checkpoint.path}: quantized weights ({listed(quantized, 3)}), of which float weights cannot be read; "
+            "save the model dequantized (in transformers: model.dequantize())"
+        )
 
-    def near(names: list[str], pool: Collection[str]) -> str:
+    def near(names: list[str], pool: Sequence[str]) -> str:
         out = []
-        for name in table.collapse(names):
-            close = difflib.get_close_matches(name, pool, 1, 0.8)
+        collapsed = table.collapse(names)
+        for name in collapsed[:_MOST_SHOWN]:
+            close = difflib.get_close_matches(name, pool[:_MOST_COMPARED], 1, 0.8)
             out.append(f"{name} (nearest: {close[0]})" if close else name)
-        return ", ".join(out)
+        return ", ".join(out) + _more(collapsed)
 
     says = []
     if wrong:
-        says.append(f"do not fit config.json: {'; '.join(wrong)}")
+        says.append(f"do not fit config.json: {'; '.join(wrong[:_MOST_SHOWN])}{_more(wrong)}")
     if missing:
-        says.append(f"missing: {near(missing, table.collapse(odd))}")
-    if odd:
-        says.append(f"not explained: {near(odd, table.collapse(missing))}")
+        says.append(f"missing: {near(missing, table.collapse([*odd, *strange]))}")
+    if odd or strange:
+        names = [*odd, *(tensor.name for tensor in strange.values())]
+        says.append(f"not explained: {near(names, table.collapse(missing))}")
         tied = [name for name in odd if name in _DECODER]
         if tied:
             says.append(f"{tied[0]} differs from {_DECODER[tied[0]]}: set tie_word_embeddings to false")
+    if strange:
+        patterns = list(dict.fromkeys(_pattern(name) for name in strange))
+        says.append(
+            f"To leave out the head that is not known here, pass ignore=[{listed(map(repr, patterns), 5)}] (on the "
+            f"command line --ignore {listed(map(repr, patterns), 5).replace(',', '')}), or take the encoder alone "
+            "(head 'encoder')"
+        )
     heads = sorted({table.part_of(name) for name in missing} & set(table.PARTS))
     if heads:
         has = ", ".join(parts_present(found)) or "none"
@@ -224,4 +249,23 @@ def _complaint(
             f"the file has no head {', '.join(heads)} (it has: {has}); to start one, pass new_head=jax.random.key(0), "
             "or to convert --new-head 0"
         )
-    return f"{checkpoint.path}: {len(missing) + len(wrong) + len(odd)} tensors do not add up. " + ". ".join(says)
+    count = len(missing) + len(wrong) + len(odd) + len(strange)
+    return f"{checkpoint.path}: {count} tensors do not add up. " + ". ".join(says)
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+
+
+def _pattern(name: str) -> str:
+    """A pattern for ``ignore`` that matches a tensor of a head that is not known, and those that belong with it."""
+    words = name.split(".")
+    kept = words[: 2 if words[0] in table.PARTS else 1]
+    return ".".join([*kept, "*"]) if len(kept) < len(words) else name
+
+
+def _is_quantized(name: str, tensor: Tensor) -> bool:
+    """A tensor that only quantized weights have: integers in place of a matrix, or what makes floats of them."""
+    if table.part_of(name) not in (table.ENCODER, *table.PARTS):
+        return False
+    return _SCALES.search(name) is not None or (tensor.dtype.kind in "iu" and name.endswith(".weight"))

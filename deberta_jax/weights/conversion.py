@@ -16,7 +16,8 @@ from deberta_jax.weights import names as table
 from deberta_jax.weights.account import Plan
 from deberta_jax.weights.choose import Wish
 from deberta_jax.weights.cloud import Place, is_cloud, reaching
-from deberta_jax.weights.load import Source, draw_leaves, make_report, open_source, plan_all, plan_head
+from deberta_jax.weights.load import draw_leaves, make_report, plan_all, plan_head
+from deberta_jax.weights.opening import TOKENIZER_FILES, Source, open_source
 from deberta_jax.weights.orbax_files import PARAMS, PendingLeaf, write_orbax
 from deberta_jax.weights.output import check_free, staged
 from deberta_jax.weights.report import Report
@@ -26,10 +27,6 @@ from deberta_jax.weights.source import Tensor
 from deberta_jax.weights.values import as_dtype, broken_note, is_finite, read_layers
 
 _WORDS = "deberta/embeddings/word_embeddings/embedding"
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spm.model",
-    "vocab.json", "merges.txt", "vocab.txt", "bpe_encoder.bin",
-)  # fmt: skip
 
 
 def convert(
@@ -44,13 +41,16 @@ def convert(
     layout: Layout = "hf",
     max_shard_size: str | int = "5GB",
     revision: str | None = None,
+    ignore: Sequence[str] = (),
+    base_model: str | Path | None = None,
     strict: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Writes a checkpoint of any published form as a model directory, or as an Orbax checkpoint.
 
     Args:
-      source: a directory, a file of weights beside its config, an Orbax checkpoint or training state, a hub id.
+      source: a directory, a file of weights beside its config, an Orbax checkpoint or training state, a peft adapter,
+        a hub id.
       destination: a new directory (or a model directory, whose files are replaced); for ``orbax`` also ``gs://...``.
       to: ``hf``: config.json, model.safetensors and the tokenizer's files. ``orbax``: config.json, the tokenizer's
         files and ``params/``, an Orbax checkpoint of the parameter tree.
@@ -61,6 +61,7 @@ def convert(
       layout: for ``hf``, ``microsoft`` names tensors as Microsoft's code does.
       max_shard_size: for ``hf``, larger files are split.
       revision: of a hub id.
+      ignore, base_model: as ``from_pretrained``.
       strict: NaN or infinity in the weights is an error; otherwise the report notes it.
       progress: called with the number of tensors written, and of all, after each.
 
@@ -82,7 +83,7 @@ def convert(
         raise InputError("a new head, or labels: of which head? Name it (head=..., on the command line --head)")
     if id2label is not None and head not in ("sequence-classification", "token-classification"):
         raise InputError(f"labels: {head} has none to choose")
-    opened = open_source(source, revision=revision)
+    opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model)
     if head is None:
         plan = plan_all(opened)
     else:

@@ -12,10 +12,10 @@ import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
-from deberta_jax.weights.account import Folded, by_canonical_name
 from deberta_jax.weights.cloud import Place
 from deberta_jax.weights.readers import GENERATOR, read_weights
-from deberta_jax.weights.source import Tensor
+from deberta_jax.weights.source import Folded, Tensor
+from deberta_jax.weights.wrappers import unwrap
 
 _TABLES = ("word_embeddings", "position_embeddings")
 
@@ -38,7 +38,7 @@ def fold_differences(
         generator = next((file for file in beside if file.is_file()), None)
         del out[f"{name}._weight"]
         if generator is not None:
-            base = by_canonical_name(read_weights(generator)).get(f"{name}.weight")
+            base = unwrap(read_weights(generator)).tensors.get(f"{name}.weight")
             if base is None or base.shape != difference.shape:
                 raise InputError(f"{generator}: has no {name}.weight of shape {list(difference.shape)} to add to")
             out[f"{name}.weight"] = _sum(difference, base, generator.name)

@@ -3,18 +3,19 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from deberta_jax.config import V1
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, listed
 from deberta_jax.text import load_tokenizer
+from deberta_jax.weights.account import parts_present
 from deberta_jax.weights.choose import Wish
 from deberta_jax.weights.cloud import Place
-from deberta_jax.weights.conversion import TOKENIZER_FILES
-from deberta_jax.weights.load import make_report, open_source, plan_all, plan_head
+from deberta_jax.weights.load import make_report, plan_all, plan_head
 from deberta_jax.weights.names import HEADS
+from deberta_jax.weights.opening import TOKENIZER_FILES, open_source
 from deberta_jax.weights.report import Report
 
 
@@ -58,7 +59,8 @@ class Inspection:
             f"heads {sum(self.heads.values()):,}",
             f"  stored as   {', '.join(f'{kind} ({count} tensors)' for kind, count in self.dtypes.items())}",
             f"  heads       {heads}",
-            f"  labels      {', '.join(c.id2label)}" if "classifier" in self.heads else "",
+            f"  labels      {listed(c.id2label, 50)}" if "classifier" in self.heads else "",
+            f"  other keys  {listed(c.unknown_keys, 20)} (in config.json; without effect)" if c.unknown_keys else "",
             f"  tokenizer   {', '.join(self.tokenizer) or 'no files'}",
             f"  ids by      {self.tokenizer_rule}" if self.tokenizer_rule else "",
             f"  ready for   {', '.join(ready)}",
@@ -67,14 +69,23 @@ class Inspection:
         return "\n".join([line for line in lines if line] + self.report.text().split("\n")[1:])
 
 
-def inspect(source: str | Path, *, revision: str | None = None) -> Inspection:
-    """Opens a source as ``convert`` does and says what is in it.
+def inspect(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    ignore: Sequence[str] = (),
+    base_model: str | Path | None = None,
+) -> Inspection:
+    """Opens a source as ``convert`` does and says what is in it, tensors of heads that are not known here included.
+
+    Args:
+      revision, ignore, base_model: as ``from_pretrained``.
 
     Raises:
       InputError: a source that cannot be read, or does not add up.
     """
-    opened = open_source(source, revision=revision)
-    plan = plan_all(opened)
+    opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model)
+    plan = plan_all(opened, foreign="dropped")
     counts: Counter[str] = Counter()
     for path, shape in plan.shapes.items():
         part = path.split("/", 1)[0]
@@ -117,7 +128,7 @@ def _tokenizer_rule(directory: Place) -> str | None:
 
 def _lacking(found: Iterable[str], head: str) -> list[str]:
     """The parts of a head of which a file has nothing."""
-    present = {name.split(".", 1)[0] for name in found}
+    present = set(parts_present(found))
     needs = {
         "sequence-classification": ("pooler", "classifier"),
         "multiple-choice": ("pooler", "classifier"),

@@ -1,7 +1,5 @@
 """A model directory, file or hub id -> a model, its parameters, and the account of how they came about."""
 
-import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,135 +9,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deberta_jax import hub
-from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, printable
 from deberta_jax.models import MODELS, Model, init_params
-from deberta_jax.weights.account import Plan, by_canonical_name, make_plan
-from deberta_jax.weights.choose import Wish, choose_all, choose_head
-from deberta_jax.weights.cloud import Place, is_cloud, reaching
-from deberta_jax.weights.differences import fold_differences
+from deberta_jax.weights.account import Foreign, Plan, make_plan
+from deberta_jax.weights.choose import Choice, Wish, choose_all, choose_head
 from deberta_jax.weights.names import ENCODER
-from deberta_jax.weights.orbax_files import find_orbax, read_orbax
-from deberta_jax.weights.readers import find_weights, has_standard, read_weights
+from deberta_jax.weights.opening import Source, open_source
 from deberta_jax.weights.report import Report, TargetRow
-from deberta_jax.weights.source import Checkpoint, Tensor
 from deberta_jax.weights.values import as_dtype, broken_note, is_finite, read_leaf
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """An opened model: its directory, its weights under canonical names, and what its config says."""
-
-    directory: Place
-    checkpoint: Checkpoint
-    found: Mapping[str, Tensor]
-    config: DebertaConfig
-    labelled: bool
-    """The config names its labels, or at least their number."""
-    architectures: tuple[str, ...]
-    """The classes of transformers that the config names."""
-    notes: tuple[str, ...]
-
-
-def load_config(name: str | Path, *, revision: str | None = None) -> DebertaConfig:
-    """The architecture of a model directory or hub id, without its weights.
-
-    Raises:
-      InputError: no such directory or hub id, or a config.json that cannot be used.
-    """
-    if is_cloud(name):
-        with reaching(name) as place:
-            return _read_config(place, "", None)[0]
-    file = hub.split(str(name))[1]
-    directory = hub.resolve(name, revision=revision, files=["*.json"])
-    return _read_config(directory, file or "", None)[0]
-
-
-def open_source(name: str | Path, *, revision: str | None = None) -> Source:
-    """Opens a directory, a file in one, a hub id, or an Orbax checkpoint at ``gs://...``: headers, no weights.
-
-    Raises:
-      InputError: anything that cannot be read, in one line.
-    """
-    if is_cloud(name):
-        with reaching(name) as place:
-            return _open_cloud(place)
-    file = hub.split(str(name))[1]
-    directory = hub.resolve(name, revision=revision)
-    orbax = None if file or has_standard(directory) else find_orbax(directory)
-    if orbax is not None:
-        return _open_orbax(directory, orbax)
-    checkpoint = read_weights(directory / file if file else find_weights(directory))
-    return _make_source(directory, checkpoint, *_read_config(directory, checkpoint.path.name, checkpoint.config))
-
-
-def _open_cloud(directory: Place) -> Source:
-    orbax = find_orbax(directory)
-    if orbax is None:
-        raise InputError(f"{directory}: no Orbax checkpoint there; files of any other form must be on a local disk")
-    return _open_orbax(directory, orbax)
-
-
-def _open_orbax(directory: Place, orbax: Place) -> Source:
-    above = (directory, *directory.absolute().parents[:3])
-    home = next((place for place in above if _config_file(place, "")), directory)
-    config, raw = _read_config(home, "", None)
-    return _make_source(directory, read_orbax(orbax, config), config, raw)
-
-
-def _make_source(
-    directory: Place, checkpoint: Checkpoint, config: DebertaConfig, raw: Mapping[str, Any]
-) -> Source:  # fmt: skip
-    found, notes = fold_differences(by_canonical_name(checkpoint), config, directory, checkpoint.path)
-    if checkpoint.left:
-        notes = (*notes, f"not weights, not read: {', '.join(checkpoint.left)}")
-    labelled = any(raw.get(key) is not None for key in ("id2label", "label2id", "num_labels"))
-    classes = raw.get("architectures")
-    architectures = tuple(map(str, classes)) if isinstance(classes, list) else ()
-    return Source(directory, checkpoint, found, config, labelled, architectures, notes)
-
-
-def _read_config(
-    directory: Place, file: str, inside: Mapping[str, Any] | None
-) -> tuple[DebertaConfig, Mapping[str, Any]]:
-    """The config that belongs to a file of weights, and what it was read from."""
-    path = _config_file(directory, file)
-    if path is None and inside is not None:
-        return DebertaConfig.from_hf(inside), inside
-    path = path or directory / "config.json"
-    if isinstance(path, Path):
-        return DebertaConfig.from_hf(path), json.loads(path.read_text(encoding="utf-8"))
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    return DebertaConfig.from_hf(raw), raw
-
-
-def _config_file(directory: Place, file: str) -> Place | None:
-    names = ["config.json", "model_config.json"]
-    if "generator" in file:
-        names.insert(0, "generator_config.json")
-    return next((directory / name for name in names if (directory / name).is_file()), None)
-
-
 def plan_head(source: Source, wish: Wish) -> Plan:
-    """The account for one head, before anything is read. Raises InputError where it does not add up."""
+    """Returns the account for one head, before anything is read; of the encoder alone, tensors of heads that are not
+    known are left out. Raises InputError where it does not add up."""
     choice = choose_head(wish, source.config, source.found, labelled=source.labelled, where=source.checkpoint.path)
-    return make_plan(
-        source.checkpoint, source.found, choice.config, choice.parts, choice.labels,
-        new=choice.new, may_be_new=wish.new_head, notes=(*source.notes, *choice.notes),
-    )  # fmt: skip
+    foreign: Foreign = "dropped" if wish.head == "encoder" else "refused"
+    return _plan(source, choice, may_be_new=wish.new_head, foreign=foreign)
 
 
-def plan_all(source: Source) -> Plan:
-    """The account for every head that the file has. Raises InputError where it does not add up."""
+def plan_all(source: Source, *, foreign: Foreign = "refused") -> Plan:
+    """Returns the account for every head that the file has. Raises InputError where it does not add up."""
     single = any("MultipleChoice" in name for name in source.architectures)
     choice = choose_all(source.config, source.found, labelled=source.labelled or single)
+    return _plan(source, choice, may_be_new=False, foreign=foreign)
+
+
+def _plan(source: Source, choice: Choice, *, may_be_new: bool, foreign: Foreign) -> Plan:
     return make_plan(
-        source.checkpoint, source.found, choice.config, choice.parts, choice.labels,
-        new={}, may_be_new=False, notes=(*source.notes, *choice.notes),
-    )  # fmt: skip
+        source.checkpoint,
+        source.found,
+        choice.config,
+        choice.parts,
+        choice.labels,
+        new=choice.new,
+        may_be_new=may_be_new,
+        notes=(*source.notes, *choice.notes),
+        outside=source.outside,
+        rows=source.rows,
+        foreign=foreign,
+    )
 
 
 def make_report(name: str | Path, source: Source, plan: Plan, notes: Sequence[str] = ()) -> Report:
@@ -160,10 +70,12 @@ def load(
     id2label: Sequence[str] | Mapping[int, str] | None = None,
     new_head: jax.Array | None = None,
     revision: str | None = None,
+    ignore: Sequence[str] = (),
+    base_model: str | Path | None = None,
     shardings: Any = None,
     strict: bool = False,
 ) -> tuple[Model, dict[str, Any], Report]:
-    """``from_pretrained`` with the account of it.
+    """Loads as ``from_pretrained`` does, and gives the account of it.
 
     Args:
       shardings: a tree of ``jax.sharding.Sharding`` like that of the parameters; each array is put there as soon as it
@@ -174,7 +86,7 @@ def load(
       InputError: as ``from_pretrained``.
     """
     as_dtype(dtype)
-    source = open_source(name, revision=revision)
+    source = open_source(name, revision=revision, ignore=ignore, base_model=base_model)
     plan = plan_head(source, Wish(head, num_labels, id2label, new_head is not None))
     model = MODELS[head](plan.config, dtype, param_dtype, attention, remat, scan)
     placed = _flatten(shardings, head)
@@ -191,7 +103,7 @@ def load(
             _insert(params, path, value)
     report = make_report(name, source, plan, [broken_note(broken)] if broken else [])
     for line in (*(f"initialised {row.path}: {row.reason}" for row in fresh), *report.notes):
-        logger.info("%s: %s", name, line)
+        logger.info("%s: %s", name, printable(line))
     return model, params[ENCODER] if head == "encoder" else params, report
 
 
@@ -208,12 +120,16 @@ def from_pretrained(
     id2label: Sequence[str] | Mapping[int, str] | None = None,
     new_head: jax.Array | None = None,
     revision: str | None = None,
+    ignore: Sequence[str] = (),
+    base_model: str | Path | None = None,
 ) -> tuple[Model, dict[str, Any]]:
-    """A model with the weights of a directory, a file of weights, or a hub id.
+    """Loads a model with the weights of a directory, a file of weights, or a hub id.
+
+    What training programs put around a model's tensor names is taken off, and said.
 
     Args:
-      name_or_dir: a model directory (Hugging Face's layout or ours), a file of weights beside its config, ``org/model``
-        on the hub, or ``org/model/file``.
+      name_or_dir: a model directory (Hugging Face's layout or ours, or a peft adapter's), a file of weights beside its
+        config, ``org/model`` on the hub, or ``org/model/file``.
       head: ``encoder``, ``masked-lm``, ``sequence-classification``, ``token-classification``, ``question-answering``,
         ``multiple-choice`` or ``replaced-token-detection``.
       dtype: of the computation. param_dtype: of the parameters, whatever the file stores.
@@ -222,6 +138,9 @@ def from_pretrained(
       new_head: a key. Head tensors that the file lacks are initialised with it, and logged; without it their absence
         is an error.
       revision: of a hub id: branch, tag or commit.
+      ignore: patterns (``*``, ``?``) of tensors to leave out, such as ``["crf.*"]`` for a head that is not known here.
+        The encoder alone needs none.
+      base_model: the base of a peft adapter, a directory or hub id; None: the one that its adapter_config.json names.
 
     Returns:
       The model and its parameters, a plain nested dict of arrays.
@@ -232,7 +151,8 @@ def from_pretrained(
     """
     model, params, _ = load(
         name_or_dir, head, dtype=dtype, param_dtype=param_dtype, attention=attention, remat=remat, scan=scan,
-        num_labels=num_labels, id2label=id2label, new_head=new_head, revision=revision,
+        num_labels=num_labels, id2label=id2label, new_head=new_head, revision=revision, ignore=ignore,
+        base_model=base_model,
     )  # fmt: skip
     return model, params
 

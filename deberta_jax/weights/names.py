@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deberta_jax.config import V1, DebertaConfig
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief
 
 HEADS = (
     "encoder", "masked-lm", "sequence-classification", "token-classification", "question-answering",
@@ -314,9 +314,7 @@ _LAYER_NORM = re.compile(r"LayerNorm\.(gamma|beta)$")
 
 
 def canonical(name: str) -> str:
-    """The name the table knows, from one as found: without DataParallel's prefix and the spellings of old files."""
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
+    """Returns the name the table knows for one that has no wrapper: without the spellings of old files."""
     if name.startswith("bert."):
         name = "deberta." + name.removeprefix("bert.")
     elif name.startswith(("embeddings.", "encoder.")):
@@ -330,9 +328,9 @@ def part_of(name: str) -> str:
 
 
 def collapse(names: Iterable[str]) -> list[str]:
-    """Names for people: those that differ only in the layer become one, ``layer.{0-11}``."""
+    """Names for people, escaped and cut; those that differ only in the layer become one, ``layer.{0-11}``."""
     groups: dict[str, list[int]] = {}
-    for name in names:
+    for name in (brief(name, 200) for name in names):
         match = re.search(r"(?<=\.layer\.)\d+(?=\.)", name)
         key = name if match is None else f"{name[: match.start()]}{{}}{name[match.end() :]}"
         groups.setdefault(key, []).append(-1 if match is None else int(match[0]))

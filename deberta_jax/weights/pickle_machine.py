@@ -4,6 +4,10 @@ A pickle is a program for a stack machine whose instructions can import and call
 it knows the instructions that containers, numbers, texts and tensors need, and where a program names a function it
 compares the name with a short list and keeps a description of the tensor instead of calling. There is nothing in it
 that a hostile file could reach, whatever it names and however deep it hides it.
+
+Training programs keep more than tensors in their files: command-line arguments, paths, numpy scalars, an optimizer's
+settings. Such an object becomes a ``Placeholder`` that has its class's name and what the program handed to it, and does
+nothing. A call of a name that is not known to make such an object is refused: it is what an attack consists of.
 """
 
 import pickle
@@ -13,30 +17,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deberta_jax.weights.source import BFLOAT16
+from deberta_jax.errors import brief
+from deberta_jax.weights.pickle_names import STORAGES, TENSORS, Global, is_harmless
 
 MAX_BYTES = 64 << 20
 """A program for the 48-layer model has 100 kB."""
 
 MAX_INSTRUCTIONS = 2_000_000
 
-_STORAGES = {
-    "DoubleStorage": np.dtype("<f8"), "FloatStorage": np.dtype("<f4"), "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": BFLOAT16, "LongStorage": np.dtype("<i8"), "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"), "CharStorage": np.dtype("i1"), "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
-}  # fmt: skip
-
 
 class PickleError(ValueError):
     """The program is damaged, or does more than build tensors and plain containers."""
-
-
-class Global(NamedTuple):
-    """A name that the program mentioned. Only a name."""
-
-    module: str
-    name: str
 
 
 class Storage(NamedTuple):
@@ -56,18 +47,21 @@ class StoredTensor(NamedTuple):
     stride: tuple[int, ...]
 
 
-_ALLOWED = (
-    {
-        Global("torch._utils", "_rebuild_tensor"),
-        Global("torch._utils", "_rebuild_tensor_v2"),
-        Global("torch._utils", "_rebuild_parameter"),
-        Global("torch", "Size"),
-        Global("collections", "OrderedDict"),
-    }
-    | {Global("torch", name) for name in _STORAGES}
-    | {Global("torch", name) for name in ("float16", "bfloat16", "float32", "float64", "int64")}
-)
+class Placeholder:
+    """Stands for an object that is not built. ``parts`` is what the program gave it: tensors may be among that."""
+
+    __slots__ = ("kind", "parts")
+
+    def __init__(self, kind: Global, *parts: Any):
+        self.kind = kind
+        self.parts: list[Any] = list(parts)
+
+    def __repr__(self) -> str:
+        return f"Placeholder({self.kind.module}.{self.kind.name})"
+
+
 _MARK = object()
+_SET = Global("builtins", "set")
 
 
 def run(stream: Any) -> Any:
@@ -77,7 +71,8 @@ def run(stream: Any) -> Any:
       stream: with ``read``, ``readline`` and ``tell``; reading past its end gives less, however much is asked for.
 
     Returns:
-      What the program built, of dict, list, tuple, str, bytes, int, float, bool, None and StoredTensor.
+      What the program built, of dict, list, tuple, str, bytes, int, float, bool, None, StoredTensor, Storage, Global
+      and Placeholder.
 
     Raises:
       PickleError: with the reason, in one line.
@@ -101,7 +96,7 @@ def run(stream: Any) -> Any:
     except PickleError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        raise PickleError(f"the program is damaged ({' '.join(str(error).split())[:80]})") from None
+        raise PickleError(f"the program is damaged ({brief(error, 80)})") from None
     if len(machine.stack) != 1:
         raise PickleError("the program is damaged (it does not end with one value)")
     return machine.stack[0]
@@ -126,51 +121,76 @@ class _Machine:
                 return values
         raise PickleError("the program is damaged (a mark is missing)")
 
-    def top(self, kind: type) -> Any:
+    def top(self, kinds: tuple[type, ...]) -> Any:
         value = self.stack[-1]
-        if not isinstance(value, kind):
-            raise PickleError(f"the program is damaged (expected {kind.__name__})")
+        if not isinstance(value, kinds):
+            raise PickleError(f"the program is damaged (expected {kinds[0].__name__})")
         return value
 
     def put(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
-    def name(self, module: str, name: str) -> None:
-        found = Global(module, name)
-        if found not in _ALLOWED:
-            raise PickleError(f"it names {module}.{name}"[:120] + ", which is no tensor and no plain container; "
-                              "nothing was run. Save model.state_dict() alone")  # fmt: skip
-        self.stack.append(found)
+    def add(self, values: list[Any], kind: type) -> None:
+        """Values for the list or set below them."""
+        target = self.top((kind, Placeholder))
+        (target.parts if isinstance(target, Placeholder) else target).extend(values)
 
     def set_items(self, values: list[Any]) -> None:
-        target = self.top(dict)
+        target = self.top((dict, Placeholder))
         if len(values) % 2:
             raise PickleError("the program is damaged (a key without a value)")
+        if isinstance(target, Placeholder):
+            target.parts.extend(values)
+            return
         for key, value in zip(values[::2], values[1::2], strict=True):
-            # A nested tuple as a key can take for ever to hash, a huge number for ever to print.
-            if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < 2**63):
-                raise PickleError("a dictionary has a key that is neither text nor number")
-            target[key] = value
+            target[_key(key)] = value
 
     def call(self) -> None:
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise PickleError("the program is damaged (a call of something that is no name)")
-        self.stack.append(_build(function, arguments))
+        if function in TENSORS:
+            self.stack.append(_build(function, arguments))
+        elif is_harmless(function):
+            self.stack.append(Placeholder(function, arguments))
+        else:
+            raise PickleError(
+                f"it names {brief(f'{function.module}.{function.name}', 100)} to be called, which makes no tensor and "
+                "no plain container; nothing was run. Save model.state_dict() alone"
+            )
+
+    def instance(self, values: int) -> None:
+        """An object of a class, made without a call of anything but the class: of any class, for none is built."""
+        parts = [self.pop() for _ in range(values)]
+        kind = self.pop()
+        if not isinstance(kind, Global):
+            raise PickleError("the program is damaged (an instance of something that is no name)")
+        self.stack.append(Placeholder(kind, *parts))
 
     def storage(self) -> None:
         match self.pop():
-            case ("storage", Global("torch", kind), str(key), str(), int(numel), *view) if kind in _STORAGES:
+            case ("storage", Global("torch", kind), str(key), str(), int(numel), *view) if kind in STORAGES:
                 if any(part is not None for part in view) or numel < 0:
                     raise PickleError("a storage that is a view of another; save the weights again with torch.save")
-                self.stack.append(Storage(key, _STORAGES[kind], numel))
+                self.stack.append(Storage(key, STORAGES[kind], numel))
             case _:
                 raise PickleError("a persistent id that is no storage")
 
     def build(self) -> None:
         """State for the object below: torch's OrderedDict carries version numbers there, which nothing needs."""
-        self.pop()
-        self.top(dict)
+        state = self.pop()
+        target = self.top((dict, Placeholder))
+        if isinstance(target, Placeholder):
+            target.parts.append(state)
+
+
+def _key(key: Any) -> Any:
+    """A key of a dictionary, if it can be one: a nested tuple can take for ever to hash, a huge number to print."""
+    if isinstance(key, str | bytes | float | Placeholder | None) or (isinstance(key, int) and abs(key) < 2**63):
+        return key
+    if isinstance(key, tuple):
+        return Placeholder(Global("builtins", "tuple"), *key)
+    raise PickleError("a dictionary has a key that is neither text nor number")
 
 
 def _build(function: Global, arguments: tuple) -> Any:
@@ -181,8 +201,13 @@ def _build(function: Global, arguments: tuple) -> Any:
             (Storage() as storage, int(offset), tuple(shape), tuple(stride), *_),
         ):
             return StoredTensor(storage, offset, shape, stride)
-        case "_rebuild_parameter", (StoredTensor() as tensor, *_):
+        case (("_rebuild_parameter" | "_rebuild_parameter_with_state"), (StoredTensor() as tensor, *_)):
             return tensor
+        # A tensor with attributes of its own: what makes it, its class, the arguments of what makes it, the attributes.
+        case "_rebuild_from_type_v2", (Global() as inner, Global(), tuple(inner_arguments), _) if (
+            inner in TENSORS and inner != function
+        ):
+            return _build(inner, inner_arguments)
         case "Size", (list(shape) | tuple(shape),):
             return tuple(shape)
         case "OrderedDict", ():
@@ -213,12 +238,11 @@ def _tuple(count: int) -> Callable[[_Machine, Any], None]:
 
 def _append(machine: _Machine, _: Any) -> None:
     value = machine.pop()
-    machine.top(list).append(value)
+    machine.add([value], list)
 
 
 def _append_all(machine: _Machine, _: Any) -> None:
-    values = machine.pop_to_mark()
-    machine.top(list).extend(values)
+    machine.add(machine.pop_to_mark(), list)
 
 
 def _set_item(machine: _Machine, _: Any) -> None:
@@ -228,7 +252,7 @@ def _set_item(machine: _Machine, _: Any) -> None:
 
 def _stack_global(machine: _Machine, _: Any) -> None:
     name, module = machine.pop(), machine.pop()
-    machine.name(str(module), str(name))
+    machine.stack.append(Global(str(module), str(name)))
 
 
 def _nothing(machine: _Machine, _: Any) -> None:
@@ -300,6 +324,7 @@ _STEPS: dict[bytes, tuple[Callable[[Any], Any], Callable[[_Machine, Any], None]]
     pickle.BINBYTES: (_sized(4), _push),
     pickle.SHORT_BINBYTES: (_sized(1), _push),
     pickle.BINBYTES8: (_sized(8), _push),
+    pickle.BYTEARRAY8: (_sized(8), _push),
     pickle.NONE: (_none, _constant(lambda: None)),
     pickle.NEWTRUE: (_none, _constant(lambda: True)),
     pickle.NEWFALSE: (_none, _constant(lambda: False)),
@@ -313,6 +338,11 @@ _STEPS: dict[bytes, tuple[Callable[[Any], Any], Callable[[_Machine, Any], None]]
     pickle.TUPLE3: (_none, _tuple(3)),
     pickle.APPEND: (_none, _append),
     pickle.APPENDS: (_none, _append_all),
+    pickle.EMPTY_SET: (_none, _constant(lambda: Placeholder(_SET))),
+    pickle.FROZENSET: (_none, lambda machine, _: _push(machine, Placeholder(_SET, *machine.pop_to_mark()))),
+    pickle.ADDITEMS: (_none, lambda machine, _: machine.add(machine.pop_to_mark(), Placeholder)),
+    pickle.NEWOBJ: (_none, lambda machine, _: machine.instance(1)),
+    pickle.NEWOBJ_EX: (_none, lambda machine, _: machine.instance(2)),
     pickle.SETITEM: (_none, _set_item),
     pickle.SETITEMS: (_none, lambda machine, _: machine.set_items(machine.pop_to_mark())),
     pickle.BINPUT: (_number(1), _Machine.put),
@@ -320,7 +350,7 @@ _STEPS: dict[bytes, tuple[Callable[[Any], Any], Callable[[_Machine, Any], None]]
     pickle.MEMOIZE: (_none, lambda machine, _: machine.put(len(machine.memo))),
     pickle.BINGET: (_number(1), _get),
     pickle.LONG_BINGET: (_number(4), _get),
-    pickle.GLOBAL: (_two_lines, lambda machine, names: machine.name(*names)),
+    pickle.GLOBAL: (_two_lines, lambda machine, names: _push(machine, Global(*names))),
     pickle.STACK_GLOBAL: (_none, _stack_global),
     pickle.REDUCE: (_none, lambda machine, _: machine.call()),
     pickle.BINPERSID: (_none, lambda machine, _: machine.storage()),

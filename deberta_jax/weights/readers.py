@@ -1,9 +1,10 @@
 """A directory or file of weights -> a ``Checkpoint``. The format is told by the content, never by the file's name."""
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief, listed
 from deberta_jax.weights.safetensors_file import read_safetensors
 from deberta_jax.weights.source import Checkpoint, Tensor
 from deberta_jax.weights.torch_file import read_legacy, read_zip
@@ -12,10 +13,31 @@ STANDARD = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 GENERATOR = ("pytorch_model.generator.bin", "model.generator.safetensors")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
+# What trainers and other programs write beside a model under such an ending.
+_NO_WEIGHTS = (
+    "training_args.bin",
+    "optimizer*",
+    "scheduler*",
+    "scaler*",
+    "rng_state*",
+    "random_states*",
+    "sampler*",
+    "openvino_model*",
+    "adapter_model.*",
+    "*_states.pt",
+    "bpe_encoder.bin",
+)
+
 
 def has_standard(directory: Path) -> bool:
     """The directory has weights under a standard name."""
     return any((directory / name).is_file() for name in STANDARD)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files of a directory that can hold a model's weights, by their endings."""
+    files = (file for file in directory.iterdir() if file.suffix in _SUFFIXES and file.is_file())
+    return sorted(file for file in files if not any(fnmatchcase(file.name, pattern) for pattern in _NO_WEIGHTS))
 
 
 def find_weights(directory: Path) -> Path:
@@ -27,11 +49,11 @@ def find_weights(directory: Path) -> Path:
     for name in STANDARD:
         if (directory / name).is_file():
             return directory / name
-    candidates = sorted(f for f in directory.iterdir() if f.suffix in _SUFFIXES and f.name != "training_args.bin")
+    candidates = weight_files(directory)
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
-        names = ", ".join(f.name for f in candidates)
+        names = listed(f.name for f in candidates)
         raise InputError(f"{directory}: several files of weights ({names}); name one of them")
     raise InputError(f"{directory}: no weights; expected one of {', '.join(STANDARD)}")
 
@@ -78,14 +100,14 @@ def _read_shards(path: Path) -> Checkpoint:
     for name in sorted(set(mapped.values())):
         file = path.parent / name
         if not name or name != Path(name).name or name in (".", "..") or "\\" in name or "\0" in name:
-            raise InputError(f"{path}: shard {name!r} must be a plain file name beside the index")
+            raise InputError(f"{path}: shard {brief(name)!r} must be a plain file name beside the index")
         if name.endswith(".index.json") or not file.is_file():
-            raise InputError(f"{path}: shard {name} is missing; download it, or remove the index")
+            raise InputError(f"{path}: shard {brief(name)} is missing; download it, or remove the index")
         shard = read_weights(file)
         expected = {tensor for tensor, where in mapped.items() if where == name}
         if expected != set(shard.tensors):
-            odd = ", ".join(sorted(expected ^ set(shard.tensors))[:5])
-            raise InputError(f"{path}: the index and shard {name} disagree about {odd}")
+            odd = listed(sorted(expected ^ set(shard.tensors)), 5)
+            raise InputError(f"{path}: the index and shard {brief(name)} disagree about {odd}")
         tensors |= shard.tensors
         files.append(file)
     return Checkpoint(path, tuple(files), tensors)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import printable
 from deberta_jax.weights.names import collapse
 
 Fate = Literal["loaded", "folded", "dropped"]
@@ -69,7 +70,7 @@ class Report:
                     reasons.setdefault(row.reason, []).append(row.name)
             lines += [f"  {fate} {name}: {reason}" for reason, names in reasons.items() for name in collapse(names)]
         lines += [f"  initialised {row.path}: {row.reason}" for row in self.initialised]
-        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  note: {printable(note)}" for note in self.notes]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:

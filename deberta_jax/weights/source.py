@@ -28,6 +28,13 @@ class Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
+class Folded(Tensor):
+    """A tensor computed from more than one of a file."""
+
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A file, or the shards of one, or an array checkpoint: names to tensors, and what else it said."""
 

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief, listed
 from deberta_jax.weights import pickle_machine
-from deberta_jax.weights.pickle_machine import PickleError, Storage, StoredTensor
+from deberta_jax.weights.pickle_machine import PickleError, Placeholder, Storage, StoredTensor
 from deberta_jax.weights.source import Checkpoint, Tensor
+from deberta_jax.weights.wrappers import holds_encoder
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -89,7 +90,7 @@ def read_legacy(path: Path) -> Checkpoint:
     data = np.memmap(path, np.uint8, mode="r")
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise InputError(f"{path}: damaged: no list of storages")
-    kinds = {tensor.storage.key: tensor.storage for tensor in _all_tensors(value)}
+    kinds = {storage.key: storage for storage in _all_storages(value)}
     where: dict[str, tuple[int, int]] = {}
     for key in keys:
         # A storage of which no tensor is read has no known element size: nothing after it could be found.
@@ -168,41 +169,83 @@ def _run(path: Path, stream: Any) -> Any:
         raise InputError(f"{path}: refused: {error}") from None
 
 
-def _all_tensors(value: Any) -> list[StoredTensor]:
-    """Every tensor in nested containers, each container visited once."""
+def _all_storages(value: Any) -> list[Storage]:
+    """Every storage in nested containers and placeholders, each of these visited once."""
     out, todo, seen = [], [value], set()
     while todo:
         item = todo.pop()
         if isinstance(item, StoredTensor):
+            out.append(item.storage)
+        elif isinstance(item, Storage):
             out.append(item)
-        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
+        elif isinstance(item, dict | list | tuple | Placeholder) and id(item) not in seen:
             seen.add(id(item))
-            todo += item.values() if isinstance(item, dict) else item
+            if isinstance(item, Placeholder):
+                todo += item.parts
+            else:
+                todo += item.values() if isinstance(item, dict) else item
     return out
 
 
 def _checkpoint(path: Path, value: Any, available: Callable[[Storage], int], storage_bytes: Bytes) -> Checkpoint:
     """The state dict inside what the pickle built, unwrapped from a training state where it is wrapped."""
-    state, left = value, []
-    for key in _WRAPPERS:
-        inner = state.get(key) if isinstance(state, dict) else None
-        if isinstance(inner, dict) and any(isinstance(v, StoredTensor) for v in inner.values()):
-            left = [str(name) for name in state if name != key]
-            state = inner
-            break
-    if not isinstance(state, dict) or not any(isinstance(v, StoredTensor) for v in state.values()):
-        raise InputError(f"{path}: holds no dictionary of tensors; save model.state_dict()")
+    state, left = _state_dict(path, value)
     tensors: dict[str, Tensor] = {}
     for name, stored in state.items():
         if not isinstance(stored, StoredTensor):
             left += [str(name)] if name != "config" else []
             continue
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,200}", name):
-            raise InputError(f"{path}: damaged: {str(name)[:60]!r} is no name of a tensor")
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,400}", name):
+            raise InputError(f"{path}: damaged: {brief(name)!r} is no name of a tensor")
         _check_layout(path, name, stored, available(stored.storage))
         tensors[name] = Tensor(name, stored.shape, stored.storage.dtype, _reader(stored, storage_bytes))
     config = state.get("config")
     return Checkpoint(path, (path,), tensors, config if isinstance(config, Mapping) else None, tuple(left))
+
+
+def _state_dict(path: Path, value: Any) -> tuple[dict[Any, Any], list[str]]:
+    """The dictionary of tensors that is the model, and the names of what stands beside it.
+
+    Raises:
+      InputError: no dictionary of tensors, or several models and none under a usual name.
+    """
+    if isinstance(value, Placeholder):
+        raise InputError(f"{path}: holds a whole object, a {brief(value.kind.name)}; save model.state_dict()")
+    found = _dictionaries(value)
+    models = [keys for keys, state in found.items() if any(holds_encoder(name) for name in state)]
+    usual = [keys for keys in models or found if not keys or keys[-1] in _WRAPPERS]
+    rank = lambda keys: (not keys, len(keys), [_WRAPPERS.index(k) if k in _WRAPPERS else len(_WRAPPERS) for k in keys])
+    if len(models) == 1:
+        (chosen,) = models
+    elif usual:
+        chosen = min(usual, key=rank)
+    elif models:
+        names = listed(".".join(map(str, keys)) for keys in models)
+        raise InputError(f"{path}: holds several models ({names}); save the state_dict of one alone")
+    else:
+        raise InputError(f"{path}: holds no dictionary of tensors; save model.state_dict()")
+    left: list[str] = []
+    beside = value
+    for key in chosen:
+        left += [str(name) for name in beside if name != key]
+        beside = beside[key]
+    return beside, left
+
+
+def _dictionaries(value: Any) -> dict[tuple[Any, ...], dict[Any, Any]]:
+    """The dictionaries that hold a tensor, by the keys that lead to them: the value itself, and down to four levels."""
+    out: dict[tuple[Any, ...], dict[Any, Any]] = {}
+    todo: list[tuple[tuple[Any, ...], Any]] = [((), value)]
+    seen: set[int] = set()
+    for keys, item in todo:  # which grows
+        if not isinstance(item, dict) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if any(isinstance(v, StoredTensor) for v in item.values()):
+            out[keys] = item
+        if len(keys) < 4:
+            todo += [((*keys, key), inner) for key, inner in item.items() if isinstance(inner, dict)]
+    return out
 
 
 def _check_layout(path: Path, name: str, tensor: StoredTensor, size: int) -> None:

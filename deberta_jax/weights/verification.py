@@ -1,7 +1,7 @@
 """A checkpoint run on fixed inputs, compared layer by layer with another, a recording, or its own way back."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from deberta_jax.models import MODELS
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import Plan, make_plan
 from deberta_jax.weights.choose import Wish
-from deberta_jax.weights.load import Source, open_source, plan_head
+from deberta_jax.weights.load import plan_head
+from deberta_jax.weights.opening import Source, open_source
 from deberta_jax.weights.save import torch_tensors
 from deberta_jax.weights.source import Checkpoint, Tensor
 from deberta_jax.weights.values import read_leaf
@@ -53,6 +54,8 @@ def verify(
     tolerance: float = 1e-4,
     record: str | Path | None = None,
     revision: str | None = None,
+    ignore: Sequence[str] = (),
+    base_model: str | Path | None = None,
 ) -> Comparison:
     """Compares the outputs of a source, layer by layer, in float32.
 
@@ -61,11 +64,12 @@ def verify(
         and back, which must change nothing.
       tolerance: largest absolute difference that passes.
       record: an ``.npz`` file to write the outputs to.
+      ignore, base_model: as ``from_pretrained``, for the source; patterns leave out what they match in ``against`` too.
 
     Raises:
       InputError: a source that cannot be read, a recording of other outputs, or outputs that are not finite.
     """
-    opened = open_source(source, revision=revision)
+    opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model)
     mine = outputs(opened)
     broken = [name for name, value in mine.items() if not np.isfinite(value).all()]
     if broken:
@@ -78,7 +82,7 @@ def verify(
     elif str(against).endswith(".npz"):
         theirs = _recording(Path(against))
     else:
-        theirs = outputs(open_source(against))
+        theirs = outputs(open_source(against, ignore=ignore, must_match=False))
     common = [name for name in mine if name in theirs]
     if "embeddings" not in common or {n for n in mine if n[:5] == "layer"} != {n for n in theirs if n[:5] == "layer"}:
         raise InputError(f"{against}: its layers are not those of {source}; compare models of one architecture")

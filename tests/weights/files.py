@@ -101,6 +101,14 @@ def zip_bytes(program: bytes, storages: Mapping[str, bytes], *, compression=zipf
     return out.getvalue()
 
 
+def torch_legacy(program: bytes, storages: Mapping[str, np.ndarray]) -> bytes:
+    """A file as torch wrote it before 1.6: five pickles, then for each storage its count and its numbers."""
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    head = [dump(0x1950A86A20F9469CFC6C), dump(1001), dump(system), program, dump(list(storages))]
+    numbers = [array.size.to_bytes(8, "little") + array.tobytes() for array in storages.values()]
+    return b"".join([*head, *numbers])
+
+
 def torch_zip(state: Mapping[str, np.ndarray], **entries: Any) -> bytes:
     """A whole .bin as torch lays it out; ``entries`` stand beside the tensors."""
     keys = {name: str(i) for i, name in enumerate(state)}

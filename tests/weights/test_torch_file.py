@@ -99,19 +99,12 @@ def test_a_pickle_that_calls_anything_is_refused_before_it_runs(wrapped, protoco
     assert ran.exists()  # the attack is real: Python's own pickle runs it
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        np.array([{"a": 1}], dtype=object), np.float32(1), Hostile(eval, "1"), Hostile(getattr, 1, "real"),
-        Path("x"), {1, 2}, 1j, bytearray(3), slice(1),
-    ],
-    ids=["objects", "scalar", "eval", "getattr", "path", "set", "complex", "bytearray", "slice"],
-)  # fmt: skip
-def test_nothing_but_tensors_and_plain_containers_is_built(value, tmp_path):
+@pytest.mark.parametrize("value", [Hostile(eval, "1"), Hostile(getattr, 1, "real")], ids=["eval", "getattr"])
+def test_calls_of_python_itself_are_refused(value, tmp_path):
     path = tmp_path / "pytorch_model.bin"
     for protocol in PROTOCOLS:
         path.write_bytes(zip_bytes(pickle.dumps({"a": value}, protocol), {}))
-        with pytest.raises(InputError, match="refused: "):
+        with pytest.raises(InputError, match="refused: it names"):
             read_weights(path)
 
 

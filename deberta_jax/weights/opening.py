@@ -1,0 +1,276 @@
+"""A name -> an opened model: its weights under canonical names and its config, before any head is looked at."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deberta_jax import hub
+from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import InputError, brief, listed
+from deberta_jax.weights import adapters
+from deberta_jax.weights.cloud import Place, is_cloud, reaching
+from deberta_jax.weights.differences import fold_differences
+from deberta_jax.weights.directories import explain
+from deberta_jax.weights.orbax_files import find_orbax, read_orbax
+from deberta_jax.weights.readers import find_weights, has_standard, read_weights
+from deberta_jax.weights.report import SourceRow
+from deberta_jax.weights.source import Checkpoint, Tensor, kind
+from deberta_jax.weights.wrappers import unwrap
+
+_log = logging.getLogger(__name__)
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spm.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "bpe_encoder.bin",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened model: its directory, its weights under canonical names, and what its config says."""
+
+    directory: Place
+    checkpoint: Checkpoint
+    found: Mapping[str, Tensor]
+    outside: Mapping[str, Tensor]
+    """Tensors that stand beside the model inside its wrapper, by their own names."""
+    ignored: Mapping[str, tuple[str, ...]]
+    """Tensors left out on request, with the patterns that match them."""
+    config: DebertaConfig
+    labelled: bool
+    """The config names its labels, or at least their number."""
+    architectures: tuple[str, ...]
+    """The classes of transformers that the config names."""
+    rows: tuple[SourceRow, ...]
+    """Tensors that are accounted for whatever the head is: left out, or used up."""
+    notes: tuple[str, ...]
+
+
+def load_config(
+    name: str | Path, *, revision: str | None = None, base_model: str | Path | None = None
+) -> DebertaConfig:
+    """Returns the architecture of a model directory or hub id, without its weights; of an adapter, that of its base.
+
+    Raises:
+      InputError: no such directory or hub id, or a config.json that cannot be used.
+    """
+    if is_cloud(name):
+        with reaching(name) as place:
+            return _read_config(place, "", None)[0]
+    file = hub.split(str(name))[1]
+    directory = hub.resolve(name, revision=revision, files=["*.json"])
+    if _config_file(directory, file or "") is None and (directory / adapters.CONFIG).is_file():
+        return _read_config(_base_directory(directory, base_model, files=["*.json"]), "", None)[0]
+    return _read_config(directory, file or "", None)[0]
+
+
+def tokenizer_directory(name: str | Path, *, base_model: str | Path | None = None) -> Path:
+    """Returns the directory whose tokenizer belongs to a model: the model's own; of an adapter without one, its base's.
+
+    Raises:
+      InputError: no such directory or hub id, one that holds no model, or a base that cannot be opened.
+    """
+    directory = hub.resolve(name)
+    if _has_tokenizer(directory):
+        return directory
+    said = explain(directory)
+    if said is not None:
+        raise InputError(f"{directory}: {said}")
+    if not (directory / adapters.CONFIG).is_file():
+        return directory
+    base = _base_directory(directory, base_model, files=hub.TEXT_FILES)
+    _log.info("%s: has no tokenizer; that of its base model %s is used", directory, base)
+    return base
+
+
+def open_source(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    ignore: Sequence[str] = (),
+    base_model: str | Path | None = None,
+    must_match: bool = True,
+) -> Source:
+    """Opens a directory, a file in one, a hub id, or an Orbax checkpoint at ``gs://...``: headers, no weights.
+
+    Args:
+      revision: of a hub id.
+      ignore: patterns of tensors that are left out.
+      base_model: the base of a peft adapter; None: the one that its adapter_config.json names.
+      must_match: a pattern of ``ignore`` that matches no tensor is an error.
+
+    Raises:
+      InputError: anything that cannot be read, in one line.
+    """
+    if isinstance(ignore, str):
+        raise InputError(f"ignore={ignore!r}: give a list of patterns")
+    if is_cloud(name):
+        with reaching(name) as place:
+            source = _open_cloud(place, ignore)
+    else:
+        file = hub.split(str(name))[1]
+        directory = hub.resolve(name, revision=revision)
+        adapter = adapters.find_adapter(directory, file, whole=has_standard(directory))
+        if adapter is not None:
+            source = _open_adapter(directory, adapter, base_model, ignore)
+        elif base_model is not None:
+            raise InputError(f"{name}: is no peft adapter; a base model goes with an adapter alone")
+        else:
+            source = _open_whole(directory, file, ignore)
+    used = {pattern for patterns in source.ignored.values() for pattern in patterns}
+    idle = [pattern for pattern in ignore if pattern not in used]
+    if idle and must_match:
+        raise InputError(f"{source.checkpoint.path}: ignore {listed(idle)}: matches no tensor of the file")
+    return source
+
+
+def _open_whole(directory: Path, file: str | None, ignore: Sequence[str]) -> Source:
+    orbax = None if file or has_standard(directory) else find_orbax(directory)
+    if orbax is not None:
+        return _open_orbax(directory, orbax, ignore)
+    said = None if file else explain(directory)
+    if said is not None:
+        raise InputError(f"{directory}: {said}")
+    checkpoint = read_weights(directory / file if file else find_weights(directory))
+    config, raw = _read_config(directory, checkpoint.path.name, checkpoint.config)
+    return _make_source(directory, checkpoint, config, raw, ignore)
+
+
+def _open_cloud(directory: Place, ignore: Sequence[str]) -> Source:
+    orbax = find_orbax(directory)
+    if orbax is None:
+        raise InputError(f"{directory}: no Orbax checkpoint there; files of any other form must be on a local disk")
+    return _open_orbax(directory, orbax, ignore)
+
+
+def _open_orbax(directory: Place, orbax: Place, ignore: Sequence[str]) -> Source:
+    above = (directory, *directory.absolute().parents[:3])
+    home = next((place for place in above if _config_file(place, "")), directory)
+    config, raw = _read_config(home, "", None)
+    return _make_source(directory, read_orbax(orbax, config), config, raw, ignore)
+
+
+def _open_adapter(directory: Path, path: Path, base_model: str | Path | None, ignore: Sequence[str]) -> Source:
+    """A base model with the adapter's weights in it. Its config and tokenizer are the adapter's where it has any."""
+    home = _base_directory(directory, base_model)
+    base = _open_whole(home, hub.split(str(base_model))[1] if base_model is not None else None, ignore)
+    checkpoint = read_weights(path)
+    own = unwrap(checkpoint, ignore)
+    both = adapters.overlay(base.found, own.tensors)
+    merged = adapters.merge_updates(both.tensors, adapters.read_adapter_config(directory), path, own_base=False)
+    config, labelled, architectures = base.config, base.labelled, base.architectures
+    if _config_file(directory, ""):
+        config, raw = _read_config(directory, "", None)
+        labelled, architectures = _said(raw)
+    elif (head := own.tensors.get("classifier.weight")) is not None and head.shape[:1] != (config.num_labels,):
+        labelled = False  # the base's labels are not those of the adapter's classifier
+    files = (path, *base.checkpoint.files)
+    return Source(
+        directory if _has_tokenizer(directory) else base.directory,
+        # Without ``place``: the base's arrays are not the model's.
+        Checkpoint(path, files, {**base.checkpoint.tensors, **checkpoint.tensors}, left=base.checkpoint.left),
+        merged.tensors,
+        {**base.outside, **own.outside},
+        {**base.ignored, **own.ignored},
+        config,
+        labelled,
+        architectures,
+        (*base.rows, *both.rows, *_left_out(checkpoint, own.ignored), *merged.rows),
+        (*base.notes, f"a peft adapter of the base model {home}", *own.notes, *merged.notes),
+    )
+
+
+def _make_source(
+    directory: Place, checkpoint: Checkpoint, config: DebertaConfig, raw: Mapping[str, Any], ignore: Sequence[str]
+) -> Source:
+    own = unwrap(checkpoint, ignore)
+    merged = adapters.Merged(own.tensors)
+    if adapters.holds_updates(own.tensors):
+        settings = adapters.read_adapter_config(directory) if isinstance(directory, Path) else {}
+        merged = adapters.merge_updates(own.tensors, settings, checkpoint.path, own_base=True)
+    found, notes = fold_differences(merged.tensors, config, directory, checkpoint.path)
+    notes = (*own.notes, *merged.notes, *notes)
+    if checkpoint.left:
+        notes = (*notes, f"not weights, not read: {listed(checkpoint.left)}")
+    return Source(
+        directory,
+        checkpoint,
+        found,
+        own.outside,
+        own.ignored,
+        config,
+        *_said(raw),
+        (*_left_out(checkpoint, own.ignored), *merged.rows),
+        notes,
+    )
+
+
+def _left_out(checkpoint: Checkpoint, ignored: Mapping[str, tuple[str, ...]]) -> tuple[SourceRow, ...]:
+    tensors = ((checkpoint.tensors[name], patterns) for name, patterns in ignored.items())
+    return tuple(
+        SourceRow(t.name, t.shape, kind(t.dtype), "dropped", f"left out by ignore {listed(patterns)}")
+        for t, patterns in tensors
+    )
+
+
+def _said(raw: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
+    """Whether a config names its labels, and the classes of transformers that it names."""
+    labelled = any(raw.get(key) is not None for key in ("id2label", "label2id", "num_labels"))
+    classes = raw.get("architectures")
+    return labelled, tuple(map(str, classes)) if isinstance(classes, list) else ()
+
+
+def _base_directory(directory: Path, base_model: str | Path | None, files: Sequence[str] | None = None) -> Path:
+    """The directory of an adapter's base model: the one that is given, or else named by adapter_config.json."""
+    settings = adapters.read_adapter_config(directory)
+    named = base_model if base_model is not None else settings.get("base_model_name_or_path")
+    advice = "give it (base_model=..., to convert --base-model DIR)"
+    if not isinstance(named, str | Path) or not str(named):
+        raise InputError(f"{directory}: a peft adapter that names no base model; {advice}")
+    beside = directory / named
+    if base_model is None and not Path(named).is_dir() and beside.is_dir():
+        return beside
+    revision = settings.get("revision") if base_model is None else None
+    try:
+        return hub.resolve(named, revision=revision if isinstance(revision, str) else None, files=files)
+    except InputError as error:
+        why = str(error).removeprefix(f"{named}: ")
+        raise InputError(f"{directory}: a peft adapter of the base model {brief(named)}: {why}; {advice}") from None
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / file).is_file() for file in TOKENIZER_FILES)
+
+
+def _read_config(
+    directory: Place, file: str, inside: Mapping[str, Any] | None
+) -> tuple[DebertaConfig, Mapping[str, Any]]:
+    """The config that belongs to a file of weights, and what it was read from."""
+    path = _config_file(directory, file)
+    if path is None and inside is not None:
+        return DebertaConfig.from_hf(inside), inside
+    said = explain(directory) if path is None and isinstance(directory, Path) else None
+    if said is not None:
+        raise InputError(f"{directory}: {said}")
+    path = path or directory / "config.json"
+    if isinstance(path, Path):
+        return DebertaConfig.from_hf(path), json.loads(path.read_text(encoding="utf-8"))
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return DebertaConfig.from_hf(raw), raw
+
+
+def _config_file(directory: Place, file: str) -> Place | None:
+    names = ["config.json", "model_config.json"]
+    if "generator" in file:
+        names.insert(0, "generator_config.json")
+    return next((directory / name for name in names if (directory / name).is_file()), None)
