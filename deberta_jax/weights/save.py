@@ -143,7 +143,9 @@ def parse_size(size: str | int) -> int:
 
 
 def json_text(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """Returns JSON that UTF-8 can hold: half a surrogate pair, which a file may name by its escape, stays an escape."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def hf_config(
