@@ -1,6 +1,7 @@
 """Named entities by characters, as annotation tools write them, and words with tags as spreadsheets hold them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from deberta_jax.data.entities import word_starts
 from deberta_jax.data.spans import spans_of
 from deberta_jax.errors import InputError
+from deberta_jax.text import load_tokenizer
 from tests.data.reading import read, recognised
 from tests.made import make_tokenizer
 
@@ -220,3 +222,27 @@ def test_hub(tmp_path):
     assert task.names == ("LABEL_0", "LABEL_1", "LABEL_2")
     with pytest.raises(InputError, match="has the tag 9999999999; tags are numbered from 0"):
         recognised(read(tmp_path, "many.csv", content.replace("2, 0", "2, 9999999999")))
+
+
+@pytest.mark.parametrize("kind", ["deberta-v1", "deberta-v3"])
+def test_words_of_the_released_tokenizers_are_the_texts(tmp_path, data_dir, kind):
+    """Each word's characters begin where the word does, whatever pieces the tokenizer makes of it."""
+    tokenizer = load_tokenizer(data_dir / "tokenizers" / kind)
+    texts = [
+        "Anna O'Neil-Berg (born 1980) unquestionably lives\nin  Oslo.",
+        "\U0001f642 Zoë, naïve antidisestablishmentarianism!",
+        "Er wohnt in Köln-Mülheim; das kostet 12,50 €.",
+    ]  # fmt: skip
+    table = read(tmp_path, "a.jsonl", lines([{"text": text, "label": [[0, 1, "X"]]} for text in texts]))
+    _, task = recognised(table)
+    features = task.features(table, tokenizer, 128, labelled=True)
+    begins = features.words >= 0
+    owner = np.repeat(features.row, features.lengths)
+    for row, text in enumerate(texts):
+        found = features.offsets[begins & (owner == row)].tolist()
+        words = [[match.start(), match.end()] for match in re.finditer(r"\w+|[^\w\s]", text)]
+        # A piece such as ")." may hold two marks; no word may be lost, begin elsewhere, or run into the next.
+        assert {start for start, _ in found} <= {start for start, _ in words}
+        assert [a for a, _ in found] == sorted({a for a, _ in found})
+        letters = [word for word in words if text[word[0]].isalnum()]
+        assert all(word in found for word in letters)
