@@ -79,8 +79,11 @@ def distance_rows(rows: Int[np.ndarray, " U"], *, descending: bool) -> Int[np.nd
 
 
 def by_distance(table: Float[Array, "R N H"], rows: Int[np.ndarray, " U"], *, descending: bool):
-    """The table with ``distance_rows`` in place of its rows: [2T, N, H]."""
-    return jnp.take(table, distance_rows(rows, descending=descending), axis=0, mode="clip")
+    """The table with ``distance_rows`` in place of its rows: float32 [2T, N, H].
+
+    In float32 for the sake of the gradient: many distances read one row, and their gradients are added up here.
+    """
+    return jnp.take(table.astype(F32), distance_rows(rows, descending=descending), axis=0, mode="clip")
 
 
 def _position_scores(x: Float[Array, "B T N H"], table: Float[Array, "U N H"], stored: Any) -> Float[Array, "B N T T"]:
@@ -92,7 +95,7 @@ def _position_scores(x: Float[Array, "B T N H"], table: Float[Array, "U N H"], s
     width = max(128, -(-length // 4))
     for start in range(0, length, width):
         size = min(width, length - start)
-        window = table[length - start - size : 2 * length - start]
+        window = table[length - start - size : 2 * length - start].astype(x.dtype)
         # Table first: a TPU then lays the product out as the shift wants it.
         scores = product("UNH,BTNH->BNTU", window, x[:, start : start + size]).astype(stored)
         blocks.append(slide(scores, size, length))

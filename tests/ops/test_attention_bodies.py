@@ -298,6 +298,21 @@ def test_bfloat16_error_is_that_of_the_definition(body):
         assert error <= 1.3 * allowed, name
 
 
+@pytest.mark.parametrize("body", [body for body in BODIES if body != "reference"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_table_gradients_in_half_precision_where_many_distances_read_one_row(body, dtype):
+    """Two rows of 16 are read by 292 distances each: at most four times the definition's error, which sums first."""
+    length, span = 300, 8
+    rows = table_rows(length, span, buckets=-1, max_distance=span, clamp=True)
+    half = {name: jnp.asarray(a, dtype) for name, a in make_inputs(span=span, length=length).items()}
+    cotangents = np.float32(np.random.RandomState(6).standard_normal(half["query"].shape)), np.float32(0)
+    exact = gradients_of("reference", {name: np.float32(a) for name, a in half.items()}, rows, cotangents)
+    by_definition, found = (gradients_of(name, half, rows, cotangents) for name in ("reference", body))
+    for table in ("pos_key", "pos_query"):
+        error, allowed = (relative_error(a[table], np.float64(exact[table])) for a in (found, by_definition))
+        assert error <= 4 * allowed, (table, error, allowed)
+
+
 def test_a_body_without_whole_scores_refuses_to_return_weights():
     for body in set(entry.BODIES) - set(WHOLE):
         with pytest.raises(InputError, match="never holds the whole scores"):
