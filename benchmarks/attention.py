@@ -66,19 +66,25 @@ def contestants(batch: int, length: int, heads: int, size: int, dropout: float) 
 
 
 def program(job: str, attend: Callable, arrays: tuple, cotangent: jax.Array) -> Callable[[], Any]:
+    """Compiles a job; the function returned does not wait for its result."""
+
     def both(cotangent, *arrays):
         out, backward = jax.vjp(attend, *arrays)
         return out, backward(cotangent)
 
     chosen = both if job == "forward+backward" else lambda _, *arrays: attend(*arrays)
     compiled = jax.jit(chosen).lower(cotangent, *arrays).compile()
-    return lambda: jax.block_until_ready(compiled(cotangent, *arrays))
+    return lambda: compiled(cotangent, *arrays)
+
+
+def waiting(call: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: jax.block_until_ready(call())
 
 
 def measure(job: str, batch: int, length: int, args: argparse.Namespace) -> dict[str, Any]:
     found = contestants(batch, length, args.heads, args.head_size, args.dropout)
     cotangent = jax.random.normal(jax.random.key(5), (batch, length, args.heads, args.head_size))
-    runs = {name: program(job, attend, arrays, cotangent) for name, (attend, arrays) in found.items()}
+    runs = {name: waiting(program(job, attend, arrays, cotangent)) for name, (attend, arrays) in found.items()}
     median = in_turn(runs, args.rounds, pause=0)
     best = min(value for name, value in median.items() if name.startswith(PLAIN))
     return {

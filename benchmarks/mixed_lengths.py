@@ -26,6 +26,7 @@ import torch
 import transformers
 from model import RATE
 from timing import seconds
+from torch_program import torch_program
 
 import deberta_jax
 from deberta_jax.data.features import Features, make_features
@@ -158,27 +159,18 @@ def torch_batches(features: Features, pad_id: int) -> list[dict[str, torch.Tenso
 def theirs(job: str, directory: str, features: Features, pad_id: int) -> tuple[Callable[[], None], float]:
     batches = torch_batches(features, pad_id)
     places = sum(b["input_ids"].numel() for b in batches)
-    if job == "forward":
-        model: Any = transformers.AutoModel.from_pretrained(directory).eval()
+    heads = {"forward": transformers.AutoModel, "train": transformers.AutoModelForSequenceClassification}
+    if job == "train":
+        assert features.labels is not None
+        labels = torch.tensor(features.labels).long()
+        batches = [b | {"labels": labels[i * BATCH : (i + 1) * BATCH]} for i, b in enumerate(batches)]
+    run = torch_program(job, heads[job].from_pretrained(directory), bfloat16=False, rate=RATE)
 
-        def forward():
-            with torch.no_grad():
-                for batch in batches:
-                    model(**batch)
+    def all_batches():
+        for batch in batches:
+            run(batch)
 
-        return forward, places
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(directory).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
-    assert features.labels is not None
-    labels = torch.tensor(features.labels).long()
-
-    def train():
-        for i, batch in enumerate(batches):
-            model(**batch, labels=labels[i * BATCH : (i + 1) * BATCH]).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return train, places
+    return all_batches, places
 
 
 def main() -> None:

@@ -69,31 +69,14 @@ def our_job(job: str, config: Any, params: Any, batch: dict[str, np.ndarray], dt
 def torch_job(job: str, directory: str, batch: dict[str, np.ndarray], dtype: Any) -> Callable[[], None]:
     import torch
     import transformers
+    from torch_program import torch_program
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(directory)
-    inputs = {name: torch.from_numpy(batch[name]).long() for name in ("input_ids", "attention_mask")}
-    labels = torch.from_numpy(batch["labels"]).long()
-    cast = lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == jnp.bfloat16)
-    if job == "forward":
-        model.eval()
-
-        def forward():
-            with torch.no_grad(), cast():
-                model(**inputs)
-
-        return forward
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
-
-    def step():
-        with cast():
-            loss = model(**inputs, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(directory)
+    names = ("input_ids", "attention_mask", *(["labels"] if job == "train" else []))
+    inputs = {name: torch.from_numpy(batch[name]).long() for name in names}
+    run = torch_program(job, model, bfloat16=dtype == jnp.bfloat16, rate=RATE)
+    return lambda: run(inputs)
 
 
 def peak(dtype: Any) -> float:

@@ -4,6 +4,7 @@ Import it before the first computation, whose threads would else have pools of t
 """
 
 import ctypes
+import math
 import statistics
 import sys
 import time
@@ -46,6 +47,28 @@ def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int, pause: float = P
         for name, run in runs.items():
             times[name].append(seconds(run, pause))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def seconds_per_call(
+    calls: Mapping[str, Callable[[], Any]], wait: Callable[[Any], Any], rounds: int, run_seconds: float = 0.02
+) -> dict[str, float]:
+    """Median seconds of a call of each, in turn, on a device that works while the host goes on.
+
+    A timed run is as many calls as take about ``run_seconds``, up to 200, and then ``wait`` for the last one's result.
+    """
+
+    def repeat(call: Callable[[], Any], times: int) -> None:
+        for _ in range(times):
+            result = call()
+        wait(result)
+
+    times = {}
+    for name, call in calls.items():
+        once = lambda call=call: repeat(call, 1)
+        once()
+        times[name] = min(200, math.ceil(run_seconds / min(seconds(once, pause=0) for _ in range(2))))
+    runs = {name: lambda call=call, n=times[name]: repeat(call, n) for name, call in calls.items()}
+    return {name: value / times[name] for name, value in in_turn(runs, rounds, pause=0).items()}
 
 
 keep_memory()
