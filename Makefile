@@ -4,12 +4,14 @@
 # make test-tpu     the kernel and the train step compiled for TPUs that are not there
 # make parity       live comparison with PyTorch
 # make test-long    the long proofs; their results stand in benchmarks/results/
+# make gpu-kit      correctness and times on a GPU, with what $(PYTHON) has installed and no network: 9 minutes at most
+# make gpu-kit-tiny the same at tiny sizes, on any machine; KIT_FLAGS are options of both
 # make wheel        the wheel and the source archive, in dist/
 # make test-wheel   the wheel in an empty environment: the command line and a prediction
 # make lock         new locks/ from the newest releases; the one command that makes them
 #
-# Each makes the virtual environment it needs in $(VENV) and works alone in a fresh clone. Versions come from the lock of
-# the Python that is used, so that no later release can break them:
+# Each but the GPU kit makes the virtual environment it needs in $(VENV) and works alone in a fresh clone. Versions come from
+# the lock of the Python that is used, so that no later release can break them:
 #   make test PYTHON=python3.12                      another Python
 #   make test LOCK=locks/lowest.txt VENV=.venv-low   the oldest versions that pyproject.toml allows, on Python 3.11
 #   make test LOCK= VENV=.venv-new                   the newest of everything
@@ -22,7 +24,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALL := $(BIN)/pip install --quiet $(if $(LOCK),--constraint $(LOCK))
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-.PHONY: demo test lint types test-system test-tpu parity test-long wheel test-wheel lock clean
+.PHONY: demo test lint types test-system test-tpu parity test-long wheel test-wheel gpu-kit gpu-kit-tiny lock clean
 
 demo: $(VENV)/.installed
 	JAX_PLATFORMS=cpu $(BIN)/deberta-jax demo --output demo-output
@@ -59,6 +61,12 @@ wheel: $(BIN)/python
 
 test-wheel: wheel
 	$(PYTHON) scripts/try_wheel.py dist/*.whl $(if $(LOCK),--constraint $(LOCK))
+
+gpu-kit:
+	$(PYTHON) benchmarks/gpu/kit.py $(KIT_FLAGS)
+
+gpu-kit-tiny:
+	$(PYTHON) benchmarks/gpu/kit.py --tiny $(KIT_FLAGS)
 
 # Dependencies as old as pyproject.toml allows, with today's tools around them; then the newest for each Python.
 lock: $(BIN)/uv

@@ -16,6 +16,8 @@ BOTH, C2P, P2C, NEITHER = (), ("pos_query",), ("pos_key",), ("pos_key", "pos_que
 def make_rows(generation: str, length: int) -> np.ndarray:
     if generation == "v1":
         return table_rows(length, 40, buckets=-1, max_distance=40, clamp=False)
+    if generation == "released":
+        return table_rows(length, 256, buckets=256, max_distance=512, clamp=True)
     return table_rows(length, 32, buckets=32, max_distance=64, clamp=generation == "v3")
 
 
