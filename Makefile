@@ -10,8 +10,8 @@
 # make test-wheel   the wheel in an empty environment: the command line and a prediction
 # make lock         new locks/ from the newest releases; the one command that makes them
 #
-# Each but the GPU kit makes the virtual environment it needs in $(VENV) and works alone in a fresh clone. Versions come from
-# the lock of the Python that is used, so that no later release can break them:
+# Each but the GPU kit makes the virtual environment it needs in $(VENV) and works alone in a fresh clone. Versions come
+# from the lock of the Python that is used, so that no later release can break them:
 #   make test PYTHON=python3.12                      another Python
 #   make test LOCK=locks/lowest.txt VENV=.venv-low   the oldest versions that pyproject.toml allows, on Python 3.11
 #   make test LOCK= VENV=.venv-new                   the newest of everything

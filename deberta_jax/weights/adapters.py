@@ -25,6 +25,7 @@ FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _UPDATE = re.compile(
     r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?:\.(?!weight$)([^.]+))?(?:\.weight)?"
 )
+_BASE = ".base_layer."
 _SAVED = re.compile(r"(.+)\.modules_to_save\.([^.]+)\.(.+)")
 
 # Settings with which a weight is not W + scale B A, or the base is not the one that is named.
@@ -84,8 +85,9 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
 
 def overlay(base: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) -> Merged:
     """Returns a base's tensors with an adapter's beside them, or in their place where it holds the same (a head)."""
-    rows = tuple(_row(base[name], "dropped", "the adapter has its own") for name in adapter if name in base)
-    return Merged({**base, **adapter}, rows)
+    own = {name.replace(_BASE, "."): tensor for name, tensor in adapter.items()}
+    rows = tuple(_row(base[name], "dropped", "the adapter has its own") for name in own if name in base)
+    return Merged({**base, **own}, rows)
 
 
 def holds_updates(names: Iterable[str]) -> bool:
@@ -124,7 +126,7 @@ def merge_updates(found: Mapping[str, Tensor], config: Mapping[str, Any], where:
         elif ".original_module." in name:
             rows.append(_row(tensor, "dropped", "what training began with; modules_to_save replaces it"))
         else:
-            out.setdefault(name.replace(".base_layer.", "."), tensor)
+            out.setdefault(name.replace(_BASE, "."), tensor)
     if len(adapters) > 1:
         other = next(iter(adapters))
         raise InputError(

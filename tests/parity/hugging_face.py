@@ -40,7 +40,7 @@ def build(case: Case) -> tuple[Any, Arrays]:
     joined = case.config.num_attention_heads * case.config.head_size
     if joined != config.hidden_size:
         # transformers reads attention_head_size and then crashes here, where it takes hidden_size for their product.
-        for layer in model.encoder.layer:
+        for layer in getattr(model, "deberta", model).encoder.layer:
             layer.attention.output.dense = torch.nn.Linear(joined, config.hidden_size)
     state = draw_weights({name: tuple(p.shape) for name, p in model.named_parameters()})
     with torch.no_grad():
