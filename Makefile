@@ -108,4 +108,4 @@ $(VENV)/.installed-parity: $(VENV)/.installed-dev
 	touch $@
 
 clean:
-	rm -rf demo-output dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .cache demo-output dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis

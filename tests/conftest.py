@@ -1,11 +1,18 @@
-"""Settings of every test: eight simulated CPU devices, strict shapes, and where the real data lies."""
+"""Settings of every test: eight simulated CPU devices, a cache of programs, strict shapes, where the real data lies."""
 
 import os
 from pathlib import Path
 
-# Read by XLA when jax is imported, so it stands before every import that could do so.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Read when jax is imported, so it stands before every import that could do so. Compiling takes most of the tests' time:
+# LLVM's optimizations are off, and programs are kept for the next process and the next run.
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# What XLA itself would keep differs between machines.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 
 import jax
 import pytest
