@@ -34,12 +34,11 @@ Shape = tuple[int, int, int, int]
 
 
 def cases(request: Request) -> list[Case]:
-    """Returns the cases, shape by shape: first plain attention and what ``auto`` takes, at the end the definition."""
+    """Returns the cases, shape by shape: plain attention, the user's and what ``auto`` takes come first."""
     shapes, heads = TINY if request.tiny else FULL
-    named = implementations.names(request)
-    first = expected_body(jax.default_backend(), jnp.bfloat16)
-    others = [name for name in named if name not in (first, implementations.REFERENCE)]
-    passes = ((PLAIN, first, CUDNN), (*others, CUDNN_BIAS), (implementations.REFERENCE,))
+    first = [PLAIN, *implementations.own_names(request), expected_body(jax.default_backend(), jnp.bfloat16), CUDNN]
+    left = [name for name in implementations.names(request) if name not in (*first, implementations.REFERENCE)]
+    passes = (first, [CUDNN_BIAS, *left], [implementations.REFERENCE])
     return [
         Case(
             f"{name}, {batch}x{length} {job}",

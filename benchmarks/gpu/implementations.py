@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from worker import Request, Skip
 
 from deberta_jax.errors import InputError
-from deberta_jax.ops.attention import BODIES, disentangled_attention
+from deberta_jax.ops.attention import BODIES, disentangled_attention, expected_body
 from deberta_jax.ops.masking import visibility
 
 # Called as f(query, key, value, pos_key, pos_query, rows, *, scale, mask, segment_ids, dropout_rate, dropout_key).
@@ -19,9 +20,15 @@ REFERENCE = "reference"
 
 
 def names(request: Request) -> list[str]:
-    """Returns the definition's name, then the others', those for accelerators (the registry's last) first."""
-    others = [name for name in reversed(BODIES) if name != REFERENCE]
-    return [REFERENCE, *([_function_name(request.extra)] if request.extra else []), *others]
+    """Returns the definition's name, the user's, then the others': those for accelerators first, the CPU's last."""
+    of_cpu = expected_body("cpu", jnp.float32)
+    others = sorted((name for name in reversed(BODIES) if name != REFERENCE), key=lambda name: name == of_cpu)
+    return [REFERENCE, *own_names(request), *others]
+
+
+def own_names(request: Request) -> list[str]:
+    """Returns the name of the user's implementation, if there is one."""
+    return [_function_name(request.extra)] if request.extra else []
 
 
 def attend(name: str, request: Request) -> Attend:
