@@ -8,7 +8,7 @@ choices are arguments of the model classes and never travel with weights.
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -235,12 +235,8 @@ def _validate(c: DebertaConfig) -> None:
     if c.model_type not in (V1, V2):
         refuse("model_type", f"must be {V1!r} or {V2!r}")
     for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                  "max_position_embeddings", "conv_groups"):  # fmt: skip
-        if getattr(c, field) < 1:
-            refuse(field, "must be at least 1")
-    for field in ("embedding_size", "attention_head_size"):
-        size = getattr(c, field)
-        if size is not None and size < 1:
+                  "max_position_embeddings", "conv_groups", "embedding_size", "attention_head_size"):  # fmt: skip
+        if getattr(c, field) is not None and getattr(c, field) < 1:
             refuse(field, "must be at least 1")
     if c.hidden_size % c.num_attention_heads:
         refuse("num_attention_heads", f"must divide hidden_size={c.hidden_size}")
@@ -285,6 +281,10 @@ def _validate(c: DebertaConfig) -> None:
         refuse("mask_decoder", "adds positions to hidden states, so embedding_size must equal hidden_size")
     if not c.tie_word_embeddings and not c.legacy:
         refuse("tie_word_embeddings", "the original masked-LM head (legacy=False) always reads the word table")
+    _check_generation(c, refuse)
+
+
+def _check_generation(c: DebertaConfig, refuse: Callable[[str, str], None]) -> None:
     if c.model_type == V1:
         defaults = {f.name: f.default for f in dataclasses.fields(c)}
         for field in V2_ONLY:

@@ -185,6 +185,12 @@ def test_importing_the_package_does_not_import_the_hub_client():
     assert done.stdout.strip() == "False", done.stderr
 
 
+def test_an_adapters_repository_has_its_weights_and_settings_fetched(server, ask):
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", "README.md": b"y", "optimizer.pt": b"z"}
+    server.files["org/adapter"] = {COMMIT: files}
+    assert ask(FILES.format("'org/adapter'")) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
 FILES = "sorted(p.name for p in hub.resolve({}).iterdir())"
 
 

@@ -113,44 +113,64 @@ def make_plan(
     present = set(parts_present(found))
     absent = {part: "the file has no such head" for part in parts if part not in present} if may_be_new else {}
     absent |= new
-    fills: dict[str, tuple[Row, int, tuple[Tensor, ...]]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    targets: list[TargetRow] = []
-    used: dict[str, str] = {}
-    missing: list[str] = []
-    wrong: list[str] = []
-    for row in table_rows:
+    match = _match(found, table_rows, config, sizes, absent)
+    sources, odd = _explain(found, match.used, config, parts, absent)
+    strange = {name: found[name] for name in odd if table.part_of(name) != table.ENCODER and name not in _PART_NAMES}
+    odd = [name for name in odd if name not in strange]
+    strange |= outside or {}
+    if match.missing or match.wrong or odd or (strange and foreign == "refused"):
+        raise InputError(f"{checkpoint.path}: {_complaint(match, odd, strange, found)}")
+    sources += [
+        SourceRow(t.name, t.shape, kind(t.dtype), "dropped", "of no head that is known here") for t in strange.values()
+    ]
+    targets = tuple(match.targets)
+    return Plan(config, parts, sizes, match.fills, match.shapes, (*rows, *sources), targets, (*notes, *more))
+
+
+@dataclasses.dataclass
+class _Match:
+    """What the rows of the table find in a file: filled leaves and tensors in use, missing ones, and wrong ones."""
+
+    fills: dict[str, tuple[Row, int, tuple[Tensor, ...]]] = dataclasses.field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    targets: list[TargetRow] = dataclasses.field(default_factory=list)
+    used: dict[str, str] = dataclasses.field(default_factory=dict)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    wrong: list[str] = dataclasses.field(default_factory=list)
+
+
+def _match(
+    found: Mapping[str, Tensor],
+    rows: Iterable[Row],
+    config: DebertaConfig,
+    sizes: Mapping[str, int],
+    absent: Mapping[str, str],
+) -> _Match:
+    out = _Match()
+    for row in rows:
         for path, shape in zip(row.tree, row.leaf_shapes(sizes), strict=True):
-            shapes[path] = (config.num_hidden_layers, *shape) if row.layered else shape
+            out.shapes[path] = (config.num_hidden_layers, *shape) if row.layered else shape
         part = table.part_of(row.torch)
         if part in absent:
-            targets += [TargetRow(path, shapes[path], (), absent[part]) for path in row.tree]
+            out.targets += [TargetRow(path, out.shapes[path], (), absent[part]) for path in row.tree]
             continue
         tensors = []
         for name in row.names(config):
             tensor = found.get(name)
             if tensor is None:
-                missing += [name] if row.tree else []
+                out.missing += [name] if row.tree else []
                 continue
-            used[name] = "" if row.tree else "a bias that has no effect"
+            out.used[name] = "" if row.tree else "a bias that has no effect"
             tensors.append(tensor)
             if tensor.shape != row.torch_shape(sizes) or tensor.dtype not in FLOATS:
-                wrong.append(
+                out.wrong.append(
                     f"{name} is {kind(tensor.dtype)} {list(tensor.shape)}, expected {list(row.torch_shape(sizes))}"
                 )
         if len(tensors) == len(row.names(config)):
-            fills |= {path: (row, place, tuple(tensors)) for place, path in enumerate(row.tree)}
-            targets += [TargetRow(path, shapes[path], tuple(t.name for t in tensors)) for path in row.tree]
-    sources, odd = _explain(found, used, config, parts, absent)
-    strange = {name: found[name] for name in odd if table.part_of(name) != table.ENCODER and name not in _PART_NAMES}
-    odd = [name for name in odd if name not in strange]
-    strange |= outside or {}
-    if missing or wrong or odd or (strange and foreign == "refused"):
-        raise InputError(_complaint(checkpoint, missing, wrong, odd, strange, found))
-    sources += [
-        SourceRow(t.name, t.shape, kind(t.dtype), "dropped", "of no head that is known here") for t in strange.values()
-    ]
-    return Plan(config, parts, sizes, fills, shapes, (*rows, *sources), tuple(targets), (*notes, *more))
+            out.fills |= {path: (row, place, tuple(tensors)) for place, path in enumerate(row.tree)}
+            names = tuple(tensor.name for tensor in tensors)
+            out.targets += [TargetRow(path, out.shapes[path], names) for path in row.tree]
+    return out
 
 
 def _explain(
@@ -200,21 +220,12 @@ def _reason(
     return None
 
 
-def _complaint(
-    checkpoint: Checkpoint,
-    missing: list[str],
-    wrong: list[str],
-    odd: list[str],
-    strange: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
-) -> str:
-    """One line with everything that does not fit."""
-    quantized = [name for name, tensor in found.items() if _is_quantized(name, tensor)]
-    if quantized:
-        return (
-            f"{checkpoint.path}: quantized weights ({listed(quantized, 3)}), of which float weights cannot be read; "
-            "save the model dequantized (in transformers: model.dequantize())"
-        )
+def _complaint(match: _Match, odd: list[str], strange: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """One line with everything that does not fit, or with the one cause of it."""
+    cause = _cause(found)
+    if cause is not None:
+        return cause
+    missing, wrong = match.missing, match.wrong
 
     def near(names: list[str], pool: Sequence[str]) -> str:
         out = []
@@ -250,7 +261,22 @@ def _complaint(
             "or to convert --new-head 0"
         )
     count = len(missing) + len(wrong) + len(odd) + len(strange)
-    return f"{checkpoint.path}: {count} tensors do not add up. " + ". ".join(says)
+    return f"{count} tensors do not add up. " + ". ".join(says)
+
+
+def _cause(found: Mapping[str, Tensor]) -> str | None:
+    """What has been done to the weights of a whole file, in words; None where nothing of that kind is seen."""
+    quantized = [name for name, tensor in found.items() if _is_quantized(name, tensor)]
+    if quantized:
+        return (
+            f"quantized weights ({listed(quantized, 3)}), of which float weights cannot be read; save the model "
+            "dequantized (in transformers: model.dequantize())"
+        )
+    if any(name.endswith("_flat_param") for name in found):
+        return "FSDP's flattened parameters; save the model with the state dict type FULL_STATE_DICT"
+    if sum(tensor.shape == (0,) for tensor in found.values()) > len(found) // 2:
+        return "empty tensors, as DeepSpeed ZeRO-3 leaves them; join its pieces with zero_to_fp32.py"
+    return None
 
 
 def _more(names: Sequence[str]) -> str:

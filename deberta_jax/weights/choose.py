@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, listed
 from deberta_jax.weights.account import parts_present
 from deberta_jax.weights.cloud import Place
 from deberta_jax.weights.names import classifier_rows, head_parts
@@ -119,8 +119,8 @@ def _classifier(
     elif rows is not None and asked is not None:
         named = labelled and config.num_labels == rows and config.id2label != _generic(rows)
         if rows != len(asked) or (named and wish.id2label is not None and config.id2label != asked):
-            has = ", ".join(config.id2label) if named else f"{rows} labels"
-            differs = f"the file's classifier has {has}, asked for {', '.join(asked)}"
+            has = listed(config.id2label, 20) if named else f"{rows} labels"
+            differs = f"the file's classifier has {has}, asked for {listed(asked, 20)}"
     elif single and rows is not None and rows != 1:
         differs = f"the file's classifier has {rows} labels, multiple-choice needs 1"
     if differs is not None:

@@ -19,7 +19,7 @@ import tensorstore as ts
 from etils import epath
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, listed
 from deberta_jax.weights import names as table
 from deberta_jax.weights.cloud import Place, is_cloud
 from deberta_jax.weights.source import Checkpoint, Tensor
@@ -263,7 +263,7 @@ def read_orbax(directory: Place, config: DebertaConfig) -> Checkpoint:
             tensors[name] = Tensor(name, shape, dtype, read)
     odd = sorted(set(shapes) - used)
     if odd:
-        raise InputError(f"{directory}: {len(odd)} leaves are not a DeBERTa model's: {', '.join(odd)}")
+        raise InputError(f"{directory}: {len(odd)} leaves are not a DeBERTa model's: {listed(odd, 50)}")
     return Checkpoint(directory, (directory,), tensors, place=arrays.place)
 
 

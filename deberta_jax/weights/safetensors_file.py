@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief
 from deberta_jax.weights.source import BFLOAT16, Checkpoint, Tensor
 
 _DTYPES = {
@@ -43,7 +43,7 @@ def read_safetensors(path: Path) -> Checkpoint:
     for name, _, _, begin, stop in sorted(spans, key=lambda span: (span[3], span[4])):
         if begin != end:
             raise InputError(
-                f"{path}: damaged: the bytes of {name} start at {begin}, the tensor before it ends at {end}"
+                f"{path}: damaged: the bytes of {brief(name, 200)} start at {begin}, the tensor before it ends at {end}"
             )
         end = stop
     if start + end != size:
@@ -85,16 +85,18 @@ def _short(error: Exception) -> str:
 def _span(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
     """dtype, shape and byte range of one header entry, checked against each other."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise InputError(f"{path}: damaged: {name!r} lacks dtype, shape or data_offsets")
+        raise InputError(f"{path}: damaged: {brief(name, 200)!r} lacks dtype, shape or data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in _DTYPES:
-        raise InputError(f"{path}: {name} has dtype {code!r}; readable are {', '.join(_DTYPES)}")
+        raise InputError(f"{path}: {brief(name, 200)} has dtype {brief(repr(code))}; readable are {', '.join(_DTYPES)}")
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or len(shape) > 8:
-        raise InputError(f"{path}: damaged: {name} has shape {str(shape)[:60]}, data_offsets {str(offsets)[:60]}")
+        raise InputError(
+            f"{path}: damaged: {brief(name, 200)} has shape {str(shape)[:60]}, data_offsets {str(offsets)[:60]}"
+        )
     dtype = _DTYPES[code]
     begin, stop = offsets
     if stop - begin != math.prod(shape) * dtype.itemsize:
-        raise InputError(f"{path}: damaged: {name} of shape {shape} has {stop - begin} bytes")
+        raise InputError(f"{path}: damaged: {brief(name, 200)} of shape {shape} has {stop - begin} bytes")
     return dtype, tuple(shape), begin, stop
 
 

@@ -78,6 +78,15 @@ def test_a_new_process_reads_the_same_model(run, tmp_path):
     np.testing.assert_allclose(found, shares, atol=1e-5)
 
 
+def test_the_adapter_loads_as_the_saved_model(run):
+    directory = run[1]
+    model, params = deberta_jax.from_pretrained(directory / "adapter", "sequence-classification")
+    saved, expected = deberta_jax.from_pretrained(directory, "sequence-classification")
+    assert model.config.num_labels == saved.config.num_labels
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected)
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+
+
 def test_only_updates_and_head_are_trained_and_the_model_begins_as_it_was():
     model = deberta_jax.DebertaForSequenceClassification(TINY)
     base = parameters_of(model)

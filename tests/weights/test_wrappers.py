@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import deberta_jax
 from deberta_jax.cli.main import main
 from deberta_jax.errors import InputError
+from deberta_jax.training.experiment import Finetune
+from deberta_jax.training.finetune import plan_finetune
 from deberta_jax.weights import convert, from_pretrained, inspect, load, verify
 from tests.cases import to_tree
+from tests.made import binary_files, weighted_model
 from tests.weights.files import discriminator, raw_config, state_of, torch_zip
 from tests.weights.test_account import same
 
@@ -212,6 +216,17 @@ def test_quantized_weights_are_refused_for_what_they_are(extra, write):
         load(directory, HEAD)
 
 
+def test_pieces_that_fsdp_and_deepspeed_leave_are_named_for_what_they_are(write):
+    state = state_of("v3", PARTS)
+    flat = {f"_fsdp_wrapped_module.deberta.encoder.layer.{i}._flat_param": np.zeros(9, np.float32) for i in range(2)}
+    embeddings = {name: value for name, value in state.items() if "embeddings" in name}
+    with pytest.raises(InputError, match=r"FSDP's flattened parameters.*FULL_STATE_DICT"):
+        load(write("fsdp", embeddings | flat, raw()), HEAD)
+    empty = {name: np.zeros(0, np.float32) for name in state}
+    with pytest.raises(InputError, match=r"empty tensors, as DeepSpeed ZeRO-3 leaves them.*zero_to_fp32\.py"):
+        load(write("zero", empty, raw()), HEAD)
+
+
 def test_quantization_config_of_a_file_whose_weights_are_not_quantized(write, tmp_path):
     settings = {"load_in_8bit": True, "quant_method": "bitsandbytes"}
     state = state_of("v3", PARTS)
@@ -228,3 +243,31 @@ def test_verify_and_inspect_read_wrapped_files(write):
     assert verify(wrapped, plain, tolerance=0.0).passed
     ready = [[head for head, use in inspect(path).uses.items() if use == "ready"] for path in (wrapped, plain)]
     assert ready[0] == ready[1] == ["encoder", "replaced-token-detection"]
+
+
+def test_fine_tuning_prediction_and_pipelines_take_the_same_option(tmp_path, capsys):
+    base = weighted_model(tmp_path / "base")
+    path = base / "model.safetensors"
+    safetensors.numpy.save_file(
+        safetensors.numpy.load_file(path) | {"crf.transitions": FOREIGN["crf.transitions"]}, path
+    )
+    files = binary_files(tmp_path)
+    options = {"model": str(base), "output": str(tmp_path / "run"), "text": ("sentence",), "label": "kind", **files}
+    for ignore in ((), ("crf.*",)):
+        _, job = plan_finetune(Finetune(max_length=16, batch_size=8, ignore=ignore, **options))
+        if ignore:
+            assert job.objective.initial_params(None)["classifier"]["kernel"].shape == (32, 2)
+            assert job.record["experiment"]["ignore"] == ["crf.*"]
+        else:
+            with pytest.raises(InputError, match=r"--ignore 'crf\.\*'"):
+                job.objective.initial_params(None)
+            assert "ignore" not in job.record["experiment"]  # a run from before the option goes on
+    with pytest.raises(InputError, match="--ignore: no weights are read"):
+        plan_finetune(Finetune(ignore=("x",), from_scratch=True, **options))
+    with pytest.raises(InputError, match=r"--ignore 'crf\.\*'"):
+        deberta_jax.pipeline("text-classification", base)
+    label = deberta_jax.pipeline("text-classification", base, ignore=["crf.*"], max_length=16)("ban kon")["label"]
+    command = ["predict", "--model", str(base), "--input", files["eval"], "--output", "-", "--text", "sentence"]
+    main([*command, "--max-length", "16", "--ignore", "crf.*"])
+    assert label in ("LABEL_0", "LABEL_1")
+    assert len(capsys.readouterr().out.splitlines()) == 40
