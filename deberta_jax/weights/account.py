@@ -123,6 +123,8 @@ def make_plan(
     sources += [
         SourceRow(t.name, t.shape, kind(t.dtype), "dropped", "of no head that is known here") for t in strange.values()
     ]
+    if strange:
+        more = [*more, f"left out, of no head that is known here: {listed(t.name for t in strange.values())}"]
     targets = tuple(match.targets)
     return Plan(config, parts, sizes, match.fills, match.shapes, (*rows, *sources), targets, (*notes, *more))
 

@@ -142,6 +142,8 @@ def test_tensors_of_a_foreign_head_are_named_and_left_out_on_request(front, writ
     _, params, report = load(directory)
     assert same({"deberta": params}, {"deberta": to_tree(model.config, state)["deberta"]})
     assert {row.reason for row in report.tensors if row.name in reasons} == {"of no head that is known here"}
+    (line,) = (note for note in report.notes if note.startswith("left out"))
+    assert all(front + name in line for name in FOREIGN)
 
 
 def test_a_head_beside_a_wrapped_encoder_is_not_taken_for_a_head_of_the_model(write):
