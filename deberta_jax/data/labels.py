@@ -85,17 +85,6 @@ def generic_names(count: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{i}" for i in range(count))
 
 
-def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names with the id added to those that stand twice, so that no label's probability is lost."""
-    if len(set(names)) == len(names):
-        return tuple(names)
-    again = {name for name in names if names.count(name) > 1}
-    numbered = tuple(f"{name} ({i})" if name in again else name for i, name in enumerate(names))
-    _log.warning("config.json: id2label names %s twice; its labels are called %s", ", ".join(sorted(again)),
-                 ", ".join(name for name in numbered if name not in names))  # fmt: skip
-    return numbered
-
-
 class LabelIds:
     """Finds the ids of labels.
 

@@ -1,7 +1,6 @@
 """Text in, answer out: ``deberta_jax.pipeline("text-classification", "dir or hub id")``."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from deberta_jax import hub
 from deberta_jax.data.columns import CHOICES, CLASSIFICATION, KINDS, SPANS, WORDS
 from deberta_jax.data.features import check_vocabulary, log_cut, make_features
-from deberta_jax.data.labels import MULTI_LABEL, REGRESSION, LabelSpec, distinct_names
+from deberta_jax.data.labels import MULTI_LABEL, REGRESSION, LabelSpec
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.fill_mask import FILL_MASK, load_mask_filler
@@ -96,10 +95,10 @@ class TextClassifier(Loaded):
         best = int(logits.argmax())
         return {"label": names[best], "score": float(probabilities(logits)[best])}
 
-    @functools.cached_property
+    @property
     def names(self) -> tuple[str, ...]:
-        """The labels' names, each once."""
-        return distinct_names(self.model.config.id2label)
+        """Returns the labels' names, each once."""
+        return self.model.config.id2label
 
 
 @dataclasses.dataclass(frozen=True)

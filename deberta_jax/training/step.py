@@ -77,7 +77,7 @@ def make_step(
             batch, parts = batch | given, parts | found
             squares.append(optax.tree.norm(gradient, squared=True))
         params = join(trained, rest)
-        mean = jax.tree.map(lambda m, p: o.ema * m + (1 - o.ema) * p, state.mean, params) if o.ema else state.mean
+        mean = jax.tree.map(lambda m, p: m + (1 - o.ema) * (p - m), state.mean, params) if o.ema else state.mean
         total = sum(o.factors.get(name, 1.0) * value for name, value in parts.items())
         metrics = {"loss": total, "gradient_norm": jnp.sqrt(sum(squares))} | (parts if len(parts) > 1 else {})
         return TrainState(state.step + jnp.int32(1), params, opt_state, state.rng, mean), metrics

@@ -90,8 +90,8 @@ def test_id2label_with_one_name_twice_loses_no_probability(tmp_path):
                 stdout_of(["predict", "--model", str(m), "--input", str(path), "--output", "-"]).splitlines()]
                for m in (model, twice)]  # fmt: skip
     for ours, theirs in zip(*answers, strict=True):
-        assert list(theirs["probabilities"]) == ["pos (0)", "neg", "pos (2)"]
+        assert list(theirs["probabilities"]) == ["pos", "neg", "pos_2"]
         assert list(theirs["probabilities"].values()) == pytest.approx(list(ours["probabilities"].values()))
         assert sum(theirs["probabilities"].values()) == pytest.approx(1)
     pipe = deberta_jax.pipeline("text-classification", twice)
-    assert {answer["label"] for answer in pipe([text for text, _ in BODY])} <= {"pos (0)", "neg", "pos (2)"}
+    assert {answer["label"] for answer in pipe([text for text, _ in BODY])} <= {"pos", "neg", "pos_2"}

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from deberta_jax.data.labels import LabelIds, discover_labels, distinct_names, encode_labels, label_name, same_labels
+from deberta_jax.data.labels import LabelIds, discover_labels, encode_labels, label_name, same_labels
 from deberta_jax.errors import InputError
 from deberta_jax.inference.tasks import TaskOptions, without_unlabelled
 from tests.data.reading import read_task, recognised
@@ -119,13 +119,6 @@ def test_ids_of_a_model_whose_labels_nobody_named(tmp_path, form, caplog):
     assert (ids.find("LABEL_1"), ids.find("label_0"), ids.find("LABEL_2")) == (1, 0, None)
     assert LabelIds(("neg", "pos")).find("0") is None, "named labels have no ids to be called by"
     assert not same_labels(("LABEL_0", "LABEL_1"), ("0", "1")), "a new model keeps the file's names"
-
-
-def test_id2label_with_one_name_twice(caplog):
-    names = distinct_names(("pos", "neg", "pos"))
-    assert names == ("pos (0)", "neg", "pos (2)")
-    assert "id2label names pos twice" in caplog.text
-    assert distinct_names(("a", "b")) == ("a", "b")
 
 
 def test_numbers_that_choices_are_labelled_with(tmp_path):

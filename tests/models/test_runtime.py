@@ -137,7 +137,7 @@ def test_a_layer_keeps_few_arrays_for_its_backward_and_none_wider_than_the_dtype
     """
     config = dataclasses.replace(DebertaConfig.from_hf({**BASE["v3"], "num_hidden_layers": 7}), intermediate_size=96)
     model = DebertaForMaskedLM(config, dtype=dtype, attention="blocked")
-    ids = np.ones((2, 16), np.int32)
+    ids = jnp.ones((2, 16), jnp.int32)
 
     def loss(params):
         rngs = {"dropout": jax.random.key(0)}

@@ -15,7 +15,6 @@ from deberta_jax.data.labels import (
     SINGLE_LABEL,
     LabelSpec,
     discover_labels,
-    distinct_names,
     number_of,
 )
 from deberta_jax.data.questions import answer_lists
@@ -101,12 +100,12 @@ def task_of_model(options: TaskOptions, config: DebertaConfig, table: Table) -> 
     """The task of settled options for a trained model, whose labels its config has, on a table."""
     o, kind = options, kind_of(options.task)
     if kind == WORDS:
-        return _word_task(o, table, distinct_names(config.id2label))
+        return _word_task(o, table, config.id2label)
     if kind == SPANS:
         return _span_task(o, o.task != "squad")
     if kind == CHOICES:
         return _choice_task(o, 0)
-    return _text_task(o, LabelSpec(problem_of(config), distinct_names(config.id2label)))
+    return _text_task(o, LabelSpec(problem_of(config), config.id2label))
 
 
 def _word_task(o: TaskOptions, table: Table, names: Sequence[str]) -> WordTask:
