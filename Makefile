@@ -29,7 +29,8 @@ PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 demo: $(VENV)/.installed
 	JAX_PLATFORMS=cpu $(BIN)/deberta-jax demo --output demo-output
 
-test: $(VENV)/.installed-dev lint types
+# Types are checked against the libraries' newest stubs; the oldest releases have fewer and other ones.
+test: $(VENV)/.installed-dev lint $(if $(findstring lowest,$(LOCK)),,types)
 	$(PYTEST) -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
