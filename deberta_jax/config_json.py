@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError, brief, listed
 
 _log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def read_json_object(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, 
         return dict(source), "config"
     path = Path(source)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = storage.read_json(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; a model directory needs a config.json") from None
     except (OSError, ValueError, RecursionError) as error:

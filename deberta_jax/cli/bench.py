@@ -8,6 +8,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.planning.bench import cases, draw, measure, product_peak, table
 from deberta_jax.presets import PRESETS
@@ -47,9 +48,7 @@ def run(args: Args) -> None:
     if args.plot and Path(args.plot).suffix not in _PICTURES:
         raise InputError(f"--plot {args.plot}: give a name that ends in {', '.join(_PICTURES)}")
     for name in ("record", "plot"):
-        folder = Path(getattr(args, name) or ".").absolute().parent
-        if not folder.is_dir():
-            raise InputError(f"--{name}: there is no directory {folder}")
+        storage.check_output_file(f"--{name}", getattr(args, name) or "-")
     models = {name: PRESETS[name] if name in PRESETS else load_config(name) for name in args.models}
     wanted = cases(
         models, args.jobs, args.lengths, args.dtypes, args.texts, tokens=args.tokens, attention=args.attention
@@ -61,6 +60,6 @@ def run(args: Args) -> None:
         print(json.dumps(rows[-1]), flush=True)
     print("\n".join(table(rows)), file=sys.stderr)
     if args.record:
-        Path(args.record).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        storage.write_json(args.record, rows)
     if args.plot:
         draw(rows, Path(args.plot))

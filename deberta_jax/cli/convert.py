@@ -1,7 +1,6 @@
 """``deberta-jax convert``."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +8,7 @@ import jax
 import tyro
 from tqdm import tqdm
 
+from deberta_jax import storage
 from deberta_jax.weights.conversion import convert
 
 
@@ -50,6 +50,8 @@ class Args:
 
 
 def run(args: Args) -> None:
+    if args.report is not None:
+        storage.check_output_file("--report", str(args.report))
     with tqdm(unit=" tensors", disable=None, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -63,6 +65,6 @@ def run(args: Args) -> None:
             ignore=args.ignore, base_model=args.base_model,
         )  # fmt: skip
     if args.report is not None:
-        args.report.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+        storage.write_json(args.report, report.to_json())
     print(report.text())
     print(f"wrote {args.destination}")

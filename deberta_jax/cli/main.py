@@ -1,13 +1,14 @@
 """``deberta-jax VERB ...``: finds the verb, reads its arguments, turns bad input into one line and exit code 2."""
 
-import errno
 import importlib
+import io
 import logging
 import sys
 from collections.abc import Sequence
 
 import tyro
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 
 # Verb -> what it does; the module of that name in this package has Args and run.
@@ -25,9 +26,6 @@ VERBS = {
     "demo": "train, evaluate and predict in five minutes, from nothing but Python's own texts",
 }
 
-# What a disk says that takes no more: it is full, the user's share of it is, it cannot be written to.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``deberta-jax``. Results go to standard output, messages to standard error."""
@@ -43,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv[0] not in VERBS:
         _fail(f"unknown command {argv[0]!r}; expected one of {', '.join(VERBS)}")
     show_messages()
+    _write_utf_8()
     verb = importlib.import_module(f"deberta_jax.cli.{argv[0]}")
     try:
         verb.run(verb.parse(argv[1:]) if hasattr(verb, "parse") else parse(verb.Args, argv))
@@ -54,10 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(141)
     except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror}; make room and run the same command again")
+        _fail(storage.explain(error))
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
 
@@ -85,6 +81,12 @@ class _ToStandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
+
+
+def _write_utf_8() -> None:
+    """Makes results UTF-8 whatever the locale is, for they are read by programs; a terminal shows messages its way."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a caller from Python may have replaced it
+        sys.stdout.reconfigure(encoding="utf-8")
 
 
 def usage() -> str:

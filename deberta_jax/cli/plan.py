@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 from tqdm import tqdm
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.ops.dropout import LONGEST
 from deberta_jax.planning.chips import target_of
@@ -107,10 +108,7 @@ def run(args: Args) -> None:
 
 def _check(args: Args) -> None:
     """Raises InputError for the first argument that cannot be used, whatever the others name."""
-    if args.html and not Path(args.html).absolute().parent.is_dir():
-        raise InputError(f"--html {args.html}: its directory does not exist")
-    if Path(args.html or "-").is_dir():
-        raise InputError(f"--html {args.html}: is a directory; name a file in it")
+    storage.check_output_file("--html", args.html or "-")
     for flag, value, least in (
         ("batch", args.batch, 0), ("length", args.length, 8), ("accumulate", args.accumulate, 1),
         ("candidates", args.candidates, 1), ("tokens", args.tokens, 0), ("device-memory", args.device_memory, 0),

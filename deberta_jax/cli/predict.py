@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import os
-from pathlib import Path
 from typing import Literal
 
+from deberta_jax import storage
 from deberta_jax.cli.evaluate import bar, prepared
-from deberta_jax.errors import InputError
 from deberta_jax.inference.tasks import TaskOptions
 
 
@@ -32,17 +30,9 @@ class Args(TaskOptions):
 
 
 def run(args: Args) -> None:
-    if args.output != "-" and not Path(args.output).absolute().parent.is_dir():
-        raise InputError(f"--output {args.output}: its directory does not exist")
-    if Path(args.output).is_dir():
-        raise InputError(f"--output {args.output}: is a directory; give a file")
-    task, model, table = prepared(args, args.model, args.input, labelled=False)
-    with bar(table) as progress:
-        rows = model.answers_for(task, table, progress.update)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if args.output == "-":
-        print(lines, end="")
-        return
-    partial = f"{args.output}.partial"
-    Path(partial).write_text(lines, encoding="utf-8")
-    os.replace(partial, args.output)
+    with storage.output_file("--output", args.output) as output:
+        task, model, table = prepared(args, args.model, args.input, labelled=False)
+        with bar(table) as progress:
+            rows = model.answers_for(task, table, progress.update)
+        for row in rows:
+            output.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -8,13 +8,12 @@ stores together, is ever held whole.
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from deberta_jax.data.files import COMPRESSED, decompressed, matching
+from deberta_jax.data.files import COMPRESSED, decompressed, matching, stored
 from deberta_jax.data.json_files import parse_json
 from deberta_jax.errors import InputError
 
@@ -98,26 +97,6 @@ def kind_of(file: str) -> str:
             f"{file}: ending {Path(file).suffix!r} is not known; expected {known}; all but the last also .gz or .zst"
         )
     return _SUFFIXES[name.suffix]
-
-
-@contextmanager
-def stored(file: str) -> Iterator[Any]:
-    """The file's bytes as they are stored. Raises InputError where there are none to read."""
-    try:
-        if "://" in file:
-            from etils import epath  # slow to import; only remote files need it
-
-            place: Any = epath.Path(file)
-        else:
-            place = Path(file)
-        with place.open("rb") as stream:
-            yield stream
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file") from None
-    except ImportError as error:
-        raise InputError(f"{file}: {error}; pip install 'deberta_jax[gcs]'") from None
-    except (OSError, EOFError) as error:
-        raise InputError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def blocks(file: str, source: Source, start: int = 0, line: int = 1) -> Iterator[Block]:

@@ -4,17 +4,16 @@ Any of them may be compressed with gzip (``.gz``) or Zstandard (``.zst``).
 """
 
 import fnmatch
-import glob
 import gzip
 import io
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 
 COMPRESSED = (".gz", ".zst")
@@ -26,7 +25,7 @@ def matching(path: str) -> list[str]:
     Raises:
       InputError: a pattern that matches none.
     """
-    names = found(path) if _is_pattern(path) else [path]
+    names = found(path) if storage.is_pattern(path) else [path]
     if not names:
         raise InputError(f"{path}: no file matches")
     return names
@@ -34,28 +33,12 @@ def matching(path: str) -> list[str]:
 
 def found(path: str) -> list[str]:
     """The files that there are of a path or pattern, sorted. Raises InputError for a zip that cannot be read."""
-    if "://" in path:
-        from etils import epath  # slow to import; only remote files need it
-
-        place = epath.Path(path)
-        if _is_pattern(path):
-            return sorted(str(file) for file in place.parent.glob(place.name))
-        return [path] if place.is_file() else []
-    inside = _split(path)
-    if inside is not None:
-        archive, member = inside
-        names = members(archive)
-        return [path] if member in names else [f"{archive}/{name}" for name in names if _matches(name, member)]
-    # A folder's name may have brackets: what is there by the letter is meant by the letter.
-    if Path(path).is_file():
-        return [path]
-    if not _is_pattern(path):
-        return []
-    base = Path(path).parent
-    while _is_pattern(str(base)) and not base.is_dir():
-        base = base.parent
-    pattern = os.path.join(glob.escape(str(base)), Path(path).relative_to(base))
-    return sorted(str(Path(file)) for file in glob.glob(pattern))
+    inside = None if storage.is_remote(path) else _split(path)
+    if inside is None:
+        return storage.matching(path)
+    archive, member = inside
+    names = members(archive)
+    return [path] if member in names else [f"{archive}/{name}" for name in names if _matches(name, member)]
 
 
 def ending(path: str) -> str:
@@ -99,22 +82,25 @@ def read_content(path: str) -> bytes:
         raise InputError(f"{path}: damaged: {error}") from None
 
 
-def read_bytes(path: str) -> bytes:
-    """Returns the bytes of a file as they are stored. Raises InputError where there are none to read."""
+@contextmanager
+def stored(path: str) -> Iterator[BinaryIO]:
+    """Yields the bytes of a file as they are stored. Raises InputError where there are none to read."""
     try:
-        if "://" in path:
-            from etils import epath
-
-            return epath.Path(path).read_bytes()
-        inside = _split(path)
-        if inside is None:
-            return Path(path).read_bytes()
+        with storage.opened(path) as stream:
+            yield stream
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except ImportError as error:
-        raise InputError(f"{path}: {error}; pip install 'deberta_jax[gcs]'") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read ({reason})") from None
+
+
+def read_bytes(path: str) -> bytes:
+    """Returns the bytes of a file as they are stored. Raises InputError where there are none to read."""
+    inside = None if storage.is_remote(path) else _split(path)
+    if inside is None:
+        with stored(path) as stream:
+            return stream.read()
     archive, member = inside
     with _opened(archive) as file:
         if member not in file.namelist():
@@ -131,7 +117,7 @@ def members(archive: Path) -> list[str]:
 @contextmanager
 def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with zipfile.ZipFile(archive) as file:
+        with storage.opened(archive) as content, zipfile.ZipFile(content) as file:
             yield file
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError) as error:  # RuntimeError: encrypted
         raise InputError(f"{archive}: cannot be read as zip ({error})") from None
@@ -148,7 +134,3 @@ def _split(path: str) -> tuple[Path, str] | None:
 def _matches(name: str, pattern: str) -> bool:
     ours, theirs = PurePosixPath(name).parts, PurePosixPath(pattern).parts
     return len(ours) == len(theirs) and all(map(fnmatch.fnmatchcase, ours, theirs))
-
-
-def _is_pattern(path: str) -> bool:
-    return any(c in path for c in "*?[")

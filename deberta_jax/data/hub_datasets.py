@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deberta_jax import storage
 from deberta_jax.data.files import read_bytes
 from deberta_jax.data.parquet_file import table_of_arrow
 from deberta_jax.data.table import Table, reason
@@ -49,9 +50,13 @@ def digest(path: str) -> str:
         content = json.dumps([table.columns, dict(table.class_names)], sort_keys=True, default=str).encode()
     elif is_dataset(path):
         files = sorted(file for file in Path(path).rglob("*") if file.is_file())
-        parts = [[file.relative_to(path).as_posix(), hashlib.sha256(file.read_bytes()).hexdigest()] for file in files]
+        parts = [
+            [file.relative_to(path).as_posix(), hashlib.sha256(storage.read_bytes(file)).hexdigest()] for file in files
+        ]
         content = json.dumps(parts).encode()
     else:
+        if storage.is_stream(path):
+            raise InputError(f"{path}: can be read only once, and is needed twice; write it to a file first")
         content = read_bytes(path)
     return hashlib.sha256(content).hexdigest()
 

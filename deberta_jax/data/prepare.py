@@ -17,13 +17,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deberta_jax.data.documents import Block, Source, blocks, encode_block, join_parts, stored, text_files
+from deberta_jax import storage
+from deberta_jax.data.documents import Block, Source, blocks, encode_block, join_parts, text_files
+from deberta_jax.data.files import stored
 from deberta_jax.data.shards import (
     INPUTS,
     MANIFEST,
@@ -37,7 +39,6 @@ from deberta_jax.data.shards import (
     read_record,
     token_dtype,
     write_record,
-    write_whole,
 )
 from deberta_jax.errors import InputError
 from deberta_jax.text import Tokenizer
@@ -49,7 +50,6 @@ SHARD_TOKENS = 1 << 25
 # Less text than this is tokenised before the first process has started.
 _ALONE_BELOW = 1 << 23
 _SAMPLE = 1 << 20
-_LOCK = ".lock"
 _OPTIONS = {"cut": "--documents", "text": "--text", "shard_tokens": "--shard-tokens"}
 
 Progress = Callable[[int, int, int, int], None]
@@ -108,7 +108,7 @@ def prepare(options: Prepare, tokenizer: Tokenizer, progress: Progress | None = 
         except InputError:
             if not run.shards:
                 for name in (INPUTS, UNIGRAMS):
-                    (directory / name).unlink(missing_ok=True)
+                    storage.remove(directory / name)
             raise
         return run.finish(record)
 
@@ -127,8 +127,7 @@ def sample(file: str) -> dict[str, Any]:
 @contextmanager
 def _locked(directory: Path, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[None]:
     """The directory, checked and held against other processes."""
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"--output {directory}: is a file; give a directory")
+    storage.check_output_directory("--output", directory)
     there = [path for path in directory.iterdir() if not path.name.startswith(".")] if directory.is_dir() else []
     if there and not (directory / INPUTS).is_file():
         raise InputError(f"--output {directory}: is not empty and holds no prepared text; give another directory")
@@ -143,33 +142,10 @@ def _locked(directory: Path, record: dict[str, Any], tokenizer: Tokenizer) -> It
                 )
         if theirs["inputs"] != record["inputs"]:
             raise InputError(f"--output {directory}: {_other_input(theirs['inputs'], record['inputs'])}")
-    try:
-        import fcntl  # Windows has none
-    except ImportError:
-        raise InputError("prepare locks its output with POSIX file locks; run it on Linux or macOS") from None
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError as error:
-        raise InputError(f"--output {directory}: cannot be written to ({error.strerror})") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock).st_nlink == 0:  # its owner has ended between the two lines
-            raise BlockingIOError
-    except OSError:
-        os.close(lock)
-        raise InputError(f"--output {directory}: another process is writing there; wait for its end") from None
-    try:
+    with storage.locked_directory("--output", directory):
         if not (directory / INPUTS).is_file():
             write_record(directory / INPUTS, record)
         yield
-    finally:
-        (directory / _LOCK).unlink(missing_ok=True)
-        os.close(lock)
-        with suppress(OSError):  # a directory that holds anything stays
-            for path in made:
-                path.rmdir()
 
 
 def _other_input(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
@@ -213,13 +189,13 @@ class _Run:
             self._keep(Shard.read(files[0]))
         if finished:
             unigrams = self.directory / UNIGRAMS
-            if not unigrams.is_file() or unigrams.read_bytes() != _npy(self.unigrams):
+            if not unigrams.is_file() or storage.read_bytes(unigrams) != _npy(self.unigrams):
                 raise damaged(unigrams, "missing or changed")
             return
         kept = {f"{shard.name}.{kind}" for shard in self.shards for kind in ("json", "tokens", "lengths")}
         for path in [*self.directory.glob("shard-*"), *self.directory.glob(".*.partial")]:
             if path.name not in kept:
-                path.unlink()
+                storage.remove(path)
         if self.shards:
             _log.info("%s: goes on after %d finished shards", self.directory, len(self.shards))
 
@@ -227,7 +203,7 @@ class _Run:
         for kind, expected in (("tokens", shard.tokens_sha256), ("lengths", shard.lengths_sha256)):
             path = self.directory / f"{shard.name}.{kind}"
             digest = hashlib.sha256()
-            with path.open("rb") as file:
+            with storage.opened(path) as file:
                 while chunk := file.read(1 << 24):
                     digest.update(chunk)
                     if kind == "tokens" and not len(chunk) % self.dtype.itemsize:
@@ -310,7 +286,7 @@ class _Run:
 
     def finish(self, record: dict[str, Any]) -> dict[str, Any]:
         """Writes the counts and, last, the manifest."""
-        write_whole(self.directory / UNIGRAMS, _npy(self.unigrams))
+        storage.write_bytes(self.directory / UNIGRAMS, _npy(self.unigrams))
         shards = [{k: v for k, v in dataclasses.asdict(shard).items() if k != "end"} for shard in self.shards]
         counts = {"documents": self.documents, "tokens": self.tokens, "dtype": self.dtype.name}
         manifest = {**record, **counts, "unigrams": UNIGRAMS, "shards": shards}

@@ -11,12 +11,12 @@ inputs.json          what the directory is made of: tokenizer, options, files
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.text import Tokenizer
 
@@ -103,7 +103,7 @@ def open_shards(directory: Path, tokenizer: Tokenizer) -> Shards:
         if int(lengths[-1].sum(dtype=np.int64)) != entry["tokens"]:
             raise damaged(directory / f"{name}.lengths", "the documents do not add up")
     try:
-        unigrams = np.load(directory / UNIGRAMS)
+        unigrams = storage.mapped_npy(directory / UNIGRAMS)
     except (OSError, ValueError, EOFError):
         raise damaged(directory / UNIGRAMS, "missing or cut short") from None
     if unigrams.shape != (tokenizer.vocab_size,) or int(unigrams.sum()) != manifest["tokens"]:
@@ -115,7 +115,7 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     size = path.stat().st_size if path.is_file() else -1
     if size != count * dtype.itemsize:
         raise damaged(path, f"{size} bytes, {count * dtype.itemsize} were written" if size >= 0 else "missing")
-    return np.memmap(path, dtype, "r")
+    return storage.mapped_array(path, dtype)
 
 
 def damaged(path: Path, why: str) -> InputError:
@@ -141,7 +141,7 @@ def read_record(path: Path) -> dict[str, Any]:
       InputError: unreadable, of another version of this package, or without such a field.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = storage.read_json(path)
     except (OSError, ValueError) as error:
         raise damaged(path, f"not readable ({error})") from None
     version = record.get("version", VERSION) if isinstance(record, dict) else VERSION
@@ -165,16 +165,7 @@ def _fits(value: Any, expected: Any) -> bool:
 
 def write_record(path: Path, record: Any) -> None:
     """JSON in one rename, on the disk before it has its name."""
-    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    storage.write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 class Writer:
@@ -182,7 +173,7 @@ class Writer:
 
     def __init__(self, directory: Path, number: int, dtype: np.dtype):
         self.directory, self.name, self.dtype = directory, f"shard-{number:05d}", dtype
-        self.file = (directory / f".{self.name}.tokens.partial").open("wb")
+        self.staged = storage.StagedFile(directory / f"{self.name}.tokens")
         self.hash = hashlib.sha256()
         self.tokens = 0
         self.lengths: list[np.ndarray] = []
@@ -190,7 +181,7 @@ class Writer:
     def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """Tokens, and the lengths of the documents that end in them."""
         raw = ids.astype(self.dtype).tobytes()
-        self.file.write(raw)
+        self.staged.file.write(raw)
         self.hash.update(raw)
         self.tokens += len(ids)
         if len(lengths):
@@ -200,11 +191,8 @@ class Writer:
 
     def close(self, end: Place) -> Shard:
         lengths = np.concatenate([np.empty(0, "<u4"), *self.lengths]).tobytes()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        os.replace(self.file.name, self.directory / f"{self.name}.tokens")
-        write_whole(self.directory / f"{self.name}.lengths", lengths)
+        self.staged.keep()
+        storage.write_bytes(self.directory / f"{self.name}.lengths", lengths)
         hashes = self.hash.hexdigest(), hashlib.sha256(lengths).hexdigest()
         shard = Shard(self.name, len(lengths) // 4, self.tokens, *hashes, end)
         write_record(self.directory / f"{self.name}.json", dataclasses.asdict(shard))
@@ -212,5 +200,4 @@ class Writer:
 
     def drop(self) -> None:
         """What has been written of a shard that will not be finished goes."""
-        self.file.close()
-        Path(self.file.name).unlink(missing_ok=True)
+        self.staged.drop()

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from deberta_jax import storage
 from deberta_jax.data.conll import read_conll, read_conllu
 from deberta_jax.data.delimited import check_delimiter, read_csv, read_tsv
 from deberta_jax.data.files import COMPRESSED, ending, matching, members, read_content
@@ -66,6 +67,8 @@ def read_table(path: str | Path, reader: Reader | None = None, reading: Reading 
     if str(path) == "-":
         return _parse("standard input", ".jsonl", sys.stdin.buffer.read(), None, reading)
     kind = ending(str(path))
+    if not kind and storage.is_stream(path):
+        kind = ".jsonl"
     return _parse(str(path), kind, read_content(str(path)), reader, reading)
 
 

@@ -1,7 +1,6 @@
 """Text in, answer out: ``deberta_jax.pipeline("text-classification", "dir or hub id")``."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deberta_jax import hub
+from deberta_jax import hub, storage
 from deberta_jax.data.columns import CHOICES, CLASSIFICATION, KINDS, SPANS, WORDS
 from deberta_jax.data.features import check_vocabulary, log_cut, make_features
 from deberta_jax.data.labels import MULTI_LABEL, REGRESSION, LabelSpec
@@ -259,7 +258,7 @@ def trained_experiment(directory: Path) -> dict[str, Any] | None:
     if not record.is_file():
         return None
     try:
-        found = json.loads(record.read_text(encoding="utf-8")).get("experiment")
+        found = storage.read_json(record).get("experiment")
     except (ValueError, AttributeError):
         return {}
     return found if isinstance(found, dict) else {}

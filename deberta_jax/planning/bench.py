@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
+from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.batches import pad_batch
 from deberta_jax.data.features import Features
@@ -219,4 +220,5 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("tokens of text a second; beside each bar, the share of what matrix products reach here")
-    figure.savefig(path, dpi=150)
+    with storage.writing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=150)

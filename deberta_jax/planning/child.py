@@ -1,7 +1,6 @@
 """The process that compiles: reads ``request`` in the directory named, leaves ``facts.json`` and ``program.hlo.gz``."""
 
 import gzip
-import json
 import pickle
 import re
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.planning.compiling import versions
 from deberta_jax.planning.programs import lower_for_cuda, make_program
@@ -19,7 +19,7 @@ from deberta_jax.planning.request import Request
 
 
 def main(stage: Path) -> None:
-    request: Request = pickle.loads((stage / "request").read_bytes())
+    request: Request = pickle.loads(storage.read_bytes(stage / "request"))
     began = time.perf_counter()
     facts: dict[str, Any] = {"versions": versions()}
     try:
@@ -30,21 +30,21 @@ def main(stage: Path) -> None:
             facts["held"] = made.held
             facts["memory"] = account(made.compiled, stage)
     except InputError as error:
-        (stage / "refusal").write_text(str(error), encoding="utf-8")
+        storage.write_text(stage / "refusal", str(error))
         return
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
             raise
         facts["too_large"] = too_large(str(error))
     facts["seconds"] = round(time.perf_counter() - began, 1)
-    (stage / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    storage.write_json(stage / "facts.json", facts)
 
 
 def account(compiled: Any, stage: Path) -> dict[str, int]:
     """The compiler's account of memory, in bytes; leaves the program's text."""
     memory = compiled.memory_analysis()
     names = ("argument", "output", "alias", "temp", "generated_code")
-    (stage / "program.hlo.gz").write_bytes(gzip.compress(compiled.as_text().encode(), 6))
+    storage.write_bytes(stage / "program.hlo.gz", gzip.compress(compiled.as_text().encode(), 6))
     return {name: int(getattr(memory, f"{name}_size_in_bytes")) for name in names}
 
 

@@ -6,19 +6,22 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import pickle
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import deberta_jax
-from deberta_jax.data.cache import cache_directory
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.planning.request import Request
+
+_log = logging.getLogger(__name__)
 
 _QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
           "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TF_CPP_MIN_LOG_LEVEL": "1"}  # fmt: skip
@@ -47,14 +50,31 @@ def compile_here(request: Request, *, tick: Callable[[], object] = lambda: None)
       InputError: what the compiler, or the model, does not take.
     """
     check_compiler(request)
-    place = cache_directory() / "plans" / identity(request)
-    cached = (place / "facts.json").is_file()
-    if not cached:
-        _compile(request, place, tick)
-    facts = json.loads((place / "facts.json").read_text(encoding="utf-8"))
+    cache = storage.cache_directory()
+    place = None if cache is None else cache / "plans" / identity(request)
+    if place is not None and (place / "facts.json").is_file():
+        return _read(place, cached=True)
+    with _stage(place) as stage:
+        _compile(request, stage, tick)
+        return _read(stage, cached=False)
+
+
+def _read(place: Path, *, cached: bool) -> Compiled:
     program = place / "program.hlo.gz"
-    text = gzip.decompress(program.read_bytes()).decode() if program.is_file() else ""
-    return Compiled(facts, text, cached)
+    text = gzip.decompress(storage.read_bytes(program)).decode() if program.is_file() else ""
+    return Compiled(storage.read_json(place / "facts.json"), text, cached)
+
+
+@contextmanager
+def _stage(place: Path | None) -> Iterator[Path]:
+    """A directory to compile in, which is kept at ``place`` where that can be written."""
+    with ExitStack() as stack:
+        try:
+            stage = None if place is None else stack.enter_context(storage.made_once(place))
+        except OSError as error:
+            stage = None
+            _log.warning("the compiled program is not kept for the next time: %s", storage.explain(error))
+        yield stage or stack.enter_context(storage.scratch())
 
 
 def check_compiler(request: Request) -> None:
@@ -83,42 +103,37 @@ def identity(request: Request) -> str:
     for path in sorted(root.rglob("*.py")):
         part = path.relative_to(root)
         if part.parts[0] not in ("cli", "planning") or part.name in ("programs.py", "child.py"):
-            digest.update(str(part).encode() + b"\0" + path.read_bytes())
+            digest.update(str(part).encode() + b"\0" + storage.read_bytes(path))
     return digest.hexdigest()
 
 
-def _compile(request: Request, place: Path, tick: Callable[[], object]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=place.parent) as name:
-        stage = Path(name)
-        (stage / "request").write_bytes(pickle.dumps(request))
-        with (stage / "errors").open("wb") as errors:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "deberta_jax.planning.child", str(stage)], env=_environment(request),
-                stdout=subprocess.DEVNULL, stderr=errors,
-            )  # fmt: skip
-            try:
-                while True:
-                    try:
-                        child.wait(1)
-                        break
-                    except subprocess.TimeoutExpired:
-                        tick()
-            finally:
-                if child.poll() is None:
-                    child.kill()
-        refusal = stage / "refusal"
-        if refusal.is_file():
-            raise InputError(refusal.read_text(encoding="utf-8"))
-        if child.returncode != 0:
-            raise InputError(_died(request, child.returncode, (stage / "errors").read_text("utf-8", "replace")))
-        (stage / "request").unlink()
+def _compile(request: Request, stage: Path, tick: Callable[[], object]) -> None:
+    """Compiles in a process of its own, which writes its results into ``stage``."""
+    storage.write_bytes(stage / "request", pickle.dumps(request))
+    with storage.writing(stage / "errors") as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "deberta_jax.planning.child", str(stage)],
+            env=_environment(request),
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
         try:
-            os.rename(stage, place)
-        except OSError:
-            if not place.is_dir():  # otherwise another process was first
-                raise
-        stage.mkdir(exist_ok=True)  # for the clean-up
+            while True:
+                try:
+                    child.wait(1)
+                    break
+                except subprocess.TimeoutExpired:
+                    tick()
+        finally:
+            if child.poll() is None:
+                child.kill()
+    refusal = stage / "refusal"
+    if refusal.is_file():
+        raise InputError(storage.read_text(refusal))
+    if child.returncode != 0:
+        told = storage.read_bytes(stage / "errors").decode("utf-8", "replace")
+        raise InputError(_died(request, child.returncode, told))
+    storage.remove(stage / "request")
 
 
 def _environment(request: Request) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.figure
 
+from deberta_jax import storage
 from deberta_jax.planning.report import ESTIMATE, Plan
 
 _STYLE = """
@@ -60,9 +61,7 @@ def write_page(path: Path, model: str, text: str, plan: Plan, scaling: Sequence[
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"<h1>{title}</h1><p>{html.escape(ESTIMATE)}</p><pre>{html.escape(text)}</pre>{body}</html>\n"
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    storage.write_text(path, page)
 
 
 def _image(figure: matplotlib.figure.Figure) -> str:

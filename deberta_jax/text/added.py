@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 
 SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
@@ -81,7 +82,7 @@ class AddedTokens:
 
 
 def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    storage.write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def _expression(token: AddedToken) -> str:

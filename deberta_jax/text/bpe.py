@@ -16,6 +16,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.text.added import AddedTokens, write_json
 from deberta_jax.text.encoding import lengths_of
@@ -140,12 +141,12 @@ class ByteLevelTokenizer(Tokenizer):
     def save(self, directory: str | Path) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        storage.make_directory(directory)
         special = {name: token.id for name, token in self.added.by_content.items()}
         entries = sorted((self.vocab | special).items(), key=lambda entry: entry[1])
         write_json(directory / "vocab.json", dict(entries))
         lines = ["#version: 0.2", *map(" ".join, self.merges)]
-        (directory / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        storage.write_text(directory / "merges.txt", "\n".join(lines) + "\n")
         config = {
             "add_prefix_space": self.add_prefix_space,
             "do_lower_case": False,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.text.added import AddedTokens, write_json
 from deberta_jax.text.bpe import after_space
@@ -108,7 +109,7 @@ class JsonTokenizer(Tokenizer):
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        storage.make_directory(directory)
         write_json(directory / "tokenizer.json", self.content)
         name = "DebertaTokenizer" if self.kind == "bpe" else "DebertaV2Tokenizer"
         write_json(directory / "tokenizer_config.json", {"tokenizer_class": name})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.text.added import SPECIALS, AddedToken, AddedTokens
 from deberta_jax.text.bpe import ByteLevelTokenizer
@@ -68,7 +68,7 @@ def load_vocab_and_merges(directory: Path) -> Tokenizer:
     vocab = read_json(directory / "vocab.json")
     if not vocab or not all(isinstance(index, int) for index in vocab.values()):
         raise InputError(f"{directory / 'vocab.json'} is not an object of piece: id")
-    lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+    lines = storage.read_text(directory / "merges.txt").split("\n")
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in merges):
         raise InputError(
@@ -120,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = storage.read_json(path)
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.text.added import SPECIALS, AddedTokens, write_json
 from deberta_jax.text.encoding import concatenate, lengths_of
@@ -133,8 +134,8 @@ class SentencePieceTokenizer(Tokenizer):
     def save(self, directory: str | Path) -> None:
         """Write spm.model, added_tokens.json and tokenizer_config.json."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "spm.model").write_bytes(self._processor.serialized_model_proto())
+        storage.make_directory(directory)
+        storage.write_bytes(directory / "spm.model", self._processor.serialized_model_proto())
         # Special tokens that are pieces of the model need no entry; [MASK], which is none in a released one, does.
         beside = {t.content: t.id for t in self.added.tokens if self._processor.piece_to_id(t.content) != t.id}
         write_json(directory / "added_tokens.json", beside)

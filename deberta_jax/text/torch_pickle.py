@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 
 # The first of the five pickles in a torch file older than the zip format.
@@ -34,7 +35,7 @@ def read_bpe_encoder(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]
         InputError: the file is not of this form, or would run code.
     """
     try:
-        content = _load(path.read_bytes())
+        content = _load(storage.read_bytes(path))
         names = {str(index): piece for piece, index in content["encoder"].items()}
         ordered = [names.get(entry[0], entry[0]) for entry in content["dict_map"]]
         merges = [(str(first), str(second)) for first, second in content["vocab"]]

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 from jax.sharding import Mesh
 
-from deberta_jax import hub
+from deberta_jax import hub, storage
 from deberta_jax.data import corpus as data
 from deberta_jax.data.masked import HeldOutBatches, MaskedBatches, Masker
 from deberta_jax.data.rows import lay_out
@@ -16,7 +16,6 @@ from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.text.loading import FILES
 from deberta_jax.text.masking import Masking, Vocabulary
 from deberta_jax.training.experiment import Pretraining, PretrainRTD
-from deberta_jax.weights.cloud import is_cloud
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ def read_text(e: Pretraining, tokenizer_name: str, vocab_size: int, mesh: Mesh, 
 
 def check_generator(generator: str, tokenizer_name: str, tokenizer: Tokenizer) -> None:
     """Raises InputError where a generator's directory has the files of another tokenizer: its words would be others."""
-    if is_cloud(generator):  # weights alone are read from there
+    if storage.is_remote(generator, ("gs",)):  # weights alone are read from there
         return
     directory = hub.resolve(generator, files=hub.TEXT_FILES)
     if not any(all((directory / file).is_file() for file in files) for rule in FILES.values() for files in rule):

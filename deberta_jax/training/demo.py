@@ -7,6 +7,7 @@ the model learns to tell which package a docstring is from, with and without tha
 import ast
 import csv
 import dataclasses
+import io
 import json
 import logging
 import sysconfig
@@ -17,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.corpus import read_documents
 from deberta_jax.data.tables import read_table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.pipelines import pipeline
 from deberta_jax.text import train_tokenizer
-from deberta_jax.training.directory import Result, write_json
+from deberta_jax.training.directory import Result
 from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, Runtime
 from deberta_jax.training.finetune import finetune
 from deberta_jax.training.pretrain import pretrain_mlm
@@ -61,9 +63,15 @@ def run_demo(output: Path, *, pretraining_steps: int = 700, epochs: int = 12) ->
       InputError: an output directory that holds something else.
       Stopped by a signal: SystemExit, after the state is saved.
     """
-    began = time.perf_counter()
-    if output.exists() and any(output.iterdir()) and not (output / "data" / "pretrain.txt").is_file():
+    there = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if there - {storage.LOCK} and not (output / "data" / "pretrain.txt").is_file():
         raise InputError(f"--output {output}: is not empty and holds no demonstration; give another directory")
+    with storage.locked_directory("--output", output):
+        return _run_steps(output, pretraining_steps, epochs)
+
+
+def _run_steps(output: Path, pretraining_steps: int, epochs: int) -> DemoResult:
+    began = time.perf_counter()
     write_data(output / "data")
     write_blank_model(output)
     data = output / "data"
@@ -95,7 +103,7 @@ def run_demo(output: Path, *, pretraining_steps: int = 700, epochs: int = 12) ->
             )
         )
     )
-    log = [json.loads(line) for line in (output / "pretrained" / "log.jsonl").read_text().splitlines()]
+    log = storage.read_json_lines(output / "pretrained" / "log.jsonl")
     losses = [entry["eval"]["loss"] for entry in log if "eval" in entry]
     train, held_out = read_table(data / "train.csv"), read_table(data / "held_out.csv")
     majority = Counter(train.column("package")).most_common(1)[0][0]
@@ -111,7 +119,7 @@ def run_demo(output: Path, *, pretraining_steps: int = 700, epochs: int = 12) ->
         majority_accuracy=held_out.column("package").count(majority) / len(held_out),
         seconds=time.perf_counter() - began,
     )
-    write_json(output / "demo.json", dataclasses.asdict(result))
+    storage.write_json(output / "demo.json", dataclasses.asdict(result))
     return result
 
 
@@ -166,7 +174,7 @@ def going_to_end(result: Result) -> Result:
 
 def parameter_count(directory: Path) -> int:
     """Parameters in a directory's model.safetensors, from its header."""
-    with (directory / "model.safetensors").open("rb") as file:
+    with storage.opened(directory / "model.safetensors") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(int(np.prod(t["shape"])) for name, t in header.items() if name != "__metadata__")
 
@@ -183,7 +191,7 @@ def write_blank_model(output: Path) -> None:
     if not (blank / "config.json").is_file():
         _log.info("training a vocabulary of %d pieces", VOCABULARY)
         train_tokenizer(read_documents(output / "data" / "pretrain.txt"), VOCABULARY, blank)
-        write_json(blank / "config.json", config.to_hf())
+        storage.write_json(blank / "config.json", config.to_hf())
 
 
 def write_data(directory: Path) -> None:
@@ -193,7 +201,7 @@ def write_data(directory: Path) -> None:
     """
     if (directory / "pretrain.txt").is_file():
         return
-    directory.mkdir(parents=True, exist_ok=True)
+    storage.make_directory(directory)
     _log.info("reading the standard library's docstrings")
     docstrings = collect_docstrings()
     rng = np.random.default_rng(0)
@@ -206,16 +214,17 @@ def write_data(directory: Path) -> None:
     items = [items[i] for i in rng.permutation(len(items))]
     held_out = items[: int(HELD_OUT * len(items))]
     for file, rows in (("train.csv", items[len(held_out) :]), ("held_out.csv", held_out)):
-        with (directory / file).open("w", encoding="utf-8", newline="") as out:
-            csv.writer(out).writerows([("docstring", "package"), *rows])
+        out = io.StringIO(newline="")
+        csv.writer(out).writerows([("docstring", "package"), *rows])
+        storage.write_text(directory / file, out.getvalue())
     unseen = {text for text, _ in held_out}
     paragraphs = [part for _, text in docstrings if text not in unseen for part in text.split("\n\n")]
     paragraphs += [part for text in topics() for part in text.split("\n\n")]
     lines = [" ".join(part.split()) for part in paragraphs]
     lines = [lines[i] for i in rng.permutation(len(lines)) if lines[i]]
     cut = len(lines) // 20
-    (directory / "pretrain_held_out.txt").write_text("\n".join(lines[:cut]) + "\n", encoding="utf-8")
-    (directory / "pretrain.txt").write_text("\n".join(lines[cut:]) + "\n", encoding="utf-8")
+    storage.write_text(directory / "pretrain_held_out.txt", "\n".join(lines[:cut]) + "\n")
+    storage.write_text(directory / "pretrain.txt", "\n".join(lines[cut:]) + "\n")
 
 
 def collect_docstrings() -> list[tuple[str, str]]:
@@ -232,7 +241,7 @@ def collect_docstrings() -> list[tuple[str, str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some files of the library hold invalid escapes on purpose
             try:
-                tree = ast.parse(path.read_bytes())
+                tree = ast.parse(storage.read_bytes(path))
             except (SyntaxError, ValueError):
                 continue
         for node in ast.walk(tree):

@@ -1,15 +1,14 @@
-"""The directory of a run: whether it may be used, what it holds, files written whole."""
+"""The directory of a run: whether it may be used, and what it holds."""
 
 import dataclasses
-import json
 import logging
-import os
 import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.inference.tasks import Metrics
 from deberta_jax.training.experiment import difference
@@ -36,19 +35,18 @@ def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None
     """
     if re.match(r"\w+:/", str(directory)):
         raise InputError(f"--output {directory}: a run writes to a disk; mount the bucket and give the directory")
+    storage.check_output_directory("--output", directory)
     if not directory.exists():
-        _check_parent(directory)
         return None
-    if not directory.is_dir():
-        raise InputError(f"--output {directory}: is a file; give a directory")
     saved = directory / "experiment.json"
-    # A run killed at its very start leaves no more than the beginning of that file.
-    if all(path == _partial(saved) for path in directory.iterdir()):
+    # A run killed at its very start leaves no more than its lock and the beginning of that file.
+    left = {storage.LOCK, f".{saved.name}.partial"}
+    if all(path.name in left for path in directory.iterdir()):
         return None
     if not saved.is_file():
         raise InputError(f"--output {directory}: is not empty and holds no run; give another directory")
     try:
-        theirs = json.loads(saved.read_text(encoding="utf-8"))
+        theirs = storage.read_json(saved)
     except ValueError:
         theirs = None
     if not isinstance(theirs, dict) or "job" not in theirs:
@@ -61,25 +59,6 @@ def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None
     finished = directory / "result.json"
     if not finished.is_file():
         return None
-    found = json.loads(finished.read_text(encoding="utf-8"))
+    found = storage.read_json(finished)
     _log.info("%s: this run has finished, at step %d of its best checkpoint; nothing to do", directory, found["step"])
     return Result(found["step"], found["metrics"])
-
-
-def _check_parent(directory: Path) -> None:
-    parent = next(path for path in directory.absolute().parents if path.exists())
-    if not parent.is_dir():
-        raise InputError(f"--output {directory}: {parent} is a file; give another directory")
-    if not os.access(parent, os.W_OK):
-        raise InputError(f"--output {directory}: {parent} cannot be written to; give another directory")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file in one rename."""
-    partial = _partial(path)
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")

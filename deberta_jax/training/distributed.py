@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.training.experiment import Runtime
 
@@ -81,7 +82,7 @@ def _results_alone_on_stdout() -> None:
     sys.stdout.flush()
     before = os.dup(1)
     os.dup2(2, 1)
-    sys.stdout = os.fdopen(before, "w")
+    sys.stdout = os.fdopen(before, "w", encoding="utf-8")
 
 
 def check_processes(deadline: int) -> list[dict[str, Any]]:
@@ -171,6 +172,28 @@ def check_shared(directory: Path, found: bool) -> None:
             f"--output {directory}: process {other[0]} does not see there what process 0 sees; give a directory on a "
             "disk that all processes mount"
         )
+
+
+@contextlib.contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Holds a run's directory against other runs: the writer locks it for all processes of this one.
+
+    Raises:
+      InputError: in every process, if another run holds it or it cannot be written.
+    """
+    refused = None
+    with contextlib.ExitStack() as stack:
+        if is_writer():
+            try:
+                stack.enter_context(storage.locked_directory("--output", directory))
+            except InputError as error:
+                refused = error
+        everywhere = [refused is not None]
+        if jax.process_count() > 1:
+            everywhere = multihost_utils.process_allgather(np.array(everywhere))
+        if np.any(everywhere):
+            raise refused or InputError(f"--output {directory}: process 0 cannot use it; see its message")
+        yield
 
 
 class Stopped(Exception):

@@ -11,10 +11,10 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from deberta_jax import hub
+from deberta_jax import hub, storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.batches import Order, TrainingBatches, example_lengths, length_buckets
-from deberta_jax.data.cache import cache_directory, cached_features
+from deberta_jax.data.cache import cached_features
 from deberta_jax.data.features import Features, check_vocabulary, log_cut
 from deberta_jax.data.labels import REGRESSION, same_labels
 from deberta_jax.data.table import Table
@@ -35,7 +35,7 @@ from deberta_jax.models.embeddings import check_length
 from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import row_share
 from deberta_jax.text import Tokenizer, load_tokenizer
-from deberta_jax.training.directory import Result, write_json
+from deberta_jax.training.directory import Result
 from deberta_jax.training.distributed import is_writer, start, wait_for_all
 from deberta_jax.training.experiment import Finetune, Pretraining, model_runtime, require, resolved
 from deberta_jax.training.loop import Job, mesh_of, run
@@ -127,7 +127,7 @@ def make_job(e: Finetune, record: dict[str, Any], directory: Path, train: Table,
         if part.lora is not None:
             save_adapter(directory / "adapter", part.model, params, part.lora, e.model)
         if is_writer():
-            write_json(directory / "evaluation.json", details)
+            storage.write_json(directory / "evaluation.json", details)
 
     return Job(
         directory=directory, record=record, objective=objective, mesh=mesh, runtime=e.runtime, seed=e.seed,
@@ -192,10 +192,10 @@ def features_of(
     }  # fmt: skip
     make = lambda: task.features(table, tokenizer, e.max_length, labelled=True)
     if is_writer():
-        features = cached_features(identity, make, cache_directory())
+        features = cached_features(identity, make, storage.cache_directory())
     wait_for_all(f"features {table.name}")
     if not is_writer():
-        features = cached_features(identity, make, cache_directory())
+        features = cached_features(identity, make, storage.cache_directory())
     check_vocabulary(features, config.vocab_size, table.name)
     check_length(config, int(features.lengths.max()))
     log_cut(features, table.name, e.max_length)

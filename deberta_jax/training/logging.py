@@ -1,8 +1,6 @@
 """What a run tells while it goes: a progress bar, log.jsonl, a picture of the curves, and other places if wanted."""
 
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +12,7 @@ import matplotlib.figure
 import numpy as np
 from tqdm import tqdm
 
+from deberta_jax import storage
 from deberta_jax.data.batches import Size
 
 # What is never the same twice: kept apart from the figures of the run itself by these names.
@@ -54,9 +53,7 @@ class RunLog:
         self.flops, self.peak, self.writer, self.sinks = flops, peak, writer, sinks
         self.entries = _read_entries(self.path, start, evaluated)
         if writer:
-            partial = directory / ".log.jsonl.partial"
-            partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8")
-            os.replace(partial, self.path)
+            storage.write_json_lines(self.path, self.entries)
         self.bar = tqdm(
             total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=0.5,
             disable=not writer,
@@ -137,8 +134,7 @@ class RunLog:
         self.entries.append(entry)
         if not self.writer:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        storage.append_json_line(self.path, entry)
         flat = {f"eval/{k}": v for k, v in entry["eval"].items()} if "eval" in entry else dict(entry)
         figures = {name: value for name, value in flat.items() if value is not None and name != "step"}
         for sink in self.sinks:
@@ -147,7 +143,8 @@ class RunLog:
     def draw(self, path: Path, metric: str) -> None:
         """A PNG of the curves."""
         if self.writer:
-            curves(self.entries, metric).savefig(path, dpi=120)
+            with storage.writing(path) as file:
+                curves(self.entries, metric).savefig(file, format="png", dpi=120)
 
 
 class NotFinite(FloatingPointError):
@@ -186,14 +183,6 @@ def curves(entries: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figu
 
 
 def _read_entries(path: Path, start: int, evaluated: int) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            break  # a line cut short by a kill; its step comes again
-        if entry["step"] <= (evaluated if "eval" in entry else start):
-            entries.append(entry)
-    return entries
+    # The step of a line that a kill cut short comes again.
+    entries = storage.read_json_lines(path)
+    return [entry for entry in entries if entry["step"] <= (evaluated if "eval" in entry else start)]

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -14,15 +13,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from deberta_jax import storage
 from deberta_jax.data.batches import Size, read_ahead
 from deberta_jax.errors import InputError
 from deberta_jax.inference.tasks import Metrics
 from deberta_jax.sharding import global_batch, make_mesh, row_share
 from deberta_jax.training.checkpoints import Checkpoints
-from deberta_jax.training.directory import Result, check_directory, write_json
+from deberta_jax.training.directory import Result, check_directory
 from deberta_jax.training.distributed import (
     GracefulStop,
     Stopped,
+    alone_in,
     check_shared,
     is_writer,
     leave_behind,
@@ -97,7 +98,10 @@ def run(directory: Path, record: Mapping[str, Any], make_job: Callable[[], Job])
     finished = check_directory(directory, record)
     # All come here before any writes what another is still to look at.
     check_shared(directory, finished is None)
-    return finished or fit(make_job())
+    if finished:
+        return finished
+    with alone_in(directory):
+        return fit(make_job())
 
 
 def fit(job: Job) -> Result:
@@ -121,8 +125,8 @@ class _Run:
         fresh = None if states.is_dir() and any(states.iterdir()) else self._begin(prepared)
         self._compile(prepared)
         if is_writer():
-            job.directory.mkdir(parents=True, exist_ok=True)
-            write_json(job.directory / "experiment.json", job.record | {"hash": self.identity})
+            storage.make_directory(job.directory)
+            storage.write_json(job.directory / "experiment.json", job.record | {"hash": self.identity})
         wait_for_all("directory")
         check_shared(job.directory, (job.directory / "experiment.json").is_file())
         self.checkpoints = Checkpoints(states, job.runtime.keep)
@@ -197,7 +201,7 @@ class _Run:
                 raise FloatingPointError(f"{error}; the batch is in {self._keep_batch(error.step)}") from None
         result = {"step": self.progress["best_step"], "metrics": self.progress["best"]}
         if is_writer():
-            write_json(job.directory / "result.json", result)
+            storage.write_json(job.directory / "result.json", result)
             write_report(job.directory, job.metric or "loss")
         wait_for_all("result")
         return Result(**result)
@@ -244,7 +248,8 @@ class _Run:
         """Writes the batch of a step, as this process read it."""
         path = self.job.directory / f"not_finite_step_{step + 1}.npz"
         if is_writer():
-            np.savez_compressed(path, **self.job.batches[step])  # pyright: ignore[reportArgumentType]
+            with storage.writing(path) as file:
+                np.savez_compressed(file, **self.job.batches[step])  # pyright: ignore[reportArgumentType]
         return path
 
 
@@ -264,8 +269,7 @@ class _Session:
             "devices": jax.device_count(), "kind": jax.devices()[0].device_kind, "processes": jax.process_count(),
             "mesh": dict(run.job.mesh.shape), "jax": jax.__version__,
         }  # fmt: skip
-        with (run.job.directory / "sessions.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        storage.append_json_line(run.job.directory / "sessions.jsonl", line)
 
 
 def global_shapes(batch: Mapping[str, np.ndarray], job: Job) -> dict[str, Any]:

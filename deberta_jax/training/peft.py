@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from deberta_jax import storage
 from deberta_jax.models import Model
-from deberta_jax.training.directory import write_json
 from deberta_jax.training.distributed import is_writer
 from deberta_jax.training.lora import HEAD, Lora
 from deberta_jax.weights.names import Row, classifier_rows, head_parts, sizes, table
@@ -44,12 +44,12 @@ def save_adapter(directory: Path, model: Model, params: Mapping[str, Any], lora:
     tensors = _updates(params, lora, of_leaf) | _head(params, model, rows)
     if not is_writer():
         return
-    directory.mkdir(parents=True, exist_ok=True)
+    storage.make_directory(directory)
     pending = [Pending(name, a.shape, a.dtype, lambda a=a: a) for name, a in tensors.items()]
     write_safetensors(directory / "adapter_model.safetensors", pending, {"format": "pt"})
     # Dots before the name: "output.dense" must not match "attention.output.dense" as well.
     modules = sorted({of_leaf[path].torch.removesuffix(".weight").partition("{i}.")[2] for path in lora.kernels})
-    write_json(directory / "adapter_config.json", {
+    storage.write_json(directory / "adapter_config.json", {
         "peft_type": "LORA", "task_type": _TASKS[head], "base_model_name_or_path": base_model, "r": lora.rank,
         "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True, "fan_in_fan_out": False,
         "target_modules": rf".*\.layer\.\d+\.({'|'.join(name.replace('.', chr(92) + '.') for name in modules)})",

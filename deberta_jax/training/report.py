@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
+from deberta_jax import storage
 from deberta_jax.training.logging import curves
 
 _STYLE = """
@@ -22,11 +22,11 @@ th { text-align: left; background: #f4f4f4; font-weight: 600; } img { max-width:
 
 def write_report(directory: Path, metric: str) -> None:
     """Reads experiment.json, log.jsonl, result.json, sessions.jsonl and, if there, evaluation.json."""
-    experiment = _read(directory / "experiment.json")
-    result = _read(directory / "result.json")
-    entries = _lines(directory / "log.jsonl")
-    sessions = _lines(directory / "sessions.jsonl")
-    details = _read(directory / "evaluation.json") if (directory / "evaluation.json").is_file() else {}
+    experiment = storage.read_json(directory / "experiment.json")
+    result = storage.read_json(directory / "result.json")
+    entries = storage.read_json_lines(directory / "log.jsonl")
+    sessions = storage.read_json_lines(directory / "sessions.jsonl")
+    details = storage.read_json(directory / "evaluation.json") if (directory / "evaluation.json").is_file() else {}
     parts = [
         _table("Best checkpoint", [("step", result["step"]), *result["metrics"].items()]),
         _figure("Curves", curves(entries, metric)),
@@ -40,9 +40,7 @@ def write_report(directory: Path, metric: str) -> None:
     title = html.escape(f"{experiment['job']}: {directory.name}")
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
     text = f"{page}<h1>{title}</h1>{''.join(parts)}</html>\n"
-    partial = directory / ".report.html.partial"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(directory / "report.html")
+    storage.write_text(directory / "report.html", text)
 
 
 def _details(details: Mapping[str, Any]) -> list[str]:
@@ -151,11 +149,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in tree.items():
         out += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
     return out
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

@@ -1,13 +1,12 @@
 """The same fine-tuning with several seeds: median, spread, and the seeds that learned nothing."""
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deberta_jax.training.directory import write_json
+from deberta_jax import storage
 from deberta_jax.training.distributed import is_writer
 from deberta_jax.training.experiment import Finetune
 from deberta_jax.training.finetune import finetune
@@ -31,12 +30,12 @@ def finetune_seeds(experiment: Finetune) -> dict[str, Any]:
             return {"stopped": result.stopped}
         metric = metric or e.metric or next(iter(result.metrics))
         values[str(seed)] = result.metrics[metric]
-        if has_collapsed(result.metrics, json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))):
+        if has_collapsed(result.metrics, storage.read_json(directory / "evaluation.json")):
             collapsed.append(seed)
     summary = {"metric": metric, **spread(values, lowest_is_best=metric == "loss"), "collapsed": collapsed}
     summary["best"] = str(home / f"seed-{summary['best']}")
     if is_writer():
-        write_json(home / "seeds.json", summary)
+        storage.write_json(home / "seeds.json", summary)
     return {**summary, "stopped": None}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from deberta_jax.config_json import read_json_object
 from deberta_jax.errors import InputError, brief, listed
-from deberta_jax.weights.cloud import Place
+from deberta_jax.storage import Place
 from deberta_jax.weights.report import SourceRow
 from deberta_jax.weights.source import Folded, Tensor, kind
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, listed
+from deberta_jax.storage import Place
 from deberta_jax.weights.account import parts_present
-from deberta_jax.weights.cloud import Place
 from deberta_jax.weights.names import classifier_rows, head_parts
 from deberta_jax.weights.source import Tensor
 

@@ -10,16 +10,17 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.models import MODELS
+from deberta_jax.storage import Place
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import Plan
 from deberta_jax.weights.choose import Wish
-from deberta_jax.weights.cloud import Place, is_cloud, reaching
 from deberta_jax.weights.load import draw_leaves, make_report, plan_all, plan_head
 from deberta_jax.weights.opening import TOKENIZER_FILES, Source, open_source
 from deberta_jax.weights.orbax_files import PARAMS, PendingLeaf, write_orbax
-from deberta_jax.weights.output import check_free, staged
+from deberta_jax.weights.output import check_free, staged_model
 from deberta_jax.weights.report import Report
 from deberta_jax.weights.safetensors_file import Pending
 from deberta_jax.weights.save import Layout, hf_config, json_text, parse_size, torch_tensors, write_weights
@@ -72,12 +73,12 @@ def convert(
       InputError: as ``load``; nothing is written then.
     """
     kind = None if dtype is None else as_dtype(dtype)
-    cloud = is_cloud(destination)
-    if cloud and to != "orbax":
+    remote = storage.is_remote(destination, ("gs",))
+    if remote and to != "orbax":
         raise InputError(f"{destination}: a directory for transformers is written to a local disk; give one")
     target = Path(destination).expanduser()
     parse_size(max_shard_size)
-    if not cloud:
+    if not remote:
         check_free(target, overwrite=False)
     if head is None and (new_head is not None or id2label is not None):
         raise InputError("a new head, or labels: of which head? Name it (head=..., on the command line --head)")
@@ -98,24 +99,24 @@ def convert(
     known = opened.architectures if head is None else ()
     config = json_text(hf_config(plan.config, plan.parts, plan.sizes["C"], _widest(tensors), known))
     files = [opened.directory / name for name in TOKENIZER_FILES if (opened.directory / name).is_file()]
-    if cloud:
-        with reaching(destination) as place:
-            _to_cloud(place, orbax_leaves(plan, kind, broken, step))
+    if remote:
+        with storage.reaching(destination) as place:
+            _to_bucket(place, orbax_leaves(plan, kind, broken, step))
             _check(broken, opened, strict)
             # config.json comes last: without it nothing is a model directory.
             for file in files:
-                (place / file.name).write_bytes(file.read_bytes())
-            (place / "config.json").write_text(config)
+                storage.write_bytes(place / file.name, storage.read_bytes(file))
+            storage.write_text(place / "config.json", config)
     else:
-        with staged(target) as stage:
+        with staged_model(target) as stage:
             if to == "hf":
                 write_weights(stage, tensors, max_shard_size)
             else:
                 write_orbax(stage / PARAMS, orbax_leaves(plan, kind, broken, step))
             _check(broken, opened, strict)
             for file in files:
-                (stage / file.name).write_bytes(file.read_bytes())
-            (stage / "config.json").write_text(config, encoding="utf-8")
+                storage.write_bytes(stage / file.name, storage.read_bytes(file))
+            storage.write_text(stage / "config.json", config)
     notes = [broken_note(broken)] if broken else []
     if not files:
         notes.append("the source has no tokenizer files; the result has none")
@@ -163,7 +164,7 @@ def _reader(plan: Plan, path: str, dtype: np.dtype, broken: list[str], progress:
     return read
 
 
-def _to_cloud(target: Place, leaves: Mapping[str, PendingLeaf]) -> None:
+def _to_bucket(target: Place, leaves: Mapping[str, PendingLeaf]) -> None:
     """``params`` below the target, which Orbax marks as whole at the end."""
     if (target / "config.json").exists():
         raise InputError(f"{target}: holds a model already; give a new directory")

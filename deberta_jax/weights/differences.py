@@ -12,7 +12,7 @@ import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
-from deberta_jax.weights.cloud import Place
+from deberta_jax.storage import Place
 from deberta_jax.weights.readers import GENERATOR, read_weights
 from deberta_jax.weights.source import Folded, Tensor
 from deberta_jax.weights.wrappers import unwrap

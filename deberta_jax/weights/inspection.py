@@ -9,10 +9,10 @@ from typing import Any
 
 from deberta_jax.config import V1
 from deberta_jax.errors import InputError, listed
+from deberta_jax.storage import Place
 from deberta_jax.text import load_tokenizer
 from deberta_jax.weights.account import parts_present
 from deberta_jax.weights.choose import Wish
-from deberta_jax.weights.cloud import Place
 from deberta_jax.weights.load import make_report, plan_all, plan_head
 from deberta_jax.weights.names import HEADS
 from deberta_jax.weights.opening import TOKENIZER_FILES, open_source

@@ -1,17 +1,16 @@
 """A name -> an opened model: its weights under canonical names and its config, before any head is looked at."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deberta_jax import hub
+from deberta_jax import hub, storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, brief, listed
+from deberta_jax.storage import Place
 from deberta_jax.weights import adapters
-from deberta_jax.weights.cloud import Place, is_cloud, reaching
 from deberta_jax.weights.differences import fold_differences
 from deberta_jax.weights.directories import explain
 from deberta_jax.weights.orbax_files import find_orbax, read_orbax
@@ -64,8 +63,8 @@ def load_config(
     Raises:
       InputError: no such directory or hub id, or a config.json that cannot be used.
     """
-    if is_cloud(name):
-        with reaching(name) as place:
+    if storage.is_remote(name, ("gs",)):
+        with storage.reaching(name) as place:
             return _read_config(place, "", None)[0]
     file = hub.split(str(name))[1]
     directory = hub.resolve(name, revision=revision, files=["*.json"])
@@ -114,8 +113,8 @@ def open_source(
     """
     if isinstance(ignore, str):
         raise InputError(f"ignore={ignore!r}: give a list of patterns")
-    if is_cloud(name):
-        with reaching(name) as place:
+    if storage.is_remote(name, ("gs",)):
+        with storage.reaching(name) as place:
             source = _open_cloud(place, ignore)
     else:
         file = hub.split(str(name))[1]
@@ -264,8 +263,8 @@ def _read_config(
         raise InputError(f"{directory}: {said}")
     path = path or directory / "config.json"
     if isinstance(path, Path):
-        return DebertaConfig.from_hf(path), json.loads(path.read_text(encoding="utf-8"))
-    raw = json.loads(path.read_text(encoding="utf-8"))
+        return DebertaConfig.from_hf(path), storage.read_json(path)
+    raw = storage.read_json(path)
     return DebertaConfig.from_hf(raw), raw
 
 

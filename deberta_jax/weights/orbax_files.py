@@ -6,7 +6,6 @@ along the model's width, because that is how they are sharded: a device then rea
 
 import asyncio
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +17,11 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
+from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, listed
+from deberta_jax.storage import Place
 from deberta_jax.weights import names as table
-from deberta_jax.weights.cloud import Place, is_cloud
 from deberta_jax.weights.source import Checkpoint, Tensor
 
 PARAMS = "params"
@@ -103,7 +103,11 @@ class _LeafHandler(ocp.type_handlers.TypeHandler):
 
 def _store(directory: Place) -> str | dict[str, str]:
     """Returns TensorStore's name of a directory: locally no URL, in which ``%`` and ``#`` would mean other things."""
-    return f"{directory}/" if is_cloud(directory) else {"driver": "file", "path": f"{Path(directory).absolute()}/"}
+    return (
+        f"{directory}/"
+        if storage.is_remote(directory)
+        else {"driver": "file", "path": f"{Path(directory).absolute()}/"}
+    )
 
 
 async def _write_leaf(leaf: PendingLeaf, info: Any, turn: asyncio.Semaphore) -> None:
@@ -166,7 +170,7 @@ def _leaves_of(directory: Place) -> dict[str, dict[str, Any]]:
       InputError: metadata that is not Orbax's.
     """
     try:
-        raw = json.loads((directory / _METADATA).read_text(encoding="utf-8"))
+        raw = storage.read_json(directory / _METADATA)
         zarr = "zarr3" if raw.get("use_zarr3") else "zarr"
         keys = [tuple(str(k["key"]) for k in v["key_metadata"]) for v in raw["tree_metadata"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

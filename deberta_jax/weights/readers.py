@@ -1,9 +1,9 @@
 """A directory or file of weights -> a ``Checkpoint``. The format is told by the content, never by the file's name."""
 
-import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError, brief, listed
 from deberta_jax.weights.safetensors_file import read_safetensors
 from deberta_jax.weights.source import Checkpoint, Tensor
@@ -67,10 +67,9 @@ def read_weights(path: Path) -> Checkpoint:
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     try:
-        with path.open("rb") as file:
-            start = file.read(16)
+        start = storage.read_range(path, 0, 16)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(storage.explain(error)) from None
     # First, because the length of a safetensors header may spell the first byte of any other format.
     if start[8:9] == b"{":
         return read_safetensors(path)
@@ -91,7 +90,7 @@ def read_weights(path: Path) -> Checkpoint:
 
 def _read_shards(path: Path) -> Checkpoint:
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = storage.read_json(path)["weight_map"]
         mapped = {str(name): str(file) for name, file in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path}: damaged: an index is a JSON object with a weight_map of names to files") from None

@@ -6,13 +6,13 @@ library of that name needs all tensors at once to write, which a file of 3 GB do
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError, brief
 from deberta_jax.weights.source import BFLOAT16, Checkpoint, Tensor
 
@@ -48,7 +48,7 @@ def read_safetensors(path: Path) -> Checkpoint:
         end = stop
     if start + end != size:
         raise InputError(f"{path}: damaged: its header describes {start + end} bytes, the file has {size}")
-    data = np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
+    data = storage.mapped_array(path, np.dtype(np.uint8))
 
     def reader(begin: int, stop: int, dtype: np.dtype, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
         return lambda: np.asarray(data[start + begin : start + stop]).view(dtype).reshape(shape)
@@ -60,7 +60,7 @@ def read_safetensors(path: Path) -> Checkpoint:
 
 
 def _header(path: Path, size: int) -> tuple[Any, int]:
-    with path.open("rb") as file:
+    with storage.opened(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
             raise InputError(f"{path}: damaged: a header of {length} bytes does not fit a file of {size}")
@@ -133,7 +133,7 @@ def write_safetensors(path: Path, tensors: Sequence[Pending], metadata: Mapping[
         offset = end
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as file:
+    with storage.writing(path) as file:
         file.write(len(raw).to_bytes(8, "little"))
         file.write(raw)
         for tensor in ordered:
@@ -141,5 +141,3 @@ def write_safetensors(path: Path, tensors: Sequence[Pending], metadata: Mapping[
             if array.shape != tensor.shape or array.dtype != tensor.dtype:
                 raise AssertionError(f"{tensor.name}: {array.shape} {array.dtype} is not what the header says")
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from deberta_jax import storage
 from deberta_jax.config import V1, DebertaConfig
 from deberta_jax.errors import InputError
 from deberta_jax.models import MODELS, Model
 from deberta_jax.weights import names as table
-from deberta_jax.weights.output import check_free, staged
+from deberta_jax.weights.output import check_free, staged_model
 from deberta_jax.weights.safetensors_file import Pending, write_safetensors
 from deberta_jax.weights.values import as_dtype, contiguous, is_finite
 
@@ -131,7 +132,7 @@ def write_weights(directory: Path, tensors: Sequence[Pending], max_shard_size: s
         write_safetensors(directory / name, shard, _METADATA)
         weight_map |= {tensor.name: name for tensor in shard}
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors)}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json_text(index), encoding="utf-8")
+    storage.write_text(directory / "model.safetensors.index.json", json_text(index))
 
 
 def parse_size(size: str | int) -> int:
@@ -214,12 +215,12 @@ def save_pretrained(
         model.config, parts, labels, leaves, kind, layout, bare=head == "encoder" and layout == "hf", broken=[]
     )
     if jax.process_index() == 0:
-        with staged(target) as stage:
+        with staged_model(target) as stage:
             write_weights(stage, tensors, max_shard_size)
             if tokenizer is not None:
                 tokenizer.save(stage)
             config = hf_config(model.config, parts, labels, tensors[0].dtype)
-            (stage / "config.json").write_text(json_text(config), encoding="utf-8")
+            storage.write_text(stage / "config.json", json_text(config))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"save_pretrained {target}")
 

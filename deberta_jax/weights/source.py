@@ -7,7 +7,7 @@ from typing import Any
 import jax.dtypes
 import numpy as np
 
-from deberta_jax.weights.cloud import Place
+from deberta_jax.storage import Place
 
 BFLOAT16 = np.dtype(jax.dtypes.bfloat16)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.models import MODELS
 from deberta_jax.weights import names as table
@@ -69,13 +70,15 @@ def verify(
     Raises:
       InputError: a source that cannot be read, a recording of other outputs, or outputs that are not finite.
     """
+    if record is not None:
+        storage.check_output_file("--record", str(record))
     opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model)
     mine = outputs(opened)
     broken = [name for name, value in mine.items() if not np.isfinite(value).all()]
     if broken:
         raise InputError(f"{source}: not finite: {', '.join(broken)}; the weights are damaged")
     if record is not None:
-        with Path(record).open("wb") as file:
+        with storage.writing(record) as file:
             np.savez(file, **mine)  # pyright: ignore[reportArgumentType]
     if against is None:
         theirs = outputs(opened, round_trip=True)
@@ -103,7 +106,7 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
 
 def _recording(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with storage.opened(path) as content, np.load(content, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise InputError(f"{path}: no recording of verify ({' '.join(str(error).split())[:80]})") from None

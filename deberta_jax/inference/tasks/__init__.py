@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.columns import CHOICES, KINDS, MULTI, REGRESSION_TASK, SPANS, WORDS, guess_columns, guess_kind
 from deberta_jax.data.columns import CLASSIFICATION as CLASSIFICATION
@@ -145,7 +146,7 @@ def kind_of_model(directory: Path) -> str:
     """
     path = directory / "config.json"
     DebertaConfig.from_hf(path)  # says in a line what a file is that is no config
-    classes = json.loads(path.read_text(encoding="utf-8")).get("architectures")
+    classes = storage.read_json(path).get("architectures")
     for name in classes if isinstance(classes, list) else ():
         for ending, kind in _ARCHITECTURES.items():
             if str(name).endswith(ending):

@@ -1,0 +1,374 @@
+"""Files written whole or not at all, locks between processes, and what is said when the system refuses."""
+
+import ast
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deberta_jax import storage
+from deberta_jax.errors import InputError
+
+PACKAGE = Path(storage.__file__).parent
+
+
+def python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """Another process that runs this code, with storage imported."""
+    source = f"import os, signal, sys, time\nfrom pathlib import Path\nfrom deberta_jax import storage\n{code}"
+    env = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    command = [sys.executable, "-c", source, *arguments]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
+    place = tmp_path / "a.txt"
+    place.write_text("old")
+
+    def fails() -> None:
+        with storage.writing(place) as file:
+            file.write(b"new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert place.read_text() == "old"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_a_file_replaced_keeps_its_permissions(tmp_path):
+    place = tmp_path / "a.txt"
+    place.write_text("old")
+    place.chmod(0o640)
+    storage.write_text(place, "new")
+    assert place.read_text() == "new"
+    assert stat.S_IMODE(place.stat().st_mode) == 0o640
+
+
+def test_a_process_killed_while_it_writes_leaves_the_old_file_and_no_lock(tmp_path):
+    place = tmp_path / "a.txt"
+    place.write_text("old")
+    code = (
+        "with storage.output_file('--output', sys.argv[1]) as file:\n"
+        "    file.write('new'); file.flush(); print('here', flush=True); time.sleep(60)"
+    )
+    process = python(code, str(place))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    with (
+        pytest.raises(InputError, match=r"--output .*a\.txt: another process is writing there"),
+        storage.output_file("--output", str(place)),
+    ):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert place.read_text() == "old"
+    with storage.output_file("--output", str(place)) as file:
+        file.write("newer")
+    assert place.read_text() == "newer"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_a_symbolic_link_stays_and_its_file_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / "link.txt", tmp_path / "there" / "real.txt"
+    link.symlink_to(target)
+    for text in ("first", "second"):  # of a file that is not there yet, and of one that is
+        storage.write_text(link, text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+    assert names_in(tmp_path / "there") == ["real.txt"]
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path):
+    pipe, received = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    storage.write_text(pipe, "through")
+    reader.join(10)
+    assert received == [b"through"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert names_in(tmp_path) == ["pipe"]
+
+
+def test_a_character_device_is_written_to_and_stays():
+    ours, theirs = os.openpty()  # a terminal of our own
+    try:
+        name = os.ttyname(theirs)
+        storage.write_text(name, "shown\n")
+        assert os.read(ours, 100) == b"shown\r\n"
+        assert stat.S_ISCHR(os.stat(name).st_mode)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_disk_is_refused(tmp_path):
+    disk = tmp_path / "disk"
+    try:
+        os.mknod(disk, stat.S_IFBLK | 0o600, os.makedev(0, 0))  # of no driver
+    except (PermissionError, OSError):
+        pytest.skip("needs the right to make a device file")
+    with pytest.raises(InputError, match="is a disk; give a file"):
+        storage.check_output_file("--output", str(disk))
+    with pytest.raises(InputError, match="is a disk; give a file"):
+        storage.write_text(disk, "text")
+
+
+def test_standard_output_by_a_name_goes_after_what_it_holds(tmp_path):
+    """`command --output /dev/stdout >> file` keeps the file's beginning."""
+    out = tmp_path / "out"
+    code = (
+        "print('first', flush=True)\nfor name in ('/dev/stdout', '/dev/fd/1'): storage.write_text(name, name + '\\n')"
+    )
+    env = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    out.write_text("before\n")
+    with out.open("a") as file:
+        source = f"from deberta_jax import storage\n{code}"
+        subprocess.run([sys.executable, "-c", source], env=env, stdout=file, check=True)
+    assert out.read_text() == "before\nfirst\n/dev/stdout\n/dev/fd/1\n"
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path):
+    place = tmp_path / "model"
+
+    def fails() -> None:
+        with storage.staged(place, last="config.json") as stage:
+            storage.write_text(stage / "config.json", "{}")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert names_in(tmp_path) == []
+    with storage.staged(place, last="config.json") as stage:
+        storage.write_text(stage / "config.json", "{}")
+        assert not place.exists()
+    assert names_in(tmp_path) == ["model"]
+    assert names_in(place) == ["config.json"]
+
+
+def test_a_link_to_a_directory_stays(tmp_path):
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    link = tmp_path / "model"
+    link.symlink_to(tmp_path / "disk" / "model")
+    with storage.staged(link, last="config.json") as stage:
+        storage.write_text(stage / "config.json", "{}")
+    assert link.is_symlink()
+    assert names_in(tmp_path / "disk") == ["model"]
+    assert names_in(link) == ["config.json"]
+
+
+def test_what_a_killed_process_staged_is_removed_and_what_a_living_one_does_is_not(tmp_path):
+    place = tmp_path / "model"
+    code = (
+        "with storage.staged(Path(sys.argv[1]), last='config.json') as stage:\n"
+        "    storage.write_text(stage / 'part', 'x'); print('here', flush=True); time.sleep(60)"
+    )
+    process = python(code, str(place))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    with pytest.raises(InputError, match="another process is writing there"), storage.staged(place, last="config.json"):
+        pass
+    process.kill()
+    process.wait()
+    with storage.staged(place, last="config.json") as stage:
+        storage.write_text(stage / "config.json", "{}")
+    assert names_in(tmp_path) == ["model"]
+    assert names_in(place) == ["config.json"]
+
+
+def test_of_processes_that_make_the_same_the_first_wins(tmp_path):
+    code = (
+        "with storage.made_once(Path(sys.argv[1]) / 'cached') as stage:\n"
+        "    storage.write_text(stage / 'who', sys.argv[2]); time.sleep(0.2)"
+    )
+    processes = [python(code, str(tmp_path), str(i)) for i in range(3)]
+    for process in processes:
+        assert process.communicate(timeout=60)[1] == ""
+        assert process.returncode == 0
+    assert names_in(tmp_path) == ["cached"]
+    assert (tmp_path / "cached" / "who").read_text() in "012"
+
+
+def test_lines_up_to_one_cut_short(tmp_path):
+    (tmp_path / "log").write_text('{"a": 1}\n{"a": 2}\n{"a"')
+    assert storage.read_json_lines(tmp_path / "log") == [{"a": 1}, {"a": 2}]
+    assert storage.read_json_lines(tmp_path / "none") == []
+
+
+def test_ranges_of_a_file_and_arrays_that_the_disk_backs(tmp_path):
+    place = tmp_path / "a.bin"
+    np.arange(5, dtype="<u2").tofile(place)
+    assert storage.read_range(place, 2, 4) == b"\x01\x00\x02\x00"
+    assert storage.read_range(place, 8, 99) == b"\x04\x00"
+    np.testing.assert_array_equal(storage.mapped_array(place, np.dtype("<u2")), range(5))
+    place.write_bytes(b"")
+    assert storage.mapped_array(place, np.dtype("<u2")).shape == (0,)
+
+
+REFUSED = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "your share of this disk",
+    errno.EROFS: "on a disk that can be written",
+    errno.EACCES: "change its permissions",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EISDIR: "name a file in it",
+    errno.ENAMETOOLONG: "a shorter name",
+    errno.EMFILE: "ulimit -n",
+    errno.EIO: "the disk, or the network to it, has failed",
+}
+
+
+@pytest.mark.parametrize("number", REFUSED, ids=[errno.errorcode[number] for number in REFUSED])
+def test_each_refusal_of_the_system_gets_advice_that_fits_it(number):
+    line = storage.explain(OSError(number, os.strerror(number), "/there/a.txt"))
+    assert line.startswith(f"/there/a.txt: {os.strerror(number)}; ")
+    assert REFUSED[number] in line
+    assert number in (errno.ENOSPC, errno.EDQUOT) or "make room" not in line
+
+
+def test_refusals_as_the_system_makes_them(tmp_path):
+    (tmp_path / "file").write_text("")
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    for place, advice in (
+        (tmp_path / "file" / "a", "a part of the path is a file"),
+        (tmp_path / ("x" * 300), "give a shorter name"),
+        (circle, "symbolic links lead in a circle"),
+        (tmp_path / "none" / "a", "check the path"),
+    ):
+        with pytest.raises(OSError) as error:
+            place.read_bytes()
+        assert advice in storage.explain(error.value)
+        with pytest.raises((OSError, InputError)):
+            storage.write_text(place, "text")
+    assert names_in(tmp_path) == ["circle", "file"]
+
+
+def test_a_disk_that_is_read_only_or_full(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        with pytest.raises(OSError, match="No space left") as error:
+            storage.write_bytes(disk / "large", bytes(1 << 20))
+        assert "make room" in storage.explain(error.value)
+        assert names_in(disk) == []
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(InputError, match=r"nothing can be written in .*Read-only.*on a disk that can be written"):
+            storage.check_output_directory("--output", disk / "run")
+        with pytest.raises(InputError, match="Read-only"):
+            storage.check_output_file("--output", str(disk / "a.txt"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_lock_is_free_as_soon_as_its_process_has_ended(tmp_path):
+    code = (
+        "with storage.locked_directory('--output', Path(sys.argv[1])):\n    print('here', flush=True); time.sleep(60)"
+    )
+    process = python(code, str(tmp_path / "new" / "run"))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    with (
+        pytest.raises(InputError, match="another process is writing there"),
+        storage.locked_directory("--output", tmp_path / "new" / "run"),
+    ):
+        pass
+    process.terminate()
+    process.wait()
+    began = time.monotonic()
+    with storage.locked_directory("--output", tmp_path / "new" / "run"):
+        pass
+    assert time.monotonic() - began < 5
+
+
+def test_a_directory_made_for_a_lock_goes_unless_it_is_used(tmp_path):
+    with storage.locked_directory("--output", tmp_path / "a" / "b"):
+        pass
+    assert names_in(tmp_path) == []
+    with storage.locked_directory("--output", tmp_path / "a" / "b"):
+        storage.write_text(tmp_path / "a" / "b" / "c", "text")
+    assert names_in(tmp_path / "a" / "b") == ["c"]
+
+
+def test_where_the_cache_lies(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the standard says to ignore such
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert storage.cache_directory() == tmp_path / ".cache" / "deberta_jax"
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
+    assert storage.cache_directory() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert storage.cache_directory() == tmp_path / "cache" / "deberta_jax"
+
+
+# What opens, makes, moves or removes something on a disk: as a name, an attribute of a module, or a method of a path.
+FUNCTIONS = {"open"}
+OF_MODULES = {
+    "os": {"open", "rename", "replace", "remove", "unlink", "mkdir", "makedirs", "link", "symlink", "fsync", "listdir"},
+    "shutil": None,
+    "tempfile": None,
+    "glob": None,
+    "fcntl": None,
+    "filelock": None,
+    "np": {"load", "save", "savez", "savez_compressed", "memmap", "fromfile"},
+    "mmap": {"mmap"},
+}
+METHODS = {
+    "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink", "rmdir", "touch", "rename", "tofile",
+    "symlink_to",
+}  # fmt: skip
+# Functions of numpy that are given an open file or a buffer, and Orbax's own reading and writing.
+ALLOWED = {
+    ("data/cache.py", "np.save"),
+    ("data/prepare.py", "np.save"),
+    ("training/loop.py", "np.savez_compressed"),
+    ("weights/verification.py", "np.load"),
+    ("weights/verification.py", "np.savez"),
+}
+
+
+def accesses(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        if isinstance(function, ast.Name) and function.id in FUNCTIONS:
+            found.add(function.id)
+        if isinstance(function, ast.Attribute):
+            module = function.value.id if isinstance(function.value, ast.Name) else ""
+            if module in OF_MODULES:
+                names = OF_MODULES[module]
+                found |= {f"{module}.{function.attr}"} if names is None or function.attr in names else set()
+            elif module != "storage" and function.attr in METHODS:
+                found.add(f".{function.attr}")
+            elif function.attr == "open" and node.args and isinstance(node.args[0], ast.Constant):
+                found.add(".open")  # with a mode, as a path's
+    return found
+
+
+def test_every_other_module_reads_and_writes_through_this_one():
+    found = {
+        (path.relative_to(PACKAGE).as_posix(), access)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path != Path(storage.__file__)
+        for access in accesses(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == ALLOWED
+    assert len(accesses(ast.parse(Path(storage.__file__).read_text(encoding="utf-8")))) > 10, "the test sees accesses"
