@@ -131,6 +131,14 @@ class LabelIds:
                 return found
         return None
 
+    def by_number(self, written: Any, number: Any) -> int | None:
+        """Returns the number of a label as its id, or None where there is no such id; ``tell`` then names both."""
+        if type(number) is not int or not 0 <= number < len(self.names):
+            return None
+        if str(written) not in (self.names[number], str(number) if self.unnamed else None):
+            self.others[str(written)] = self.names[number]
+        return number
+
     def tell(self, where: str) -> None:
         """Logs the values found so far that are written otherwise than the labels' names."""
         if self.others:
@@ -257,7 +265,7 @@ def _id(table: Table, column: str, row: int, ids: LabelIds) -> int:
     try:
         found = ids.find(value)
         if found is None and column in table.class_names and ids.unnamed:
-            found = ids.find(table.column(column)[row])
+            found = ids.by_number(value, table.column(column)[row])
     except ValueError:
         found = None
     return _known_id(table, column, row, ids, _name(table, column, row)) if found is None else found

@@ -143,14 +143,15 @@ def sorted_tags(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def encode_tags(table: Table, text: str, label: str, names: Sequence[str]) -> list[list[int]]:
-    """Ids of each row's tags; a tag may be given by its id."""
+    """Ids of each row's tags. Tags that are numbers are ids of the model, which is logged; where the file names its
+    numbers they are that only of a model whose labels nobody has named."""
     ids, out = LabelIds(names), []
     numbers = label in table.class_names and tuple(names) == generic_names(len(names))
     for row, tags in enumerate(_tag_lists(table, text, label)):
-        if numbers:
-            tags = table.column(label)[row]
+        raw = table.column(label)[row] if numbers else tags
         found: list[Any] = [
-            ids.find(tag) if isinstance(tag, str) else tag if tag < len(names) else None for tag in tags
+            ids.find(number) if isinstance(number, str) else ids.by_number(tag, number)
+            for tag, number in zip(tags, raw, strict=True)
         ]
         if None in found:
             raise InputError(
