@@ -11,7 +11,7 @@ from tqdm import tqdm
 from deberta_jax import hub
 from deberta_jax.data.table import Table
 from deberta_jax.data.tasks import read_task
-from deberta_jax.inference.pipelines import Loaded, load_model, trained_experiment
+from deberta_jax.inference.pipelines import Loaded, load_model, model_config, trained_experiment
 from deberta_jax.inference.tasks import (
     Task,
     TaskOptions,
@@ -41,6 +41,8 @@ class Args(TaskOptions):
     dtype: Literal["float32", "bfloat16"] = "float32"
     ignore: tuple[str, ...] = ()
     """Patterns of the model's tensors to leave out, such as 'crf.*' for a head that is not known here."""
+    base_model: str | None = None
+    """Base of a peft adapter: a directory or hub id; what adapter_config.json names if not given."""
 
 
 def run(args: Args) -> None:
@@ -53,18 +55,20 @@ def run(args: Args) -> None:
 def prepared(args: Any, directory: str, data: str, *, labelled: bool) -> tuple[Task, Loaded, Table]:
     """The task, the trained model and the table; columns are given, remembered from the training, known, or guessed."""
     place = hub.resolve(directory)
-    config = load_config(directory)  # says what a directory is that holds no model
+    load_config(directory, base_model=args.base_model)  # says what a directory is that holds no model
     trained = trained_experiment(place) or {}
     kind = args.task or trained.get("task", "") or kind_of_model(place)
     table = read_task(kind, [data], args.delimiter)
     options = dataclasses.replace(remembered(args, trained, table), task=kind)
     options = dataclasses.replace(options, **settle_options(options, table, labelled=labelled))
+    config = model_config(kind_of(options.task), directory, ignore=args.ignore, base_model=args.base_model)
     if labelled:
         table = without_unlabelled(options, kind_of(options.task), table, config.id2label)
     task = task_of_model(options, config, table)
     model = load_model(
         kind_of(options.task), directory, task.read, per_token=task.per_token, dtype=compute_dtype(args.dtype),
         max_length=args.max_length, batch_size=args.batch_size, ignore=args.ignore,
+        base_model=args.base_model,
     )  # fmt: skip
     return task, model, table
 

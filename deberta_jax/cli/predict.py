@@ -27,6 +27,8 @@ class Args(TaskOptions):
     dtype: Literal["float32", "bfloat16"] = "float32"
     ignore: tuple[str, ...] = ()
     """Patterns of the model's tensors to leave out, such as 'crf.*' for a head that is not known here."""
+    base_model: str | None = None
+    """Base of a peft adapter: a directory or hub id; what adapter_config.json names if not given."""
 
 
 def run(args: Args) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deberta_jax import hub, storage
+from deberta_jax.config import DebertaConfig
 from deberta_jax.data.columns import CHOICES, CLASSIFICATION, KINDS, SPANS, WORDS
 from deberta_jax.data.features import check_vocabulary, log_cut, make_features
 from deberta_jax.data.labels import MULTI_LABEL, REGRESSION, LabelSpec
@@ -23,6 +24,9 @@ from deberta_jax.models import Model, prepare_for_inference
 from deberta_jax.sharding import make_mesh
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.weights import from_pretrained, tokenizer_directory
+from deberta_jax.weights.choose import Wish
+from deberta_jax.weights.load import plan_head
+from deberta_jax.weights.opening import open_source
 
 TASKS = (CLASSIFICATION, WORDS, SPANS, CHOICES, FILL_MASK)
 Text = str | Mapping[str, str]
@@ -215,6 +219,14 @@ def pipeline(
     if task == CLASSIFICATION:
         problem_of(parts.model.config)
     return _CALLS[task](parts.model, parts.params, parts.tokenizer, parts.predictor)
+
+
+def model_config(
+    kind: str, model: str | Path, *, ignore: Sequence[str] = (), base_model: str | Path | None = None
+) -> DebertaConfig:
+    """Returns the config that a trained model of a kind loads with, without its weights; it has as many labels as the
+    file's classifier. Raises InputError as ``pipeline``."""
+    return plan_head(open_source(model, ignore=ignore, base_model=base_model), Wish(_HEADS[kind])).config
 
 
 def load_model(

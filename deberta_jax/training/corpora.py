@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
@@ -35,21 +36,22 @@ class Text:
     counts: np.ndarray
 
 
-def read_text(e: Pretraining, tokenizer_name: str, vocab_size: int, mesh: Mesh, masking: Masking) -> Text:
+def read_text(e: Pretraining, directory: Path, vocab_size: int, mesh: Mesh, masking: Masking) -> Text:
     """Reads text and tokenizer; writes nothing.
 
     Args:
+      directory: of the tokenizer.
       vocab_size: of the model.
 
     Raises:
       InputError: files or sizes that cannot be used; a generator with another tokenizer.
     """
-    tokenizer = load_tokenizer(hub.resolve(tokenizer_name, files=hub.TEXT_FILES))
+    tokenizer, named = load_tokenizer(directory), e.tokenizer or e.model
     if isinstance(e, PretrainRTD) and e.generator:
-        check_generator(e.generator, tokenizer_name, tokenizer)
+        check_generator(e.generator, named, tokenizer)
     if tokenizer.vocab_size > vocab_size:
         raise InputError(
-            f"{tokenizer_name}: the tokenizer has {tokenizer.vocab_size} ids, the model a vocab_size of {vocab_size}"
+            f"{named}: the tokenizer has {tokenizer.vocab_size} ids, the model a vocab_size of {vocab_size}"
         )
     split = mesh.shape["data"] * mesh.shape["fsdp"] * e.runtime.accumulate
     if e.batch_size % split:

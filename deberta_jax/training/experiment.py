@@ -110,6 +110,9 @@ class Finetune(TaskOptions):
     """Directory or hub id of the tokenizer; that of the model if not given."""
     ignore: tuple[str, ...] = ()
     """Patterns of the model's tensors to leave out, such as 'crf.*' for a head that is not known here."""
+    base_model: str = ""
+    """Base of --model where that is a peft adapter: a directory or hub id; what adapter_config.json names if not
+    given."""
     from_scratch: bool = False
     """Initialise all parameters; no weights are read."""
     reinit_layers: int = 0
@@ -161,8 +164,6 @@ class Finetune(TaskOptions):
         for name in ("sift", "sift_sigma", "sift_step", "lora", "row_length", "doc_stride", "reinit_layers"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be below 0")
-        if self.ignore and self.from_scratch:
-            raise InputError("--ignore: no weights are read with --from-scratch; leave one of them out")
         if self.reinit_layers and self.from_scratch:
             raise InputError("--reinit-layers: with --from-scratch all layers are drawn anew")
         if self.reinit_layers and self.lora:
@@ -185,6 +186,12 @@ class Pretraining:
     """Text held out."""
     output: str = ""
     """Directory of the run."""
+    ignore: tuple[str, ...] = ()
+    """Patterns of the tensors to leave out of the files of weights, such as 'crf.*' for a head that is not known
+    here."""
+    base_model: str = ""
+    """Base of --model where that is a peft adapter: a directory or hub id; what adapter_config.json names if not
+    given."""
     from_scratch: bool = False
     """Initialise all parameters; no weights are read."""
     steps: int = 1000
@@ -275,7 +282,7 @@ class PretrainRTD(Pretraining):
 Experiment = Finetune | Pretraining
 
 # Fields that records of older runs lack: left out where they have their defaults, so that such runs go on.
-_ADDED = {"delimiter": "", "skip_unlabelled": False, "ignore": ()}
+_ADDED = {"delimiter": "", "skip_unlabelled": False, "ignore": (), "base_model": ""}
 
 
 def _check_common(e: Any) -> None:
@@ -283,6 +290,10 @@ def _check_common(e: Any) -> None:
         raise InputError(f"--batch-size {e.batch_size}: must be at least 1")
     if e.max_length < 8:
         raise InputError(f"--max-length {e.max_length}: must be at least 8")
+    for name in ("ignore", "base_model"):
+        if e.from_scratch and getattr(e, name):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: no weights are read with --from-scratch; leave one of them out")
     o, r = e.optimization, e.runtime
     # "not above" rather than "below": NaN is refused as well.
     for name in ("learning_rate", "clip_norm", "epsilon"):

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.data.batches import Order, TrainingBatches, example_lengths, length_buckets
 from deberta_jax.data.cache import cached_features
 from deberta_jax.data.features import Features, check_vocabulary, log_cut
-from deberta_jax.data.labels import REGRESSION, same_labels
+from deberta_jax.data.labels import REGRESSION, LabelIds, same_labels
 from deberta_jax.data.table import Table
 from deberta_jax.data.tasks import TASKS, find_file, read_task
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, listed
 from deberta_jax.inference.predict import Predictor, model_inputs
 from deberta_jax.inference.tasks import (
     Task,
@@ -46,7 +46,7 @@ from deberta_jax.training.peft import save_adapter
 from deberta_jax.training.sift import Sift, check_sift, normalized_words, sift_terms
 from deberta_jax.training.state import Parameters, parameters_of
 from deberta_jax.training.step import Loss
-from deberta_jax.weights import load, load_config, save_pretrained
+from deberta_jax.weights import load, load_config, save_pretrained, tokenizer_directory
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def make_job(e: Finetune, record: dict[str, Any], directory: Path, train: Table,
     if e.metric and e.metric not in task.metric_names:
         raise InputError(f"--metric {e.metric}: this task has {', '.join(task.metric_names)}")
     _log.info("%s", task.describe())
-    tokenizer = load_tokenizer(hub.resolve(e.tokenizer or tokenizer_source(e.model), files=hub.TEXT_FILES))
+    tokenizer = load_tokenizer(find_tokenizer(e))
     features = [features_of(e, record, task, tokenizer, table, config) for table in (train, held_out)]
     mesh = mesh_of(e.runtime)
     batches = make_batches(e, features[0], mesh, tokenizer.pad_id)
@@ -159,11 +159,20 @@ def architecture(e: Finetune | Pretraining) -> DebertaConfig:
                 f"microsoft/{e.model}, or add --from-scratch"
             )
         return PRESETS[e.model]
-    return load_config(e.model)
+    return load_config(e.model, base_model=e.base_model or None)
 
 
-def tokenizer_source(model: str) -> str:
-    return f"microsoft/{model}" if model in PRESETS and not Path(model).is_dir() else model
+def find_tokenizer(e: Finetune | Pretraining) -> Path:
+    """Returns the directory of the tokenizer: the one given, or else the model's; of an adapter without one, its
+    base's.
+
+    Raises:
+      InputError: no such directory or hub id.
+    """
+    if e.tokenizer:
+        return hub.resolve(e.tokenizer, files=hub.TEXT_FILES)
+    named = e.model in PRESETS and not Path(e.model).is_dir()
+    return tokenizer_directory(f"microsoft/{e.model}" if named else e.model, base_model=e.base_model or None)
 
 
 def keep_order(task: Task, config: DebertaConfig) -> Task:
@@ -175,6 +184,18 @@ def keep_order(task: Task, config: DebertaConfig) -> Task:
     elif isinstance(task, WordTask) and same_labels(config.id2label, task.names):
         return dataclasses.replace(task, names=config.id2label)
     return task
+
+
+def log_assumed_names(model: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Warns where a trained classifier whose labels nobody has named goes on under the task's names: which label is
+    which is known from their order alone."""
+    ids = LabelIds(theirs)
+    if any(ids.find(name) != i for i, name in enumerate(ours)):
+        _log.warning(
+            "%s: its classifier goes on from what it is, but config.json does not name its labels: it is assumed that "
+            "label %s; where that is not so, name them there (id2label)",
+            model, listed(f"{i} is {name}" for i, name in enumerate(ours)),
+        )  # fmt: skip
 
 
 def features_of(
@@ -237,6 +258,7 @@ class Trained:
 def make_model(e: Finetune, config: DebertaConfig, task: Task) -> Trained:
     """The model, and what gives its parameters when told where they shall live."""
     # A pre-trained model's mask decoder, and with it its absolute positions, are of its masked-LM head alone.
+    labels_of_model = config.id2label
     config = dataclasses.replace(
         task.configure(config), mask_decoder=False, cls_dropout=config.cls_dropout if e.dropout is None else e.dropout
     )
@@ -252,9 +274,12 @@ def make_model(e: Finetune, config: DebertaConfig, task: Task) -> Trained:
         if e.from_scratch:
             return jax.jit(lambda: init_params(model, key), out_shardings=shardings)()
         names = None if task.head == "multiple-choice" else config.id2label
-        params = load(
-            e.model, task.head, id2label=names, new_head=key, shardings=shardings, ignore=e.ignore, **runtime
-        )[1]
+        _, params, report = load(
+            e.model, task.head, id2label=names, new_head=key, shardings=shardings, ignore=e.ignore,
+            base_model=e.base_model or None, **runtime
+        )  # fmt: skip
+        if any(row.path.startswith("classifier/") and not row.initialised for row in report.targets):
+            log_assumed_names(e.model, labels_of_model, names or ())
         if not e.reinit_layers:
             return params
         _log.info("drawn anew: the last %d of %d layers", e.reinit_layers, config.num_hidden_layers)

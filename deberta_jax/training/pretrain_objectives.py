@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, listed
 from deberta_jax.models import DebertaForMaskedLM, DebertaForReplacedTokenDetection, Model, init_params
 from deberta_jax.training.experiment import Pretraining, PretrainMLM, PretrainRTD, model_runtime
 from deberta_jax.training.finetune import architecture
@@ -24,7 +24,7 @@ from deberta_jax.training.step import Phase
 from deberta_jax.weights import load
 from deberta_jax.weights.choose import Wish
 from deberta_jax.weights.load import plan_head
-from deberta_jax.weights.opening import open_source
+from deberta_jax.weights.opening import Source, open_source
 
 
 def masked_lm_config(e: PretrainMLM) -> DebertaConfig:
@@ -38,6 +38,7 @@ def masked_lm_config(e: PretrainMLM) -> DebertaConfig:
         if e.head != "model":
             config = dataclasses.replace(config, mask_decoder=e.head == "mask-decoder")
         return with_positions(e, e.model, config)
+    check_ignore(e, e.model)
     config = with_positions(e, e.model, weights_config(e, e.model, "masked-lm"))
     if e.head != "model" and config.mask_decoder != (e.head == "mask-decoder"):
         has = "a mask decoder" if config.mask_decoder else "a plain head"
@@ -71,6 +72,7 @@ def rtd_configs(e: PretrainRTD) -> tuple[DebertaConfig, DebertaConfig]:
         discriminator = dataclasses.replace(architecture(e), legacy=False, mask_decoder=False)
         generator = generator_config(discriminator, e.generator_layers)
         return with_positions(e, f"the generator of {e.model}", generator), with_positions(e, e.model, discriminator)
+    check_ignore(e, e.generator, e.model)
     generator = with_positions(e, e.generator, weights_config(e, e.generator, "masked-lm"))
     discriminator = with_positions(e, e.model, weights_config(e, e.model, "replaced-token-detection"))
     fields = ("vocab_size",) if e.sharing == "none" else ("vocab_size", "embedding_width", "max_position_embeddings")
@@ -157,14 +159,42 @@ def initial(e: Pretraining, model: Model, name: str, head: str, seed: int, shard
     """Parameters where the shardings say: fresh, or those of a model directory."""
     if e.from_scratch:
         return jax.jit(lambda: init_params(model, jax.random.key(seed)), out_shardings=shardings)()
-    return load(name, head, shardings=shardings, **model_runtime(e))[1]
+    patterns = matching_patterns(open_weights(e, name))
+    return load(
+        name, head, shardings=shardings, ignore=patterns, base_model=base_of(e, name), **model_runtime(e)
+    )[1]  # fmt: skip
 
 
 def weights_config(e: Pretraining, name: str, head: str) -> DebertaConfig:
     """The architecture that weights load as. Raises InputError where they have no such head."""
     if name == e.model:
         architecture(e)  # refuses the name of an architecture that has no weights
-    return plan_head(open_source(name), Wish(head)).config
+    return plan_head(open_weights(e, name), Wish(head)).config
+
+
+def open_weights(e: Pretraining, name: str) -> Source:
+    """Opens the weights of one of the models. A pattern of ``--ignore`` may belong to the other model's file."""
+    return open_source(name, ignore=e.ignore, base_model=base_of(e, name), must_match=False)
+
+
+def base_of(e: Pretraining, name: str) -> str | None:
+    """Returns the base that the experiment gives for a model; None for the generator."""
+    return e.base_model if name == e.model and e.base_model else None
+
+
+def matching_patterns(source: Source) -> tuple[str, ...]:
+    """Returns the patterns of ``--ignore`` that match a tensor of this file."""
+    return tuple({pattern: None for patterns in source.ignored.values() for pattern in patterns})
+
+
+def check_ignore(e: Pretraining, *names: str) -> None:
+    """Raises InputError where a pattern of ``--ignore`` matches no tensor of any of these models."""
+    if not e.ignore:
+        return
+    used = {pattern for name in names for pattern in matching_patterns(open_weights(e, name))}
+    idle = [pattern for pattern in e.ignore if pattern not in used]
+    if idle:
+        raise InputError(f"--ignore {listed(idle)}: matches no tensor of {' or '.join(names)}")
 
 
 def with_frozen(e: Pretraining, parameters: Parameters) -> Parameters:

@@ -75,17 +75,18 @@ def load_config(
 
 def tokenizer_directory(name: str | Path, *, base_model: str | Path | None = None) -> Path:
     """Returns the directory whose tokenizer belongs to a model: the model's own; of an adapter without one, its base's.
+    Of a hub id no weights are fetched.
 
     Raises:
       InputError: no such directory or hub id, one that holds no model, or a base that cannot be opened.
     """
-    directory = hub.resolve(name)
+    directory = hub.resolve(name, files=hub.TEXT_FILES)
     if _has_tokenizer(directory):
         return directory
-    said = explain(directory)
-    if said is not None:
-        raise InputError(f"{directory}: {said}")
     if not (directory / adapters.CONFIG).is_file():
+        said = explain(directory)
+        if said is not None:
+            raise InputError(f"{directory}: {said}")
         return directory
     base = _base_directory(directory, base_model, files=hub.TEXT_FILES)
     _log.info("%s: has no tokenizer; that of its base model %s is used", directory, base)
@@ -233,7 +234,7 @@ def _base_directory(directory: Path, base_model: str | Path | None, files: Seque
     """The directory of an adapter's base model: the one that is given, or else named by adapter_config.json."""
     settings = adapters.read_adapter_config(directory)
     named = base_model if base_model is not None else settings.get("base_model_name_or_path")
-    advice = "give it (base_model=..., to convert --base-model DIR)"
+    advice = "give it (base_model=..., on the command line --base-model DIR)"
     if not isinstance(named, str | Path) or not str(named):
         raise InputError(f"{directory}: a peft adapter that names no base model; {advice}")
     beside = directory / named

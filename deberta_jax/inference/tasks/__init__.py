@@ -29,6 +29,8 @@ from deberta_jax.inference.tasks.spans import SpanTask
 from deberta_jax.inference.tasks.text import TextTask
 from deberta_jax.inference.tasks.unlabelled import without_unlabelled
 from deberta_jax.inference.tasks.words import WordTask, discover_tags
+from deberta_jax.weights.adapters import CONFIG as ADAPTER_CONFIG
+from deberta_jax.weights.adapters import read_adapter_config
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +41,9 @@ _ARCHITECTURES = {
     "ForQuestionAnswering": SPANS,
     "ForMultipleChoice": CHOICES,
 }
+
+# The task_type of adapter_config.json -> the kind.
+_ADAPTERS = {"SEQ_CLS": CLASSIFICATION, "TOKEN_CLS": WORDS, "QUESTION_ANS": SPANS}
 
 
 def settle_options(options: TaskOptions, table: Table, *, labelled: bool = True) -> dict[str, Any]:
@@ -139,12 +144,15 @@ def _first_number(table: Table, label: str) -> int:
 
 
 def kind_of_model(directory: Path) -> str:
-    """The kind of task that a model directory was made for, by its config.json.
+    """Returns the kind of task that a model directory was made for, by its config.json; of a peft adapter without one,
+    by its adapter_config.json.
 
     Raises:
-      InputError: no config.json, or one that cannot be used.
+      InputError: no such file, or one that cannot be used.
     """
     path = directory / "config.json"
+    if not path.is_file() and (directory / ADAPTER_CONFIG).is_file():
+        return _ADAPTERS.get(str(read_adapter_config(directory).get("task_type")), CLASSIFICATION)
     DebertaConfig.from_hf(path)  # says in a line what a file is that is no config
     classes = storage.read_json(path).get("architectures")
     for name in classes if isinstance(classes, list) else ():
