@@ -118,18 +118,18 @@ def _table(name: str, text: str, delimiter: str, plain: bool, first: int) -> tup
         return quoted, _Dialect(delimiter)
     if plain:
         return table_of_lines(name, tab_separated(text, first)), _Dialect(delimiter, quoted=False)
-    dialect = _Dialect(delimiter, blanks=blanks)
-    try:
-        return _parsed(name, text, dialect, first), dialect
-    except InputError as error:
-        # Where a backslash stands only before quotes and backslashes, its meaning is certain.
-        if '\\"' not in text or re.search(r'\\(?:[^"\\]|\Z)', text.replace("\\\\", "")):
-            raise
-        dialect = dataclasses.replace(dialect, backslash=True)
+    dialects = [_Dialect(delimiter, blanks=blanks)]
+    # Where a backslash stands only before quotes and backslashes, its meaning is certain, unless every quote has one
+    # without it.
+    if '\\"' in text and not re.search(r'\\(?:[^"\\]|\Z)', text.replace("\\\\", "")):
+        dialects.insert(len(dialects) if clean else 0, dataclasses.replace(dialects[0], backslash=True))
+    errors = {}
+    for dialect in dialects:
         try:
             return _parsed(name, text, dialect, first), dialect
-        except InputError:
-            raise error from None
+        except InputError as error:
+            errors[dialect.backslash] = error
+    raise errors[False]
 
 
 def _fits_raw(name: str, text: str, quoted: Table) -> bool:

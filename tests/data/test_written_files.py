@@ -7,13 +7,14 @@ import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from deberta_jax.data.labels import discover_labels, encode_labels
 from deberta_jax.data.literals import parse_literal
 from deberta_jax.data.table import Table
 from deberta_jax.data.tasks import read_task
+from deberta_jax.errors import InputError
 from deberta_jax.inference.chunks import chunk_metrics, chunks
 
 try:
@@ -68,6 +69,65 @@ def test_csv_by_the_csv_module(folder, rows, quoting, delimiter, end, given_too)
     csv.writer(out, delimiter=delimiter, quoting=quoting, lineterminator=end).writerows([HEADER, *rows])
     table, found = read_back(folder, "a.csv", out.getvalue(), delimiter if given_too else "")
     assert tuple(table.columns) == HEADER
+    assert found == rows
+
+
+MARKED = st.sampled_from(["", "\ufeff"])
+
+
+@given(rows=TABLES, quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]), mark=MARKED,
+       delimiter=st.sampled_from(",;\t|^:~"), end=st.sampled_from(["\n", "\r\n"]), quoted=st.booleans(),
+       ending=st.sampled_from(["csv", "tsv"]))  # fmt: skip
+@steady
+def test_csv_as_spreadsheets_write_it(folder, rows, quoting, mark, delimiter, end, quoted, ending):
+    """With a byte-order mark, and a first line that names the delimiter."""
+    no_lists(rows)
+    out = io.StringIO()
+    out.write(mark + (f'"sep={delimiter}"' if quoted else f"sep={delimiter}") + end)
+    csv.writer(out, delimiter=delimiter, quoting=quoting, lineterminator=end).writerows([HEADER, *rows])
+    table, found = read_back(folder, f"a.{ending}", out.getvalue())
+    assert tuple(table.columns) == HEADER
+    assert found == rows
+
+
+@given(rows=TABLES, delimiter=st.sampled_from("^:~#"), end=st.sampled_from(["\n", "\r\n"]))
+@steady
+def test_a_delimiter_that_is_given(folder, rows, delimiter, end):
+    no_lists(rows)
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, lineterminator=end).writerows([HEADER, *rows])
+    assert read_back(folder, "a.csv", out.getvalue(), delimiter)[1] == rows
+
+
+@given(rows=TABLES, delimiter=st.sampled_from(",;|"))
+@steady
+def test_blanks_before_quoted_fields(folder, rows, delimiter):
+    """Every field quoted and a blank after every delimiter: what the csv module reads with skipinitialspace."""
+    no_lists(rows)
+    quoted = lambda row: f"{delimiter} ".join('"' + field.replace('"', '""') + '"' for field in row)
+    text = "\n".join(map(quoted, [HEADER, *rows]))
+    assert list(csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True))[1:] == [*map(list, rows)]
+    assert read_back(folder, "a.csv", text)[1] == rows
+
+
+QUOTING = st.builds('{}"{}'.format, TEXTS, TEXTS)
+
+
+@given(first=st.tuples(QUOTING, st.one_of(TEXTS, QUOTING), st.just("pos")), rows=TABLES,
+       quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), delimiter=st.sampled_from(",;"))  # fmt: skip
+@example(first=('a"', ',"', "pos"), rows=[], quoting=csv.QUOTE_ALL, delimiter=",")
+@steady
+def test_quotes_after_backslashes(folder, first, rows, quoting, delimiter):
+    """Decoded or refused, never cut. In a file without such a quote a backslash is a character."""
+    rows = [first, *rows]
+    no_lists(rows)
+    out = io.StringIO()
+    form = {"delimiter": delimiter, "quoting": quoting, "doublequote": False, "escapechar": "\\"}
+    csv.writer(out, lineterminator="\n", **form).writerows([HEADER, *rows])
+    try:
+        found = read_back(folder, "a.csv", out.getvalue())[1]
+    except InputError:
+        return
     assert found == rows
 
 
@@ -186,6 +246,49 @@ def test_conll_as_conlleval_reads_it(folder, data, tabs, columns, end, document,
     table = read_task("token-classification", [str(path)])
     assert table.columns["tokens"] == [[word for word, _ in sentence] for sentence in sentences]
     assert table.columns["tags"] == [[tag for _, tag in sentence] for sentence in sentences]
+
+
+@given(data=st.data(), columns=st.integers(1, 3), tabs=st.booleans(), numbered=st.booleans())
+@steady
+def test_conll_with_comments_and_numbered_words(folder, data, columns, tabs, numbered):
+    """As GermEval and MultiCoNER write it: lines about a sentence before it, words numbered from 1."""
+    sentences = data.draw(sentences_of(TABBED if tabs else SPACES))
+    assume(not is_comment(sentences))
+    assume(not any(word == "-DOCSTART-" or word.startswith("-DOCSTART- ") for s in sentences for word, _ in s))
+    assume(not all(word == str(i) for s in sentences for i, (word, _) in enumerate(s, 1)))
+    assume(not numbered or any(len(sentence) > 1 for sentence in sentences))
+    about = data.draw(st.lists(st.sampled_from(["# id 7f-1\tdomain=en", "#", "# a text", "# -X-"]), max_size=2))
+    separator, text = ("\t" if tabs else " "), ""
+    for sentence in sentences:
+        text += "".join(line + "\n" for line in about)
+        for i, (word, tag) in enumerate(sentence, 1):
+            text += separator.join([*[str(i)] * numbered, word, *["x"] * columns, tag]) + "\n"
+        text += "\n"
+    (folder / "c.conll").write_bytes(text.encode())
+    table = read_task("", [str(folder / "c.conll")])
+    assert table.columns["tokens"] == [[word for word, _ in sentence] for sentence in sentences]
+    assert table.columns["tags"] == [[tag for _, tag in sentence] for sentence in sentences]
+
+
+FIELD = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\ufeff"), min_size=1, max_size=5)
+
+
+@given(sentences=st.lists(st.lists(st.tuples(FIELD, FIELD, FIELD), min_size=1, max_size=4), min_size=1, max_size=4),
+       end=st.sampled_from(["\n", "\r\n"]), ranges=st.booleans())  # fmt: skip
+@steady
+def test_conllu(folder, sentences, end, ranges):
+    """Its ten fields, with comments, ranges of words and empty nodes, which are no words."""
+    text = ""
+    for number, sentence in enumerate(sentences):
+        text += f"# sent_id = {number}{end}"
+        text += f"1-2\tab{end}".replace("ab", "\t".join(["ab", *"________"])) if ranges else ""
+        for i, (word, lemma, tag) in enumerate(sentence, 1):
+            text += "\t".join([str(i), word, lemma, tag, "_", "_", "0", "root", "_", "_"]) + end
+        text += "\t".join([f"{len(sentence)}.1", *"_________"]) + end * 2 if ranges else end
+    (folder / "c.conllu").write_bytes(text.encode())
+    columns = read_task("", [str(folder / "c.conllu")]).columns
+    for i, name in enumerate(("tokens", "lemmas", "upos")):
+        assert columns[name] == [[row[i] for row in sentence] for sentence in sentences]
 
 
 @given(truth=sentences_of(st.just("w")), seed=st.integers(0, 99))
