@@ -61,14 +61,14 @@ def prepared(args: Any, directory: str, data: str, *, labelled: bool) -> tuple[T
     table = read_task(kind, [data], args.delimiter)
     options = dataclasses.replace(remembered(args, trained, table), task=kind)
     options = dataclasses.replace(options, **settle_options(options, table, labelled=labelled))
-    config = model_config(kind_of(options.task), directory, ignore=args.ignore, base_model=args.base_model)
+    source = directory if hub.split(directory)[1] else place
+    config = model_config(kind_of(options.task), source, ignore=args.ignore, base_model=args.base_model)
     if labelled:
         table = without_unlabelled(options, kind_of(options.task), table, config.id2label)
     task = task_of_model(options, config, table)
     model = load_model(
         kind_of(options.task), directory, task.read, per_token=task.per_token, dtype=compute_dtype(args.dtype),
-        max_length=args.max_length, batch_size=args.batch_size, ignore=args.ignore,
-        base_model=args.base_model,
+        max_length=args.max_length, batch_size=args.batch_size, ignore=args.ignore, base_model=args.base_model,
     )  # fmt: skip
     return task, model, table
 

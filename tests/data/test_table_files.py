@@ -95,7 +95,7 @@ ROWS = [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}]
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl", "ndjson"])
-def test_records_and_lines_whatever_the_ending(tmp_path, ending):
+def test_records_lines_and_ndjson_whatever_the_ending(tmp_path, ending):
     lines = "\n".join(map(json.dumps, ROWS))
     for content, numbers in ((json.dumps(ROWS), [1, 2]), (json.dumps(ROWS, indent=1), [2, 6]), (lines, [1, 2])):
         table = read(tmp_path, f"a.{ending}", content)
