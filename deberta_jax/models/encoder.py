@@ -154,13 +154,23 @@ class Encoder(nn.Module):
         body = rematerialize(body, run)
         xs = (stack, None if keys is None else keys[:-1], jnp.arange(last + 1))
         carry = (embeddings, embeddings)
-        (x, previous), (states, weights) = iterate(body, carry, xs, last + 1, scan=run.scan)
+        (x, previous), (states, weights) = self.iterate(body, carry, xs)
         if decoder_positions is not None:
             final = jax.tree.map(lambda p: p[-1], stack)
             x, again = run_layer(final, None if keys is None else keys[-1], x, previous)
             states = None if states is None else states.at[-1].set(x)
             weights = None if weights is None else weights.at[-1].set(again)
         return x, states, weights
+
+    def iterate(self, body, carry, xs):
+        """``jax.lax.scan``, or the same loop unrolled into the program; a method, so that it can be intercepted."""
+        if self.runtime.scan:
+            return jax.lax.scan(body, carry, xs)
+        outputs = []
+        for i in range(self.config.num_hidden_layers):
+            carry, y = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
+            outputs.append(y)
+        return carry, jax.tree.map(lambda *ys: jnp.stack(ys), *outputs)
 
     def merge(self, y, conv, token_mask):
         branch, (scale, bias) = conv
@@ -215,14 +225,3 @@ def rematerialize(body, runtime: Runtime):
     policy = policies.dots_with_no_batch_dims_saveable if runtime.remat == "dots" else policies.nothing_saveable
     # Inside a scan the compiler cannot merge the recomputation with the first run, so the barrier is not needed.
     return jax.checkpoint(body, policy=policy, prevent_cse=not runtime.scan)
-
-
-def iterate(body, carry, xs, count: int, *, scan: bool):
-    """``jax.lax.scan``, or the same loop unrolled into the program."""
-    if scan:
-        return jax.lax.scan(body, carry, xs)
-    outputs = []
-    for i in range(count):
-        carry, y = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
-        outputs.append(y)
-    return carry, jax.tree.map(lambda *ys: jnp.stack(ys), *outputs)

@@ -6,11 +6,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deberta_jax.models.encoder import Encoder
 from deberta_jax.models.tasks import Model
 
 
 def _boxed_init(model: Model, key: jax.Array) -> Any:
-    return model.init(key, jnp.zeros(model.example_shape(), jnp.int32))["params"]
+    with nn.intercept_methods(_skip_layers):
+        return model.init(key, jnp.zeros(model.example_shape(), jnp.int32))["params"]
+
+
+def _skip_layers(method: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    """Gives the layers' input for their output: their parameters are declared before, and tracing them takes long."""
+    if isinstance(context.module, Encoder) and context.method_name == Encoder.iterate.__name__:
+        _, carry, _ = args
+        return carry, (None, None)
+    return method(*args, **kwargs)
 
 
 def init_params(model: Model, key: jax.Array) -> dict[str, Any]:
