@@ -14,7 +14,6 @@ from deberta_jax.ops import blocked
 from deberta_jax.ops.attention import WHOLE, disentangled_attention
 from deberta_jax.ops.dropout import dropout_seeds, keep_mask
 from deberta_jax.ops.relative_position import table_rows
-from tests.cases import QUICK
 
 # The kernels have tests of their own, in the interpreter.
 BODIES = [body for body in entry.BODIES if body != "pallas"]
@@ -100,7 +99,7 @@ def gradients_of(body, arrays, rows, cotangents, **given):
         return jnp.sum(context * cotangents[0]) + (0.0 if weights is None else jnp.sum(weights * cotangents[1]))
 
     arrays = jax.tree.map(jnp.asarray, arrays)
-    return jax.jit(jax.grad(loss)).lower(arrays).compile(compiler_options=QUICK)(arrays)
+    return jax.jit(jax.grad(loss))(arrays)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +240,7 @@ def temporary_bytes(length: int) -> int:
     arrays = [like(2, length, 12, 64)] * 3 + [like(512, 12, 64)] * 2
     loss = lambda *a: disentangled_attention(*a, rows, scale=SCALE, impl="blocked")[0].sum()
     lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4))).lower(*arrays)
-    return lowered.compile(compiler_options=QUICK).memory_analysis().temp_size_in_bytes
+    return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
 def test_temporary_memory_of_the_blocked_body_is_linear_in_length():
