@@ -195,11 +195,11 @@ def stdout_of(arguments: Sequence[str]) -> str:
 
 
 def start(arguments: Sequence[str], *, devices: int = 1, **environment: str) -> subprocess.Popen[str]:
-    """The command in a process of its own, on this many simulated devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    """The command in a process of its own, on this many simulated devices, compiled as the tests' own programs are."""
     env = {
         **os.environ,
-        "XLA_FLAGS": flags,
+        # Of a flag given twice the last one holds.
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONWARNINGS": NOTHING_DEPRECATED,
         **environment,

@@ -48,7 +48,9 @@ def costs(home: Path, output: Path, processes: int, mesh: str) -> list[dict[str,
         "--epochs", "1", "--batch-size", "400", "--log-every", "20", f"--mesh-{mesh}", str(processes),
     ]  # fmt: skip
     told = ["--coordinator", f"localhost:{port()}", "--processes", str(processes)] if processes > 1 else []
-    environment = {"XDG_CACHE_HOME": str(home / "cache")}
+    # Optimized programs, as users run them: it is their memory that is compared.
+    flags = "--xla_force_host_platform_device_count=1"
+    environment = {"XDG_CACHE_HOME": str(home / "cache"), "XLA_FLAGS": flags}
     running = [
         start([*words, *told, *(["--process", str(i)] if told else [])], **environment) for i in range(processes)
     ]
