@@ -2,12 +2,11 @@
 
 import dataclasses
 
-import jax
 import pytest
 
 import deberta_jax
 from deberta_jax.errors import InputError
-from tests.made import TINY
+from tests.made import TINY, saved_model
 
 LINES = ["the cat sat on the mat", "a dog ran in the park", "it is a fine day for a walk"] * 40
 
@@ -18,9 +17,7 @@ def directory(tmp_path_factory):
     tokenizer = deberta_jax.train_tokenizer(LINES, 358, str(home / "tokenizer"))
     config = dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size + 5)
     for kind in (deberta_jax.DebertaForMaskedLM, deberta_jax.DebertaForReplacedTokenDetection):
-        model = kind(config)
-        params = deberta_jax.init_params(model, jax.random.key(0))
-        deberta_jax.save_pretrained(home / kind.__name__, model, params, tokenizer=tokenizer)
+        saved_model(home / kind.__name__, kind(config), tokenizer)
     return home
 
 

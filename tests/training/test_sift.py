@@ -8,6 +8,7 @@ import pytest
 from deberta_jax import DebertaForSequenceClassification, init_params
 from deberta_jax.ops.losses import cross_entropy
 from deberta_jax.training.sift import Sift, first_delta, normalized_words, sift_terms
+from tests.cases import apply, execute
 from tests.made import TINY
 
 BATCH, LENGTH, WIDTH, INNER, CLASSES = 3, 4, 5, 6, 3
@@ -61,7 +62,7 @@ def ours(case, params=None):
     true, z, labels = case
     params = jax.tree.map(jnp.float32, true) if params is None else params
     task_loss = lambda out: cross_entropy(out.logits, jnp.asarray(labels))
-    return sift_terms(forward, task_loss, params, jnp.float32(z), jax.random.key(7), SIFT)
+    return jax.jit(lambda p, z: sift_terms(forward, task_loss, p, z, jax.random.key(7), SIFT))(params, jnp.float32(z))
 
 
 def test_both_losses_are_those_of_the_recipe(case):
@@ -93,7 +94,7 @@ def test_gradients_reach_both_answers_and_not_the_direction(case):
         step[index] = 1e-5
         expected[index] = (fixed(params["w"] + step) - fixed(params["w"] - step)) / 2e-5
     total = lambda w: ours(case, {"w": w, "v": jnp.float32(params["v"])})["sift"][0].sum()
-    np.testing.assert_allclose(jax.grad(total)(jnp.float32(params["w"])), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(jnp.float32(params["w"])), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_adversarial_forward_does_not_reach_the_words(case):
@@ -111,7 +112,9 @@ def test_the_adversarial_forward_does_not_reach_the_words(case):
     p = np.exp(log_softmax(h.mean(1) @ params["v"]))
     of_h = ((p - q) @ params["v"].T)[:, None] / LENGTH
     expected = (of_h * (1 - h**2)) @ params["w"].T
-    np.testing.assert_allclose(jax.grad(of_z)(jnp.float32(z), "sift"), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(jax.grad(lambda z: of_z(z, "sift")))(jnp.float32(z)), expected, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_a_direction_that_is_no_number_is_not_taken(case):
@@ -124,7 +127,7 @@ def test_a_direction_that_is_no_number_is_not_taken(case):
 
     params = jax.tree.map(jnp.float32, case[0])
     task_loss = lambda out: cross_entropy(out.logits, jnp.asarray(labels))
-    found = sift_terms(broken, task_loss, params, jnp.float32(z), jax.random.key(7), SIFT)
+    found = jax.jit(lambda p, z: sift_terms(broken, task_loss, p, z, jax.random.key(7), SIFT))(params, jnp.float32(z))
     assert np.isfinite(np.asarray(found["sift"][0])).all()
 
 
@@ -132,12 +135,12 @@ def test_words_are_normalised_without_scale_and_the_model_reads_them():
     model = DebertaForSequenceClassification(TINY)
     params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
     ids = jnp.array([[1, 7, 9, 2]], jnp.int32)
-    z = np.asarray(normalized_words(params, ids, jnp.float32))
+    z = execute(lambda params, ids: normalized_words(params, ids, jnp.float32), params, ids)
     table = np.asarray(params["deberta"]["embeddings"]["word_embeddings"]["embedding"], np.float64)
     words = table[np.asarray(ids)]
     expected = (words - words.mean(-1, keepdims=True)) / np.sqrt(words.var(-1, keepdims=True) + 1e-7)
     np.testing.assert_allclose(z, expected, atol=1e-5)
     # A LayerNorm of a LayerNorm's output is that output: the model's own LayerNorm hides the first one.
-    by_ids = model.apply({"params": params}, ids).logits
-    by_words = model.apply({"params": params}, inputs_embeds=jnp.asarray(z)).logits
+    by_ids = apply(model, params, {"input_ids": ids}).logits
+    by_words = apply(model, params, {"inputs_embeds": z}).logits
     np.testing.assert_allclose(by_words, by_ids, atol=1e-3)
