@@ -1,4 +1,4 @@
-"""Every attention body against scores written out pair by pair in numpy float64, and against one another."""
+"""Every attention body against scores written out in numpy float64, and against one another."""
 
 import itertools
 from typing import Any
@@ -45,17 +45,16 @@ def attend(arrays, rows, *, impl, mask=None, segment_ids=None, **options):
 
 
 def by_hand(a, rows, pairs=None):
-    """score[i,j] = (q_i k_j + q_i K[row(i-j)] + Q[row(i-j)] k_j) * scale, one pair at a time, in float64."""
+    """score[i,j] = (q_i k_j + q_i K[row(i-j)] + Q[row(i-j)] k_j) * scale, in numpy's float64; and the softmax."""
     a = {name: None if v is None else np.float64(v) for name, v in a.items()}
-    batch, length = a["query"].shape[:2]
-    scores = np.full((batch, N, length, length), -np.inf)
-    for b, n, i, j in np.ndindex(*scores.shape):
-        if pairs is None or pairs[b, i, j]:
-            query, key, row = a["query"][b, i, n], a["key"][b, j, n], rows[i - j + length - 1]
-            score = query @ key
-            score += 0 if a["pos_key"] is None else query @ a["pos_key"][row, n]
-            score += 0 if a["pos_query"] is None else a["pos_query"][row, n] @ key
-            scores[b, n, i, j] = score * SCALE
+    position = np.arange(a["query"].shape[1])
+    row = rows[position[:, None] - position + len(position) - 1]
+    scores = np.einsum("binh,bjnh->bnij", a["query"], a["key"])
+    if a["pos_key"] is not None:
+        scores += np.einsum("binh,ijnh->bnij", a["query"], a["pos_key"][row])
+    if a["pos_query"] is not None:
+        scores += np.einsum("ijnh,bjnh->bnij", a["pos_query"][row], a["key"])
+    scores = np.where(True if pairs is None else pairs[:, None], scores * SCALE, -np.inf)
     top = scores.max(-1, keepdims=True)
     weights = np.exp(scores - np.where(np.isfinite(top), top, 0))
     weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
@@ -93,13 +92,28 @@ def test_trap_01_scores_are_the_definition(body, generation, mask, dropped):
     np.testing.assert_allclose(context, expected_context, atol=5e-6)
 
 
-def gradients_of(body, arrays, rows, cotangents, **given):
-    def loss(arrays):
+def gradient_program(body, rows, **given):
+    """A compiled function of arrays and cotangents to the gradients by name."""
+
+    def loss(arrays, cotangents):
         context, weights = attend(arrays, rows, impl=body, **given)
         return jnp.sum(context * cotangents[0]) + (0.0 if weights is None else jnp.sum(weights * cotangents[1]))
 
-    arrays = jax.tree.map(jnp.asarray, arrays)
-    return jax.jit(jax.grad(loss))(arrays)
+    return jax.jit(jax.grad(loss))
+
+
+def gradients_of(body, arrays, rows, cotangents, **given):
+    return gradient_program(body, rows, **given)(arrays, cotangents)
+
+
+def outputs_of(body, arrays, rows, cotangents, **given):
+    """The context and the gradients by name, as one program."""
+
+    def outputs(arrays):
+        context, _ = attend(arrays, rows, impl=body, **given)
+        return {"context": context} | gradients_of(body, arrays, rows, cotangents, **given)
+
+    return jax.jit(outputs)(arrays)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +135,10 @@ def test_gradients_of_the_bodies_agree(generation, mask, mixed):
         arrays |= {name: np.float32(random.standard_normal((N, N))) for name in ("mix_scores", "mix_weights")}
     given, rows = MASKS[mask][0], make_rows(generation)
     bodies = [body for body in BODIES if body != "reference" and (body in WHOLE or not mixed)]
+    definition = gradient_program("reference", rows, **given)
     for body in bodies:
         given_to = cotangents if body in WHOLE else (cotangents[0], whole)
-        expected = gradients_of("reference", arrays, rows, given_to, **given)
+        expected = definition(arrays, given_to)
         for name, found in gradients_of(body, arrays, rows, given_to, **given).items():
             assert np.abs(expected[name]).max() > 1e-2
             np.testing.assert_allclose(found, expected[name], atol=2e-5, err_msg=f"{body} {name}")
@@ -152,13 +167,11 @@ def test_bodies_agree_at_any_length(length, kind):
     segments[0, length - length // 9 :] = 0
     cotangents = np.float32(random.standard_normal((2, length, N, H))), np.float32(0)
     given = {"segment_ids": np.int32(segments)}
-    expected, _ = attend(arrays, rows, impl="reference", **given)
-    slopes = gradients_of("reference", arrays, rows, cotangents, **given)
+    expected = outputs_of("reference", arrays, rows, cotangents, **given)
     for body in set(BODIES) - {"reference"}:
-        found, _ = attend(arrays, rows, impl=body, **given)
-        assert relative_error(found, np.float64(expected)) < 2e-6, body
-        for name, slope in gradients_of(body, arrays, rows, cotangents, **given).items():
-            assert relative_error(slope, np.float64(slopes[name])) < 2e-5, (body, name)
+        for name, found in outputs_of(body, arrays, rows, cotangents, **given).items():
+            limit = 2e-6 if name == "context" else 2e-5
+            assert relative_error(found, np.float64(expected[name])) < limit, (body, name)
 
 
 def far_inputs(monkeypatch, **absent):
@@ -208,13 +221,12 @@ def test_far_keys_under_masks_and_dropout(absent, masked, scores, monkeypatch):
     arrays, rows = far_inputs(monkeypatch, **dict.fromkeys(absent))
     length = arrays["query"].shape[1]
     given = far_masks(length) if masked else {}
-    expected, found = (np.float64(attend(arrays, rows, impl=body, **given)[0]) for body in ("reference", "blocked"))
-    assert relative_error(found, expected) < 2e-6
-    cotangents = np.float32(np.random.RandomState(6).standard_normal(expected.shape)), np.float32(0)
-    slopes = gradients_of("reference", arrays, rows, cotangents, **given)
-    for name, slope in gradients_of("blocked", arrays, rows, cotangents, **given).items():
-        assert (slope is None) == (name in absent)
-        assert slope is None or relative_error(slope, np.float64(slopes[name])) < 2e-5, name
+    cotangents = np.float32(np.random.RandomState(6).standard_normal(arrays["query"].shape)), np.float32(0)
+    expected, found = (outputs_of(body, arrays, rows, cotangents, **given) for body in ("reference", "blocked"))
+    for name, value in found.items():
+        assert (value is None) == (name in absent)
+        limit = 2e-6 if name == "context" else 2e-5
+        assert value is None or relative_error(value, np.float64(expected[name])) < limit, name
 
 
 @pytest.mark.parametrize(("dtype", "scores"), [(jnp.bfloat16, ONE), (jnp.float16, BOTH)])
@@ -227,9 +239,10 @@ def test_far_keys_in_half_precision_are_as_exact_as_the_definition(dtype, scores
     exact, _ = by_hand(exactly, rows)
     cotangents = np.float32(np.random.RandomState(6).standard_normal(exact.shape)), np.float32(0)
     slopes = gradients_of("reference", exactly, rows, cotangents)
-    errors = {body: relative_error(attend(half, rows, impl=body)[0], exact) for body in ("reference", "blocked")}
-    assert errors["blocked"] < 1.3 * errors["reference"]
-    for name, slope in gradients_of("blocked", half, rows, cotangents).items():
+    by_definition, _ = jax.jit(lambda a: attend(a, rows, impl="reference"))(half)
+    found = outputs_of("blocked", half, rows, cotangents)
+    assert relative_error(found.pop("context"), exact) < 1.3 * relative_error(by_definition, exact)
+    for name, slope in found.items():
         assert relative_error(slope, np.float64(slopes[name])) < 8 * jnp.finfo(dtype).eps, name
 
 
@@ -286,10 +299,7 @@ def test_bfloat16_error_is_that_of_the_definition(body):
     rounded |= {name: draw(512) for name in ("pos_key", "pos_query")}
     cotangents, scale = (np.float32(draw(6, 150)), np.float32(0)), (3 * 64) ** -0.5
 
-    def outputs(arrays, body):
-        context, _ = attend(arrays, rows, impl=body, scale=scale)
-        return {"context": context} | gradients_of(body, arrays, rows, cotangents, scale=scale)
-
+    outputs = lambda arrays, body: outputs_of(body, arrays, rows, cotangents, scale=scale)
     truth = outputs({name: np.float32(a) for name, a in rounded.items()}, "reference")
     by_definition, found = outputs(rounded, "reference"), outputs(rounded, body)
     for name, exact in truth.items():
@@ -337,7 +347,7 @@ def test_gradient_is_the_slope(body):
 @pytest.mark.parametrize("body", BODIES)
 def test_trap_10_softmax_is_float32_in_bfloat16(body):
     arrays = {name: a.astype(jnp.bfloat16) for name, a in make_inputs().items()}
-    context, weights = attend(arrays, make_rows("clamp"), impl=body)
+    context, weights = jax.jit(lambda a: attend(a, make_rows("clamp"), impl=body))(arrays)
     assert context.dtype == jnp.bfloat16
     if body in WHOLE:
         assert weights.dtype == jnp.float32
@@ -353,12 +363,10 @@ def test_float16_products_beyond_its_largest_number(body):
     raw = np.einsum("btnh,bsnh->bnts", np.float32(arrays["query"]), np.float32(arrays["key"]))
     assert np.abs(raw).max() > 65504
     rows = make_rows("clamp")
-    context, _ = attend(arrays, rows, impl=body, mask=MASK)
-    assert np.isfinite(np.float32(context)).all()
+    cotangents = np.ones(arrays["query"].shape, np.float16), np.zeros((2, N, T, T), np.float32)
+    found = outputs_of(body, arrays, rows, cotangents, mask=MASK)
     exact, _ = by_hand(arrays, rows, MASK[:, :, None] & MASK[:, None])
-    np.testing.assert_allclose(np.float32(context), exact, atol=2e-2)
-    cotangents = np.ones(context.shape, np.float16), np.zeros((2, N, T, T), np.float32)
-    found = gradients_of(body, arrays, rows, cotangents, mask=MASK)
+    np.testing.assert_allclose(np.float32(found["context"]), exact, atol=2e-2)
     assert all(np.isfinite(np.float32(g)).all() for g in found.values())
 
 
