@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from deberta_jax.models.attention import head_projection, table_projections
 from deberta_jax.models.layers import LayerNorm
@@ -33,19 +32,22 @@ def prepare_for_inference(model: Model, params: dict[str, Any]) -> tuple[Model, 
         return model, params
     run = model.runtime
     encoder = dict((params if isinstance(model, DebertaEncoder) else params["deberta"])["encoder"])
-    table = jnp.asarray(encoder.pop("rel_embeddings")["embedding"])
-    if c.normalizes_relative_table:
-        norm = LayerNorm(c.hidden_size, c.layer_norm_eps, run, parent=None)
-        table = jnp.asarray(norm.apply({"params": encoder.pop("LayerNorm")}, table))
-    table = table.astype(run.dtype)
+    norm = encoder.pop("LayerNorm") if c.normalizes_relative_table else None
     layers = encoder["layers"]
     own = dict(layers["attention"]["self"])
 
-    def project(name: str, use_bias: bool) -> jax.Array:
-        linear = head_projection(c, run, use_bias, parent=None)
-        return jax.lax.map(lambda p: linear.apply({"params": p}, table), own[name])
+    def project_table(table: jax.Array, norm: Any, own: Any) -> dict[str, jax.Array]:
+        if norm is not None:
+            table = LayerNorm(c.hidden_size, c.layer_norm_eps, run, parent=None).apply({"params": norm}, table)
+        table = table.astype(run.dtype)
 
-    tables = {name: project(*projection) for name, projection in table_projections(c).items()}
+        def project(name: str, use_bias: bool) -> jax.Array:
+            linear = head_projection(c, run, use_bias, parent=None)
+            return jax.lax.map(lambda p: linear.apply({"params": p}, table), own[name])
+
+        return {name: project(*projection) for name, projection in table_projections(c).items()}
+
+    tables = jax.jit(project_table)(encoder.pop("rel_embeddings")["embedding"], norm, own)
     own = {name: p for name, p in own.items() if name not in ("pos_key_proj", "pos_query_proj")} | tables
     encoder["layers"] = layers | {"attention": layers["attention"] | {"self": own}}
     if isinstance(model, DebertaEncoder):

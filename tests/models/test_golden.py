@@ -71,8 +71,9 @@ def test_recorded_outputs_with_position_tables_computed_beforehand(case: Case):
     with pytest.raises(ValueError, match="prepared already"):
         prepare_for_inference(prepared, params)
     inputs = {name: jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask")}
+    train = lambda p: prepared.apply({"params": p}, **inputs, deterministic=False, rngs={"dropout": jax.random.key(0)})
     with pytest.raises(ValueError, match="cannot be trained"):
-        prepared.apply({"params": params}, **inputs, deterministic=False, rngs={"dropout": jax.random.key(0)})
+        jax.eval_shape(train, params)
 
 
 @pytest.mark.parametrize(
