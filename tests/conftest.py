@@ -24,6 +24,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 import jax
 import pytest
 
+from deberta_jax.sharding import make_mesh
+from deberta_jax.training import finetune, pretrain
 from tests.made import Task, Trained, binary_task, shared_directory, trained_run
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -47,3 +49,10 @@ def task(tmp_path_factory) -> Task:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Trained:
     return trained_run(shared_directory(tmp_path_factory))
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs train on one device: without partitions and shards their programs compile in half the time."""
+    for module in (finetune, pretrain):
+        monkeypatch.setattr(module, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))

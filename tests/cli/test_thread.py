@@ -13,16 +13,8 @@ import deberta_jax
 from deberta_jax.cli.main import main
 from deberta_jax.data.labels import LabelSpec
 from deberta_jax.inference.tasks import TextTask
-from deberta_jax.sharding import make_mesh
-from deberta_jax.training import finetune as finetuning
 from deberta_jax.training.finetune import keep_order
 from tests.made import MAX_LENGTH, TINY, blank_model, log_of, rows, start, stdout_of, weighted_model, write_table
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-    """Trains on one device, which compiles faster; the run of the other tests has all."""
-    monkeypatch.setattr(finetuning, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))
 
 
 def lines(text):

@@ -11,20 +11,13 @@ import pytest
 from deberta_jax import InputError
 from deberta_jax.data.batches import Order, Size, TrainingBatches, length_buckets
 from deberta_jax.data.features import make_features
-from deberta_jax.sharding import make_mesh
 from deberta_jax.text import load_tokenizer
-from deberta_jax.training import finetune as finetuning
 from deberta_jax.training.directory import check_directory, write_json
 from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, Runtime, difference, resolved
 from deberta_jax.training.finetune import finetune
 from deberta_jax.training.logging import RunLog
 from deberta_jax.training.loop import _better
 from tests.made import LABELS, log_of, text_of, write_table
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-    monkeypatch.setattr(finetuning, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))
 
 
 def experiment_of(task, output, **more) -> Finetune:

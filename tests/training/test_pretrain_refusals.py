@@ -96,7 +96,7 @@ def prepared(home, output, text="train.txt"):
     return output
 
 
-def test_an_id_beyond_the_vocabulary_ends_the_run_in_order(home, tmp_path, capsys):
+def test_an_id_beyond_the_vocabulary_ends_the_run_in_order(home, tmp_path, capsys, one_device):
     tokens = prepared(home, tmp_path / "tokens") / "shard-00000.tokens"
     ids = np.fromfile(tokens, "<u2")
     ids[len(ids) // 2] = 60000

@@ -31,7 +31,7 @@ def arguments(home, output, *more):
     ]  # fmt: skip
 
 
-def test_the_last_layers_are_drawn_and_all_else_is_the_files(home, tmp_path, capsys):
+def test_the_last_layers_are_drawn_and_all_else_is_the_files(home, tmp_path, capsys, one_device):
     main(arguments(home, tmp_path / "run", "--reinit-layers", "1"))
     assert "drawn anew: the last 1 of 2 layers" in capsys.readouterr().err
     before, after = (load_file(path / "model.safetensors") for path in (home / "base", tmp_path / "run"))
