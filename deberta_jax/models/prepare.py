@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from deberta_jax.models.attention import head_projection, table_projections
 from deberta_jax.models.layers import LayerNorm
@@ -38,7 +39,8 @@ def prepare_for_inference(model: Model, params: dict[str, Any]) -> tuple[Model, 
 
     def project_table(table: jax.Array, norm: Any, own: Any) -> dict[str, jax.Array]:
         if norm is not None:
-            table = LayerNorm(c.hidden_size, c.layer_norm_eps, run, parent=None).apply({"params": norm}, table)
+            layer_norm = LayerNorm(c.hidden_size, c.layer_norm_eps, run, parent=None)
+            table = jnp.asarray(layer_norm.apply({"params": norm}, table))
         table = table.astype(run.dtype)
 
         def project(name: str, use_bias: bool) -> jax.Array:
