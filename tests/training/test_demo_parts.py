@@ -10,23 +10,30 @@ import pytest
 
 from deberta_jax.data.corpus import read_documents
 from deberta_jax.data.tables import read_table
+from deberta_jax.training import demo
 from deberta_jax.training.demo import CLASSES, collect_docstrings, parameter_count, run_demo, write_data
 from tests.made import weighted_model
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def docstrings():
+    return collect_docstrings()
+
+
+@pytest.fixture(scope="module")
+def data(docstrings, tmp_path_factory):
     directory = tmp_path_factory.mktemp("demo") / "data"
-    write_data(directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "collect_docstrings", lambda: docstrings)  # which takes seconds
+        write_data(directory)
     return directory
 
 
-def test_docstrings_are_each_there_once_and_none_is_of_a_test(data):
-    found = collect_docstrings()
-    texts = [text for _, text in found]
+def test_docstrings_are_each_there_once_and_none_is_of_a_test(docstrings):
+    texts = [text for _, text in docstrings]
     assert len(texts) == len(set(texts)) > 2000
     assert all(len(text.split()) >= 4 for text in texts)
-    packages = {package for package, _ in found}
+    packages = {package for package, _ in docstrings}
     assert {"asyncio", "email"} <= packages
     assert not {"test", "site-packages", "idle_test"} & packages
 
