@@ -15,7 +15,7 @@ from deberta_jax.data.table import Table, shown
 from deberta_jax.errors import InputError
 from deberta_jax.inference.squad import answer_scores
 from deberta_jax.inference.tasks.base import Metrics
-from deberta_jax.inference.tasks.text import confusion, probabilities
+from deberta_jax.inference.tasks.text import confusion, mean_loss, probabilities
 from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
 from deberta_jax.text import Tokenizer
@@ -107,9 +107,8 @@ class ChoiceTask:
     def metrics(self, found: np.ndarray, features: Features, table: Table) -> Metrics:
         assert features.labels is not None
         scores = self._scores(found, features)
-        items = losses.cross_entropy(jnp.asarray(scores), jnp.asarray(features.labels))
         best = scores.argmax(-1)
-        out = {"accuracy": float((best == features.labels).mean()), "loss": float(losses.weighted_mean(*items))}
+        out = {"accuracy": float((best == features.labels).mean()), "loss": float(mean_loss(scores, features.labels))}
         if self.gold:
             names = [row[i] for row, i in zip(table.column("entities"), best.tolist(), strict=True)]
             found = np.array(

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from deberta_jax.data.entities import text_features
@@ -16,9 +15,8 @@ from deberta_jax.errors import InputError
 from deberta_jax.inference.chunks import chunks, span_metrics
 from deberta_jax.inference.metrics import classification_metrics
 from deberta_jax.inference.tasks.base import Metrics
-from deberta_jax.inference.tasks.text import probabilities
+from deberta_jax.inference.tasks.text import mean_loss, probabilities
 from deberta_jax.inference.tasks.words import WordTask, by_sentence, owners, sorted_tags
-from deberta_jax.ops import losses
 from deberta_jax.text import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -58,7 +56,7 @@ class EntityTask(WordTask):
         assert features.labels is not None
         there = features.labels >= 0
         logits, labels = found[there], features.labels[there]
-        loss = losses.weighted_mean(*losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels)))
+        loss = mean_loss(logits, labels)
         guess = [
             [(s["label"], s["start"], s["end"]) for s in a.get("spans", [])]
             for a in self.answers(found, features, table)

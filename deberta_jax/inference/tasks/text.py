@@ -1,6 +1,7 @@
 """One answer a text or pair: a class, several labels, or a number."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -122,10 +123,15 @@ def sequence_loss(logits: jax.Array, labels: jax.Array, problem_type: str) -> It
     return losses.cross_entropy(logits, labels)
 
 
+@functools.partial(jax.jit, static_argnames="problem_type")
+def mean_loss(logits: np.ndarray, labels: np.ndarray, problem_type: str = SINGLE_LABEL) -> jax.Array:
+    """The mean of ``sequence_loss`` of logits [n,C] over all that has a weight, as one program."""
+    return losses.weighted_mean(*sequence_loss(jnp.asarray(logits), jnp.asarray(labels), problem_type))
+
+
 def score(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> Metrics:
     """Loss and metrics of logits [n,C] against labels [n] or [n,C], as training computes the loss."""
-    items = sequence_loss(jnp.asarray(logits), jnp.asarray(labels), problem_type)
-    loss = {"loss": float(losses.weighted_mean(*items))}
+    loss = {"loss": float(mean_loss(logits, labels, problem_type))}
     if problem_type == REGRESSION:
         return regression_metrics(logits[:, 0], labels) | loss
     if problem_type == MULTI_LABEL:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deberta_jax.config import DebertaConfig
@@ -17,7 +16,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.inference.chunks import chunk_metrics, chunks, is_chunk_tag
 from deberta_jax.inference.metrics import classification_metrics
 from deberta_jax.inference.tasks.base import Metrics
-from deberta_jax.inference.tasks.text import by_label, confusion, probabilities
+from deberta_jax.inference.tasks.text import by_label, confusion, mean_loss, probabilities
 from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
 from deberta_jax.text import Tokenizer
@@ -70,8 +69,7 @@ class WordTask:
         assert features.labels is not None
         there = features.labels >= 0
         logits, labels = found[there], features.labels[there]
-        value, weight = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
-        loss = {"loss": float(losses.weighted_mean(value, weight))}
+        loss = {"loss": float(mean_loss(logits, labels))}
         flat = classification_metrics(logits, labels)
         if not self.spans:
             return {"accuracy": flat["accuracy"], "f1": flat["f1"]} | loss
