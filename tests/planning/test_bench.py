@@ -64,7 +64,7 @@ def test_the_command(tmp_path, capsys):
     [
         (["--plot", "bench.txt"], "--plot bench.txt: give a name that ends in .png, .svg, .pdf"),
         (["--steps", "0"], "--steps 0: must be at least 1"),
-        (["--record", "/no/such/place/x.json"], "--record: there is no directory /no/such/place"),
+        (["--record", "/no/such/place/x.json"], "--record /no/such/place/x.json: its directory does not exist"),
         (["--lengths", "4"], "a row at least 8"),
     ],
 )

@@ -124,7 +124,9 @@ def sequence_loss(logits: jax.Array, labels: jax.Array, problem_type: str) -> It
 
 
 @functools.partial(jax.jit, static_argnames="problem_type")
-def mean_loss(logits: np.ndarray, labels: np.ndarray, problem_type: str = SINGLE_LABEL) -> jax.Array:
+def mean_loss(
+    logits: jax.Array | np.ndarray, labels: jax.Array | np.ndarray, problem_type: str = SINGLE_LABEL
+) -> jax.Array:
     """The mean of ``sequence_loss`` of logits [n,C] over all that has a weight, as one program."""
     return losses.weighted_mean(*sequence_loss(jnp.asarray(logits), jnp.asarray(labels), problem_type))
 
