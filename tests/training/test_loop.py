@@ -11,8 +11,8 @@ import pytest
 from deberta_jax import InputError
 from deberta_jax.data.batches import Order, Size, TrainingBatches, length_buckets
 from deberta_jax.data.features import make_features
-from deberta_jax.text import load_tokenizer
 from deberta_jax.storage import write_json
+from deberta_jax.text import load_tokenizer
 from deberta_jax.training.directory import check_directory
 from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, Runtime, difference, resolved
 from deberta_jax.training.finetune import finetune
