@@ -94,7 +94,7 @@ def test_words_beyond_ascii_are_bytes_of_utf_8(tmp_path):
         "predict.run = lambda args: print(args.input)\n"
         "main.main(['predict', '--model', 'm', '--input', sys.argv[1], '--output', '-'])"
     )
-    env = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(storage.__file__).parents[1])}
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(storage.__file__).parents[2])}
     named = str(table) + "Größe"
     out = subprocess.run([sys.executable, "-c", code, named], capture_output=True, check=True, env=env).stdout
     assert out == named.encode("utf-8") + b"\n"
@@ -118,7 +118,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_the_model_is_read(
         "file": predict(tmp_path / "no-model", texts, output),
         "directory": ["convert", str(tmp_path / "no-model"), str(output), "--to", "hf"],
     }[what]
-    env = os.environ | {"PYTHONPATH": str(Path(storage.__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"PYTHONPATH": str(Path(storage.__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "deberta_jax.cli.main", *arguments]
     done = subprocess.run(command, env=env, preexec_fn=without_override, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr

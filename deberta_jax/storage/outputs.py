@@ -1,0 +1,251 @@
+"""Outputs of a command: checked before the work, held against other processes, there whole or not at all; caches."""
+
+import contextlib
+import logging
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TextIO, cast
+
+import filelock
+
+from deberta_jax.errors import InputError
+from deberta_jax.storage.files import make_directory, remove, writing
+from deberta_jax.storage.places import explain, files_in, is_remote
+
+LOCK = ".lock"
+"""The name of the lock file in a directory that one process at a time may write."""
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def output_file(option: str, name: str) -> Iterator[TextIO]:
+    """Yields the text file of a command's results; it takes its name when the block ends well. ``-``: standard output.
+
+    The place is checked, and held against other processes, before the work of the block begins.
+
+    Args:
+      option: what the user gave the name by, such as ``--output``, for messages.
+
+    Raises:
+      InputError: it cannot be written, or another process is writing it.
+    """
+    if name == "-":
+        sys.stdout.flush()
+        yield sys.stdout
+        return
+    place = Path(name).expanduser()
+    check_output_file(option, name)
+    with contextlib.ExitStack() as stack:
+        try:
+            if not place.exists() or place.is_file():
+                target = Path(os.path.realpath(place))
+                stack.enter_context(locked(target.with_name(f".{target.name}.lock"), f"{option} {name}"))
+            file = stack.enter_context(writing(place))
+        except OSError as error:
+            raise InputError(f"{option} {explain(error)}") from None
+        # Detached at the end: the file below is closed, and renamed, by what opened it.
+        text = _Text(file)
+        yield cast(TextIO, text)
+
+
+class _Text:
+    """Text to a binary file: UTF-8, and lines that end in one byte everywhere."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+
+    def write(self, text: str) -> int:
+        return self.file.write(text.encode())
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def check_output_file(option: str, name: str) -> None:
+    """Raises InputError for a file that could not be written: told before the work, not after it. ``-`` can be."""
+    if name == "-" or is_remote(name):
+        return
+    place = Path(name).expanduser()
+    try:
+        mode = place.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = stat.S_IFREG
+    except OSError as error:
+        raise InputError(f"{option} {explain(error)}") from None
+    if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
+        raise InputError(f"{option} {name}: is a {'directory' if stat.S_ISDIR(mode) else 'disk'}; give a file")
+    if not stat.S_ISREG(mode):
+        return
+    folder = Path(os.path.realpath(place)).parent
+    if not folder.is_dir():
+        raise InputError(f"{option} {name}: its directory does not exist; make it first")
+    _check_writable(f"{option} {name}", folder)
+
+
+def check_output_directory(option: str, name: str | os.PathLike[str]) -> None:
+    """Raises InputError for a directory in which no file could be made, whether it is there already or not."""
+    place, named = Path(name).expanduser(), f"{option} {name}".lstrip()
+    nearest = next(path for path in (place, *place.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        what = "is a file; give a directory" if nearest == place else f"{nearest} is a file; give another directory"
+        raise InputError(f"{named}: {what}")
+    _check_writable(named, nearest)
+
+
+def _check_writable(named: str, folder: Path) -> None:
+    try:
+        # Permissions alone do not tell what a mount, a quota or a security module refuses.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = explain(OSError(error.errno, error.strerror))
+        raise InputError(f"{named}: nothing can be written in {folder} ({reason})") from None
+
+
+@contextmanager
+def locked(file: Path, name: str) -> Iterator[None]:
+    """Holds a lock file, which is removed at the end, against other processes; the system frees it if this one dies.
+
+    Args:
+      file: in a directory that exists.
+      name: what is locked, for the message.
+
+    Raises:
+      InputError: another process holds it.
+    """
+    lock = filelock.FileLock(file, is_singleton=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError(f"{name}: another process is writing there; wait for its end") from None
+    except NotImplementedError:  # a file system without locks: the work is done all the same
+        _log.warning("%s: this file system has no locks; do not write there with two processes at once", name)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # on Windows an open file stays until it is closed
+            file.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def locked_directory(option: str, directory: Path) -> Iterator[None]:
+    """Holds a directory, which is made if there is none, against other processes; one left empty is removed.
+
+    Raises:
+      InputError: it cannot be written, or another process holds it.
+    """
+    check_output_directory(option, directory)
+    made = [path for path in (directory, *directory.absolute().parents) if not path.exists()]
+    make_directory(directory)
+    try:
+        with locked(directory / LOCK, f"{option} {directory}"):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # a directory that holds anything stays
+            for path in made:
+                path.rmdir()
+
+
+@contextmanager
+def staged(directory: Path, *, last: str, stale: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yields a directory that becomes ``directory``, or whose files move into it, when the block ends well.
+
+    A new directory appears in one rename. Into one that exists, files move one by one, each by a rename.
+
+    Args:
+      last: the name of the file that moves last: without it the others count for nothing.
+      stale: patterns of files that are removed from an existing directory unless the block wrote them.
+
+    Raises:
+      InputError: another process is writing there.
+      OSError: it cannot be written.
+    """
+    directory = Path(os.path.realpath(directory))
+    # What is mounted there, or filled, stays and takes the files.
+    existing = directory.is_dir() and (any(directory.iterdir()) or os.path.ismount(directory))
+    parent = directory if existing else directory.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with locked(parent / f".{directory.name}.lock", str(directory)):
+        stage = parent / f".{directory.name}.partial"
+        remove(stage)  # what a killed process left
+        stage.mkdir()
+        try:
+            yield stage
+            _sync(stage)
+            if existing:
+                _move_files(stage, directory, last, stale)
+            else:
+                if directory.is_dir():
+                    directory.rmdir()
+                stage.rename(directory)
+            _sync(parent)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _move_files(stage: Path, directory: Path, last: str, stale: tuple[str, ...]) -> None:
+    new = {path.name for path in stage.iterdir()}
+    for name in sorted(new, key=lambda name: name == last):
+        if (stage / name).is_dir():
+            shutil.rmtree(directory / name, ignore_errors=True)
+        (stage / name).rename(directory / name)
+    for place in files_in(directory, *stale) if stale else ():
+        if place.name not in new:
+            place.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Makes the disk keep what a directory has been told; systems that cannot open a directory do so themselves."""
+    with contextlib.suppress(PermissionError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def cache_directory() -> Path | None:
+    """Returns ``$XDG_CACHE_HOME/deberta_jax``, by default in ``~/.cache``; None where there is no home directory."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(named):
+        return Path(named) / "deberta_jax"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home / ".cache" / "deberta_jax" if home.is_dir() else None
+
+
+@contextmanager
+def made_once(directory: Path) -> Iterator[Path]:
+    """Yields a directory that becomes ``directory`` when the block ends well, unless another process was first.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory.parent))
+    try:
+        yield stage
+        try:
+            stage.rename(directory)
+        except OSError:
+            if not directory.is_dir():
+                raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Yields an empty directory that goes with the block. Raises OSError."""
+    with tempfile.TemporaryDirectory(prefix="deberta_jax-") as name:
+        yield Path(name)
