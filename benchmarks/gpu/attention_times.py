@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from attention import program
 from timing import seconds_per_call
-from worker import Case, Request, Skip, digits
+from worker import Case, Request, Skip, digits, times_row
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.attention import expected_body
@@ -62,16 +62,7 @@ def measure(name: str, shape: Shape, job: str, request: Request) -> dict[str, An
     calls = {"plain": plain, "ours": ours, "dispatch": _nothing()}
     median = seconds_per_call(calls, jax.block_until_ready, _ROUNDS)
     batch, length, *_ = shape
-    row = {
-        "name": name,
-        "shape": f"{batch}x{length}",
-        "job": job,
-        "dtype": "bfloat16",
-        "milliseconds": digits(1e3 * median["ours"]),
-        "over plain": digits(median["ours"] / median["plain"]),
-        "compile_seconds": digits(compile_seconds),
-        "dispatch milliseconds": digits(1e3 * median["dispatch"]),
-    }
+    row = times_row(name, batch, length, job, median) | {"compile_seconds": digits(compile_seconds)}
     if name == CUDNN and job == "forward":
         row["difference from XLA's"] = _difference(ours(), plain())
     return row

@@ -11,7 +11,7 @@ from typing import Any
 
 from machine import load_torch
 from timing import seconds_per_call
-from worker import Case, Request, Skip, digits
+from worker import Case, Request, Skip, digits, times_row
 
 FULL = ((32, 512), (256, 128), (4, 2048), (1, 8192)), (12, 64)
 TINY = ((2, 16),), (2, 16)
@@ -54,15 +54,7 @@ def measure(name: str, shape: Shape, job: str, request: Request) -> dict[str, An
     wait = (lambda _: torch.cuda.synchronize()) if nothing.is_cuda else (lambda _: None)
     median = seconds_per_call({"plain": plain, "ours": ours, "dispatch": lambda: nothing + 1}, wait, _ROUNDS)
     batch, length, *_ = shape
-    row = {
-        "name": name,
-        "shape": f"{batch}x{length}",
-        "job": job,
-        "dtype": "bfloat16",
-        "milliseconds": digits(1e3 * median["ours"]),
-        "over plain": digits(median["ours"] / median["plain"]),
-        "dispatch milliseconds": digits(1e3 * median["dispatch"]),
-    }
+    row = times_row(name, batch, length, job, median)
     if name != PLAIN and job == "forward" and length <= _COMPARED_LENGTH:
         first = {key: a if key.startswith("pos") else a[:1] for key, a in arrays.items()}
         exact = {key: a.detach().float() for key, a in first.items()}

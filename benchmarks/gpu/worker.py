@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 # Kept of an error's traceback: enough to find the line when the machine is gone.
@@ -84,6 +84,23 @@ def run_case(case: Case) -> dict[str, Any]:
 def digits(x: float, count: int = 3) -> float | None:
     """Returns ``x`` rounded to ``count`` digits; None where it is not finite, which JSON cannot say."""
     return float(f"{x:.{count}g}") if math.isfinite(x) else None
+
+
+def times_row(name: str, batch: int, length: int, job: str, median: Mapping[str, float]) -> dict[str, Any]:
+    """Returns the row of one attention's times.
+
+    Args:
+      median: seconds of a call of ``ours``, of ``plain`` attention, and of a ``dispatch`` that computes nothing.
+    """
+    return {
+        "name": name,
+        "shape": f"{batch}x{length}",
+        "job": job,
+        "dtype": "bfloat16",
+        "milliseconds": digits(1e3 * median["ours"]),
+        "over plain": digits(median["ours"] / median["plain"]),
+        "dispatch milliseconds": digits(1e3 * median["dispatch"]),
+    }
 
 
 def device_works() -> bool:
