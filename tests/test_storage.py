@@ -60,7 +60,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file_and_no_lock(tmp_pa
     place = tmp_path / "a.txt"
     place.write_text("old")
     code = (
-        "with storage.output_file('--output', sys.argv[1]) as file:\n"
+        "with storage.output_text('--output', sys.argv[1]) as file:\n"
         "    file.write('new'); file.flush(); print('here', flush=True); time.sleep(60)"
     )
     process = python(code, str(place))
@@ -68,13 +68,13 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file_and_no_lock(tmp_pa
     assert process.stdout.readline() == "here\n"
     with (
         pytest.raises(InputError, match=r"--output .*a\.txt: another process is writing there"),
-        storage.output_file("--output", str(place)),
+        storage.output_text("--output", str(place)),
     ):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert place.read_text() == "old"
-    with storage.output_file("--output", str(place)) as file:
+    with storage.output_text("--output", str(place)) as file:
         file.write("newer")
     assert place.read_text() == "newer"
     assert names_in(tmp_path) == ["a.txt"]
@@ -157,6 +157,82 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path):
         assert not place.exists()
     assert names_in(tmp_path) == ["model"]
     assert names_in(place) == ["config.json"]
+
+
+def test_an_empty_directory_takes_the_files_and_stays(tmp_path):
+    """It may be a mount, a working directory, or have permissions of its own, and its parent may be closed."""
+    place = tmp_path / "model"
+    place.mkdir()
+    place.chmod(0o2770)
+    before = place.stat()
+    with storage.staged(place, last="config.json") as stage:
+        storage.write_text(stage / "config.json", "{}")
+    assert (place.stat().st_ino, place.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert names_in(place) == ["config.json"]
+
+
+def test_a_directory_replaced_never_holds_old_beside_new_with_the_last_file(tmp_path, monkeypatch):
+    """After each single step of the operating system, as if the process were killed there."""
+    place = tmp_path / "model"
+    place.mkdir()
+    for name in ("config.json", "weights-1", "weights-2", "spm.model", "notes"):
+        (place / name).write_text("old")
+    (place / "params").mkdir()
+    seen = []
+
+    def watched(function):
+        def call(*arguments, **options):
+            out = function(*arguments, **options)
+            seen.append({p.name: p.read_text() for p in place.iterdir() if p.is_file() and not p.name.startswith(".")})
+            return out
+
+        return call
+
+    with storage.staged(place, last="config.json", stale=("weights-*", "params", "spm.model")) as stage:
+        for name in ("config.json", "weights-1", "weights-3"):
+            storage.write_text(stage / name, "new")
+        for name in ("unlink", "rename", "rmdir"):
+            monkeypatch.setattr(Path, name, watched(getattr(Path, name)))
+    assert len(seen) > 4
+    for files in seen:
+        if "config.json" in files:
+            rest = {files[name] for name in files if name.startswith("weights")}
+            assert rest == {files["config.json"]}, files
+    assert {p.name for p in place.iterdir()} == {"config.json", "weights-1", "weights-3", "notes"}
+
+
+def test_what_lies_under_the_names_of_partial_files_and_locks_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / ".a.txt.partial").symlink_to(victim)
+    storage.write_text(tmp_path / "a.txt", "text")
+    assert not (tmp_path / "a.txt").is_symlink()
+    (tmp_path / ".b.txt.lock").write_text("mine")
+    with (
+        pytest.raises(InputError, match="is in the place of a lock"),
+        storage.output_text("--output", str(tmp_path / "b.txt")),
+    ):
+        pass
+    assert victim.read_text() == (tmp_path / ".b.txt.lock").read_text() == "mine"
+    assert (tmp_path / "a.txt").read_text() == "text"
+
+
+def test_the_home_directory_in_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    storage.write_text("~/a.txt", "text")
+    assert storage.read_text("~/a.txt") == "text"
+    assert storage.output_directory("--output", "~/run") == tmp_path / "run"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["gs://bucket/run", "s3://bucket/run", "gs:/bucket/run"])
+def test_outputs_that_need_a_disk_refuse_a_bucket(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for check in (storage.check_output_file, storage.check_output_directory, storage.output_directory):
+        with pytest.raises(InputError, match="is written to a disk; mount the bucket, or give a local place"):
+            check("--output", name)
+    assert names_in(tmp_path) == []
 
 
 def test_a_link_to_a_directory_stays(tmp_path):
@@ -267,6 +343,7 @@ def test_a_disk_that_is_read_only_or_full(tmp_path):
     try:
         with pytest.raises(OSError, match="No space left") as error:
             storage.write_bytes(disk / "large", bytes(1 << 20))
+        assert storage.explain(error.value).startswith(str(disk / "large"))
         assert "make room" in storage.explain(error.value)
         assert names_in(disk) == []
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)

@@ -60,6 +60,7 @@ def run(args: Args) -> None:
         print(json.dumps(rows[-1]), flush=True)
     print("\n".join(table(rows)), file=sys.stderr)
     if args.record:
-        storage.write_json(args.record, rows)
+        with storage.output_text("--record", args.record) as file:
+            file.write(json.dumps(rows, indent=1) + "\n")
     if args.plot:
         draw(rows, Path(args.plot))

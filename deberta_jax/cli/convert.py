@@ -1,6 +1,7 @@
 """``deberta-jax convert``."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +66,7 @@ def run(args: Args) -> None:
             ignore=args.ignore, base_model=args.base_model,
         )  # fmt: skip
     if args.report is not None:
-        storage.write_json(args.report, report.to_json())
+        with storage.output_text("--report", str(args.report)) as file:
+            file.write(json.dumps(report.to_json(), indent=2) + "\n")
     print(report.text())
     print(f"wrote {args.destination}")

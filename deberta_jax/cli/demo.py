@@ -1,8 +1,8 @@
 """``deberta-jax demo``."""
 
 import dataclasses
-from pathlib import Path
 
+from deberta_jax import storage
 from deberta_jax.training.demo import report, run_demo
 
 
@@ -15,5 +15,5 @@ class Args:
 
 
 def run(args: Args) -> None:
-    output = Path(args.output)
+    output = storage.output_directory("--output", args.output)
     print(report(run_demo(output), output))

@@ -29,6 +29,7 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``deberta-jax``. Results go to standard output, messages to standard error."""
+    storage.fill_standard_streams()
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv[0] not in VERBS:
         _fail(f"unknown command {argv[0]!r}; expected one of {', '.join(VERBS)}")
     show_messages()
+    if sys.stdout is None:
+        _fail("standard output is closed; results could not be written")
     _write_utf_8()
     verb = importlib.import_module(f"deberta_jax.cli.{argv[0]}")
     try:
@@ -86,7 +89,7 @@ class _ToStandardError(logging.Handler):
 def _write_utf_8() -> None:
     """Makes results UTF-8 whatever the locale is, for they are read by programs; a terminal shows messages its way."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a caller from Python may have replaced it
-        sys.stdout.reconfigure(encoding="utf-8")
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def usage() -> str:

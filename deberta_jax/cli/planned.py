@@ -6,10 +6,10 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 
+from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
 from deberta_jax.inference.tasks import Task, settle_task
@@ -77,7 +77,8 @@ def _job(e: Experiment) -> tuple[Job, DebertaConfig, Task | None]:
     if isinstance(e, Finetune):
         e, record, train, held_out = read(e)
         config = architecture(e)
-        return make_job(e, record, Path(e.output), train, held_out), config, keep_order(settle_task(e, train), config)
+        job = make_job(e, record, storage.output_directory("--output", e.output), train, held_out)
+        return job, config, keep_order(settle_task(e, train), config)
     record, directory = begin(e)
     job = mlm_job(e, record, directory) if isinstance(e, PretrainMLM) else rtd_job(e, record, directory)
     return job, job.objective.configs[-1], None

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Literal
 
 from deberta_jax import storage
 from deberta_jax.cli.evaluate import bar, prepared
+from deberta_jax.errors import InputError
 from deberta_jax.inference.tasks import TaskOptions
 
 
@@ -32,9 +34,23 @@ class Args(TaskOptions):
 
 
 def run(args: Args) -> None:
-    with storage.output_file("--output", args.output) as output:
+    _check_output(args)
+    with storage.output_text("--output", args.output) as output:
         task, model, table = prepared(args, args.model, args.input, labelled=False)
         with bar(table) as progress:
             rows = model.answers_for(task, table, progress.update)
         for row in rows:
             output.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _check_output(args: Args) -> None:
+    """Raises InputError for an output that would take the place of what is read."""
+    storage.check_output_file("--output", args.output)
+    output = Path(args.output).expanduser()
+    if not output.is_file():
+        return
+    if any(output.samefile(file) for file in storage.matching(args.input) if Path(file).is_file()):
+        raise InputError(f"--output {args.output}: is the input; give another file")
+    model = Path(args.model).expanduser()
+    if model.is_dir() and output.resolve().parent == model.resolve():
+        raise InputError(f"--output {args.output}: is a file of the model; give another file")

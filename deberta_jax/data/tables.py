@@ -65,6 +65,8 @@ def read_table(path: str | Path, reader: Reader | None = None, reading: Reading 
     if is_dataset(str(path)):
         return _checked(read_dataset(str(path)))
     if str(path) == "-":
+        if sys.stdin is None:
+            raise InputError("standard input is closed; give a file")
         return _parse("standard input", ".jsonl", sys.stdin.buffer.read(), None, reading)
     kind = ending(str(path))
     if not kind and storage.is_stream(path):

@@ -220,5 +220,5 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("tokens of text a second; beside each bar, the share of what matrix products reach here")
-    with storage.writing(path) as file:
+    with storage.output_file("--plot", path) as file:
         figure.savefig(file, format=path.suffix[1:], dpi=150)

@@ -61,7 +61,8 @@ def write_page(path: Path, model: str, text: str, plan: Plan, scaling: Sequence[
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"<h1>{title}</h1><p>{html.escape(ESTIMATE)}</p><pre>{html.escape(text)}</pre>{body}</html>\n"
     )
-    storage.write_text(path, page)
+    with storage.output_file("--html", path) as file:
+        file.write(page.encode())
 
 
 def _image(figure: matplotlib.figure.Figure) -> str:

@@ -24,7 +24,7 @@ def opened(place: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with reaching(place) as remote, remote.open("rb") as file:
             yield cast(BinaryIO, file)
         return
-    with open(place, "rb") as file:
+    with open(Path(place).expanduser(), "rb") as file:
         yield file
 
 
@@ -100,17 +100,28 @@ def writing(place: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with reaching(place) as remote, remote.open("wb") as file:
             yield cast(BinaryIO, file)
         return
-    stream = _stream(Path(place))
-    if stream is not None:
-        with stream:
-            yield stream
-        return
-    staged_file = StagedFile(Path(place))
+    local = Path(place).expanduser()
     try:
-        yield staged_file.file
-        staged_file.keep()
-    finally:
-        staged_file.drop()
+        stream = _stream(local)
+        if stream is not None:
+            with stream:
+                yield stream
+            return
+        staged_file = StagedFile(local)
+        try:
+            yield staged_file.file
+            staged_file.keep()
+        finally:
+            staged_file.drop()
+    except OSError as error:
+        if error.filename is None:  # as when a disk is full: which one would remain unknown
+            error.filename = str(place)
+        raise
+
+
+def partial_name(name: str) -> str:
+    """Returns the name under which a file or directory is written before it gets its own."""
+    return f".{name}.partial"
 
 
 class StagedFile:
@@ -122,8 +133,9 @@ class StagedFile:
 
     def __init__(self, place: Path):
         self.target = Path(os.path.realpath(place))
-        self.partial = self.target.with_name(f".{self.target.name}.partial")
-        self.file: BinaryIO = open(self.partial, "wb")  # noqa: SIM115  # closed by keep and drop
+        self.partial = self.target.with_name(partial_name(self.target.name))
+        self.partial.unlink(missing_ok=True)  # what a killed process left, and never what a link of that name leads to
+        self.file: BinaryIO = open(self.partial, "xb")  # noqa: SIM115  # closed by keep and drop
 
     def keep(self) -> None:
         """Makes the disk keep what was written, then gives it its name, with the permissions of a file it replaces."""

@@ -1,8 +1,10 @@
 """Outputs of a command: checked before the work, held against other processes, there whole or not at all; caches."""
 
 import contextlib
+import fnmatch
 import logging
 import os
+import re
 import shutil
 import stat
 import sys
@@ -10,13 +12,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TextIO, cast
+from typing import IO, BinaryIO, TextIO, cast
 
 import filelock
 
 from deberta_jax.errors import InputError
-from deberta_jax.storage.files import make_directory, remove, writing
-from deberta_jax.storage.places import explain, files_in, is_remote
+from deberta_jax.storage.files import make_directory, partial_name, remove, writing
+from deberta_jax.storage.places import descriptor, explain, is_stream
 
 LOCK = ".lock"
 """The name of the lock file in a directory that one process at a time may write."""
@@ -25,8 +27,25 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def output_file(option: str, name: str) -> Iterator[TextIO]:
-    """Yields the text file of a command's results; it takes its name when the block ends well. ``-``: standard output.
+def output_text(option: str, name: str) -> Iterator[TextIO]:
+    """Yields the text file of a command's results, as ``output_file`` does. ``-``: standard output.
+
+    Half a surrogate pair, which no UTF-8 can hold, is written as its escape, which JSON reads.
+
+    Raises:
+      InputError: as ``output_file``.
+    """
+    if name == "-":
+        sys.stdout.flush()
+        yield sys.stdout
+        return
+    with output_file(option, name) as file:
+        yield cast(TextIO, _Text(file))
+
+
+@contextmanager
+def output_file(option: str, name: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Yields a file of a command's results; it takes its name when the block ends well.
 
     The place is checked, and held against other processes, before the work of the block begins.
 
@@ -36,23 +55,17 @@ def output_file(option: str, name: str) -> Iterator[TextIO]:
     Raises:
       InputError: it cannot be written, or another process is writing it.
     """
-    if name == "-":
-        sys.stdout.flush()
-        yield sys.stdout
-        return
-    place = Path(name).expanduser()
     check_output_file(option, name)
+    place = Path(name).expanduser()
     with contextlib.ExitStack() as stack:
         try:
-            if not place.exists() or place.is_file():
+            if not is_stream(place):
                 target = Path(os.path.realpath(place))
                 stack.enter_context(locked(target.with_name(f".{target.name}.lock"), f"{option} {name}"))
             file = stack.enter_context(writing(place))
         except OSError as error:
             raise InputError(f"{option} {explain(error)}") from None
-        # Detached at the end: the file below is closed, and renamed, by what opened it.
-        text = _Text(file)
-        yield cast(TextIO, text)
+        yield file
 
 
 class _Text:
@@ -62,17 +75,18 @@ class _Text:
         self.file = file
 
     def write(self, text: str) -> int:
-        return self.file.write(text.encode())
+        return self.file.write(text.encode("utf-8", "backslashreplace"))
 
     def flush(self) -> None:
         self.file.flush()
 
 
-def check_output_file(option: str, name: str) -> None:
+def check_output_file(option: str, name: str | os.PathLike[str]) -> None:
     """Raises InputError for a file that could not be written: told before the work, not after it. ``-`` can be."""
-    if name == "-" or is_remote(name):
-        return
+    _check_local(f"{option} {name}", str(name))
     place = Path(name).expanduser()
+    if str(name) == "-" or descriptor(place) is not None:
+        return
     try:
         mode = place.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -81,6 +95,8 @@ def check_output_file(option: str, name: str) -> None:
         raise InputError(f"{option} {explain(error)}") from None
     if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
         raise InputError(f"{option} {name}: is a {'directory' if stat.S_ISDIR(mode) else 'disk'}; give a file")
+    if str(name).endswith(("/", os.sep)):
+        raise InputError(f"{option} {name}: is the name of a directory; give a file")
     if not stat.S_ISREG(mode):
         return
     folder = Path(os.path.realpath(place)).parent
@@ -92,11 +108,24 @@ def check_output_file(option: str, name: str) -> None:
 def check_output_directory(option: str, name: str | os.PathLike[str]) -> None:
     """Raises InputError for a directory in which no file could be made, whether it is there already or not."""
     place, named = Path(name).expanduser(), f"{option} {name}".lstrip()
+    _check_local(named, str(name))
     nearest = next(path for path in (place, *place.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
-        what = "is a file; give a directory" if nearest == place else f"{nearest} is a file; give another directory"
+        kind = "is a symbolic link that leads to no directory" if nearest.is_symlink() else "is a file"
+        what = f"{kind}; give a directory" if nearest == place else f"{nearest} {kind}; give another directory"
         raise InputError(f"{named}: {what}")
     _check_writable(named, nearest)
+
+
+def output_directory(option: str, name: str) -> Path:
+    """Returns the local directory that a name means, with ``~`` as the home directory. Raises InputError for a URL."""
+    _check_local(f"{option} {name}", name)
+    return Path(name).expanduser()
+
+
+def _check_local(named: str, name: str) -> None:
+    if re.match(r"[a-z][a-z0-9]+:/", name):
+        raise InputError(f"{named}: is written to a disk; mount the bucket, or give a local place")
 
 
 def _check_writable(named: str, folder: Path) -> None:
@@ -120,6 +149,8 @@ def locked(file: Path, name: str) -> Iterator[None]:
     Raises:
       InputError: another process holds it.
     """
+    if os.path.lexists(file) and (file.is_symlink() or not file.is_file() or file.stat().st_size):
+        raise InputError(f"{file}: is in the place of a lock, and is none; remove or rename it")
     lock = filelock.FileLock(file, is_singleton=False)
     try:
         lock.acquire(timeout=0)
@@ -143,11 +174,17 @@ def locked_directory(option: str, directory: Path) -> Iterator[None]:
       InputError: it cannot be written, or another process holds it.
     """
     check_output_directory(option, directory)
-    made = [path for path in (directory, *directory.absolute().parents) if not path.exists()]
-    make_directory(directory)
+    with _made(directory), locked(directory / LOCK, f"{option} {directory}"):
+        yield
+
+
+@contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """Makes a directory and those above it; of these, what is empty at the end of the block is removed."""
+    made = [path for path in (directory, *directory.absolute().parents) if not os.path.lexists(path)]
     try:
-        with locked(directory / LOCK, f"{option} {directory}"):
-            yield
+        make_directory(directory)
+        yield
     finally:
         with contextlib.suppress(OSError):  # a directory that holds anything stays
             for path in made:
@@ -158,23 +195,23 @@ def locked_directory(option: str, directory: Path) -> Iterator[None]:
 def staged(directory: Path, *, last: str, stale: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yields a directory that becomes ``directory``, or whose files move into it, when the block ends well.
 
-    A new directory appears in one rename. Into one that exists, files move one by one, each by a rename.
+    A new directory appears in one rename. Into one that exists, files move one by one, each by a rename; a process that
+    is killed meanwhile leaves a directory without ``last``, never old files beside new ones with it.
 
     Args:
-      last: the name of the file that moves last: without it the others count for nothing.
-      stale: patterns of files that are removed from an existing directory unless the block wrote them.
+      last: the name of the file without which the others count for nothing: it goes first, and comes last.
+      stale: patterns of what is removed from an existing directory unless the block wrote it.
 
     Raises:
       InputError: another process is writing there.
       OSError: it cannot be written.
     """
     directory = Path(os.path.realpath(directory))
-    # What is mounted there, or filled, stays and takes the files.
-    existing = directory.is_dir() and (any(directory.iterdir()) or os.path.ismount(directory))
+    # One that is there, even if empty, is someone's: a mount, a working directory, one with permissions of its own.
+    existing = directory.is_dir()
     parent = directory if existing else directory.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with locked(parent / f".{directory.name}.lock", str(directory)):
-        stage = parent / f".{directory.name}.partial"
+    with _made(parent), locked(parent / f".{directory.name}.lock", str(directory)):
+        stage = parent / partial_name(directory.name)
         remove(stage)  # what a killed process left
         stage.mkdir()
         try:
@@ -183,8 +220,6 @@ def staged(directory: Path, *, last: str, stale: tuple[str, ...] = ()) -> Iterat
             if existing:
                 _move_files(stage, directory, last, stale)
             else:
-                if directory.is_dir():
-                    directory.rmdir()
                 stage.rename(directory)
             _sync(parent)
         finally:
@@ -192,14 +227,17 @@ def staged(directory: Path, *, last: str, stale: tuple[str, ...] = ()) -> Iterat
 
 
 def _move_files(stage: Path, directory: Path, last: str, stale: tuple[str, ...]) -> None:
+    (directory / last).unlink(missing_ok=True)
+    _sync(directory)
     new = {path.name for path in stage.iterdir()}
+    for place in list(directory.iterdir()):
+        replaced = place.name in new and place.is_dir()
+        if replaced or (place.name not in new and any(fnmatch.fnmatchcase(place.name, name) for name in stale)):
+            remove(place)
     for name in sorted(new, key=lambda name: name == last):
-        if (stage / name).is_dir():
-            shutil.rmtree(directory / name, ignore_errors=True)
+        if (directory / name).is_file() and not (directory / name).is_symlink():
+            shutil.copymode(directory / name, stage / name)
         (stage / name).rename(directory / name)
-    for place in files_in(directory, *stale) if stale else ():
-        if place.name not in new:
-            place.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -249,3 +287,13 @@ def scratch() -> Iterator[Path]:
     """Yields an empty directory that goes with the block. Raises OSError."""
     with tempfile.TemporaryDirectory(prefix="deberta_jax-") as name:
         yield Path(name)
+
+
+def fill_standard_streams() -> None:
+    """Opens the null device in place of standard streams that are closed: a file that is opened later would take their
+    numbers, and get what native code prints. Messages to a closed standard error are dropped."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest that is free
+        pass
+    os.close(number)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

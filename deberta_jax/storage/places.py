@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, printable
 
 if TYPE_CHECKING:
     from etils import epath
@@ -30,6 +30,7 @@ _ADVICE = {
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "a part of the path is a file; check the path",
     errno.EISDIR: "name a file in it",
+    errno.EBADF: "it is not open",
     errno.EEXIST: "give another name",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ELOOP: "its symbolic links lead in a circle; check the path",
@@ -50,7 +51,7 @@ def explain(error: OSError) -> str:
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
     what = error.strerror or " ".join(str(error).split()) or type(error).__name__
     advice = _ADVICE.get(error.errno or 0)
-    return f"{where}{what}; {advice}" if advice else f"{where}{what}"
+    return printable(f"{where}{what}; {advice}" if advice else f"{where}{what}")
 
 
 def is_remote(place: str | os.PathLike[str], schemes: tuple[str, ...] = ("gs", "s3")) -> bool:

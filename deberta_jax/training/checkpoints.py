@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from deberta_jax.errors import InputError
+from deberta_jax import storage
+from deberta_jax.errors import InputError, brief
 from deberta_jax.training.state import TrainState
 
 
@@ -42,10 +43,11 @@ class Checkpoints:
             raise self._cannot(error) from error
 
     def _cannot(self, error: Exception) -> InputError:
-        why = " ".join(str(error).split())[:200]
+        why = storage.explain(error) if isinstance(error, OSError) else brief(" ".join(str(error).split()), 200)
+        latest = self.latest()
+        kept = "no complete one is there" if latest is None else f"the last complete one is of step {latest}"
         return InputError(
-            f"{self.directory}: a state could not be written ({why}); the last complete one is of step "
-            f"{self.latest()}. Make room and run the same command to go on"
+            f"{self.directory}: a state could not be written ({why}); {kept}. Make room, and run the same command again"
         )
 
     def restore(self, step: int, like: TrainState, shardings: Any) -> tuple[TrainState, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,14 +32,12 @@ def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None
     Raises:
       InputError: the directory holds something else, another run, or one that was not to be resumed.
     """
-    if re.match(r"\w+:/", str(directory)):
-        raise InputError(f"--output {directory}: a run writes to a disk; mount the bucket and give the directory")
     storage.check_output_directory("--output", directory)
     if not directory.exists():
         return None
     saved = directory / "experiment.json"
     # A run killed at its very start leaves no more than its lock and the beginning of that file.
-    left = {storage.LOCK, f".{saved.name}.partial"}
+    left = {storage.LOCK, storage.partial_name(saved.name)}
     if all(path.name in left for path in directory.iterdir()):
         return None
     if not saved.is_file():

@@ -59,14 +59,14 @@ def finetune(experiment: Finetune) -> Result:
       FloatingPointError: the run diverged.
     """
     e, record, train, held_out = read(experiment)
-    directory = Path(e.output)
+    directory = storage.output_directory("--output", e.output)
     return run(directory, record, lambda: make_job(e, record, directory, train, held_out))
 
 
 def plan_finetune(experiment: Finetune) -> tuple[Finetune, Job]:
     """The settled experiment and its job, which nothing has run yet. Raises InputError as ``finetune``."""
     e, record, train, held_out = read(experiment)
-    return e, make_job(e, record, Path(e.output), train, held_out)
+    return e, make_job(e, record, storage.output_directory("--output", e.output), train, held_out)
 
 
 def read(experiment: Finetune) -> tuple[Finetune, dict[str, Any], Table, Table]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from deberta_jax import storage
 from deberta_jax.data.shards import manifest_of
 from deberta_jax.text.masking import Masking
 from deberta_jax.training.corpora import Text, read_text
@@ -54,7 +55,9 @@ def begin(e: Pretraining) -> tuple[dict[str, Any], Path]:
     start(e.runtime)
     # Of a prepared directory the manifest, which has the digests of all else.
     settled = lambda path: str(manifest_of(Path(path))) if Path(path).is_dir() else path
-    return resolved(e, {path: settled(path) for path in (*e.train, e.eval)}), Path(e.output)
+    return resolved(e, {path: settled(path) for path in (*e.train, e.eval)}), storage.output_directory(
+        "--output", e.output
+    )
 
 
 def mlm_job(e: PretrainMLM, record: dict[str, Any], directory: Path) -> Job:

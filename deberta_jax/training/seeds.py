@@ -3,7 +3,6 @@
 import dataclasses
 import statistics
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from deberta_jax import storage
@@ -21,7 +20,7 @@ def finetune_seeds(experiment: Finetune) -> dict[str, Any]:
       directory of the best. ``stopped``: the signal that ended it early, or None.
     """
     e, values, collapsed = experiment, {}, []
-    home = Path(e.output)
+    home = storage.output_directory("--output", e.output)
     metric = ""
     for seed in range(e.seed, e.seed + e.seeds):
         directory = home / f"seed-{seed}"

@@ -108,7 +108,7 @@ def convert(
                 storage.write_bytes(place / file.name, storage.read_bytes(file))
             storage.write_text(place / "config.json", config)
     else:
-        with staged_model(target) as stage:
+        with staged_model(target, PARAMS, *TOKENIZER_FILES) as stage:
             if to == "hf":
                 write_weights(stage, tensors, max_shard_size)
             else:

@@ -147,7 +147,15 @@ def write_orbax(directory: Place, leaves: Mapping[str, PendingLeaf]) -> None:
     handlers = (PendingLeaf, _LeafHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
     registry = ocp.type_handlers.create_type_handler_registry(*handlers)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, type_handler_registry=registry)) as checkpointer:
-        checkpointer.save(epath.Path(directory), args=ocp.args.PyTreeSave(tree))
+        try:
+            checkpointer.save(epath.Path(directory), args=ocp.args.PyTreeSave(tree))
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:  # TensorStore says with a ValueError that a disk is full
+            if storage.is_remote(directory):
+                raise
+            why = " ".join(str(error).split())[:200]
+            raise InputError(f"{directory}: could not be written ({why}); make room, or give another place") from None
 
 
 def find_orbax(directory: Place) -> Place | None:

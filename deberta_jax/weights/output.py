@@ -23,12 +23,15 @@ def check_free(directory: Path, *, overwrite: bool) -> None:
     Raises:
       InputError: a file, a directory that cannot be written, or one of other things than a model and not ``overwrite``.
     """
-    if directory.is_dir() and not overwrite and any(directory.iterdir()) and not (directory / _CONFIG).is_file():
+    left = storage.partial_name(directory.resolve().name)
+    interrupted = (directory / left).is_dir()  # while a model was replaced, config.json first
+    there = directory.is_dir() and any(directory.iterdir())
+    if there and not overwrite and not interrupted and not (directory / _CONFIG).is_file():
         raise InputError(f"{directory}: not empty and not a model directory; give a new directory")
     storage.check_output_directory("", directory)
 
 
-def staged_model(directory: Path) -> AbstractContextManager[Path]:
-    """Returns the block in which a model directory is written, as ``storage.staged``: config.json comes last, and files
-    of weights that the new model does not have are removed."""
-    return storage.staged(directory, last=_CONFIG, stale=_WEIGHTS)
+def staged_model(directory: Path, *stale: str) -> AbstractContextManager[Path]:
+    """Returns the block in which a model directory is written, as ``storage.staged``: config.json comes last, and
+    weights that the new model does not have are removed, and files of the names in ``stale``."""
+    return storage.staged(directory, last=_CONFIG, stale=(*_WEIGHTS, *stale))

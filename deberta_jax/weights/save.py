@@ -189,7 +189,8 @@ def save_pretrained(
     """Writes config.json, safetensors and the tokenizer's files; transformers loads them with no key missing or left.
 
     A new directory appears whole, in one rename. A model directory written before is replaced file by file, each by a
-    rename, config.json last. With several processes, all must call; the first one writes.
+    rename; its config.json goes first and comes last, so that a process that is killed leaves no mixture. With several
+    processes, all must call; the first one writes.
 
     Args:
       model: one of ``deberta_jax.models``; its config is written.

@@ -71,21 +71,21 @@ def verify(
       InputError: a source that cannot be read, a recording of other outputs, or outputs that are not finite.
     """
     if record is not None:
-        storage.check_output_file("--record", str(record))
+        storage.check_output_file("--record", record)
     opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model)
     mine = outputs(opened)
     broken = [name for name, value in mine.items() if not np.isfinite(value).all()]
     if broken:
         raise InputError(f"{source}: not finite: {', '.join(broken)}; the weights are damaged")
-    if record is not None:
-        with storage.writing(record) as file:
-            np.savez(file, **mine)  # pyright: ignore[reportArgumentType]
     if against is None:
         theirs = outputs(opened, round_trip=True)
     elif str(against).endswith(".npz"):
         theirs = _recording(Path(against))
     else:
         theirs = outputs(open_source(against, ignore=ignore, must_match=False))
+    if record is not None:  # after the comparison, which may be with the file of that name
+        with storage.output_file("--record", record) as file:
+            np.savez(file, **mine)  # pyright: ignore[reportArgumentType]
     common = [name for name in mine if name in theirs]
     if "embeddings" not in common or {n for n in mine if n[:5] == "layer"} != {n for n in theirs if n[:5] == "layer"}:
         raise InputError(f"{against}: its layers are not those of {source}; compare models of one architecture")

@@ -152,6 +152,35 @@ def test_a_failed_prediction_leaves_the_file_of_the_one_before(texts, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "texts.jsonl"]
 
 
+def test_an_output_that_is_an_input_is_refused(trained, texts, tmp_path, capsys):
+    before = texts.read_bytes()
+    (tmp_path / "other-name.jsonl").symlink_to(texts)
+    for output in (texts, tmp_path / "other-name.jsonl"):
+        assert "is the input; give another file" in refusal(predict(trained.directory, texts, output), capsys)
+    config = (trained.directory / "config.json").read_bytes()
+    line = refusal(predict(trained.directory, texts, trained.directory / "config.json"), capsys)
+    assert "is a file of the model; give another file" in line
+    assert texts.read_bytes() == before
+    assert (trained.directory / "config.json").read_bytes() == config
+
+
+def test_closed_standard_streams(texts, tmp_path):
+    """Each as a shell closes it: ``<&-``, ``>&-``, ``2>&-``."""
+    env = os.environ | {"PYTHONPATH": str(Path(storage.__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "deberta_jax.cli.main", *predict(tmp_path / "no-model", texts, "-")]
+
+    def run(number: int) -> subprocess.CompletedProcess[str]:
+        close = lambda: os.close(number)
+        return subprocess.run(command, env=env, preexec_fn=close, capture_output=True, text=True, check=False)
+
+    done = run(1)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        2, ["error: standard output is closed; results could not be written"]
+    )  # fmt: skip
+    done = run(2)
+    assert (done.returncode, done.stdout) == (2, ""), "messages are not results"
+
+
 @pytest.mark.parametrize("home", ["missing", "file"])
 def test_without_a_home_a_run_goes_on_without_its_cache_and_says_so(task, tmp_path, monkeypatch, capsys, home):
     """A read-only home refuses in the same way; for the administrator, who runs the tests of many, nothing is."""

@@ -182,3 +182,28 @@ def test_front_door(source, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "0 dropped" in done.stdout
+
+
+def test_verify_compares_with_the_recording_that_it_then_replaces(write, tmp_path):
+    state = state_of("v3")
+    first = write("one", state, raw_config("v3"))
+    name = "deberta.encoder.layer.1.output.dense.weight"
+    second = write("two", state | {name: state[name] * np.float32(1.5)}, raw_config("v3"))
+    record = tmp_path / "v.npz"
+    assert verify(first, record=record).passed
+    before = record.read_bytes()
+    assert not verify(second, record, record=record).passed
+    assert record.read_bytes() != before
+    assert verify(second, record).passed
+
+
+def test_a_model_that_takes_the_place_of_another_keeps_none_of_its_files(write, tmp_path):
+    """A vocabulary of another model would give other ids to the same text."""
+    first, second = write("one", state_of("v3"), raw_config("v3")), write("two", state_of("v3"), raw_config("v3"))
+    target = tmp_path / "target"
+    (first / "spm.model").write_bytes(b"the first one's")
+    convert(first, target, to="orbax")
+    assert {path.name for path in target.iterdir()} == {"config.json", "params", "spm.model"}
+    (target / "notes.txt").write_text("mine")
+    convert(second, target, to="hf")
+    assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors", "notes.txt"}
