@@ -51,6 +51,8 @@ def costs(home: Path, output: Path, processes: int, mesh: str) -> list[dict[str,
     # Optimized programs, as users run them: it is their memory that is compared.
     flags = "--xla_force_host_platform_device_count=1"
     environment = {"XDG_CACHE_HOME": str(home / "cache"), "XLA_FLAGS": flags}
+    # JAX keeps the programs of the first process alone, and compiling takes memory: here all compile.
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     running = [
         start([*words, *told, *(["--process", str(i)] if told else [])], **environment) for i in range(processes)
     ]
