@@ -1,5 +1,6 @@
 """Tokenised data kept on disk under the hash of what made them, and mapped into memory when wanted again."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -32,9 +33,10 @@ def cached_features(identity: Any, make: Callable[[], Features], directory: Path
             return _read(place)
     except (OSError, ValueError, TypeError, EOFError) as error:
         _log.warning("%s: cannot be read (%s); the tokens are made anew", place, " ".join(str(error).split()))
+        with contextlib.suppress(OSError):
+            storage.remove(place)
     features = make()
     try:
-        storage.remove(place)  # what is damaged
         _write(place, features)
         return _read(place)
     except OSError as error:

@@ -131,3 +131,21 @@ def test_features_are_made_once_and_mapped_from_the_disk(tokenizer, tmp_path):
     cached_features({"a": [2, "b"]}, make, tmp_path)
     assert len(made) == 3
     assert not list((tmp_path / "tokens").glob(".partial*"))
+
+
+def test_tokens_that_another_process_has_kept_meanwhile_stay(tokenizer, tmp_path):
+    """It may be reading them."""
+    theirs = []
+
+    def make():
+        features = word_features(tokenizer, SENTENCES, [[0, 1, 2], [3], [4] * 30], max_length=12)
+        if not theirs:
+            theirs.append(None)
+            cached_features("x", make, tmp_path)
+            (entry,) = (tmp_path / "tokens").iterdir()
+            theirs[0] = entry.stat().st_ino
+        return features
+
+    cached_features("x", make, tmp_path)
+    (entry,) = (tmp_path / "tokens").iterdir()
+    assert entry.stat().st_ino == theirs[0]
