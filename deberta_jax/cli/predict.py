@@ -34,8 +34,8 @@ class Args(TaskOptions):
 
 
 def run(args: Args) -> None:
-    _check_output(args)
     with storage.output_text("--output", args.output) as output:
+        _check_output(args)
         task, model, table = prepared(args, args.model, args.input, labelled=False)
         with bar(table) as progress:
             rows = model.answers_for(task, table, progress.update)
@@ -45,7 +45,6 @@ def run(args: Args) -> None:
 
 def _check_output(args: Args) -> None:
     """Raises InputError for an output that would take the place of what is read."""
-    storage.check_output_file("--output", args.output)
     output = Path(args.output).expanduser()
     if not output.is_file():
         return

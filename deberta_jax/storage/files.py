@@ -14,12 +14,12 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from deberta_jax.errors import InputError
-from deberta_jax.storage.places import Place, descriptor, is_remote, place_of, reaching
+from deberta_jax.storage.places import Place, check_file_kind, descriptor, is_remote, place_of, reaching
 
 
 @contextmanager
 def opened(place: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Yields the bytes of a file as they are stored. Raises OSError where there are none, InputError for a URL."""
+    """Yields the bytes of a file as they are stored. Raises OSError where there are none; of a URL, InputError."""
     if is_remote(place):
         with reaching(place) as remote, remote.open("rb") as file:
             yield cast(BinaryIO, file)
@@ -162,8 +162,7 @@ def _stream(place: Path) -> BinaryIO | None:
         mode = place.stat().st_mode
     except FileNotFoundError:
         return None
-    if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
-        raise InputError(f"{place}: is a {'directory' if stat.S_ISDIR(mode) else 'disk'}; give a file")
+    check_file_kind(str(place), mode)
     if stat.S_ISREG(mode):
         return None
     return os.fdopen(os.open(place, os.O_WRONLY), "wb")

@@ -18,7 +18,7 @@ import filelock
 
 from deberta_jax.errors import InputError
 from deberta_jax.storage.files import make_directory, partial_name, remove, writing
-from deberta_jax.storage.places import descriptor, explain, is_stream
+from deberta_jax.storage.places import check_file_kind, descriptor, explain, is_stream
 
 LOCK = ".lock"
 """The name of the lock file in a directory that one process at a time may write."""
@@ -61,7 +61,7 @@ def output_file(option: str, name: str | os.PathLike[str]) -> Iterator[BinaryIO]
         try:
             if not is_stream(place):
                 target = Path(os.path.realpath(place))
-                stack.enter_context(locked(target.with_name(f".{target.name}.lock"), f"{option} {name}"))
+                stack.enter_context(locked(_lock_beside(target), f"{option} {name}"))
             file = stack.enter_context(writing(place))
         except OSError as error:
             raise InputError(f"{option} {explain(error)}") from None
@@ -93,8 +93,7 @@ def check_output_file(option: str, name: str | os.PathLike[str]) -> None:
         mode = stat.S_IFREG
     except OSError as error:
         raise InputError(f"{option} {explain(error)}") from None
-    if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
-        raise InputError(f"{option} {name}: is a {'directory' if stat.S_ISDIR(mode) else 'disk'}; give a file")
+    check_file_kind(f"{option} {name}", mode)
     if str(name).endswith(("/", os.sep)):
         raise InputError(f"{option} {name}: is the name of a directory; give a file")
     if not stat.S_ISREG(mode):
@@ -136,6 +135,11 @@ def _check_writable(named: str, folder: Path) -> None:
     except OSError as error:
         reason = explain(OSError(error.errno, error.strerror))
         raise InputError(f"{named}: nothing can be written in {folder} ({reason})") from None
+
+
+def _lock_beside(place: Path) -> Path:
+    """The lock file of a file, or of a directory that is not there yet."""
+    return place.with_name(f".{place.name}{LOCK}")
 
 
 @contextmanager
@@ -210,7 +214,7 @@ def staged(directory: Path, *, last: str, stale: tuple[str, ...] = ()) -> Iterat
     # One that is there, even if empty, is someone's: a mount, a working directory, one with permissions of its own.
     existing = directory.is_dir()
     parent = directory if existing else directory.parent
-    with _made(parent), locked(parent / f".{directory.name}.lock", str(directory)):
+    with _made(parent), locked(parent / _lock_beside(directory).name, str(directory)):
         stage = parent / partial_name(directory.name)
         remove(stage)  # what a killed process left
         stage.mkdir()

@@ -108,6 +108,13 @@ def descriptor(place: str | os.PathLike[str]) -> int | None:
     return int(number[1]) if number else names.get(str(place))
 
 
+def check_file_kind(named: str, mode: int) -> None:
+    """Raises InputError where a mode, as ``os.stat`` gives it, is that of a directory or a disk, which hold no bytes of
+    a file."""
+    if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
+        raise InputError(f"{named}: is a {'directory' if stat.S_ISDIR(mode) else 'disk'}; give a file")
+
+
 def is_pattern(name: str) -> bool:
     """Returns whether a name has a character that stands for others."""
     return any(character in name for character in "*?[")

@@ -55,9 +55,8 @@ def begin(e: Pretraining) -> tuple[dict[str, Any], Path]:
     start(e.runtime)
     # Of a prepared directory the manifest, which has the digests of all else.
     settled = lambda path: str(manifest_of(Path(path))) if Path(path).is_dir() else path
-    return resolved(e, {path: settled(path) for path in (*e.train, e.eval)}), storage.output_directory(
-        "--output", e.output
-    )
+    record = resolved(e, {path: settled(path) for path in (*e.train, e.eval)})
+    return record, storage.output_directory("--output", e.output)
 
 
 def mlm_job(e: PretrainMLM, record: dict[str, Any], directory: Path) -> Job:

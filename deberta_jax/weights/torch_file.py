@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deberta_jax import storage
 from deberta_jax.errors import InputError, brief, listed
+from deberta_jax.storage import mapped, mapped_array
 from deberta_jax.weights import pickle_machine
 from deberta_jax.weights.pickle_machine import PickleError, Placeholder, Storage, StoredTensor
 from deberta_jax.weights.source import Checkpoint, Tensor
@@ -45,7 +45,7 @@ def read_zip(path: Path) -> Checkpoint:
     Raises:
       InputError: a damaged or compressed archive, or a pickle that holds more than tensors and plain containers.
     """
-    data = storage.mapped_array(path, np.dtype(np.uint8))
+    data = mapped_array(path, np.dtype(np.uint8))
     entries = _entries(path, data)
     programs = [name for name in entries if name.endswith("/data.pkl")]
     if len(programs) != 1 or f"{programs[0].removesuffix('data.pkl')}constants.pkl" in entries:
@@ -79,7 +79,7 @@ def read_legacy(path: Path) -> Checkpoint:
     Raises:
       InputError: a damaged file, or a pickle that holds more than tensors and plain containers.
     """
-    with storage.mapped(path) as stream:
+    with mapped(path) as stream:
         if _run(path, stream) != _LEGACY_MAGIC:
             raise InputError(f"{path}: a pickle, but not one that torch.save wrote")
         protocol, system = _run(path, stream), _run(path, stream)
@@ -87,7 +87,7 @@ def read_legacy(path: Path) -> Checkpoint:
             raise InputError(f"{path}: of an unknown protocol, or written on a big-endian machine")
         value, keys = _run(path, stream), _run(path, stream)
         start = stream.tell()
-    data = storage.mapped_array(path, np.dtype(np.uint8))
+    data = mapped_array(path, np.dtype(np.uint8))
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise InputError(f"{path}: damaged: no list of storages")
     kinds = {storage.key: storage for storage in _all_storages(value)}
