@@ -42,9 +42,18 @@ def contestants(batch: int, length: int, heads: int, size: int, dropout: float) 
         def run(query, keys, value, to_key=None, to_query=None):
             terms = 1 if to_key is None else 3
             return disentangled_attention(
-                query, keys, value, to_key, to_query, rows, scale=(terms * size) ** -0.5, mask=mask, impl=name,
-                dropout_rate=dropout, dropout_key=key,
-            )[0]  # fmt: skip
+                query,
+                keys,
+                value,
+                to_key,
+                to_query,
+                rows,
+                scale=(terms * size) ** -0.5,
+                mask=mask,
+                impl=name,
+                dropout_rate=dropout,
+                dropout_key=key,
+            )[0]
 
         return run
 
@@ -88,10 +97,12 @@ def measure(job: str, batch: int, length: int, args: argparse.Namespace) -> dict
     median = in_turn(runs, args.rounds, pause=0)
     best = min(value for name, value in median.items() if name.startswith(PLAIN))
     return {
-        "job": job, "shape": f"{batch}x{length}", "dropout": args.dropout,
+        "job": job,
+        "shape": f"{batch}x{length}",
+        "dropout": args.dropout,
         "over the best plain": {name: round(value / best, 2) for name, value in median.items()},
         "faster than the gather": {name: round(median["reference"] / value, 2) for name, value in median.items()},
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

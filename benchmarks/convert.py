@@ -133,11 +133,16 @@ def measure(source: Path, work: Path, to: str, dtype: str, repeats: int, limit: 
         flush=True,
     )
     return {
-        "to": to, "dtype": dtype, "time_ratio": round(ratio, 3), "time_limit": bound,
+        "to": to,
+        "dtype": dtype,
+        "time_ratio": round(ratio, 3),
+        "time_limit": bound,
         "memory_ratio": round(max(peaks) / limit, 3),
-        "peak_MB": round(max(peaks) / 1e6), "limit_MB": round(limit / 1e6),
-        "seconds": [round(s, 2) for s in ours], "peer_seconds": [round(s, 2) for s in theirs],
-    }  # fmt: skip
+        "peak_MB": round(max(peaks) / 1e6),
+        "limit_MB": round(limit / 1e6),
+        "seconds": [round(s, 2) for s in ours],
+        "peer_seconds": [round(s, 2) for s in theirs],
+    }
 
 
 def main() -> None:
@@ -157,8 +162,13 @@ def main() -> None:
             results.append(measure(source, Path(folder), to, dtype, arguments.repeats, factor * largest + 512e6))
     if arguments.record is not None:
         machine = f"{os.cpu_count()} cores, shared with other jobs while this ran"
-        record = {"command": "python benchmarks/convert.py", "machine": machine, "parameters": parameters,
-                  "largest_leaf_MB": round(largest / 1e6), "runs": results}  # fmt: skip
+        record = {
+            "command": "python benchmarks/convert.py",
+            "machine": machine,
+            "parameters": parameters,
+            "largest_leaf_MB": round(largest / 1e6),
+            "runs": results,
+        }
         arguments.record.write_text(json.dumps(record, indent=2) + "\n")
 
 

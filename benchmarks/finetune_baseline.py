@@ -44,10 +44,21 @@ from deberta_jax.training.step import compile_step, make_step
 VOCABULARY, BATCH, RATE, WARMUP, DECAY = 2000, 32, 1e-3, 0.1, 0.05
 PADDED_TOO = "sst2"  # is also learned by us from padded rows, to show that packing costs no accuracy
 CONFIG = DebertaConfig(
-    vocab_size=VOCABULARY + 8, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
-    max_position_embeddings=256, relative_attention=True, pos_att_type=("p2c", "c2p"), position_biased_input=False,
-    position_buckets=32, share_att_key=True, norm_rel_ebd="layer_norm", legacy=False, initializer_range=0.06,
-)  # fmt: skip
+    vocab_size=VOCABULARY + 8,
+    hidden_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=512,
+    max_position_embeddings=256,
+    relative_attention=True,
+    pos_att_type=("p2c", "c2p"),
+    position_biased_input=False,
+    position_buckets=32,
+    share_att_key=True,
+    norm_rel_ebd="layer_norm",
+    legacy=False,
+    initializer_range=0.06,
+)
 CLASSES = {
     "sequence-classification": transformers.AutoModelForSequenceClassification,
     "token-classification": transformers.AutoModelForTokenClassification,
@@ -186,11 +197,17 @@ def compare(data: Path, name: str, args) -> dict:
     medians = {side: statistics.median(values) for side, values in found.items()}
     difference = medians["ours"] - medians["torch"]
     return {
-        "metric": task.metric, "examples": len(train), "epochs": args.epochs, "max_length": args.max_length,
-        "held_out": len(held_out), **found,
-        "medians": medians, "difference": difference, "standard_error": error,
+        "metric": task.metric,
+        "examples": len(train),
+        "epochs": args.epochs,
+        "max_length": args.max_length,
+        "held_out": len(held_out),
+        **found,
+        "medians": medians,
+        "difference": difference,
+        "standard_error": error,
         "within_two_standard_errors": abs(difference) <= 2 * error,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

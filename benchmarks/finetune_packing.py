@@ -30,10 +30,20 @@ from deberta_jax.training.state import abstract_state, make_state, parameters_of
 from deberta_jax.training.step import compile_step, make_step
 
 CONFIG = DebertaConfig(
-    vocab_size=4008, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024,
-    max_position_embeddings=512, relative_attention=True, pos_att_type=("p2c", "c2p"), position_biased_input=False,
-    position_buckets=256, share_att_key=True, norm_rel_ebd="layer_norm", legacy=False,
-)  # fmt: skip
+    vocab_size=4008,
+    hidden_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    intermediate_size=1024,
+    max_position_embeddings=512,
+    relative_attention=True,
+    pos_att_type=("p2c", "c2p"),
+    position_biased_input=False,
+    position_buckets=256,
+    share_att_key=True,
+    norm_rel_ebd="layer_norm",
+    legacy=False,
+)
 
 
 class Trainer:
@@ -100,16 +110,26 @@ def main() -> None:
     middle = lambda name, i: statistics.median(values[i] for values in seconds[name])
     rates = {name: tokens / middle(name, 0) for name in seconds}
     places = {"packed": sum(b["input_ids"].size for b in packed), "padded": sum(b["input_ids"].size for b in padded)}
-    print(json.dumps({
-        "device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "batch_size": args.batch_size,
-        "mean_length": round(float(np.mean(features.lengths)), 1), "row_length": batches.packing.row_length,
-        "rows": list(batches.packing.counts),
-        "padding": {name: round(1 - tokens / count, 3) for name, count in places.items()},
-        "tokens_per_second": {name: round(rate, 1) for name, rate in rates.items()},
-        "ratio": round(rates["packed"] / rates["padded"], 2),
-        "ratio_of_processor_time": round(middle("padded", 1) / middle("packed", 1), 2),
-        "ratio_by_turn": [round(b[0] / a[0], 2) for a, b in zip(seconds["packed"], seconds["padded"], strict=True)],
-    }, indent=2))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "device": jax.devices()[0].device_kind,
+                "cores": os.cpu_count(),
+                "batch_size": args.batch_size,
+                "mean_length": round(float(np.mean(features.lengths)), 1),
+                "row_length": batches.packing.row_length,
+                "rows": list(batches.packing.counts),
+                "padding": {name: round(1 - tokens / count, 3) for name, count in places.items()},
+                "tokens_per_second": {name: round(rate, 1) for name, rate in rates.items()},
+                "ratio": round(rates["packed"] / rates["padded"], 2),
+                "ratio_of_processor_time": round(middle("padded", 1) / middle("packed", 1), 2),
+                "ratio_by_turn": [
+                    round(b[0] / a[0], 2) for a, b in zip(seconds["packed"], seconds["padded"], strict=True)
+                ],
+            },
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -203,15 +203,20 @@ def main() -> None:
         our_run()  # compiles
         their_run()
         times = [(seconds(our_run), seconds(their_run)) for _ in range(args.turns)]
-        rows.append({
-            "job": job, "preset": args.preset, "texts": len(labels), "mean_length": round(tokens / len(labels), 1),
-            "longest": int(features.lengths.max()),
-            "padding": {"ours": round(1 - tokens / our_places, 3), "torch": round(1 - tokens / their_places, 3)},
-            "real tokens a second over torch's": round(
-                statistics.median(b for _, b in times) / statistics.median(a for a, _ in times), 2
-            ),
-            "by turn": [round(b / a, 2) for a, b in times],
-        })  # fmt: skip
+        rows.append(
+            {
+                "job": job,
+                "preset": args.preset,
+                "texts": len(labels),
+                "mean_length": round(tokens / len(labels), 1),
+                "longest": int(features.lengths.max()),
+                "padding": {"ours": round(1 - tokens / our_places, 3), "torch": round(1 - tokens / their_places, 3)},
+                "real tokens a second over torch's": round(
+                    statistics.median(b for _, b in times) / statistics.median(a for a, _ in times), 2
+                ),
+                "by turn": [round(b / a, 2) for a, b in times],
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
     if args.record:
         args.record.write_text(json.dumps({"command": sys.argv[1:], "rows": rows}, indent=1) + "\n")

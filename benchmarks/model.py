@@ -121,9 +121,12 @@ def measure(args: argparse.Namespace, job: str, batch: int, length: int, dtype: 
             runs["torch"] = torch_job(job, directory, arrays, dtype)
     median = in_turn(runs, args.rounds)
     found = {
-        "job": job, "shape": f"{batch}x{length}", "dtype": jnp.dtype(dtype).name, "dropout": args.dropout,
+        "job": job,
+        "shape": f"{batch}x{length}",
+        "dtype": jnp.dtype(dtype).name,
+        "dropout": args.dropout,
         "over plain attention": round(median["ours"] / median["ours, plain attention"], 3),
-    }  # fmt: skip
+    }
     if job == "compile":
         return found
     flops = {name: model_flops(config, batch, length, train=job == "train", plain="plain" in name) for name in runs}
@@ -132,15 +135,14 @@ def measure(args: argparse.Namespace, job: str, batch: int, length: int, dtype: 
         found["times as fast as torch"] = round(median["torch"] / median["ours"], 3)
     return found | {
         "share of peak": {name: round(flops[name] / median[name] / best, 3) for name in runs},
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="deberta-v3-base")
     parser.add_argument("--shapes", nargs="+", default=["8x128", "4x512"])
-    parser.add_argument("--jobs", nargs="+", default=["forward", "train"],
-                        choices=["forward", "train", "compile"])  # fmt: skip
+    parser.add_argument("--jobs", nargs="+", default=["forward", "train"], choices=["forward", "train", "compile"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=7)

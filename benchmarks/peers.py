@@ -79,9 +79,13 @@ def onnx_runtime(directory: str, inputs: Inputs) -> Run:
     path, given = os.path.join(directory, "model.onnx"), torch_inputs(inputs)
     with torch.no_grad():
         torch.onnx.export(
-            Traced(load_torch(directory)), tuple(given.values()), path, input_names=list(given), dynamo=False,
+            Traced(load_torch(directory)),
+            tuple(given.values()),
+            path,
+            input_names=list(given),
+            dynamo=False,
             opset_version=17,
-        )  # fmt: skip
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -106,11 +110,15 @@ def keras_hub(config: Any, inputs: Inputs) -> Run:
     from keras_hub.models import DebertaV3Backbone
 
     backbone = DebertaV3Backbone(
-        vocabulary_size=config.vocab_size, num_layers=config.num_hidden_layers,
-        num_heads=config.num_attention_heads, hidden_dim=config.hidden_size,
-        intermediate_dim=config.intermediate_size, dropout=0.0,
-        max_sequence_length=config.max_position_embeddings, bucket_size=config.position_buckets,
-    )  # fmt: skip
+        vocabulary_size=config.vocab_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        hidden_dim=config.hidden_size,
+        intermediate_dim=config.intermediate_size,
+        dropout=0.0,
+        max_sequence_length=config.max_position_embeddings,
+        bucket_size=config.position_buckets,
+    )
     trainable = [v.value for v in backbone.trainable_variables]
     fixed = [v.value for v in backbone.non_trainable_variables]
     given = {"token_ids": jnp.asarray(inputs["input_ids"]), "padding_mask": jnp.asarray(inputs["attention_mask"])}
@@ -144,10 +152,11 @@ def measure(args: argparse.Namespace, batch: int, length: int, dtype: Any) -> di
     flops = model_flops(config, batch, length, train=False, plain=False)
     best = peak(dtype)
     return {
-        "shape": f"{batch}x{length}", "dtype": jnp.dtype(dtype).name,
+        "shape": f"{batch}x{length}",
+        "dtype": jnp.dtype(dtype).name,
         "time over ours": {name: round(median[name] / median["ours"], 2) for name in args.peers},
         "share of peak": {name: round(flops / median[name] / best, 3) for name in runs},
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

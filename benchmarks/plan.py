@@ -33,9 +33,14 @@ MODELS = [name for name in PRESETS if not name.endswith("-mnli")]
 def request(model: str, topology: str, job: str, rows: int, length: int = LENGTH, **runtime: Any) -> Request:
     target = target_of(topology)
     return make_request(
-        job, PRESETS[model], target, batch_size=rows * target.chips, length=length, dtype="bfloat16",
+        job,
+        PRESETS[model],
+        target,
+        batch_size=rows * target.chips,
+        length=length,
+        dtype="bfloat16",
         runtime=Runtime(**runtime),
-    )  # fmt: skip
+    )
 
 
 def presets(job: str) -> Iterator[tuple[str, Any]]:
@@ -71,7 +76,7 @@ def table(recorded: dict[str, Any]) -> str:
         "| model | job | slice | mesh (data, fsdp, tensor) | remat | memory, of the chip's | HBM traffic | collectives "
         "| step, at least |",
         "|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     parts, presets, slices = ("presets", "claims", "scaling"), list(PRESETS), list(SLICES)
 
     def place(name: str) -> tuple[int, ...]:
@@ -94,8 +99,9 @@ def table(recorded: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("presets", "claims", "scaling"),
-                        default=["scaling", "presets", "claims"])  # fmt: skip
+    parser.add_argument(
+        "--parts", nargs="+", choices=("presets", "claims", "scaling"), default=["scaling", "presets", "claims"]
+    )
     parser.add_argument("--job", default="finetune", choices=("mlm", "finetune"))
     parser.add_argument("--only", default="", help="names that contain this")
     parser.add_argument("--table", action="store_true")
@@ -117,8 +123,11 @@ def main() -> None:
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
                 continue
             p = plans[name]
-            print(f"{name}: fits={p['fits']} {p['hbm_bytes_per_chip']:.3g} B {p['mesh']} {p['remat']} "
-                  f"{p['compile_seconds']} s", flush=True)  # fmt: skip
+            print(
+                f"{name}: fits={p['fits']} {p['hbm_bytes_per_chip']:.3g} B {p['mesh']} {p['remat']} "
+                f"{p['compile_seconds']} s",
+                flush=True,
+            )
             args.output.write_text(json.dumps({"note": ESTIMATE, "plans": plans}, indent=1) + "\n", encoding="utf-8")
 
 

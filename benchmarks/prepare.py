@@ -75,9 +75,12 @@ def peer(text: str, tokenizer: str, output: str, workers: int) -> dict:
 
     def encode(batch):
         return fast(
-            batch["text"], add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False,
+            batch["text"],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
             verbose=False,
-        )  # fmt: skip
+        )
 
     begin = time.perf_counter()
     mapped = lines.map(encode, batched=True, num_proc=workers or None, remove_columns=["text"])

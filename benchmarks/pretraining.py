@@ -42,13 +42,24 @@ def prepare(data: Path, work: Path) -> None:
     lines = [line for path in train_files(work) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     deberta_jax.train_tokenizer([line for line in lines if line.strip()], VOCABULARY, blank)
     config = deberta_jax.DebertaConfig(
-        vocab_size=VOCABULARY + 8, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
-        max_position_embeddings=128, relative_attention=True, pos_att_type=("p2c", "c2p"), position_biased_input=False,
-        position_buckets=32, share_att_key=True, norm_rel_ebd="layer_norm", legacy=False,
+        vocab_size=VOCABULARY + 8,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=128,
+        relative_attention=True,
+        pos_att_type=("p2c", "c2p"),
+        position_biased_input=False,
+        position_buckets=32,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        legacy=False,
         initializer_range=0.06,  # 0.02 is for widths near 1000: about 0.7 / sqrt(width)
         # A few epochs of little text are not overfitted; fine-tuning has dropout.
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     (blank / "config.json").write_text(json.dumps(config.to_hf()))
 
 
@@ -64,8 +75,21 @@ def command(*words: str) -> str:
 def pretrain(work: Path, name: str) -> dict:
     """The figures on the held-out book, by step, and the seconds it took."""
     output, kind = work / name, name.split("-")[0]
-    command("pretrain", kind, "--config", f"{CONFIG}:{kind}", *RUNS[name], "--model", str(work / "blank"), "--train",
-            *train_files(work), "--eval", str(work / "text" / f"{HELD_OUT}.txt"), "--output", str(output))  # fmt: skip
+    command(
+        "pretrain",
+        kind,
+        "--config",
+        f"{CONFIG}:{kind}",
+        *RUNS[name],
+        "--model",
+        str(work / "blank"),
+        "--train",
+        *train_files(work),
+        "--eval",
+        str(work / "text" / f"{HELD_OUT}.txt"),
+        "--output",
+        str(output),
+    )
     read = lambda file: [json.loads(line) for line in (output / file).read_text().splitlines()]
     entries = read("log.jsonl")
     speeds = [entry["tokens_per_second"] for entry in entries if "tokens_per_second" in entry]
@@ -73,7 +97,7 @@ def pretrain(work: Path, name: str) -> dict:
         "seconds": round(sum(session["seconds"] for session in read("sessions.jsonl"))),
         "tokens_per_second": statistics.median(speeds),
         "held_out": [{"step": entry["step"], **entry["eval"]} for entry in entries if "eval" in entry],
-    }  # fmt: skip
+    }
 
 
 def pretrained(work: Path, name: str) -> Path:
@@ -114,10 +138,32 @@ def finetune(data: Path, work: Path) -> dict:
         for name, (begin, words) in starts.items():
             model = starting_point(work, begin)
             run = work / f"sst2-{name.replace(', ', '-').replace(' ', '-')}-{model.name}-{seed}"
-            command("finetune", "--model", str(model), *words, "--train", str(train), "--eval",
-                    str(source / "dev.tsv"), "--text", "sentence", "--label", "label", "--output", str(run),
-                    "--epochs", "5", "--batch-size", "32", "--max-length", "64", "--learning-rate", "1e-3",
-                    "--seed", str(seed))  # fmt: skip
+            command(
+                "finetune",
+                "--model",
+                str(model),
+                *words,
+                "--train",
+                str(train),
+                "--eval",
+                str(source / "dev.tsv"),
+                "--text",
+                "sentence",
+                "--label",
+                "label",
+                "--output",
+                str(run),
+                "--epochs",
+                "5",
+                "--batch-size",
+                "32",
+                "--max-length",
+                "64",
+                "--learning-rate",
+                "1e-3",
+                "--seed",
+                str(seed),
+            )
             out[name].append(json.loads((run / "result.json").read_text())["metrics"]["accuracy"])
             print(name, seed, out[name][-1], file=sys.stderr)
     report = {}
@@ -126,8 +172,9 @@ def finetune(data: Path, work: Path) -> dict:
         report[name] = {"accuracies": found, "median": statistics.median(found)}
         if name != "scratch":
             report[name] |= {
-                "mean gain": statistics.mean(gains), "its standard error": statistics.stdev(gains) / SEEDS**0.5
-            }  # fmt: skip
+                "mean gain": statistics.mean(gains),
+                "its standard error": statistics.stdev(gains) / SEEDS**0.5,
+            }
     return report
 
 

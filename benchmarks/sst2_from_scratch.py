@@ -30,10 +30,20 @@ def blank_model(data: Path, directory: Path) -> None:
     """A vocabulary trained on the training sentences and a two-layer architecture, without weights."""
     deberta_jax.train_tokenizer(read_table(data / "train.tsv").texts("sentence"), VOCABULARY, directory)
     config = deberta_jax.DebertaConfig(
-        vocab_size=VOCABULARY + 8, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
-        max_position_embeddings=128, relative_attention=True, pos_att_type=("p2c", "c2p"), position_biased_input=False,
-        position_buckets=32, share_att_key=True, norm_rel_ebd="layer_norm", legacy=False,
-    )  # fmt: skip
+        vocab_size=VOCABULARY + 8,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=128,
+        relative_attention=True,
+        pos_att_type=("p2c", "c2p"),
+        position_biased_input=False,
+        position_buckets=32,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        legacy=False,
+    )
     (directory / "config.json").write_text(json.dumps(config.to_hf()))
 
 
@@ -55,8 +65,21 @@ def main() -> None:
         for seed in range(args.seeds):
             run = str(Path(folder) / f"run{seed}")
             began = time.perf_counter()
-            command("finetune", "--config", str(CONFIG), "--model", str(blank), "--train", train, "--eval", dev,
-                    "--output", run, "--seed", str(seed))  # fmt: skip
+            command(
+                "finetune",
+                "--config",
+                str(CONFIG),
+                "--model",
+                str(blank),
+                "--train",
+                train,
+                "--eval",
+                dev,
+                "--output",
+                run,
+                "--seed",
+                str(seed),
+            )
             seconds = time.perf_counter() - began
             evaluated = json.loads(command("evaluate", "--model", run, "--data", dev, "--text", "sentence"))
             lines = command("predict", "--model", run, "--input", dev, "--text", "sentence", "--output", "-")

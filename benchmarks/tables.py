@@ -31,25 +31,40 @@ def model() -> str:
     alone, beside = of(rows_of("model_alone")), of(rows_of("model"))
     number = lambda x: "" if x is None else f"{x:.2f}"
     return markdown(
-        ("v3-base classifier", "shape", "dtype", "time over plain attention", "times as fast as PyTorch",
-         "share of the matrix-product peak"),
         (
-            (*key, number(r["over plain attention"]), number(beside.get(key, {}).get("times as fast as torch")),
-             number(r.get("share of peak", {}).get("ours")))
+            "v3-base classifier",
+            "shape",
+            "dtype",
+            "time over plain attention",
+            "times as fast as PyTorch",
+            "share of the matrix-product peak",
+        ),
+        (
+            (
+                *key,
+                number(r["over plain attention"]),
+                number(beside.get(key, {}).get("times as fast as torch")),
+                number(r.get("share of peak", {}).get("ours")),
+            )
             for key, r in alone.items()
         ),
-    )  # fmt: skip
+    )
 
 
 def attention() -> str:
     return markdown(
         ("one attention, 12 heads of 64", "shape", "time over the best plain", "v1's spans", "faster than the gather"),
         (
-            (r["job"], r["shape"], f"{r['over the best plain']['blocked']:.2f}",
-             f"{r['over the best plain']['v1 spans, auto']:.2f}", f"{r['faster than the gather']['blocked']:.2f}")
+            (
+                r["job"],
+                r["shape"],
+                f"{r['over the best plain']['blocked']:.2f}",
+                f"{r['over the best plain']['v1 spans, auto']:.2f}",
+                f"{r['faster than the gather']['blocked']:.2f}",
+            )
             for r in rows_of("attention")
         ),
-    )  # fmt: skip
+    )
 
 
 def peers() -> str:
@@ -65,11 +80,10 @@ def mixed_lengths() -> str:
     return markdown(
         ("texts of mixed lengths", "model", "real tokens a second over PyTorch's", "padding, ours", "PyTorch's"),
         (
-            (r["job"], r["preset"], f"{r[_SPEED]:.2f}", f"{r['padding']['ours']:.2f}",
-             f"{r['padding']['torch']:.2f}")
+            (r["job"], r["preset"], f"{r[_SPEED]:.2f}", f"{r['padding']['ours']:.2f}", f"{r['padding']['torch']:.2f}")
             for r in rows_of("mixed_lengths")
         ),
-    )  # fmt: skip
+    )
 
 
 def main() -> None:

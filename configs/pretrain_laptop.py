@@ -13,15 +13,25 @@ from deberta_jax.training.experiment import Optimization, Pretraining, PretrainM
 def get_config(kind: str) -> Pretraining:
     # Small models want high rates, and a larger share of targets is more to learn from in every step.
     common = {
-        "from_scratch": True, "layout": "contiguous", "batch_size": 16, "max_length": 64, "mask_share": 0.2,
-        "eval_every": 1000, "runtime": Runtime(log_every=50, checkpoint_every=500),
-    }  # fmt: skip
+        "from_scratch": True,
+        "layout": "contiguous",
+        "batch_size": 16,
+        "max_length": 64,
+        "mask_share": 0.2,
+        "eval_every": 1000,
+        "runtime": Runtime(log_every=50, checkpoint_every=500),
+    }
     if kind == "mlm":
         return PretrainMLM(
-            **common, steps=5000, head="mask-decoder",
+            **common,
+            steps=5000,
+            head="mask-decoder",
             optimization=Optimization(learning_rate=3e-3, warmup=0.06, beta2=0.98),
-        )  # fmt: skip
+        )
     return PretrainRTD(
-        **common, steps=4000, generator_layers=1, discriminator_learning_rate=7e-4,
+        **common,
+        steps=4000,
+        generator_layers=1,
+        discriminator_learning_rate=7e-4,
         optimization=Optimization(learning_rate=3e-3, warmup=0.06, beta2=0.98),
-    )  # fmt: skip
+    )

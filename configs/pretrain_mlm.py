@@ -24,10 +24,19 @@ RECIPES = {
 def get_config(size: str = "base") -> PretrainMLM:
     model, batch_size, warmup = recipe("pre-training", RECIPES, size)
     return PretrainMLM(
-        model=model, from_scratch=True, head="mask-decoder", steps=1_000_000, batch_size=batch_size, max_length=512,
-        layout="contiguous", mask_unit="word", longest_span=3, dtype="bfloat16", eval_every=10_000,
+        model=model,
+        from_scratch=True,
+        head="mask-decoder",
+        steps=1_000_000,
+        batch_size=batch_size,
+        max_length=512,
+        layout="contiguous",
+        mask_unit="word",
+        longest_span=3,
+        dtype="bfloat16",
+        eval_every=10_000,
         optimization=Optimization(
             learning_rate=1e-4, warmup=warmup, schedule="original", bias_correction=False, weight_decay=0.01
         ),
         runtime=Runtime(remat="dots", log_every=100, checkpoint_every=1000),
-    )  # fmt: skip
+    )

@@ -27,10 +27,17 @@ RECIPES = {
 def get_config(size: str = "base") -> PretrainRTD:
     model, rate, batch_size, steps = recipe("pre-training", RECIPES, size)
     return PretrainRTD(
-        model=model, from_scratch=size != "continue", steps=steps, batch_size=batch_size, max_length=512,
-        layout="contiguous", discriminator_weight=10.0, dtype="bfloat16", eval_every=10_000,
+        model=model,
+        from_scratch=size != "continue",
+        steps=steps,
+        batch_size=batch_size,
+        max_length=512,
+        layout="contiguous",
+        discriminator_weight=10.0,
+        dtype="bfloat16",
+        eval_every=10_000,
         optimization=Optimization(
             learning_rate=rate, warmup=10_000, schedule="original", bias_correction=False, weight_decay=0.01
         ),
         runtime=Runtime(remat="dots", log_every=100, checkpoint_every=1000),
-    )  # fmt: skip
+    )

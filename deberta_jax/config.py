@@ -16,10 +16,29 @@ from deberta_jax.config_json import NO_EFFECT, V1, V2, V2_ONLY, Extra, parse, re
 from deberta_jax.errors import InputError, brief
 
 ACTIVATIONS = (
-    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
-    "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2",
-    "relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh",
-)  # fmt: skip
+    "gelu",
+    "gelu_10",
+    "gelu_accurate",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_python",
+    "gelu_python_tanh",
+    "gelu_pytorch_tanh",
+    "hardswish",
+    "laplace",
+    "leaky_relu",
+    "linear",
+    "mish",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "sqrtsoftplus",
+    "swish",
+    "tanh",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,8 +253,17 @@ def _validate(c: DebertaConfig) -> None:
         raise InputError(f"extra: {taken} is a field of the config; set the field")
     if c.model_type not in (V1, V2):
         refuse("model_type", f"must be {V1!r} or {V2!r}")
-    for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                  "max_position_embeddings", "conv_groups", "embedding_size", "attention_head_size"):  # fmt: skip
+    for field in (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "conv_groups",
+        "embedding_size",
+        "attention_head_size",
+    ):
         if getattr(c, field) is not None and getattr(c, field) < 1:
             refuse(field, "must be at least 1")
     if c.hidden_size % c.num_attention_heads:

@@ -14,19 +14,37 @@ _MNLI = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
 
 def _v1(width: int, layers: int, heads: int) -> DebertaConfig:
     return DebertaConfig(
-        model_type=V1, vocab_size=50265, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=4 * width, relative_attention=True, pos_att_type=("c2p", "p2c"),
-        position_biased_input=False, legacy=False,
-    )  # fmt: skip
+        model_type=V1,
+        vocab_size=50265,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        relative_attention=True,
+        pos_att_type=("c2p", "p2c"),
+        position_biased_input=False,
+        legacy=False,
+    )
 
 
 def _v2(width: int, layers: int, heads: int, vocab: int = 128100, conv: int = 0) -> DebertaConfig:
     return DebertaConfig(
-        model_type=V2, vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=4 * width, relative_attention=True, pos_att_type=("p2c", "c2p"),
-        position_biased_input=False, position_buckets=256, share_att_key=True, norm_rel_ebd="layer_norm",
-        conv_kernel_size=conv, conv_act="gelu" if conv else "tanh", legacy=False,
-    )  # fmt: skip
+        model_type=V2,
+        vocab_size=vocab,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        relative_attention=True,
+        pos_att_type=("p2c", "c2p"),
+        position_biased_input=False,
+        position_buckets=256,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        conv_kernel_size=conv,
+        conv_act="gelu" if conv else "tanh",
+        legacy=False,
+    )
 
 
 PRESETS: dict[str, DebertaConfig] = {

@@ -22,18 +22,36 @@ from deberta_jax.ops import losses
 Arrays = dict[str, np.ndarray]
 
 _TINY = {
-    "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-    "max_position_embeddings": 64, "relative_attention": True, "pos_att_type": "c2p|p2c",
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "relative_attention": True,
+    "pos_att_type": "c2p|p2c",
     "position_biased_input": False,
-}  # fmt: skip
+}
 BASE: dict[str, dict[str, Any]] = {
     "v1": {"model_type": "deberta", **_TINY},
     "v2": {"model_type": "deberta-v2", **_TINY},
-    "v3": {"model_type": "deberta-v2", **_TINY, "share_att_key": True, "norm_rel_ebd": "layer_norm",
-           "position_buckets": 8},
-    "xl": {"model_type": "deberta-v2", **_TINY, "share_att_key": True, "norm_rel_ebd": "layer_norm",
-           "position_buckets": 8, "conv_kernel_size": 3, "conv_act": "gelu"},
-}  # fmt: skip
+    "v3": {
+        "model_type": "deberta-v2",
+        **_TINY,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_buckets": 8,
+    },
+    "xl": {
+        "model_type": "deberta-v2",
+        **_TINY,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_buckets": 8,
+        "conv_kernel_size": 3,
+        "conv_act": "gelu",
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +199,13 @@ def to_tree(config: DebertaConfig, state: Mapping[str, np.ndarray]) -> dict[str,
 
 
 def _split_v1(config: DebertaConfig, state: Mapping[str, np.ndarray]) -> Arrays:
-    renamed = {"q_bias": "query_proj.bias", "v_bias": "value_proj.bias", "pos_proj.weight": "pos_key_proj.weight",
-               "pos_q_proj.weight": "pos_query_proj.weight", "pos_q_proj.bias": "pos_query_proj.bias"}  # fmt: skip
+    renamed = {
+        "q_bias": "query_proj.bias",
+        "v_bias": "value_proj.bias",
+        "pos_proj.weight": "pos_key_proj.weight",
+        "pos_q_proj.weight": "pos_query_proj.weight",
+        "pos_q_proj.bias": "pos_query_proj.bias",
+    }
     out = {}
     for name, value in state.items():
         prefix, _, last = name.partition("attention.self.")

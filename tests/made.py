@@ -43,11 +43,22 @@ WORDS = {label: [a + b for a in stems.split() for b in ("n", "st", "ll", "rk")] 
 LABELS = tuple(WORDS)
 
 TINY = DebertaConfig(
-    vocab_size=408, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-    max_position_embeddings=64, relative_attention=True, pos_att_type=("p2c", "c2p"), position_biased_input=False,
-    position_buckets=8, share_att_key=True, norm_rel_ebd="layer_norm", legacy=False, hidden_dropout_prob=0.0,
+    vocab_size=408,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=64,
+    relative_attention=True,
+    pos_att_type=("p2c", "c2p"),
+    position_biased_input=False,
+    position_buckets=8,
+    share_att_key=True,
+    norm_rel_ebd="layer_norm",
+    legacy=False,
+    hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
-)  # fmt: skip
+)
 
 
 def text_of(label: str, rng: np.random.Generator, shortest: int = 6, longest: int = 7) -> str:
@@ -134,11 +145,32 @@ class Task:
     def arguments(self, output: Path, *more: str) -> list[str]:
         """Of a run that learns the task; later ones win."""
         return [
-            "finetune", "--model", str(self.blank), "--from-scratch", "--train", str(self.home / "train.csv"), "--eval",
-            str(self.home / "eval.csv"), "--text", "sentence", "--label", "kind", "--output", str(output),
-            "--max-length", str(MAX_LENGTH), "--epochs", "4", "--batch-size", "16", "--learning-rate", "3e-3",
-            "--log-every", "4", *more,
-        ]  # fmt: skip
+            "finetune",
+            "--model",
+            str(self.blank),
+            "--from-scratch",
+            "--train",
+            str(self.home / "train.csv"),
+            "--eval",
+            str(self.home / "eval.csv"),
+            "--text",
+            "sentence",
+            "--label",
+            "kind",
+            "--output",
+            str(output),
+            "--max-length",
+            str(MAX_LENGTH),
+            "--epochs",
+            "4",
+            "--batch-size",
+            "16",
+            "--learning-rate",
+            "3e-3",
+            "--log-every",
+            "4",
+            *more,
+        ]
 
 
 @dataclasses.dataclass(frozen=True)

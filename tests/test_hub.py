@@ -145,12 +145,19 @@ def ask(server, tmp_path):
             "    print(json.dumps('error: ' + str(error)))\n"
         )
         keep = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-        settings = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1",
-                    "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
+        settings = {
+            "HF_ENDPOINT": server.address,
+            "HF_HOME": str(tmp_path / "cache"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
         done = subprocess.run(
             [sys.executable, "-c", program],
-            capture_output=True, text=True, env={**keep, **settings, **environment}, cwd=Path.cwd(),
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            env={**keep, **settings, **environment},
+            cwd=Path.cwd(),
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -160,8 +167,15 @@ def ask(server, tmp_path):
 def contents(count: int = 3) -> dict[str, bytes]:
     config = json.dumps(raw_config("v3", num_labels=count)).encode()
     weights = torch_zip(state_of("v3", ("pooler", "classifier"), labels=count))
-    return {"config.json": config, "pytorch_model.bin": weights, "tokenizer_config.json": b"{}", "spm.model": b"x",
-            "tf_model.h5": b"y" * 100, "README.md": b"z", "pytorch_model.generator.bin": b"g"}  # fmt: skip
+    return {
+        "config.json": config,
+        "pytorch_model.bin": weights,
+        "tokenizer_config.json": b"{}",
+        "spm.model": b"x",
+        "tf_model.h5": b"y" * 100,
+        "README.md": b"z",
+        "pytorch_model.generator.bin": b"g",
+    }
 
 
 def test_a_directory_or_a_file_in_one_is_taken_as_it_is(tmp_path):

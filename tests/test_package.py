@@ -14,11 +14,24 @@ import deberta_jax
 ROOT = Path(__file__).resolve().parents[1]
 
 NAMES = [
-    "DebertaConfig", "PRESETS", "InputError", "from_pretrained", "save_pretrained", "init_params", "load_tokenizer",
-    "train_tokenizer", "pipeline", "losses", "DebertaEncoder", "DebertaForMaskedLM", "DebertaForSequenceClassification",
-    "DebertaForTokenClassification", "DebertaForQuestionAnswering", "DebertaForMultipleChoice",
+    "DebertaConfig",
+    "PRESETS",
+    "InputError",
+    "from_pretrained",
+    "save_pretrained",
+    "init_params",
+    "load_tokenizer",
+    "train_tokenizer",
+    "pipeline",
+    "losses",
+    "DebertaEncoder",
+    "DebertaForMaskedLM",
+    "DebertaForSequenceClassification",
+    "DebertaForTokenClassification",
+    "DebertaForQuestionAnswering",
+    "DebertaForMultipleChoice",
     "DebertaForReplacedTokenDetection",
-]  # fmt: skip
+]
 
 
 def test_public_names():
@@ -35,9 +48,11 @@ def test_importing_prints_nothing_starts_no_device_and_brings_no_torch():
     )
     # With a platform that does not exist the first use of a device fails: the script's own, and none before it.
     found = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True,
+        [sys.executable, "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
         env={**os.environ, "JAX_PLATFORMS": "none_such"},
-    )  # fmt: skip
+    )
     assert found.stdout == ""
     modules, *failure = found.stderr.splitlines()
     assert failure[-1].startswith("RuntimeError: Unable to initialize backend 'none_such'"), found.stderr
@@ -49,8 +64,10 @@ def test_importing_prints_nothing_starts_no_device_and_brings_no_torch():
 def test_the_wheel_holds_the_package_alone(tmp_path):
     built = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()

@@ -409,9 +409,18 @@ OF_MODULES = {
     "mmap": {"mmap"},
 }
 METHODS = {
-    "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink", "rmdir", "touch", "rename", "tofile",
+    "read_text",
+    "read_bytes",
+    "write_text",
+    "write_bytes",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "touch",
+    "rename",
+    "tofile",
     "symlink_to",
-}  # fmt: skip
+}
 # Functions of numpy that are given an open file or a buffer, and Orbax's own reading and writing.
 ALLOWED = {
     ("data/cache.py", "np.save"),

@@ -60,11 +60,21 @@ def run(args: Args) -> None:
             bar.update(done - bar.n)
 
         report = convert(
-            args.source, args.destination, to=args.to, dtype=args.dtype, head=args.head, id2label=args.labels,
-            new_head=None if args.new_head is None else jax.random.key(args.new_head), layout=args.layout,
-            max_shard_size=args.max_shard_size, revision=args.revision, strict=args.strict, progress=progress,
-            ignore=args.ignore, base_model=args.base_model,
-        )  # fmt: skip
+            args.source,
+            args.destination,
+            to=args.to,
+            dtype=args.dtype,
+            head=args.head,
+            id2label=args.labels,
+            new_head=None if args.new_head is None else jax.random.key(args.new_head),
+            layout=args.layout,
+            max_shard_size=args.max_shard_size,
+            revision=args.revision,
+            strict=args.strict,
+            progress=progress,
+            ignore=args.ignore,
+            base_model=args.base_model,
+        )
     if args.report is not None:
         with storage.output_text("--report", str(args.report)) as file:
             file.write(json.dumps(report.to_json(), indent=2) + "\n")

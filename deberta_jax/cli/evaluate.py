@@ -67,9 +67,16 @@ def prepared(args: Any, directory: str, data: str, *, labelled: bool) -> tuple[T
         table = without_unlabelled(options, kind_of(options.task), table, config.id2label)
     task = task_of_model(options, config, table)
     model = load_model(
-        kind_of(options.task), directory, task.read, per_token=task.per_token, dtype=compute_dtype(args.dtype),
-        max_length=args.max_length, batch_size=args.batch_size, ignore=args.ignore, base_model=args.base_model,
-    )  # fmt: skip
+        kind_of(options.task),
+        directory,
+        task.read,
+        per_token=task.per_token,
+        dtype=compute_dtype(args.dtype),
+        max_length=args.max_length,
+        batch_size=args.batch_size,
+        ignore=args.ignore,
+        base_model=args.base_model,
+    )
     return task, model, table
 
 

@@ -78,9 +78,13 @@ def run(args: Args) -> None:
     if args.mesh:
         check_mesh(request)
     guesses = candidates(
-        request, free_mesh=not args.mesh, free_remat=not args.remat and args.job != "predict",
-        free_body=args.attention == "auto", free_rows=args.sweep and not args.batch, capacity=capacity,
-    )  # fmt: skip
+        request,
+        free_mesh=not args.mesh,
+        free_remat=not args.remat and args.job != "predict",
+        free_body=args.attention == "auto",
+        free_rows=args.sweep and not args.batch,
+        capacity=capacity,
+    )
     if args.sweep:
         with _bar(args.candidates) as bar:
             tried = guesses[: args.candidates]
@@ -110,10 +114,14 @@ def _check(args: Args) -> None:
     """Raises InputError for the first argument that cannot be used, whatever the others name."""
     storage.check_output_file("--html", args.html or "-")
     for flag, value, least in (
-        ("batch", args.batch, 0), ("length", args.length, 8), ("accumulate", args.accumulate, 1),
-        ("candidates", args.candidates, 1), ("tokens", args.tokens, 0), ("device-memory", args.device_memory, 0),
+        ("batch", args.batch, 0),
+        ("length", args.length, 8),
+        ("accumulate", args.accumulate, 1),
+        ("candidates", args.candidates, 1),
+        ("tokens", args.tokens, 0),
+        ("device-memory", args.device_memory, 0),
         ("price-per-chip-hour", args.price_per_chip_hour, 0),
-    ):  # fmt: skip
+    ):
         if not value >= least:  # NaN is refused as well
             raise InputError(f"--{flag} {value}: must be at least {least}")
     if args.length > LONGEST:
@@ -136,18 +144,23 @@ def request_of(args: Args) -> Request:
     config = PRESETS[args.model] if known else load_config(args.model)
     mesh = mesh_of(args.mesh, target.chips)
     runtime = Runtime(
-        mesh_data=mesh["data"], mesh_fsdp=mesh["fsdp"], mesh_tensor=mesh["tensor"], remat=args.remat or "none",
-        attention=args.attention, accumulate=args.accumulate,
-    )  # fmt: skip
+        mesh_data=mesh["data"],
+        mesh_fsdp=mesh["fsdp"],
+        mesh_tensor=mesh["tensor"],
+        remat=args.remat or "none",
+        attention=args.attention,
+        accumulate=args.accumulate,
+    )
     batch = args.batch or 8 * target.chips * args.accumulate
     request = make_request(
         args.job, config, target, batch_size=batch, length=args.length, dtype=args.dtype, runtime=runtime
-    )  # fmt: skip
+    )
     for c in objective_of(request).configs:
         longest = c.max_position_embeddings
         if c.has_position_table and args.length > longest:
-            raise InputError(f"--length {args.length}: the model has absolute positions for {longest} tokens; "
-                             "give at most that")  # fmt: skip
+            raise InputError(
+                f"--length {args.length}: the model has absolute positions for {longest} tokens; give at most that"
+            )
     return request
 
 

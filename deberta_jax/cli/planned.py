@@ -92,9 +92,14 @@ def _request(e: Experiment, job: Job, config: DebertaConfig, task: Task | None, 
     kinds = {Finetune: "finetune", PretrainMLM: "mlm", PretrainRTD: "rtd"}
     largest = max(job.batches.examples(), key=lambda batch: math.prod(batch["input_ids"].shape))
     request = Request(
-        job=kinds[type(e)], experiment=dataclasses.replace(e, runtime=named), config=config, task=task, target=target,
-        batch=shapes(largest), steps=len(job.batches),
-    )  # fmt: skip
+        job=kinds[type(e)],
+        experiment=dataclasses.replace(e, runtime=named),
+        config=config,
+        task=task,
+        target=target,
+        batch=shapes(largest),
+        steps=len(job.batches),
+    )
     if not isinstance(e, Finetune):
         return request
     # Rows of padding fill up what its mesh divides.

@@ -42,9 +42,12 @@ def run(args: Args) -> None:
         raise InputError(f"--shard-tokens {args.shard_tokens}: must be at least 1")
     tokenizer = load_tokenizer(hub.resolve(args.tokenizer, files=hub.TEXT_FILES))
     options = Prepare(
-        inputs=args.input, output=args.output, source=Source(documents=args.documents, text=args.text),
-        shard_tokens=args.shard_tokens, workers=args.workers,
-    )  # fmt: skip
+        inputs=args.input,
+        output=args.output,
+        source=Source(documents=args.documents, text=args.text),
+        shard_tokens=args.shard_tokens,
+        workers=args.workers,
+    )
     # delay: input that is refused at once gets its line without an empty bar above it
     bar = tqdm(unit="B", unit_scale=True, desc="preparing", file=sys.stderr, mininterval=0.5, delay=0.5)
     with bar:

@@ -20,8 +20,10 @@ def parse(argv: list[str]) -> PretrainMLM | PretrainRTD:
         print("usage: deberta-jax pretrain mlm|rtd ...; `deberta-jax pretrain mlm --help` tells its arguments")
         sys.exit(0)
     if not argv or argv[0] not in KINDS:
-        raise InputError("pretrain: say what by: `pretrain mlm ...` (masked language model) or `pretrain rtd ...` "
-                         "(replaced-token detection); each has --help")  # fmt: skip
+        raise InputError(
+            "pretrain: say what by: `pretrain mlm ...` (masked language model) or `pretrain rtd ...` "
+            "(replaced-token detection); each has --help"
+        )
     return experiment_arguments(KINDS[argv[0]], [f"pretrain {argv[0]}", *argv[1:]])
 
 

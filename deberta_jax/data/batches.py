@@ -150,9 +150,16 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, features: Features, order: Order, pad_id: int, *, buckets: tuple[int, ...] = (), row_length: int = 0,
-        multiple: int = 1, share: RowShare = WHOLE,
-    ):  # fmt: skip
+        self,
+        features: Features,
+        order: Order,
+        pad_id: int,
+        *,
+        buckets: tuple[int, ...] = (),
+        row_length: int = 0,
+        multiple: int = 1,
+        share: RowShare = WHOLE,
+    ):
         self.features, self.order, self.pad_id = features, order, pad_id
         self.buckets, self.share = buckets, share
         self.steps_per_epoch = -(-len(features) // order.batch_size)

@@ -13,9 +13,15 @@ WORDS, SPANS, CHOICES = "token-classification", "question-answering", "multiple-
 KINDS = (CLASSIFICATION, REGRESSION_TASK, MULTI, WORDS, SPANS, CHOICES)
 
 _PAIRS = (
-    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text", "text_pair"),
-    ("text1", "text2"), ("question", "sentence"), ("question", "passage"), ("query", "passage"),
-)  # fmt: skip
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("text", "text_pair"),
+    ("text1", "text2"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("query", "passage"),
+)
 _TEXTS = ("text", "sentence", "content", "review", "document", "body", "comment", "tweet", "title", "question")
 _LABELS = ("label", "labels", "target", "class", "category", "score", "gold_label", "sentiment", "y")
 _SPANS = ("spans", "entities", "label", "labels", "annotations", "ner")

@@ -65,10 +65,15 @@ def multirc(row: Row) -> list[Row]:
         paragraph, question = _text(row, "paragraph"), _text(row, "question")
         return [{**row, "answer": f"{question} {_text(row, 'answer')}", "group": f"{paragraph}\0{question}"}]
     return [
-        {"paragraph": _text(row["passage"], "text"), "answer": f"{_text(question, 'question')} {_text(answer, 'text')}",
-         "group": f"{row['idx']}/{question['idx']}", "label": answer.get("label")}
-        for question in row["passage"]["questions"] for answer in question["answers"]
-    ]  # fmt: skip
+        {
+            "paragraph": _text(row["passage"], "text"),
+            "answer": f"{_text(question, 'question')} {_text(answer, 'text')}",
+            "group": f"{row['idx']}/{question['idx']}",
+            "label": answer.get("label"),
+        }
+        for question in row["passage"]["questions"]
+        for answer in question["answers"]
+    ]
 
 
 def record(row: Row) -> list[Row]:
@@ -83,10 +88,16 @@ def record(row: Row) -> list[Row]:
         text, names, queries = _text(row, "passage"), row["entities"], [(_text(row, "query"), row["answers"])]
     text, names = text.replace("@highlight\n", ". "), list(dict.fromkeys(names))
     return [
-        {"passage": text, "queries": [query.replace("@placeholder", name) for name in names], "entities": names,
-         "gold": answers, "label": next((i for i, name in enumerate(names) if name in answers), 0 if answers else None)}
-        for query, answers in queries if len(names) > 1
-    ]  # fmt: skip
+        {
+            "passage": text,
+            "queries": [query.replace("@placeholder", name) for name in names],
+            "entities": names,
+            "gold": answers,
+            "label": next((i for i, name in enumerate(names) if name in answers), 0 if answers else None),
+        }
+        for query, answers in queries
+        if len(names) > 1
+    ]
 
 
 def anli(row: Row) -> list[Row]:

@@ -31,9 +31,13 @@ def word_starts(text: str) -> np.ndarray:
 
 
 def text_features(
-    tokenizer: Tokenizer, texts: Sequence[str], spans: Sequence[Sequence[Span]] | None, names: Sequence[str], *,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    spans: Sequence[Sequence[Span]] | None,
+    names: Sequence[str],
+    *,
     max_length: int,
-) -> Features:  # fmt: skip
+) -> Features:
     """Tokenises raw texts for a tagger. The first token of each word carries its tag, all others -100.
 
     A text longer than ``max_length`` goes on in further windows, so that no word is without an answer.
@@ -50,9 +54,13 @@ def text_features(
       InputError: tags that have no name for a span's.
     """
     encoded = tokenizer(
-        list(texts), max_length=max_length, truncation="only_first", stride=0, return_offsets=True,
+        list(texts),
+        max_length=max_length,
+        truncation="only_first",
+        stride=0,
+        return_offsets=True,
         return_special_tokens_mask=True,
-    )  # fmt: skip
+    )
     row = np.asarray(encoded.overflow_to_sample, np.int32)
     lengths = np.asarray([len(ids) for ids in encoded.input_ids], np.int64)
     owner = np.repeat(row, lengths)
@@ -76,10 +84,16 @@ def text_features(
         for i in np.flatnonzero(begins).tolist():
             labels[i] = tags.of_word(spans[int(owner[i])], int(spread[i, 0]), int(spread[i, 1]))
     return Features(
-        ids=np.concatenate(list(encoded.input_ids)).astype(np.int32), types=np.zeros(len(owner), np.int8),
-        starts=np.concatenate([[0], np.cumsum(lengths)]), labels=labels, level=TOKEN, row=row, offsets=spread,
-        words=words, cut=int((np.bincount(row, minlength=len(texts)) > 1).sum()),
-    )  # fmt: skip
+        ids=np.concatenate(list(encoded.input_ids)).astype(np.int32),
+        types=np.zeros(len(owner), np.int8),
+        starts=np.concatenate([[0], np.cumsum(lengths)]),
+        labels=labels,
+        level=TOKEN,
+        row=row,
+        offsets=spread,
+        words=words,
+        cut=int((np.bincount(row, minlength=len(texts)) > 1).sum()),
+    )
 
 
 def _words(

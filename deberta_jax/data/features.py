@@ -144,9 +144,15 @@ def word_features(
         labels = np.where(begins, flat_tags[first[owner] + np.maximum(words, 0)], -100).astype(np.int32)
     cut = int((np.bincount(row, minlength=len(sentences)) > 1).sum())
     return Features(
-        ids=ids, types=np.zeros(len(ids), np.int8), starts=starts, labels=labels, level=TOKEN, row=row, words=words,
+        ids=ids,
+        types=np.zeros(len(ids), np.int8),
+        starts=starts,
+        labels=labels,
+        level=TOKEN,
+        row=row,
+        words=words,
         cut=cut,
-    )  # fmt: skip
+    )
 
 
 def span_features(
@@ -175,9 +181,14 @@ def span_features(
             f"{limit}; raise the one or lower the other"
         )
     encoded = tokenizer(
-        list(questions), list(contexts), max_length=max_length, truncation="only_second", stride=stride,
-        return_offsets=True, return_special_tokens_mask=True,
-    )  # fmt: skip
+        list(questions),
+        list(contexts),
+        max_length=max_length,
+        truncation="only_second",
+        stride=stride,
+        return_offsets=True,
+        return_special_tokens_mask=True,
+    )
     row = np.asarray(encoded.overflow_to_sample, np.int32)
     lengths = np.asarray([len(text) for text in encoded.input_ids], np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -193,9 +204,15 @@ def span_features(
                 part = slice(starts[text], starts[text + 1])
                 labels[text] = _answer_tokens(offsets[part], context[part], answer)
     return Features(
-        ids=_flat(encoded.input_ids), types=types, starts=starts, labels=labels, level=SPAN, row=row, offsets=offsets,
+        ids=_flat(encoded.input_ids),
+        types=types,
+        starts=starts,
+        labels=labels,
+        level=SPAN,
+        row=row,
+        offsets=offsets,
         cut=int((np.bincount(row, minlength=len(questions)) > 1).sum()),
-    )  # fmt: skip
+    )
 
 
 def _answer_tokens(offsets: np.ndarray, context: np.ndarray, answer: tuple[int, int]) -> tuple[int, int]:

@@ -59,8 +59,9 @@ def _sentences(table: Table) -> Table:
     ends = [*starts[1:], len(table)]
     columns = {
         name: [values[start:end] for start, end in zip(starts, ends, strict=True)]
-        for name, values in table.columns.items() if name != sentence
-    }  # fmt: skip
+        for name, values in table.columns.items()
+        if name != sentence
+    }
     by_sentence = table.select(starts)
     return Table(table.name, columns, by_sentence.lines, by_sentence.parts, table.class_names)
 

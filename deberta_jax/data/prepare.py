@@ -163,9 +163,14 @@ class _Run:
     """One call of ``prepare``: shards kept and written, and the counts of both."""
 
     def __init__(
-        self, directory: Path, files: list[str], sizes: list[int], options: Prepare, tokenizer: Tokenizer,
+        self,
+        directory: Path,
+        files: list[str],
+        sizes: list[int],
+        options: Prepare,
+        tokenizer: Tokenizer,
         progress: Progress | None,
-    ):  # fmt: skip
+    ):
         self.directory, self.files, self.sizes = directory, files, sizes
         self.options, self.tokenizer, self.progress = options, tokenizer, progress
         self.dtype = token_dtype(tokenizer.vocab_size)

@@ -68,8 +68,13 @@ _TOKENIZER = {"fingerprint": str, "kind": str, "vocab_size": int}
 _PLACE = {"file": int, "offset": int, "line": int}
 _SHARD = {"name": str, "documents": int, "tokens": int, "tokens_sha256": str, "lengths_sha256": str}
 _MADE_OF = {
-    "version": int, "tokenizer": _TOKENIZER, "cut": str, "text": str, "shard_tokens": int, "inputs": [{"name": str}]
-}  # fmt: skip
+    "version": int,
+    "tokenizer": _TOKENIZER,
+    "cut": str,
+    "text": str,
+    "shard_tokens": int,
+    "inputs": [{"name": str}],
+}
 _COUNTS = {"documents": int, "tokens": int, "dtype": str, "shards": [_SHARD]}
 _FIELDS = {INPUTS: _MADE_OF, MANIFEST: _MADE_OF | _COUNTS}  # of all other files: a shard's
 

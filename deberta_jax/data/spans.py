@@ -32,9 +32,12 @@ def is_span_column(values: list[Any]) -> bool:
 def _is_span(item: Any) -> bool:
     if isinstance(item, dict):
         return all(any(name in item for name in names) for names in (_STARTS, _ENDS, _LABELS))
-    return isinstance(item, (list, tuple)) and len(item) == 3 and isinstance(item[2], str) and all(
-        type(end) is int for end in item[:2]
-    )  # fmt: skip
+    return (
+        isinstance(item, (list, tuple))
+        and len(item) == 3
+        and isinstance(item[2], str)
+        and all(type(end) is int for end in item[:2])
+    )
 
 
 def spans_of(table: Table, text: str, column: str, row: int) -> tuple[list[Span], int]:

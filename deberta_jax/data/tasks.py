@@ -92,66 +92,145 @@ def _read_qqp(name: str, text: str) -> Table:
     return table_of_lines(name, lines)
 
 
-_SENTENCES = {"premise": ("sentence1", "Premise"), "hypothesis": ("sentence2", "Hypothesis", "hypo"),
-              "label": ("gold_label", "Label")}  # fmt: skip
+_SENTENCES = {
+    "premise": ("sentence1", "Premise"),
+    "hypothesis": ("sentence2", "Hypothesis", "hypo"),
+    "label": ("gold_label", "Label"),
+}
 _MATCHED = ("dev_matched", "validation_matched", "dev", "validation")
 _SWAG = ("ending0", "ending1", "ending2", "ending3")
 
 TASKS: dict[str, NamedTask] = {
     # GLUE
-    "cola": NamedTask(CLASSIFICATION, ("sentence",), "label", "matthews_correlation", BINARY,
-                      readers={".tsv": _read_cola}),
+    "cola": NamedTask(
+        CLASSIFICATION, ("sentence",), "label", "matthews_correlation", BINARY, readers={".tsv": _read_cola}
+    ),
     "sst2": NamedTask(CLASSIFICATION, ("sentence",), "label", "accuracy", BINARY),
-    "mrpc": _pair("sentence1", "sentence2", "accuracy", BINARY,
-                  called={"sentence1": ("#1 String",), "sentence2": ("#2 String",), "label": ("Quality",)}),
-    "stsb": NamedTask(REGRESSION_TASK, ("sentence1", "sentence2"), "label", "pearson",
-                      called={"label": ("score",)}),
-    "qqp": _pair("question1", "question2", "accuracy", BINARY, called={"label": ("is_duplicate",)},
-                 readers={".tsv": _read_qqp}),
+    "mrpc": _pair(
+        "sentence1",
+        "sentence2",
+        "accuracy",
+        BINARY,
+        called={"sentence1": ("#1 String",), "sentence2": ("#2 String",), "label": ("Quality",)},
+    ),
+    "stsb": NamedTask(REGRESSION_TASK, ("sentence1", "sentence2"), "label", "pearson", called={"label": ("score",)}),
+    "qqp": _pair(
+        "question1", "question2", "accuracy", BINARY, called={"label": ("is_duplicate",)}, readers={".tsv": _read_qqp}
+    ),
     "mnli": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=HUB_NLI, called=_SENTENCES, dev=_MATCHED),
     # The sentence first: Microsoft's order.
     "qnli": _pair("sentence", "question", "accuracy", ENTAILMENT, hub_names=HUB_ENTAILMENT),
     "rte": _pair("sentence1", "sentence2", "accuracy", ENTAILMENT, hub_names=HUB_ENTAILMENT),
     "wnli": _pair("sentence1", "sentence2", "accuracy", BINARY),
-    "ax": _pair("premise", "hypothesis", "matthews_correlation", NLI, hub_names=HUB_NLI, called=_SENTENCES,
-                dev=("diagnostic-full", "diagnostic", "test", "AX")),
+    "ax": _pair(
+        "premise",
+        "hypothesis",
+        "matthews_correlation",
+        NLI,
+        hub_names=HUB_NLI,
+        called=_SENTENCES,
+        dev=("diagnostic-full", "diagnostic", "test", "AX"),
+    ),
     # SuperGLUE
     "boolq": _pair("question", "passage", "accuracy", YES_NO, hub_names=YES_NO),
     "cb": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=("entailment", "contradiction", "neutral")),
     "copa": NamedTask(CHOICES, ("first",), "label", "accuracy", choices=("second",), convert=conversions.copa),
     "wic": _pair("sentence1", "sentence2", "accuracy", YES_NO, hub_names=YES_NO, convert=conversions.wic),
     "multirc": _pair("paragraph", "answer", "f1", BINARY, convert=conversions.multirc, group="group"),
-    "record": NamedTask(CHOICES, ("passage",), "label", "f1", choices=("queries",), convert=conversions.record,
-                        gold="gold"),
+    "record": NamedTask(
+        CHOICES, ("passage",), "label", "f1", choices=("queries",), convert=conversions.record, gold="gold"
+    ),
     "wsc": _pair("text", "claim", "accuracy", YES_NO, hub_names=YES_NO, convert=conversions.wsc),
     # Natural language inference
-    "anli": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=HUB_NLI, called={"premise": ("context",)},
-                  convert=conversions.anli, train=("R[123]/train", "train_r[123]", "train"),
-                  dev=("R[123]/dev", "dev_r[123]", "dev", "validation")),
-    "xnli": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=HUB_NLI, called=_SENTENCES,
-                  convert=conversions.xnli, train=("multinli.train.en", "train"),
-                  dev=("xnli.dev", "dev", "validation")),
+    "anli": _pair(
+        "premise",
+        "hypothesis",
+        "accuracy",
+        NLI,
+        hub_names=HUB_NLI,
+        called={"premise": ("context",)},
+        convert=conversions.anli,
+        train=("R[123]/train", "train_r[123]", "train"),
+        dev=("R[123]/dev", "dev_r[123]", "dev", "validation"),
+    ),
+    "xnli": _pair(
+        "premise",
+        "hypothesis",
+        "accuracy",
+        NLI,
+        hub_names=HUB_NLI,
+        called=_SENTENCES,
+        convert=conversions.xnli,
+        train=("multinli.train.en", "train"),
+        dev=("xnli.dev", "dev", "validation"),
+    ),
     # Questions
-    "squad": NamedTask(SPANS, ("question", "context"), "answers", "f1", train=("train-v1.1", "train"),
-                       dev=("dev-v1.1", "dev", "validation")),
-    "squad2": NamedTask(SPANS, ("question", "context"), "answers", "f1", train=("train-v2.0", "train"),
-                        dev=("dev-v2.0", "dev", "validation")),
+    "squad": NamedTask(
+        SPANS,
+        ("question", "context"),
+        "answers",
+        "f1",
+        train=("train-v1.1", "train"),
+        dev=("dev-v1.1", "dev", "validation"),
+    ),
+    "squad2": NamedTask(
+        SPANS,
+        ("question", "context"),
+        "answers",
+        "f1",
+        train=("train-v2.0", "train"),
+        dev=("dev-v2.0", "dev", "validation"),
+    ),
     # Entities
-    "conll2003": NamedTask(WORDS, ("tokens",), "tags", "f1", CONLL, hub_names=HUB_CONLL,
-                           called={"tags": ("ner_tags",)}, readers={".txt": read_conll}, train=("train", "eng.train"),
-                           dev=("valid", "dev", "eng.testa", "validation")),
-    "wnut17": NamedTask(WORDS, ("tokens",), "tags", "f1", WNUT, hub_names=WNUT, called={"tags": ("ner_tags",)},
-                        readers={".txt": read_conll}, train=("wnut17train", "train"),
-                        dev=("emerging.dev", "dev", "validation")),
+    "conll2003": NamedTask(
+        WORDS,
+        ("tokens",),
+        "tags",
+        "f1",
+        CONLL,
+        hub_names=HUB_CONLL,
+        called={"tags": ("ner_tags",)},
+        readers={".txt": read_conll},
+        train=("train", "eng.train"),
+        dev=("valid", "dev", "eng.testa", "validation"),
+    ),
+    "wnut17": NamedTask(
+        WORDS,
+        ("tokens",),
+        "tags",
+        "f1",
+        WNUT,
+        hub_names=WNUT,
+        called={"tags": ("ner_tags",)},
+        readers={".txt": read_conll},
+        train=("wnut17train", "train"),
+        dev=("emerging.dev", "dev", "validation"),
+    ),
     # Multiple choice
-    "swag": NamedTask(CHOICES, ("sent1", "sent2"), "label", "accuracy", choices=_SWAG,
-                      dev=("val", "validation", "dev")),
-    "race": NamedTask(CHOICES, ("article", "question"), "answer", "accuracy", choices=("options",),
-                      readers={".txt": conversions.read_race}, train=("train/*/*", "train_*", "train"),
-                      dev=("dev/*/*", "test_*", "dev", "validation", "test")),
-    "arc": NamedTask(CHOICES, ("question",), "label", "accuracy", choices=("choices",), convert=conversions.arc,
-                     train=("*-Train", "train"), dev=("*-Dev", "dev", "validation")),
-}  # fmt: skip
+    "swag": NamedTask(
+        CHOICES, ("sent1", "sent2"), "label", "accuracy", choices=_SWAG, dev=("val", "validation", "dev")
+    ),
+    "race": NamedTask(
+        CHOICES,
+        ("article", "question"),
+        "answer",
+        "accuracy",
+        choices=("options",),
+        readers={".txt": conversions.read_race},
+        train=("train/*/*", "train_*", "train"),
+        dev=("dev/*/*", "test_*", "dev", "validation", "test"),
+    ),
+    "arc": NamedTask(
+        CHOICES,
+        ("question",),
+        "label",
+        "accuracy",
+        choices=("choices",),
+        convert=conversions.arc,
+        train=("*-Train", "train"),
+        dev=("*-Dev", "dev", "validation"),
+    ),
+}
 
 _ENDINGS = (".tsv", ".jsonl", ".json", ".conll", ".txt", ".csv", ".parquet", "-*.parquet")
 

@@ -89,9 +89,15 @@ class MaskFiller:
 
 
 def load_mask_filler(
-    model: str | Path, *, dtype: Any, max_length: int | None, batch_size: int, attention: str,
-    ignore: Sequence[str] = (), base_model: str | Path | None = None,
-) -> MaskFiller:  # fmt: skip
+    model: str | Path,
+    *,
+    dtype: Any,
+    max_length: int | None,
+    batch_size: int,
+    attention: str,
+    ignore: Sequence[str] = (),
+    base_model: str | Path | None = None,
+) -> MaskFiller:
     """A masked language model on all devices; the mask decoder is used where the file holds one.
 
     Raises:

@@ -208,14 +208,26 @@ def pipeline(
         raise InputError(f"no pipeline for {task!r}; there is {', '.join(map(repr, TASKS))}")
     if task == FILL_MASK:
         return load_mask_filler(
-            model, dtype=dtype, max_length=max_length, batch_size=batch_size, attention=attention, ignore=ignore,
+            model,
+            dtype=dtype,
+            max_length=max_length,
+            batch_size=batch_size,
+            attention=attention,
+            ignore=ignore,
             base_model=base_model,
-        )  # fmt: skip
+        )
     parts = load_model(
-        task, model, lambda out: out.logits if task != SPANS else jnp.stack([out.start_logits, out.end_logits], -1),
-        per_token=task in (WORDS, SPANS), dtype=dtype, max_length=max_length, batch_size=batch_size,
-        attention=attention, ignore=ignore, base_model=base_model,
-    )  # fmt: skip
+        task,
+        model,
+        lambda out: out.logits if task != SPANS else jnp.stack([out.start_logits, out.end_logits], -1),
+        per_token=task in (WORDS, SPANS),
+        dtype=dtype,
+        max_length=max_length,
+        batch_size=batch_size,
+        attention=attention,
+        ignore=ignore,
+        base_model=base_model,
+    )
     if task == CLASSIFICATION:
         problem_of(parts.model.config)
     return _CALLS[task](parts.model, parts.params, parts.tokenizer, parts.predictor)
@@ -230,10 +242,18 @@ def model_config(
 
 
 def load_model(
-    kind: str, model: str | Path, read: Callable[[Any], jax.Array], *, per_token: bool, dtype: Any,
-    max_length: int | None, batch_size: int, attention: str = "auto", ignore: Sequence[str] = (),
+    kind: str,
+    model: str | Path,
+    read: Callable[[Any], jax.Array],
+    *,
+    per_token: bool,
+    dtype: Any,
+    max_length: int | None,
+    batch_size: int,
+    attention: str = "auto",
+    ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
-) -> Loaded:  # fmt: skip
+) -> Loaded:
     """A trained model of a kind, on all devices. Raises InputError as ``pipeline``."""
     directory = hub.resolve(model)
     tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))

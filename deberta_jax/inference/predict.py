@@ -42,9 +42,16 @@ class Predictor:
     """
 
     def __init__(
-        self, model: Model, pad_id: int, *, max_length: int, batch_size: int = 32, mesh: Mesh | None = None,
-        read: Callable[[Any], jax.Array] = lambda out: out.logits, per_token: bool = False,
-    ):  # fmt: skip
+        self,
+        model: Model,
+        pad_id: int,
+        *,
+        max_length: int,
+        batch_size: int = 32,
+        mesh: Mesh | None = None,
+        read: Callable[[Any], jax.Array] = lambda out: out.logits,
+        per_token: bool = False,
+    ):
         if batch_size < 1:
             raise InputError(f"batch size {batch_size}: must be at least 1")
         if max_length < 8:

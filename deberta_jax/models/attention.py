@@ -79,11 +79,22 @@ class SelfAttention(nn.Module):
         mix_weights = self.head_map("head_weights_proj") if c.talking_head else None
         drops = not deterministic and c.attention_probs_dropout_prob > 0
         return disentangled_attention(
-            query, key, value, pos_key, pos_query, relative.rows,
-            scale=c.score_scale, mask=mask, segment_ids=segment_ids,
-            dropout_rate=c.attention_probs_dropout_prob, dropout_key=self.make_rng("dropout") if drops else None,
-            mix_scores=mix_scores, mix_weights=mix_weights, return_weights=return_weights, impl=self.runtime.attention,
-        )  # fmt: skip
+            query,
+            key,
+            value,
+            pos_key,
+            pos_query,
+            relative.rows,
+            scale=c.score_scale,
+            mask=mask,
+            segment_ids=segment_ids,
+            dropout_rate=c.attention_probs_dropout_prob,
+            dropout_key=self.make_rng("dropout") if drops else None,
+            mix_scores=mix_scores,
+            mix_weights=mix_weights,
+            return_weights=return_weights,
+            impl=self.runtime.attention,
+        )
 
     def position_tables(self, relative: Relative, deterministic: bool, **shared: Linear):
         """The relative table as keys and as queries [R,N,H], each None where the model leaves that term out."""

@@ -88,9 +88,15 @@ def run_backbone(
         input_ids, inputs_embeds, token_type_ids, position_ids, token_mask, deterministic
     )
     last, states, weights = Encoder(config, runtime, name="encoder")(
-        x, token_mask, mask, segment_ids, positions if mask_decoder else None, deterministic,
-        output_hidden_states, output_attentions,
-    )  # fmt: skip
+        x,
+        token_mask,
+        mask,
+        segment_ids,
+        positions if mask_decoder else None,
+        deterministic,
+        output_hidden_states,
+        output_attentions,
+    )
     return Hidden(
         last,
         starts,

@@ -125,7 +125,7 @@ def blocked_attention(
         words,
         rule,
         geometry,
-    )  # fmt: skip
+    )
     return context.reshape(heads, batch, geometry.length, size)[:, :, :length].transpose(1, 2, 0, 3)
 
 

@@ -45,6 +45,6 @@ def take_shared_rows(table: Float[Array, "V E"], ids: Int[Array, "B T"], dtype: 
         return lax.all_to_all(rows, width, split_axis=0, concat_axis=2, tiled=True)
 
     table_spec, batch_spec = RULES.spec(("vocab", "embed")), RULES.spec(("batch",))
-    return jax.shard_map(
-        here, mesh=mesh, in_specs=(table_spec, batch_spec), out_specs=batch_spec, check_vma=False
-    )(table, ids)  # fmt: skip
+    return jax.shard_map(here, mesh=mesh, in_specs=(table_spec, batch_spec), out_specs=batch_spec, check_vma=False)(
+        table, ids
+    )

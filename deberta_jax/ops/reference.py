@@ -48,9 +48,14 @@ def reference_attention(
         by_row = product("BSNH,RNH->BNSR", key, pos_query)
         scores += jnp.take_along_axis(by_row, index.swapaxes(-1, -2), axis=-1).swapaxes(-1, -2)
     return weigh_values(
-        scores * scale, value, visible_pairs(texts, pairs), dropout_rate=dropout_rate, dropout_key=dropout_key,
-        mix_scores=mix_scores, mix_weights=mix_weights,
-    )  # fmt: skip
+        scores * scale,
+        value,
+        visible_pairs(texts, pairs),
+        dropout_rate=dropout_rate,
+        dropout_key=dropout_key,
+        mix_scores=mix_scores,
+        mix_weights=mix_weights,
+    )
 
 
 def weigh_values(

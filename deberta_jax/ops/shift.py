@@ -133,6 +133,11 @@ def shift_attention(
         turned = _position_scores(key, by_distance(pos_query, rows, descending=False), stored)
         scores += turned.swapaxes(-1, -2).astype(F32)
     return weigh_values(
-        scores * scale, value, visible_pairs(texts, pairs), dropout_rate=dropout_rate, dropout_key=dropout_key,
-        mix_scores=mix_scores, mix_weights=mix_weights,
-    )  # fmt: skip
+        scores * scale,
+        value,
+        visible_pairs(texts, pairs),
+        dropout_rate=dropout_rate,
+        dropout_key=dropout_key,
+        mix_scores=mix_scores,
+        mix_weights=mix_weights,
+    )

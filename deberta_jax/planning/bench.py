@@ -56,19 +56,37 @@ class Case:
 
 
 def cases(
-    models: dict[str, DebertaConfig], jobs: Sequence[str], lengths: Sequence[int], dtypes: Sequence[str],
-    texts: Sequence[str], *, tokens: int, attention: str,
-) -> list[Case]:  # fmt: skip
+    models: dict[str, DebertaConfig],
+    jobs: Sequence[str],
+    lengths: Sequence[int],
+    dtypes: Sequence[str],
+    texts: Sequence[str],
+    *,
+    tokens: int,
+    attention: str,
+) -> list[Case]:
     """All combinations; a batch has about ``tokens`` places, in a number of rows that the devices divide."""
     if tokens < 1 or min(lengths) < 8:
         raise InputError("--tokens and --lengths: a batch has at least 1 token, a row at least 8")
     count = jax.device_count()
     rows = {length: -(-max(1, tokens // length) // count) * count for length in lengths}
     return [
-        Case(name=name, config=config, job=job, length=length, rows=rows[length], dtype=dtype, texts=kind,
-             attention=attention)
-        for name, config in models.items() for dtype in dtypes for job in jobs for length in lengths for kind in texts
-    ]  # fmt: skip
+        Case(
+            name=name,
+            config=config,
+            job=job,
+            length=length,
+            rows=rows[length],
+            dtype=dtype,
+            texts=kind,
+            attention=attention,
+        )
+        for name, config in models.items()
+        for dtype in dtypes
+        for job in jobs
+        for length in lengths
+        for kind in texts
+    ]
 
 
 def measure(case: Case, *, steps: int, peak: float) -> dict[str, Any]:
@@ -86,9 +104,14 @@ def measure(case: Case, *, steps: int, peak: float) -> dict[str, Any]:
     """
     batch = make_batch(case)
     row = {
-        "model": case.name, "job": case.job, "shape": f"{case.rows}x{case.length}", "dtype": case.dtype,
-        "texts": case.texts, "device": jax.devices()[0].device_kind, "devices": jax.device_count(),
-    }  # fmt: skip
+        "model": case.name,
+        "job": case.job,
+        "shape": f"{case.rows}x{case.length}",
+        "dtype": case.dtype,
+        "texts": case.texts,
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+    }
     began = time.perf_counter()
     try:
         compiled, run = (_forward if case.job == "forward" else _train)(case, batch)
@@ -104,11 +127,13 @@ def measure(case: Case, *, steps: int, peak: float) -> dict[str, Any]:
     known, memory = peak_flops(0.0), compiled.memory_analysis()
     held = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return row | {
-        "tokens_per_second": round(tokens / taken, 1), "padding": round(1 - tokens / places, 3),
-        "mfu": round(done / known, 4) if known else None, "share_of_products": round(done / peak, 4),
+        "tokens_per_second": round(tokens / taken, 1),
+        "padding": round(1 - tokens / places, 3),
+        "mfu": round(done / known, 4) if known else None,
+        "share_of_products": round(done / peak, 4),
         "program_bytes": None if memory is None else memory.argument_size_in_bytes + memory.temp_size_in_bytes,
         "device_peak_bytes": held,
-    }  # fmt: skip
+    }
 
 
 def make_batch(case: Case) -> dict[str, np.ndarray]:
@@ -126,9 +151,10 @@ def make_batch(case: Case) -> dict[str, np.ndarray]:
     starts = np.concatenate([[0], np.cumsum(lengths)])
     features = Features(
         ids=random.integers(5, case.config.vocab_size, starts[-1]).astype(np.int32),
-        types=np.zeros(starts[-1], np.int8), starts=starts,
+        types=np.zeros(starts[-1], np.int8),
+        starts=starts,
         labels=random.integers(0, 2, len(lengths)).astype(np.int32),
-    )  # fmt: skip
+    )
     if case.texts == "fixed":
         return pad_batch(features, here, case.rows, case.length, 0)
     shape = Packing(case.length, int(np.bincount(row_of[here]).max()), (case.rows,))
@@ -141,9 +167,15 @@ def _real(batch: dict[str, np.ndarray]) -> np.ndarray:
 
 def _experiment(case: Case) -> Finetune:
     return Finetune(
-        model="-", from_scratch=True, text=("text",), label="label", batch_size=case.rows, max_length=case.length,
-        dtype=case.dtype, runtime=Runtime(attention=case.attention),  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
+        model="-",
+        from_scratch=True,
+        text=("text",),
+        label="label",
+        batch_size=case.rows,
+        max_length=case.length,
+        dtype=case.dtype,
+        runtime=Runtime(attention=case.attention),  # pyright: ignore[reportArgumentType]
+    )
 
 
 def _forward(case: Case, batch: dict[str, np.ndarray]) -> tuple[Any, Callable[[], Any]]:

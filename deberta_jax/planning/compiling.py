@@ -23,8 +23,13 @@ from deberta_jax.planning.request import Request
 
 _log = logging.getLogger(__name__)
 
-_QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-          "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TF_CPP_MIN_LOG_LEVEL": "1"}  # fmt: skip
+_QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TF_CPP_MIN_LOG_LEVEL": "1",
+}
 
 
 @dataclasses.dataclass(frozen=True)

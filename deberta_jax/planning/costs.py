@@ -18,12 +18,35 @@ from deberta_jax.planning.hlo import Array, Computation, Instruction, Program
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Nothing is moved by these: names, views, and what is counted where it begins.
 _FREE = {
-    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "after-all",
-    "partition-id", "replica-id", "copy-done", "slice-done", "async-done", "async-update", "all-gather-done",
-    "all-reduce-done", "collective-permute-done", "opt-barrier", "add-dependency",
-}  # fmt: skip
-_MARKERS = ("AllocateBuffer", "AsyncCollectiveDone", "AsyncCollectiveStart", "ConcatBitcast",
-            "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "Sharding")  # fmt: skip
+    "parameter",
+    "constant",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "while",
+    "conditional",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "copy-done",
+    "slice-done",
+    "async-done",
+    "async-update",
+    "all-gather-done",
+    "all-reduce-done",
+    "collective-permute-done",
+    "opt-barrier",
+    "add-dependency",
+}
+_MARKERS = (
+    "AllocateBuffer",
+    "AsyncCollectiveDone",
+    "AsyncCollectiveStart",
+    "ConcatBitcast",
+    "AssumeGatherIndicesInBound",
+    "GatherScatterIndicesBitpacked",
+    "Sharding",
+)
 Kernel = Callable[[Instruction, tuple[Array, ...]], tuple[float, float]]
 
 
@@ -133,9 +156,12 @@ class _Tally:
         key = kind, axes_of(groups, self.mesh)
         before = self.sums.get(key, Collective(*key, 0.0, 0.0, 0.0, 0))
         self.sums[key] = Collective(
-            *key, before.count + times, before.bytes + times * whole, before.sent + times * sent,
+            *key,
+            before.count + times,
+            before.bytes + times * whole,
+            before.sent + times * sent,
             max(before.largest, *(a.bytes for a in i.arrays)),
-        )  # fmt: skip
+        )
 
     def collectives(self) -> tuple[Collective, ...]:
         return tuple(self.sums[key] for key in sorted(self.sums))
@@ -177,10 +203,13 @@ def _windows(rest: str, axes: int) -> list[dict[str, tuple[int, ...]]]:
     windows = []
     for axis in range(axes):
         read = lambda name, default, axis=axis: given[name].split("x")[axis] if name in given else default
-        windows.append({
-            "stride": (int(read("stride", "1")),), "pad": (int(read("pad", "0_0").split("_")[0]),),
-            "dilate": (int(read("lhs_dilate", "1")), int(read("rhs_dilate", "1"))),
-        })  # fmt: skip
+        windows.append(
+            {
+                "stride": (int(read("stride", "1")),),
+                "pad": (int(read("pad", "0_0").split("_")[0]),),
+                "dilate": (int(read("lhs_dilate", "1")), int(read("rhs_dilate", "1"))),
+            }
+        )
     return windows
 
 

@@ -90,9 +90,7 @@ def objective_of(request: Request) -> Objective:
 
 
 def prepared_of(request: Request, mesh: Mesh) -> Prepared:
-    return prepare(
-        objective_of(request), mesh, request.steps, accumulate=request.experiment.runtime.accumulate
-    )  # fmt: skip
+    return prepare(objective_of(request), mesh, request.steps, accumulate=request.experiment.runtime.accumulate)
 
 
 def shapes_of(request: Request) -> dict[str, jax.ShapeDtypeStruct]:
@@ -121,9 +119,14 @@ def _predict_program(request: Request, mesh: Mesh) -> Made:
     assert task is not None
     model = MODELS[task.head](task.configure(request.config), **model_runtime(e))
     predictor = Predictor(
-        model, request.config.pad_token_id, max_length=e.max_length, batch_size=e.batch_size, mesh=mesh, read=task.read,
+        model,
+        request.config.pad_token_id,
+        max_length=e.max_length,
+        batch_size=e.batch_size,
+        mesh=mesh,
+        read=task.read,
         per_token=task.per_token,
-    )  # fmt: skip
+    )
     shapes, places = abstract_params(model), tree_shardings(logical_axes(model), mesh)
     place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
     batch = {name: place(a, batch_sharding(mesh)) for name, a in shapes_of(request).items()}

@@ -72,9 +72,7 @@ def plan_of(request: Request, compiled: Compiled, *, capacity: float = 0.0) -> P
     chip = request.target.chip
     capacity = float(chip.hbm) if chip else capacity
     steps = 1.0 if request.job == "predict" else 3.0
-    model_flops = steps * sum(
-        forward_flops(c, request.tokens, request.length) for c in objective_of(request).configs
-    )  # fmt: skip
+    model_flops = steps * sum(forward_flops(c, request.tokens, request.length) for c in objective_of(request).configs)
     facts = compiled.facts
     if not compiled.hlo:
         memory, needed = memory_without_program(facts)
@@ -84,7 +82,7 @@ def plan_of(request: Request, compiled: Compiled, *, capacity: float = 0.0) -> P
     memory = memory_by_cause(facts, program)
     return Plan(
         request, compiled, memory, float(sum(memory.values())), capacity, costs, roofline(costs, chip), model_flops
-    )  # fmt: skip
+    )
 
 
 def memory_without_program(facts: dict[str, Any]) -> tuple[dict[str, int], float]:
@@ -107,8 +105,11 @@ def memory_by_cause(facts: dict[str, Any], program: Program) -> dict[str, int]:
     saved = min(saved_bytes(program), m["temp"])
     rest = m["argument"] - sum(held.values()) + m["output"] - m["alias"]
     return {
-        **held, "activations": saved, "temporaries": m["temp"] - saved + max(rest, 0), "program": m["generated_code"]
-    }  # fmt: skip
+        **held,
+        "activations": saved,
+        "temporaries": m["temp"] - saved + max(rest, 0),
+        "program": m["generated_code"],
+    }
 
 
 def saved_bytes(program: Program) -> int:
@@ -140,8 +141,11 @@ def roofline(costs: Costs, chip: Chip | None) -> dict[str, float]:
     memory = sum(m for c, m in each if c < m)
     interconnect = costs.collective_sent_bytes / chip.ring_bandwidth
     return {
-        "compute": compute, "memory": memory, "interconnect": interconnect, "step": max(compute + memory, interconnect)
-    }  # fmt: skip
+        "compute": compute,
+        "memory": memory,
+        "interconnect": interconnect,
+        "step": max(compute + memory, interconnect),
+    }
 
 
 def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str, Any]:
@@ -158,16 +162,32 @@ def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str,
     elif tokens:
         notes.append("--tokens: no time is known, so no hours and no cost")
     out: dict[str, Any] = {
-        "fits": plan.fits, "hbm_bytes_per_chip": _number(plan.needed), "hbm_capacity": plan.capacity,
-        "collective_bytes": plan.costs.collective_bytes if plan.costs else None, "kind": ESTIMATE,
-        "job": q.job, "topology": q.target.topology, "chips": q.target.chips, "mesh": q.mesh, "batch": q.rows,
-        "length": q.length, "dtype": q.experiment.dtype, "remat": r.remat, "attention": r.attention,
-        "accumulate": r.accumulate, "notes": notes, "memory": plan.memory, "seconds": plan.seconds,
-        "bound_by": plan.bound_by, "tokens_per_second": plan.tokens_per_second, "mfu": plan.mfu,
+        "fits": plan.fits,
+        "hbm_bytes_per_chip": _number(plan.needed),
+        "hbm_capacity": plan.capacity,
+        "collective_bytes": plan.costs.collective_bytes if plan.costs else None,
+        "kind": ESTIMATE,
+        "job": q.job,
+        "topology": q.target.topology,
+        "chips": q.target.chips,
+        "mesh": q.mesh,
+        "batch": q.rows,
+        "length": q.length,
+        "dtype": q.experiment.dtype,
+        "remat": r.remat,
+        "attention": r.attention,
+        "accumulate": r.accumulate,
+        "notes": notes,
+        "memory": plan.memory,
+        "seconds": plan.seconds,
+        "bound_by": plan.bound_by,
+        "tokens_per_second": plan.tokens_per_second,
+        "mfu": plan.mfu,
         "model_flops": plan.model_flops,
-        "compile_seconds": plan.compiled.facts["seconds"], "cached": plan.compiled.cached,
+        "compile_seconds": plan.compiled.facts["seconds"],
+        "cached": plan.compiled.cached,
         "versions": plan.compiled.facts["versions"],
-    }  # fmt: skip
+    }
     if plan.costs is not None:
         out |= {
             "collective_sent_bytes": plan.costs.collective_sent_bytes,

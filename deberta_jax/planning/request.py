@@ -88,9 +88,11 @@ def make_request(
         experiment = Finetune(**common, text=("text",), label="label", batching="buckets", runtime=runtime)
         task = TextTask(("text",), ("label",), LabelSpec(SINGLE_LABEL, ("0", "1")))
         nothing = Features(
-            ids=np.zeros(0, np.int32), types=np.zeros(0, np.int8), starts=np.zeros(1, np.int64),
+            ids=np.zeros(0, np.int32),
+            types=np.zeros(0, np.int8),
+            starts=np.zeros(1, np.int64),
             labels=np.zeros(0, np.int32),
-        )  # fmt: skip
+        )
         example = pad_batch(nothing, np.zeros(0, np.int64), 1, length, 0)
         if job == "predict":
             example = pad_texts(nothing, (), 1, length, 0)
@@ -99,9 +101,7 @@ def make_request(
         example = masked_batch(1, length, Masking(share=experiment.mask_share).targets(length))
     experiment.check()
     # Shapes from one row: those of a large batch would take its memory.
-    request = Request(
-        job=job, experiment=experiment, config=config, task=task, target=target, batch=shapes(example)
-    )  # fmt: skip
+    request = Request(job=job, experiment=experiment, config=config, task=task, target=target, batch=shapes(example))
     return request.with_rows(batch_size).with_runtime(attention=named_body(runtime.attention, target, dtype))
 
 
@@ -126,13 +126,17 @@ def check_mesh(request: Request) -> None:
             f"give for example {typed({'fsdp': chips})} or {typed({'data': chips})}"
         )
     for name, size, axis in (
-        ("attention heads", c.num_attention_heads, "tensor"), ("feed-forward width", c.intermediate_size, "tensor"),
-        ("vocabulary", c.vocab_size, "tensor"), ("width", c.hidden_size, "fsdp"),
-    ):  # fmt: skip
+        ("attention heads", c.num_attention_heads, "tensor"),
+        ("feed-forward width", c.intermediate_size, "tensor"),
+        ("vocabulary", c.vocab_size, "tensor"),
+        ("width", c.hidden_size, "fsdp"),
+    ):
         if size % m[axis]:
             fits = [n for n in range(1, m[axis]) if size % n == 0 and chips % n == 0]
-            raise InputError(f"{typed({axis: m[axis]})}: does not divide the model's {name} of {size}; "
-                             f"give {typed({axis: fits[-1]})}")  # fmt: skip
+            raise InputError(
+                f"{typed({axis: m[axis]})}: does not divide the model's {name} of {size}; "
+                f"give {typed({axis: fits[-1]})}"
+            )
     parts = m["data"] * m["fsdp"] * request.experiment.runtime.accumulate
     if request.rows % parts:
         raise InputError(

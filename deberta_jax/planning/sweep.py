@@ -25,9 +25,14 @@ class Guess:
 
 
 def candidates(
-    request: Request, *, free_mesh: bool = True, free_remat: bool = True, free_body: bool = True,
-    free_rows: bool = False, capacity: float = 0.0,
-) -> list[Guess]:  # fmt: skip
+    request: Request,
+    *,
+    free_mesh: bool = True,
+    free_remat: bool = True,
+    free_body: bool = True,
+    free_rows: bool = False,
+    capacity: float = 0.0,
+) -> list[Guess]:
     """Requests on every mesh that divides, or on the request's own, those that may fit best first.
 
     Quick ones are those that recompute least, split heads least, and share parameters among about eight chips. Where

@@ -36,10 +36,13 @@ def describe(plan: Plan, found: dict[str, Any]) -> str:
     rows.append(("memory a chip", _memory(plan)))
     if plan.costs is not None:
         rows += [
-            ("products a chip", f"{plan.costs.flops:.3g} FLOP"), ("HBM traffic a chip", size(plan.costs.hbm_bytes)),
-            ("collectives a chip", f"{size(plan.costs.collective_bytes)}; sent, in rings: "
-                                   f"{size(plan.costs.collective_sent_bytes)}"),
-        ]  # fmt: skip
+            ("products a chip", f"{plan.costs.flops:.3g} FLOP"),
+            ("HBM traffic a chip", size(plan.costs.hbm_bytes)),
+            (
+                "collectives a chip",
+                f"{size(plan.costs.collective_bytes)}; sent, in rings: {size(plan.costs.collective_sent_bytes)}",
+            ),
+        ]
         rows += [
             (f"  {c.kind}", f"{size(c.bytes)} over {' x '.join(c.axes)}, {c.count:.0f} times")
             for c in sorted(plan.costs.collectives, key=lambda c: -c.bytes)
@@ -50,10 +53,13 @@ def describe(plan: Plan, found: dict[str, Any]) -> str:
     if plan.seconds:
         s = plan.seconds
         rows += [
-            ("step, at least", f"{_time(s['step'])}: products {_time(s['compute'])}, memory {_time(s['memory'])}, "
-                               f"interconnect {_time(s['interconnect'])}; {plan.bound_by} binds"),
+            (
+                "step, at least",
+                f"{_time(s['step'])}: products {_time(s['compute'])}, memory {_time(s['memory'])}, "
+                f"interconnect {_time(s['interconnect'])}; {plan.bound_by} binds",
+            ),
             ("tokens a second", f"{plan.tokens_per_second:,.0f} at most, {100 * plan.mfu:.0f} % of the peak"),
-        ]  # fmt: skip
+        ]
     if "chip_hours" in found:
         money = f", {number(found['money'])} at the price given" if "money" in found else ""
         cost = f"{number(found['hours'])} h, {number(found['chip_hours'])} chip-hours{money}"
@@ -88,10 +94,18 @@ def ranking(plans: Sequence[Plan], failed: Iterable[tuple[Request, str]]) -> str
     for plan in plans:
         r = plan.request.experiment.runtime
         time = _time(plan.seconds["step"]) if plan.seconds else "-"
-        rows.append((
-            _mesh(plan.request), str(plan.request.rows), r.remat, r.attention, _memory(plan), time,
-            f"{plan.tokens_per_second:,.0f}" if plan.seconds else "-", plan.bound_by or "-",
-        ))  # fmt: skip
+        rows.append(
+            (
+                _mesh(plan.request),
+                str(plan.request.rows),
+                r.remat,
+                r.attention,
+                _memory(plan),
+                time,
+                f"{plan.tokens_per_second:,.0f}" if plan.seconds else "-",
+                plan.bound_by or "-",
+            )
+        )
     lines = [columns(rows)]
     lines += [f"{_mesh(request)}: {why}" for request, why in failed]
     return "\n".join([*lines, ESTIMATE])

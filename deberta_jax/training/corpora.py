@@ -60,15 +60,14 @@ def read_text(e: Pretraining, directory: Path, vocab_size: int, mesh: Mesh, mask
     rows, rows_held_out = (lay_out(each, e.max_length, e.layout) for each in (corpus, held_out))
     _log.info(
         "text: %d tokens in %d rows of %d to train on, %d rows held out",
-        corpus.tokens, len(rows), e.max_length, len(rows_held_out),
-    )  # fmt: skip
+        corpus.tokens,
+        len(rows),
+        e.max_length,
+        len(rows_held_out),
+    )
     masker, share = Masker(Vocabulary.of(tokenizer), masking), row_share(mesh)
-    train = MaskedBatches(
-        rows=rows, masker=masker, batch_size=e.batch_size, steps=e.steps, seed=e.seed, share=share
-    )  # fmt: skip
-    evaluated = HeldOutBatches(
-        rows=rows_held_out, masker=masker, batch_size=e.batch_size, seed=e.seed, share=share
-    )  # fmt: skip
+    train = MaskedBatches(rows=rows, masker=masker, batch_size=e.batch_size, steps=e.steps, seed=e.seed, share=share)
+    evaluated = HeldOutBatches(rows=rows_held_out, masker=masker, batch_size=e.batch_size, seed=e.seed, share=share)
     return Text(tokenizer, train, evaluated, corpus.unigrams)
 
 

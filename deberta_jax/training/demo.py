@@ -79,18 +79,32 @@ def _run_steps(output: Path, pretraining_steps: int, epochs: int) -> DemoResult:
     pretrained = going_to_end(
         pretrain_mlm(
             PretrainMLM(
-                model=str(output / "blank"), from_scratch=True, train=(str(data / "pretrain.txt"),),
-                eval=str(data / "pretrain_held_out.txt"), output=str(output / "pretrained"), steps=pretraining_steps,
-                batch_size=32, max_length=MAX_LENGTH, eval_every=max(1, pretraining_steps // 3),
-                layout="contiguous", mask_share=0.25, optimization=Optimization(learning_rate=4e-3, warmup=0.06),
+                model=str(output / "blank"),
+                from_scratch=True,
+                train=(str(data / "pretrain.txt"),),
+                eval=str(data / "pretrain_held_out.txt"),
+                output=str(output / "pretrained"),
+                steps=pretraining_steps,
+                batch_size=32,
+                max_length=MAX_LENGTH,
+                eval_every=max(1, pretraining_steps // 3),
+                layout="contiguous",
+                mask_share=0.25,
+                optimization=Optimization(learning_rate=4e-3, warmup=0.06),
                 runtime=Runtime(log_every=25, checkpoint_every=1000),
             )
         )
-    )  # fmt: skip
+    )
     task = Finetune(
-        train=str(data / "train.csv"), eval=str(data / "held_out.csv"), text=("docstring",), label="package",
-        epochs=epochs, batch_size=32, max_length=MAX_LENGTH, optimization=Optimization(learning_rate=1e-3),
-    )  # fmt: skip
+        train=str(data / "train.csv"),
+        eval=str(data / "held_out.csv"),
+        text=("docstring",),
+        label="package",
+        epochs=epochs,
+        batch_size=32,
+        max_length=MAX_LENGTH,
+        optimization=Optimization(learning_rate=1e-3),
+    )
     _log.info("fine-tuning: which package is a docstring from?")
     with_it = going_to_end(
         finetune(dataclasses.replace(task, model=str(output / "pretrained"), output=str(output / "classifier")))
@@ -182,11 +196,21 @@ def parameter_count(directory: Path) -> int:
 def write_blank_model(output: Path) -> None:
     """A directory with a vocabulary trained on the text, and a small v3-style architecture, without weights."""
     config = DebertaConfig(
-        vocab_size=VOCABULARY + 8, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512,
-        max_position_embeddings=128, relative_attention=True, pos_att_type=("p2c", "c2p"), position_biased_input=False,
-        position_buckets=32, share_att_key=True, norm_rel_ebd="layer_norm", legacy=False,
+        vocab_size=VOCABULARY + 8,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=128,
+        relative_attention=True,
+        pos_att_type=("p2c", "c2p"),
+        position_biased_input=False,
+        position_buckets=32,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        legacy=False,
         initializer_range=0.06,  # 0.02 is for widths near 1000: about 0.7 / sqrt(width)
-    )  # fmt: skip
+    )
     blank = output / "blank"
     if not (blank / "config.json").is_file():
         _log.info("training a vocabulary of %d pieces", VOCABULARY)

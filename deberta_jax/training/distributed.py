@@ -38,9 +38,7 @@ def start(r: Runtime) -> None:
         return
     options: dict[str, Any] = {"heartbeat_timeout_seconds": r.heartbeat, "initialization_timeout": r.deadline + 60}
     if all(told):
-        options |= {
-            "coordinator_address": r.coordinator, "num_processes": r.processes, "process_id": r.process
-        }  # fmt: skip
+        options |= {"coordinator_address": r.coordinator, "num_processes": r.processes, "process_id": r.process}
     here = f"process {r.process} of {r.processes}" if r.processes else "this process"
     missing = (
         f"{here} is here, but another one did not arrive within {r.deadline} s: one that prints no line like this. It "
@@ -141,8 +139,9 @@ def leave_behind(error: Exception) -> NoReturn:
     print(
         f"error: process {jax.process_index()} of {jax.process_count()} has lost another one, which ended or cannot be "
         f"reached ({' '.join(str(error).split())[:200]}); start all again to go on from the last saved state",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+        file=sys.stderr,
+        flush=True,
+    )
     os._exit(1)
 
 

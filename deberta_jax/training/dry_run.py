@@ -27,11 +27,9 @@ def describe(job: Job, *, compiled: bool = True) -> dict[str, Any]:
         "mesh": dict(job.mesh.shape),
         "state_bytes_per_device": sum(
             math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf, sharding in zip(
-                jax.tree.leaves(prepared.state), jax.tree.leaves(prepared.shardings), strict=True
-            )
+            for leaf, sharding in zip(jax.tree.leaves(prepared.state), jax.tree.leaves(prepared.shardings), strict=True)
         ),
-    }  # fmt: skip
+    }
     if compiled:
         program = compile_step(prepared.step, prepared.state, prepared.shardings, largest, job.mesh)
         memory = program.memory_analysis()

@@ -331,9 +331,7 @@ def compute_dtype(name: str) -> Any:
 def model_runtime(experiment: Any) -> dict[str, Any]:
     """The runtime choices of an experiment, as keyword arguments of a model class."""
     r = experiment.runtime
-    return {
-        "dtype": compute_dtype(experiment.dtype), "attention": r.attention, "remat": r.remat, "scan": r.scan
-    }  # fmt: skip
+    return {"dtype": compute_dtype(experiment.dtype), "attention": r.attention, "remat": r.remat, "scan": r.scan}
 
 
 def resolved(experiment: Experiment, files: dict[str, str]) -> dict[str, Any]:

@@ -105,9 +105,14 @@ def make_job(e: Finetune, record: dict[str, Any], directory: Path, train: Table,
     batches = make_batches(e, features[0], mesh, tokenizer.pad_id)
     part, objective = finetune_objective(e, config, task)
     predictor = Predictor(
-        part.model, tokenizer.pad_id, max_length=e.max_length, batch_size=e.batch_size, mesh=mesh, read=task.read,
+        part.model,
+        tokenizer.pad_id,
+        max_length=e.max_length,
+        batch_size=e.batch_size,
+        mesh=mesh,
+        read=task.read,
         per_token=task.per_token,
-    )  # fmt: skip
+    )
     details: dict[str, Any] = {}
 
     def evaluate(params, tick):
@@ -130,10 +135,18 @@ def make_job(e: Finetune, record: dict[str, Any], directory: Path, train: Table,
             storage.write_json(directory / "evaluation.json", details)
 
     return Job(
-        directory=directory, record=record, objective=objective, mesh=mesh, runtime=e.runtime, seed=e.seed,
-        batches=batches, evaluate=evaluate, metric=e.metric or task.metric, save_best=save_best,
+        directory=directory,
+        record=record,
+        objective=objective,
+        mesh=mesh,
+        runtime=e.runtime,
+        seed=e.seed,
+        batches=batches,
+        evaluate=evaluate,
+        metric=e.metric or task.metric,
+        save_best=save_best,
         eval_every=batches.steps_per_epoch,
-    )  # fmt: skip
+    )
 
 
 def finetune_objective(e: Finetune, config: DebertaConfig, task: Task) -> tuple["Trained", Objective]:
@@ -141,9 +154,13 @@ def finetune_objective(e: Finetune, config: DebertaConfig, task: Task) -> tuple[
     for."""
     part = make_model(e, config, task)
     return part, Objective(
-        configs=(part.model.config,), parameters=part.parameters, initial_params=part.initial_params,
-        loss=make_loss(e, task, part), factors={"sift": e.sift}, optimization=e.optimization,
-    )  # fmt: skip
+        configs=(part.model.config,),
+        parameters=part.parameters,
+        initial_params=part.initial_params,
+        loss=make_loss(e, task, part),
+        factors={"sift": e.sift},
+        optimization=e.optimization,
+    )
 
 
 def architecture(e: Finetune | Pretraining) -> DebertaConfig:
@@ -194,8 +211,9 @@ def log_assumed_names(model: str, theirs: Sequence[str], ours: Sequence[str]) ->
         _log.warning(
             "%s: its classifier goes on from what it is, but config.json does not name its labels: it is assumed that "
             "label %s; where that is not so, name them there (id2label)",
-            model, listed(f"{i} is {name}" for i, name in enumerate(ours)),
-        )  # fmt: skip
+            model,
+            listed(f"{i} is {name}" for i, name in enumerate(ours)),
+        )
 
 
 def features_of(
@@ -207,10 +225,14 @@ def features_of(
     """
     files = {part[1] for part in table.parts} or {table.name}
     identity = {
-        "features": 2, "tokenizer": tokenizer.fingerprint(), "task": repr(task), "max_length": e.max_length,
-        "delimiter": e.delimiter, "skip_unlabelled": e.skip_unlabelled,
+        "features": 2,
+        "tokenizer": tokenizer.fingerprint(),
+        "task": repr(task),
+        "max_length": e.max_length,
+        "delimiter": e.delimiter,
+        "skip_unlabelled": e.skip_unlabelled,
         "files": sorted(digest for name, digest in record["data"].items() if name in files),
-    }  # fmt: skip
+    }
     make = lambda: task.features(table, tokenizer, e.max_length, labelled=True)
     if is_writer():
         features = cached_features(identity, make, storage.cache_directory())
@@ -233,14 +255,22 @@ def make_batches(e: Finetune, features: Features, mesh: Mesh, pad_id: int) -> Tr
     if e.batching == "packed" and e.row_length and e.row_length < longest:
         raise InputError(f"--row-length {e.row_length}: the longest example has {longest} tokens")
     batches = TrainingBatches(
-        features, Order(batch_size=e.batch_size, seed=e.seed, epochs=e.epochs), pad_id, buckets=buckets,
-        row_length=e.row_length, multiple=multiple, share=row_share(mesh),
-    )  # fmt: skip
+        features,
+        Order(batch_size=e.batch_size, seed=e.seed, epochs=e.epochs),
+        pad_id,
+        buckets=buckets,
+        row_length=e.row_length,
+        multiple=multiple,
+        share=row_share(mesh),
+    )
     padded = 1 - features.lengths.sum() / (features.lengths.max() * len(features.lengths))
     _log.info(
         "%d steps of %d examples; %.0f %% of the places are padding (%.0f %% if all were as long as the longest)",
-        len(batches), e.batch_size, 100 * batches.padding(), 100 * padded,
-    )  # fmt: skip
+        len(batches),
+        e.batch_size,
+        100 * batches.padding(),
+        100 * padded,
+    )
     return batches
 
 
@@ -275,9 +305,15 @@ def make_model(e: Finetune, config: DebertaConfig, task: Task) -> Trained:
             return jax.jit(lambda: init_params(model, key), out_shardings=shardings)()
         names = None if task.head == "multiple-choice" else config.id2label
         _, params, report = load(
-            e.model, task.head, id2label=names, new_head=key, shardings=shardings, ignore=e.ignore,
-            base_model=e.base_model or None, **runtime
-        )  # fmt: skip
+            e.model,
+            task.head,
+            id2label=names,
+            new_head=key,
+            shardings=shardings,
+            ignore=e.ignore,
+            base_model=e.base_model or None,
+            **runtime,
+        )
         if any(row.path.startswith("classifier/") and not row.initialised for row in report.targets):
             log_assumed_names(e.model, labels_of_model, names or ())
         if not e.reinit_layers:

@@ -6,9 +6,17 @@ from deberta_jax.config import DebertaConfig
 
 # Peak of bfloat16 products of one device, in 1e12 operations a second, from the makers' data sheets.
 PEAK_TFLOPS = {
-    "TPU v4": 275.0, "TPU v5 lite": 197.0, "TPU v5e": 197.0, "TPU v5": 459.0, "TPU v5p": 459.0, "TPU v6 lite": 918.0,
-    "TPU v6e": 918.0, "NVIDIA A100": 312.0, "NVIDIA H100": 989.0, "NVIDIA H200": 989.0,
-}  # fmt: skip
+    "TPU v4": 275.0,
+    "TPU v5 lite": 197.0,
+    "TPU v5e": 197.0,
+    "TPU v5": 459.0,
+    "TPU v5p": 459.0,
+    "TPU v6 lite": 918.0,
+    "TPU v6e": 918.0,
+    "NVIDIA A100": 312.0,
+    "NVIDIA H100": 989.0,
+    "NVIDIA H200": 989.0,
+}
 
 
 def forward_flops(config: DebertaConfig, places: int, length: int) -> float:

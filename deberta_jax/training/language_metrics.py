@@ -42,9 +42,7 @@ def masked_lm_evaluation(model: DebertaForMaskedLM, text: Text, mesh: Mesh) -> E
             for _, batch in _on_devices(text, mesh, tick):
                 sums += np.asarray(jax.device_get(measure(params, batch)), np.float64)
         loss, accuracy = sums[:2] / sums[2]
-        return {
-            "loss": float(loss), "perplexity": math.exp(min(loss, 700.0)), "accuracy": float(accuracy), **guesses
-        }  # fmt: skip
+        return {"loss": float(loss), "perplexity": math.exp(min(loss, 700.0)), "accuracy": float(accuracy), **guesses}
 
     return evaluate
 
@@ -96,12 +94,18 @@ def replaced_token_evaluation(pair: Pair, factor: float, text: Text, mesh: Mesh)
         discriminator = sums[3] / sums[4]
         found = detection_metrics(np.concatenate(scores), np.concatenate(truth))
         return {
-            "loss": float(generator + factor * discriminator), "discriminator_loss": float(discriminator),
-            "gain": found["prior_entropy"] - float(discriminator), **found,
+            "loss": float(generator + factor * discriminator),
+            "discriminator_loss": float(discriminator),
+            "gain": found["prior_entropy"] - float(discriminator),
+            **found,
             "replaced_targets": float(np.concatenate(truth).sum() / sums[2]),
-            "generator_loss": float(generator), "generator_accuracy": float(accuracy), **guesses,
-            "table_rms": table, "difference_rms": difference, **masked,
-        }  # fmt: skip
+            "generator_loss": float(generator),
+            "generator_accuracy": float(accuracy),
+            **guesses,
+            "table_rms": table,
+            "difference_rms": difference,
+            **masked,
+        }
 
     return evaluate
 
@@ -116,10 +120,11 @@ def detection_metrics(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]
     if rate in (0.0, 1.0):
         return {"replaced_rate": rate, "prior_entropy": 0.0, "roc_auc": 0.5, "average_precision": rate}
     return {
-        "replaced_rate": rate, "prior_entropy": -rate * math.log(rate) - (1 - rate) * math.log(1 - rate),
+        "replaced_rate": rate,
+        "prior_entropy": -rate * math.log(rate) - (1 - rate) * math.log(1 - rate),
         "roc_auc": float(sk.roc_auc_score(truth, scores)),
         "average_precision": float(sk.average_precision_score(truth, scores)),
-    }  # fmt: skip
+    }
 
 
 def _on_devices(text: Text, mesh: Mesh, tick: Tick) -> Iterator[tuple[int, dict[str, jax.Array]]]:
@@ -141,7 +146,8 @@ def guesses_without_reading(held_out: HeldOutBatches, counts: np.ndarray) -> dic
     shares, counts = own / own.sum(), counts + 1.0
     seen = shares > 0
     return {
-        "uniform_loss": math.log(len(counts)), "unigram_loss": float(-(shares @ np.log(counts / counts.sum()))),
+        "uniform_loss": math.log(len(counts)),
+        "unigram_loss": float(-(shares @ np.log(counts / counts.sum()))),
         "unigram_entropy": float(-(shares[seen] @ np.log(shares[seen]))),
         "masked_positions": float(ever[1:-1].mean()),
-    }  # fmt: skip
+    }

@@ -42,11 +42,20 @@ class RunLog:
     """
 
     def __init__(
-        self, directory: Path, total: int, every: int, learning_rate: Callable[[int], Any],
-        *, start: int = 0, evaluated: int = -1, pending: Sequence[Mapping[str, float]] = (),
-        flops: Callable[[Size], float] | None = None, peak: float | None = None, writer: bool = True,
+        self,
+        directory: Path,
+        total: int,
+        every: int,
+        learning_rate: Callable[[int], Any],
+        *,
+        start: int = 0,
+        evaluated: int = -1,
+        pending: Sequence[Mapping[str, float]] = (),
+        flops: Callable[[Size], float] | None = None,
+        peak: float | None = None,
+        writer: bool = True,
         sinks: Sequence[Sink] = (),
-    ):  # fmt: skip
+    ):
         self.path = directory / "log.jsonl"
         self.every = every
         self.learning_rate = learning_rate
@@ -55,9 +64,14 @@ class RunLog:
         if writer:
             storage.write_json_lines(self.path, self.entries)
         self.bar = tqdm(
-            total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr, mininterval=0.5,
+            total=total,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            file=sys.stderr,
+            mininterval=0.5,
             disable=not writer,
-        )  # fmt: skip
+        )
         self.total = total
         self.pending: list[Mapping[str, jax.Array | float]] = list(pending)
         self.restart_clock()

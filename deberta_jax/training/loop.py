@@ -131,8 +131,13 @@ class _Run:
         check_shared(job.directory, (job.directory / "experiment.json").is_file())
         self.checkpoints = Checkpoints(states, job.runtime.keep)
         self.progress: dict[str, Any] = {
-            "run": self.identity, "position": 0, "evaluated": -1, "best_step": None, "best": None, "unwritten": []
-        }  # fmt: skip
+            "run": self.identity,
+            "position": 0,
+            "evaluated": -1,
+            "best_step": None,
+            "best": None,
+            "unwritten": [],
+        }
         self.step = 0
         latest = self.checkpoints.latest()
         if latest is None:
@@ -167,13 +172,18 @@ class _Run:
         job, r = self.job, self.job.runtime
         length = next(job.batches.examples())["input_ids"].shape[-1]
         return RunLog(
-            job.directory, self.total, r.log_every, schedule(job.objective.optimization, self.total), start=self.step,
-            evaluated=self.progress["evaluated"], pending=self.progress["unwritten"],
+            job.directory,
+            self.total,
+            r.log_every,
+            schedule(job.objective.optimization, self.total),
+            start=self.step,
+            evaluated=self.progress["evaluated"],
+            pending=self.progress["unwritten"],
             flops=lambda size: sum(step_flops(c, size.places, length) for c in job.objective.configs),
             peak=peak_flops(r.peak_tflops),
             writer=is_writer(),
             sinks=make_sinks(r, job.directory, self.identity, job.record) if is_writer() else (),
-        )  # fmt: skip
+        )
 
     def to_end(self) -> Result:
         job, session = self.job, _Session(self)
@@ -264,11 +274,18 @@ class _Session:
         if not is_writer():
             return
         line = {
-            "run": run.identity, "from_step": self.first, "to_step": run.step, "programs": len(run.programs),
-            "compile_seconds": round(run.compile_seconds, 2), "seconds": round(time.perf_counter() - self.clock, 2),
-            "devices": jax.device_count(), "kind": jax.devices()[0].device_kind, "processes": jax.process_count(),
-            "mesh": dict(run.job.mesh.shape), "jax": jax.__version__,
-        }  # fmt: skip
+            "run": run.identity,
+            "from_step": self.first,
+            "to_step": run.step,
+            "programs": len(run.programs),
+            "compile_seconds": round(run.compile_seconds, 2),
+            "seconds": round(time.perf_counter() - self.clock, 2),
+            "devices": jax.device_count(),
+            "kind": jax.devices()[0].device_kind,
+            "processes": jax.process_count(),
+            "mesh": dict(run.job.mesh.shape),
+            "jax": jax.__version__,
+        }
         storage.append_json_line(run.job.directory / "sessions.jsonl", line)
 
 

@@ -72,8 +72,9 @@ def find_kernels(base: Parameters, targets: tuple[str, ...], rank: int, alpha: f
             shape, names = leaves[path].shape[stacked:], axes[stacked:]
             # Heads stand apart: [D, N, H] out of a layer's input, [N, H, D] back into it.
             contracted = 2 if names[0] == "heads" else 1
-            kernels[path] = Kernel(leaves[path].shape[0] if stacked else None, shape[:contracted], shape[contracted:],
-                                   names)  # fmt: skip
+            kernels[path] = Kernel(
+                leaves[path].shape[0] if stacked else None, shape[:contracted], shape[contracted:], names
+            )
     return Lora(rank, alpha, kernels)
 
 

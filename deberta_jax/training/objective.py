@@ -65,9 +65,9 @@ def prepare(objective: Objective, mesh: Mesh, steps: int, *, accumulate: int = 1
 def _optimizer(objective: Objective, steps: int) -> Optimizer:
     trained = split(objective.parameters.shapes, objective.parameters.frozen)[0]
     if objective.separate:
-        return SeparateOptimizers({
-            name: make_optimizer(o, steps, rate_scales(o, trained[name])) for name, o in objective.separate.items()
-        })  # fmt: skip
+        return SeparateOptimizers(
+            {name: make_optimizer(o, steps, rate_scales(o, trained[name])) for name, o in objective.separate.items()}
+        )
     o = objective.optimization
     return make_optimizer(o, steps, rate_scales(o, trained))
 
@@ -80,7 +80,9 @@ def masked_batch(batch_size: int, length: int, targets: int) -> dict[str, np.nda
     """
     tokens, masked = (batch_size, length), (batch_size, targets)
     return {
-        "input_ids": np.zeros(tokens, np.int32), "segment_ids": np.zeros(tokens, np.int32),
-        "positions": np.full(masked, -1, np.int32), "labels": np.full(masked, -100, np.int32),
+        "input_ids": np.zeros(tokens, np.int32),
+        "segment_ids": np.zeros(tokens, np.int32),
+        "positions": np.full(masked, -1, np.int32),
+        "labels": np.full(masked, -100, np.int32),
         "draws": np.zeros((batch_size, 2), np.uint32),
-    }  # fmt: skip
+    }

@@ -120,8 +120,9 @@ def rate_scales(o: Optimization, shapes: Any) -> Any:
     """
     if o.layer_decay == 1.0 and not o.freeze_layers:
         return None
-    counts = {leaf.shape[0] for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
-              if "/layers/" in path_of(keys)}  # fmt: skip
+    counts = {
+        leaf.shape[0] for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0] if "/layers/" in path_of(keys)
+    }
     (layers,) = counts or {0}
     if o.freeze_layers > layers:
         raise InputError(f"--freeze-layers {o.freeze_layers}: the model has {layers}")

@@ -17,9 +17,12 @@ _TABLES = ("word_embeddings", "position_embeddings")
 
 
 def masked_lm_scores(
-    model: DebertaForMaskedLM, params: Any, batch: Mapping[str, jax.Array], uniform: jax.Array | None = None,
+    model: DebertaForMaskedLM,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    uniform: jax.Array | None = None,
     **options: Any,
-) -> Scores:  # fmt: skip
+) -> Scores:
     """Every target's loss, and with ``uniform`` a drawn word, without the logits of all."""
     inputs = {name: batch[name] for name in INPUTS if name in batch}
     out = model.apply({"params": params}, **inputs, factored=True, **options)  # pyright: ignore
@@ -93,15 +96,17 @@ class Pair:
         width = batch["labels"].shape[1:]
         of_row = lambda data: jax.random.uniform(jax.random.wrap_key_data(data, impl="threefry2x32"), width)
         found = masked_lm_scores(
-            self.generator, params["generator"], batch, jax.vmap(of_row)(batch["draws"]), deterministic=False,
+            self.generator,
+            params["generator"],
+            batch,
+            jax.vmap(of_row)(batch["draws"]),
+            deterministic=False,
             rngs={"dropout": jax.random.fold_in(key, 0)},
-        )  # fmt: skip
+        )
         assert found.drawn is not None
         return (found.value, found.weight), found.drawn
 
-    def discriminate(
-        self, params: Any, batch: Mapping[str, jax.Array], drawn: jax.Array, key: jax.Array
-    ) -> Items:  # fmt: skip
+    def discriminate(self, params: Any, batch: Mapping[str, jax.Array], drawn: jax.Array, key: jax.Array) -> Items:
         """The discriminator's loss of every real token."""
         ids, labels = replace_tokens(batch, drawn)
         logits = self.judge(self.discriminator_params(params), batch, ids, deterministic=False, rngs={"dropout": key})

@@ -49,12 +49,22 @@ def save_adapter(directory: Path, model: Model, params: Mapping[str, Any], lora:
     write_safetensors(directory / "adapter_model.safetensors", pending, {"format": "pt"})
     # Dots before the name: "output.dense" must not match "attention.output.dense" as well.
     modules = sorted({of_leaf[path].torch.removesuffix(".weight").partition("{i}.")[2] for path in lora.kernels})
-    storage.write_json(directory / "adapter_config.json", {
-        "peft_type": "LORA", "task_type": _TASKS[head], "base_model_name_or_path": base_model, "r": lora.rank,
-        "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True, "fan_in_fan_out": False,
-        "target_modules": rf".*\.layer\.\d+\.({'|'.join(name.replace('.', chr(92) + '.') for name in modules)})",
-        "modules_to_save": [part for part in head_parts(model.config, head) if part in HEAD],
-    })  # fmt: skip
+    storage.write_json(
+        directory / "adapter_config.json",
+        {
+            "peft_type": "LORA",
+            "task_type": _TASKS[head],
+            "base_model_name_or_path": base_model,
+            "r": lora.rank,
+            "lora_alpha": lora.alpha,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "inference_mode": True,
+            "fan_in_fan_out": False,
+            "target_modules": rf".*\.layer\.\d+\.({'|'.join(name.replace('.', chr(92) + '.') for name in modules)})",
+            "modules_to_save": [part for part in head_parts(model.config, head) if part in HEAD],
+        },
+    )
 
 
 def _updates(params: Mapping[str, Any], lora: Lora, of_leaf: Mapping[str, Row]) -> dict[str, np.ndarray]:

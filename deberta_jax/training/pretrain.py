@@ -91,15 +91,31 @@ def rtd_job(e: PretrainRTD, record: dict[str, Any], directory: Path) -> Job:
 def masking_of(e: Pretraining, shown: Literal["80-10-10", "mask"]) -> Masking:
     return Masking(
         share=e.mask_share, unit=e.mask_unit, longest_span=e.longest_span, shown=shown, skip_tail=e.skip_tail
-    )  # fmt: skip
+    )
 
 
 def language_job(
-    e: Pretraining, record: dict[str, Any], directory: Path, text: Text, objective: Objective, evaluate: Any,
-    *, metric: str | None, save: Callable[[Any], None],
-) -> Job:  # fmt: skip
+    e: Pretraining,
+    record: dict[str, Any],
+    directory: Path,
+    text: Text,
+    objective: Objective,
+    evaluate: Any,
+    *,
+    metric: str | None,
+    save: Callable[[Any], None],
+) -> Job:
     return Job(
-        directory=directory, record=record, objective=objective, mesh=mesh_of(e.runtime), runtime=e.runtime,
-        seed=e.seed, batches=text.train, evaluate=evaluate, metric=metric, save_best=save,
-        eval_every=e.eval_every, evaluate_first=True,
-    )  # fmt: skip
+        directory=directory,
+        record=record,
+        objective=objective,
+        mesh=mesh_of(e.runtime),
+        runtime=e.runtime,
+        seed=e.seed,
+        batches=text.train,
+        evaluate=evaluate,
+        metric=metric,
+        save_best=save,
+        eval_every=e.eval_every,
+        evaluate_first=True,
+    )

@@ -56,10 +56,12 @@ def mlm_objective(e: PretrainMLM, config: DebertaConfig) -> tuple[DebertaForMask
         return {"task": (found.value, found.weight)}
 
     return model, Objective(
-        configs=(config,), parameters=with_frozen(e, parameters_of(model)),
+        configs=(config,),
+        parameters=with_frozen(e, parameters_of(model)),
         initial_params=lambda shardings: initial(e, model, e.model, "masked-lm", e.seed, shardings),
-        loss=loss, optimization=e.optimization,
-    )  # fmt: skip
+        loss=loss,
+        optimization=e.optimization,
+    )
 
 
 def rtd_configs(e: PretrainRTD) -> tuple[DebertaConfig, DebertaConfig]:
@@ -98,14 +100,14 @@ def generator_config(discriminator: DebertaConfig, layers: int = 0) -> DebertaCo
     """A generator beside a discriminator: of the same width, half as deep by default, with the mask decoder where
     positions are not added to the input already."""
     return dataclasses.replace(
-        discriminator, num_hidden_layers=layers or max(1, discriminator.num_hidden_layers // 2), legacy=False,
+        discriminator,
+        num_hidden_layers=layers or max(1, discriminator.num_hidden_layers // 2),
+        legacy=False,
         mask_decoder=not discriminator.position_biased_input,
-    )  # fmt: skip
+    )
 
 
-def rtd_objective(
-    e: PretrainRTD, generator: DebertaConfig, discriminator: DebertaConfig
-) -> tuple[Pair, Objective]:  # fmt: skip
+def rtd_objective(e: PretrainRTD, generator: DebertaConfig, discriminator: DebertaConfig) -> tuple[Pair, Objective]:
     """Both models, and all that their training step is made of; reads no text, and no weights until parameters are
     asked for. With ``objective.prepare`` and ``objective.masked_batch`` the step compiles."""
     runtime = model_runtime(e)
@@ -130,16 +132,17 @@ def rtd_objective(
         Phase(loss=loss_of_discriminator, trains=("discriminator",)),
     )
     rate = e.discriminator_learning_rate or e.optimization.learning_rate
-    separate = {
-        "generator": e.optimization, "discriminator": dataclasses.replace(e.optimization, learning_rate=rate)
-    }  # fmt: skip
+    separate = {"generator": e.optimization, "discriminator": dataclasses.replace(e.optimization, learning_rate=rate)}
     decoupled = e.update == "decoupled"
     return pair, Objective(
-        configs=(generator, discriminator), parameters=with_frozen(e, pair.parameters()),
+        configs=(generator, discriminator),
+        parameters=with_frozen(e, pair.parameters()),
         initial_params=lambda shardings: initial_pair(e, pair, shardings),
-        loss=phases if decoupled else loss_of_both, factors={"discriminator": e.discriminator_weight},
-        optimization=e.optimization, separate=separate if decoupled else {},
-    )  # fmt: skip
+        loss=phases if decoupled else loss_of_both,
+        factors={"discriminator": e.discriminator_weight},
+        optimization=e.optimization,
+        separate=separate if decoupled else {},
+    )
 
 
 def initial_pair(e: PretrainRTD, pair: Pair, shardings: Any) -> Any:
@@ -160,9 +163,7 @@ def initial(e: Pretraining, model: Model, name: str, head: str, seed: int, shard
     if e.from_scratch:
         return jax.jit(lambda: init_params(model, jax.random.key(seed)), out_shardings=shardings)()
     patterns = matching_patterns(open_weights(e, name))
-    return load(
-        name, head, shardings=shardings, ignore=patterns, base_model=base_of(e, name), **model_runtime(e)
-    )[1]  # fmt: skip
+    return load(name, head, shardings=shardings, ignore=patterns, base_model=base_of(e, name), **model_runtime(e))[1]
 
 
 def weights_config(e: Pretraining, name: str, head: str) -> DebertaConfig:

@@ -58,8 +58,16 @@ def published(
     start = HUB[name] + ("-mnli" if from_mnli and not name.startswith("v3") else "")
     optimization = Optimization(
         learning_rate=r.learning_rate, warmup=r.warmup, schedule="original", bias_correction=False
-    )  # fmt: skip
+    )
     return Finetune(
-        task=task, model=start, max_length=length, batch_size=r.batch_size, epochs=r.epochs, dropout=r.dropout,
-        sift=r.sift, seed=1234, optimization=optimization, **more,
-    )  # fmt: skip
+        task=task,
+        model=start,
+        max_length=length,
+        batch_size=r.batch_size,
+        epochs=r.epochs,
+        dropout=r.dropout,
+        sift=r.sift,
+        seed=1234,
+        optimization=optimization,
+        **more,
+    )

@@ -86,8 +86,11 @@ def ascend(
 def sift_terms(
     forward: Callable[[Any, jax.Array, jax.Array], Any],
     task_loss: Callable[[Any], Items],
-    params: Any, z: jax.Array, key: jax.Array, sift: Sift,
-) -> dict[str, Items]:  # fmt: skip
+    params: Any,
+    z: jax.Array,
+    key: jax.Array,
+    sift: Sift,
+) -> dict[str, Items]:
     """The parts of the loss, ``task`` and ``sift``, for each item.
 
     Args:

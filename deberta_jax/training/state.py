@@ -44,9 +44,13 @@ class TrainState:
 
 
 def make_state(
-    params: Any, optimizer: Optimizer, seed: int, *, frozen: frozenset[str] = frozenset(),
+    params: Any,
+    optimizer: Optimizer,
+    seed: int,
+    *,
+    frozen: frozenset[str] = frozenset(),
     ema: float = 0.0,
-) -> TrainState:  # fmt: skip
+) -> TrainState:
     """The state before the first step."""
     rng = jax.random.key_data(jax.random.key(seed))
     mean = jax.tree.map(jnp.copy, params) if ema else {}

@@ -46,9 +46,7 @@ class StepOptions:
     ema: float = 0.0
 
 
-def make_step(
-    loss: Loss | tuple[Phase, ...], optimizer: Optimizer, options: StepOptions = StepOptions()
-) -> Step:  # fmt: skip
+def make_step(loss: Loss | tuple[Phase, ...], optimizer: Optimizer, options: StepOptions = StepOptions()) -> Step:
     """The step: the gradient of the sum of the parts' means over items of weight above 0, clipped, applied; where the
     loss is several phases, so in turn for each.
 
@@ -94,9 +92,8 @@ def _gradient(loss: Any, gives: tuple[str, ...], o: StepOptions, params: Any, ba
         if weights is None:
             weights = {name: jnp.sum(weight) for name, (_, weight) in terms.items()}
         found = {
-            name: jnp.sum(weight * value) / jnp.maximum(weights[name], 1.0)
-            for name, (value, weight) in terms.items()
-        }  # fmt: skip
+            name: jnp.sum(weight * value) / jnp.maximum(weights[name], 1.0) for name, (value, weight) in terms.items()
+        }
         return sum(o.factors.get(name, 1.0) * value for name, value in found.items()), (found, given)
 
     gradient_of = jax.value_and_grad(means, has_aux=True)

@@ -176,9 +176,12 @@ def _match(
 
 
 def _explain(
-    found: Mapping[str, Tensor], used: Mapping[str, str], config: DebertaConfig, parts: Collection[str],
+    found: Mapping[str, Tensor],
+    used: Mapping[str, str],
+    config: DebertaConfig,
+    parts: Collection[str],
     absent: Mapping[str, str],
-) -> tuple[list[SourceRow], list[str]]:  # fmt: skip
+) -> tuple[list[SourceRow], list[str]]:
     """A row for every tensor of the file, and those for which there is none."""
     rows, odd = [], []
     for name, tensor in found.items():
@@ -197,9 +200,13 @@ def _explain(
 
 
 def _reason(
-    name: str, tensor: Tensor, found: Mapping[str, Tensor], config: DebertaConfig, parts: Collection[str],
+    name: str,
+    tensor: Tensor,
+    found: Mapping[str, Tensor],
+    config: DebertaConfig,
+    parts: Collection[str],
     absent: Mapping[str, str],
-) -> str | None:  # fmt: skip
+) -> str | None:
     """Why a tensor that fills nothing may be left out, or None."""
     part = table.part_of(name)
     if name.endswith(".position_ids"):

@@ -80,9 +80,7 @@ def choose_all(config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: 
     return Choice(config, present, labels)
 
 
-def _masked_lm(
-    choice: Choice, wish: Wish, config: DebertaConfig, found: Mapping[str, Tensor], where: Place
-) -> None:  # fmt: skip
+def _masked_lm(choice: Choice, wish: Wish, config: DebertaConfig, found: Mapping[str, Tensor], where: Place) -> None:
     present = parts_present(found)
     decoder = _POSITIONS in found and not config.position_biased_input
     if "cls" in present:
@@ -98,8 +96,10 @@ def _masked_lm(
     elif "lm_predictions" in present:
         choice.config = dataclasses.replace(config, legacy=False, mask_decoder=decoder)
         if not decoder and not config.position_biased_input:
-            choice.notes.append("no absolute positions in the file: the masked-lm head reads the last layer, as "
-                                "transformers' does, instead of the mask decoder")  # fmt: skip
+            choice.notes.append(
+                "no absolute positions in the file: the masked-lm head reads the last layer, as "
+                "transformers' does, instead of the mask decoder"
+            )
     else:
         choice.config = dataclasses.replace(config, mask_decoder=decoder and not config.legacy)
 

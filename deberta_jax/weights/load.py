@@ -150,16 +150,24 @@ def from_pretrained(
         all of them); a head that the file lacks; the masked-LM head of a discriminator.
     """
     model, params, _ = load(
-        name_or_dir, head, dtype=dtype, param_dtype=param_dtype, attention=attention, remat=remat, scan=scan,
-        num_labels=num_labels, id2label=id2label, new_head=new_head, revision=revision, ignore=ignore,
+        name_or_dir,
+        head,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        attention=attention,
+        remat=remat,
+        scan=scan,
+        num_labels=num_labels,
+        id2label=id2label,
+        new_head=new_head,
+        revision=revision,
+        ignore=ignore,
         base_model=base_model,
-    )  # fmt: skip
+    )
     return model, params
 
 
-def _leaf(
-    source: Source, plan: Plan, path: str, dtype: np.dtype, sharding: Any, broken: list[str]
-) -> jax.Array:  # fmt: skip
+def _leaf(source: Source, plan: Plan, path: str, dtype: np.dtype, sharding: Any, broken: list[str]) -> jax.Array:
     """One leaf on its devices; ``broken`` gets its path if it has a NaN or an infinity."""
     if source.checkpoint.place is not None:
         value = source.checkpoint.place(path, dtype, sharding)

@@ -20,9 +20,14 @@ from deberta_jax.config import V1, DebertaConfig
 from deberta_jax.errors import InputError, brief
 
 HEADS = (
-    "encoder", "masked-lm", "sequence-classification", "token-classification", "question-answering",
-    "multiple-choice", "replaced-token-detection",
-)  # fmt: skip
+    "encoder",
+    "masked-lm",
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+    "replaced-token-detection",
+)
 
 # Everything a checkpoint can hold beside the encoder, by the first word of its names.
 PARTS = ("cls", "lm_predictions", "mask_predictions", "pooler", "proj", "classifier", "qa_outputs")
@@ -108,8 +113,15 @@ class Row:
         return tuple(leaf.shape for leaf in self.transform.to_tree(probe, sizes))
 
 
-def _dense(name: str, out: str, inp: str, when=_always, transform: Transform = LINEAR, bias: Transform = SAME,
-           tree: str | None = None) -> tuple[Row, ...]:  # fmt: skip
+def _dense(
+    name: str,
+    out: str,
+    inp: str,
+    when=_always,
+    transform: Transform = LINEAR,
+    bias: Transform = SAME,
+    tree: str | None = None,
+) -> tuple[Row, ...]:
     path = tree or _path(name)
     return (
         Row(f"{name}.weight", (f"{path}/kernel",), f"{out} {inp}", transform, when),
@@ -156,11 +168,14 @@ _SELF_TREE = _path(_SELF)
 _ATTENTION_V2 = tuple(
     row
     for name, when in (
-        ("query_proj", _always), ("key_proj", _always), ("value_proj", _always),
-        ("pos_key_proj", _c2p), ("pos_query_proj", _p2c),
+        ("query_proj", _always),
+        ("key_proj", _always),
+        ("value_proj", _always),
+        ("pos_key_proj", _c2p),
+        ("pos_query_proj", _p2c),
     )
     for row in _dense(f"{_SELF}.{name}", "N*H", "D", when, HEADS_IN, HEADS_BIAS)
-)  # fmt: skip
+)
 
 _TALKING = tuple(
     Row(f"{_SELF}.{name}.weight", (f"{_SELF_TREE}/{name}/kernel",), "N N", LINEAR, lambda c: c.talking_head)
@@ -196,10 +211,15 @@ _EMBEDDINGS = (
     *_embedding("deberta.embeddings.word_embeddings", "V E"),
     *_embedding("deberta.embeddings.position_embeddings", "P E", lambda c: c.has_position_table),
     *_embedding("deberta.embeddings.token_type_embeddings", "T E", lambda c: c.type_vocab_size > 0),
-    Row("deberta.embeddings.embed_proj.weight", ("deberta/embeddings/embed_proj/kernel",), "D E", LINEAR,
-        lambda c: c.embedding_width != c.hidden_size),
+    Row(
+        "deberta.embeddings.embed_proj.weight",
+        ("deberta/embeddings/embed_proj/kernel",),
+        "D E",
+        LINEAR,
+        lambda c: c.embedding_width != c.hidden_size,
+    ),
     *_norm("deberta.embeddings.LayerNorm", "D"),
-)  # fmt: skip
+)
 
 _BLOCK = (
     *_dense(f"{_LAYER}.attention.output.dense", "D", "N*H", transform=HEADS_OUT),
@@ -277,11 +297,19 @@ def classifier_rows(config: DebertaConfig, head: str) -> int:
 def sizes(config: DebertaConfig, labels: int) -> dict[str, int]:
     """The letters of the table for one architecture; ``labels`` is the number of rows of the classifier."""
     return {
-        "V": config.vocab_size, "E": config.embedding_width, "D": config.hidden_size, "F": config.intermediate_size,
-        "N": config.num_attention_heads, "H": config.head_size, "R": 2 * config.relative_span,
-        "P": config.max_position_embeddings, "T": config.type_vocab_size, "K": config.conv_kernel_size,
-        "G": config.hidden_size // config.conv_groups, "C": labels,
-    }  # fmt: skip
+        "V": config.vocab_size,
+        "E": config.embedding_width,
+        "D": config.hidden_size,
+        "F": config.intermediate_size,
+        "N": config.num_attention_heads,
+        "H": config.head_size,
+        "R": 2 * config.relative_span,
+        "P": config.max_position_embeddings,
+        "T": config.type_vocab_size,
+        "K": config.conv_kernel_size,
+        "G": config.hidden_size // config.conv_groups,
+        "C": labels,
+    }
 
 
 def table(config: DebertaConfig, parts: Iterable[str], layout: str = "hf") -> tuple[Row, ...]:

@@ -114,14 +114,16 @@ async def _write_leaf(leaf: PendingLeaf, info: Any, turn: asyncio.Semaphore) -> 
     spec = {
         "driver": "zarr",
         "kvstore": {
-            "driver": "ocdbt", "base": _store(info.parent_dir / "ocdbt.process_0"), "path": f"{info.name}/",
+            "driver": "ocdbt",
+            "base": _store(info.parent_dir / "ocdbt.process_0"),
+            "path": f"{info.name}/",
             "config": {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000},
             "target_data_file_size": 2 << 30,
         },
         "metadata": {"shape": leaf.shape, "chunks": leaf.chunks(), "compressor": {"id": "zstd", "level": 1}},
         "dtype": leaf.dtype.name,
         "store_data_equal_to_fill_value": True,
-    }  # fmt: skip
+    }
     array = await ts.open(spec, create=True, open=True, context=info.ts_context)
     pieces = leaf.pieces()
     while True:

@@ -247,7 +247,7 @@ def head_of(model: Model) -> str:
 
 def _check_tree(
     shapes: Mapping[str, tuple[int, ...]], config: DebertaConfig, parts: Sequence[str], labels: int
-) -> None:  # fmt: skip
+) -> None:
     sizes = table.sizes(config, labels)
     expected = {}
     for row in table.table(config, parts):

@@ -44,8 +44,12 @@ class Comparison:
             for name, difference in self.differences.items()
         ]
         verdict = "pass" if self.passed else "FAIL"
-        return "\n".join([*lines, f"{verdict}: largest difference {max(self.differences.values()):.3g}, "
-                          f"tolerance {self.tolerance:g}"])  # fmt: skip
+        return "\n".join(
+            [
+                *lines,
+                f"{verdict}: largest difference {max(self.differences.values()):.3g}, tolerance {self.tolerance:g}",
+            ]
+        )
 
 
 def verify(

@@ -33,9 +33,14 @@ ROWS = {128: 32, 512: 8}  # of a chip
 def step_of(length):
     runtime = Runtime(mesh_data=1, mesh_fsdp=CHIPS, attention="pallas")
     request = make_request(
-        "finetune", PRESETS["deberta-v3-base"], target_of("v5e:2x4"), batch_size=CHIPS * ROWS[length], length=length,
-        dtype="bfloat16", runtime=runtime,
-    )  # fmt: skip
+        "finetune",
+        PRESETS["deberta-v3-base"],
+        target_of("v5e:2x4"),
+        batch_size=CHIPS * ROWS[length],
+        length=length,
+        dtype="bfloat16",
+        runtime=runtime,
+    )
     made = make_program(request, devices("v5e"))
     program = parse(made.compiled.as_text())
     return request, made, program, count(program, request.mesh, kernel_cost)

@@ -68,8 +68,9 @@ def test_an_unknown_label_to_evaluate_on(bad, trained, tmp_path, capsys):
     path = write_table(tmp_path / "eval.tsv", HEADER, [("a", "pos"), ("b", "odd")])
     line = bad("--eval", path)
     assert f"{path}, line 3: unknown label 'odd' in 'kind'; known labels: 'neg', 'pos'" in line
-    line = refused(["evaluate", "--model", trained.directory, "--data", path, "--text", "sentence", "--label", "kind"],
-                   capsys)  # fmt: skip
+    line = refused(
+        ["evaluate", "--model", trained.directory, "--data", path, "--text", "sentence", "--label", "kind"], capsys
+    )
     assert "line 3: unknown label 'odd'" in line
 
 
@@ -200,8 +201,13 @@ def test_an_output_that_cannot_be_a_directory(bad, tmp_path):
 
 def test_verbs_and_flags(capsys, task):
     assert "unknown command 'train'; expected one of prepare, pretrain, finetune, " in refused(["train"], capsys)
-    for arguments in (["finetune", "--no-such", "1"], ["evaluate"], ["predict", "--model", "m"],
-                      ["finetune", "--dtype", "float16"], ["finetune", "--epochs", "many"]):  # fmt: skip
+    for arguments in (
+        ["finetune", "--no-such", "1"],
+        ["evaluate"],
+        ["predict", "--model", "m"],
+        ["finetune", "--dtype", "float16"],
+        ["finetune", "--epochs", "many"],
+    ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2

@@ -86,9 +86,13 @@ def test_id2label_with_one_name_twice_loses_no_probability(tmp_path):
     config |= {"id2label": {"0": "pos", "1": "neg", "2": "pos"}, "label2id": {"pos": 2, "neg": 1}}
     (twice / "config.json").write_text(json.dumps(config))
     path = write_table(tmp_path / "a.csv", ("text",), [(text,) for text, _ in BODY])
-    answers = [[json.loads(line) for line in
-                stdout_of(["predict", "--model", str(m), "--input", str(path), "--output", "-"]).splitlines()]
-               for m in (model, twice)]  # fmt: skip
+    answers = [
+        [
+            json.loads(line)
+            for line in stdout_of(["predict", "--model", str(m), "--input", str(path), "--output", "-"]).splitlines()
+        ]
+        for m in (model, twice)
+    ]
     for ours, theirs in zip(*answers, strict=True):
         assert list(theirs["probabilities"]) == ["pos", "neg", "pos_2"]
         assert list(theirs["probabilities"].values()) == pytest.approx(list(ours["probabilities"].values()))

@@ -118,8 +118,22 @@ def test_finetune_takes_the_base_of_an_adapter(models, tmp_path):
 @pytest.mark.parametrize("command", [["finetune"], ["pretrain", "mlm"], ["pretrain", "rtd"]])
 def test_options_of_weights_do_not_go_with_a_start_from_scratch(task, tmp_path, capsys, command, option):
     text = task.home / "train.csv"
-    line = refused([*command, "--model", task.blank, "--from-scratch", "--train", text, "--eval", text, "--output",
-                    tmp_path / "run", *option], capsys)  # fmt: skip
+    line = refused(
+        [
+            *command,
+            "--model",
+            task.blank,
+            "--from-scratch",
+            "--train",
+            text,
+            "--eval",
+            text,
+            "--output",
+            tmp_path / "run",
+            *option,
+        ],
+        capsys,
+    )
     assert f"{option[0]}: no weights are read with --from-scratch" in line
     assert not (tmp_path / "run").exists()
 
@@ -136,8 +150,14 @@ def pair(tmp_path_factory):
     saved_model(home / "discriminator", DebertaForReplacedTokenDetection(CONFIG), tokenizer, seed=2)
     with_tensors(home / "generator", **{"crf.transitions": np.zeros((3, 3), np.float32)})
     with_tensors(home / "discriminator", **{"loss_fct.weight": np.zeros(3, np.float32)})
-    options = {"train": (str(text),), "eval": str(text), "output": str(home / "run"), "max_length": 16,
-               "batch_size": 8, "steps": 2}  # fmt: skip
+    options = {
+        "train": (str(text),),
+        "eval": str(text),
+        "output": str(home / "run"),
+        "max_length": 16,
+        "batch_size": 8,
+        "steps": 2,
+    }
     return home, options
 
 
@@ -172,8 +192,9 @@ def test_pretrain_rtd_takes_ignore_for_both_models(pair):
         initial_params(PretrainRTD(ignore=("crf.*", "other.*", "loss_fct.*"), **options))
     found, _ = initial_params(PretrainRTD(ignore=("crf.*", "loss_fct.*"), sharing="none", **options))
     for name, head, pattern in (
-        ("generator", "masked-lm", "crf.*"), ("discriminator", "replaced-token-detection", "loss_fct.*")
-    ):  # fmt: skip
+        ("generator", "masked-lm", "crf.*"),
+        ("discriminator", "replaced-token-detection", "loss_fct.*"),
+    ):
         expected = load(home / name, head, ignore=[pattern])[1]
         jax.tree.map(np.testing.assert_array_equal, found[name], expected)
 
@@ -182,9 +203,10 @@ def test_pretrain_takes_the_base_of_an_adapter(pair, tmp_path):
     home, options = pair
     state = {name: value for name, value in weights_of(home / "generator").items() if not name.startswith("crf")}
     base = saved_model(
-        tmp_path / "base", DebertaForMaskedLM(dataclasses.replace(CONFIG, mask_decoder=True)),
+        tmp_path / "base",
+        DebertaForMaskedLM(dataclasses.replace(CONFIG, mask_decoder=True)),
         load_tokenizer(home / "generator"),
-    )  # fmt: skip
+    )
     safetensors.numpy.save_file(state, base / "model.safetensors")
     updated = updates(state, [QUERY])
     adapter = adapter_in(tmp_path, updated, {}, "nowhere", modules_to_save=None)
@@ -200,8 +222,9 @@ def test_pretrain_takes_the_base_of_an_adapter(pair, tmp_path):
 def start_of(model, data, tmp_path, caplog, **more):
     """What is said when the parameters of a fine-tuning are read."""
     caplog.clear()
-    e = Finetune(model=str(model), train=data, eval=data, output=str(tmp_path / "run"), max_length=16, batch_size=8,
-                 **more)  # fmt: skip
+    e = Finetune(
+        model=str(model), train=data, eval=data, output=str(tmp_path / "run"), max_length=16, batch_size=8, **more
+    )
     _, job = plan_finetune(e)
     job.objective.initial_params(None)
     return {record.getMessage() for record in caplog.records if record.levelname == "WARNING"}, job

@@ -175,8 +175,9 @@ def test_closed_standard_streams(texts, tmp_path):
 
     done = run(1)
     assert (done.returncode, done.stderr.splitlines()) == (
-        2, ["error: standard output is closed; results could not be written"]
-    )  # fmt: skip
+        2,
+        ["error: standard output is closed; results could not be written"],
+    )
     done = run(2)
     assert (done.returncode, done.stdout) == (2, ""), "messages are not results"
 

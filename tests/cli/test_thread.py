@@ -102,8 +102,25 @@ def test_three_classes_of_pairs_from_jsonl_in_bfloat16(task, tmp_path, one_devic
     train = write_table(tmp_path / "train.jsonl", ("head", "rest", "kind"), body)
     held_out = write_table(tmp_path / "eval.jsonl", ("kind", "rest", "head"), [row[::-1] for row in body[:30]])
     run = tmp_path / "run"
-    more = ["--train", str(train), "--eval", str(held_out), "--text", "head", "rest", "--dtype", "bfloat16", "--seed",
-            "1", "--max-length", "24", "--metric", "f1", "--epochs", "8"]  # fmt: skip
+    more = [
+        "--train",
+        str(train),
+        "--eval",
+        str(held_out),
+        "--text",
+        "head",
+        "rest",
+        "--dtype",
+        "bfloat16",
+        "--seed",
+        "1",
+        "--max-length",
+        "24",
+        "--metric",
+        "f1",
+        "--epochs",
+        "8",
+    ]
     printed = json.loads(stdout_of(task.arguments(run, *more)))
     assert printed["accuracy"] > 0.7, "the majority has 0.34"
     config = json.loads((run / "config.json").read_text())
@@ -161,8 +178,19 @@ def test_the_models_own_order_of_labels_is_kept():
 @pytest.mark.system
 def test_the_command_in_a_process_of_its_own(trained, task):
     """Standard output has the one JSON object and nothing else."""
-    process = start(["evaluate", "--model", str(trained.directory), "--data", str(task.home / "eval.csv"), "--text",
-                     "sentence", "--label", "kind"])  # fmt: skip
+    process = start(
+        [
+            "evaluate",
+            "--model",
+            str(trained.directory),
+            "--data",
+            str(task.home / "eval.csv"),
+            "--text",
+            "sentence",
+            "--label",
+            "kind",
+        ]
+    )
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert json.loads(out)["accuracy"] == trained.printed["accuracy"]

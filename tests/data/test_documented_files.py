@@ -16,18 +16,20 @@ READ = {
     ".tsv": ("a.tsv", {"text": ['he said "hi', "bad"], "label": ["pos", "neg"]}, "text-classification"),
     ".json .jsonl .ndjson": ("a.jsonl", {"text": ["good", "bad"], "label": ["pos", "neg"]}, "text-classification"),
     ".conll .bio .iob": (
-        "a.conll", {"tokens": [["Anna", "New York"]], "tags": [["B-PER", "B-LOC"]]}, "token-classification"
+        "a.conll",
+        {"tokens": [["Anna", "New York"]], "tags": [["B-PER", "B-LOC"]]},
+        "token-classification",
     ),
     ".conllu": ("a.conllu", {"tokens": [["Anna"]], "upos": [["PROPN"]]}, "token-classification"),
-    "Lists written as text": (
-        "a.csv", {"tokens": [["Anna", "sleeps"]], "ner_tags": [[1, 0]]}, "token-classification"
-    ),
+    "Lists written as text": ("a.csv", {"tokens": [["Anna", "sleeps"]], "ner_tags": [[1, 0]]}, "token-classification"),
     "A word a row": ("a.csv", {"Word": [["Anna", "sleeps"]], "Tag": [["B-per", "O"]]}, "token-classification"),
     "Entities by characters": (
-        "a.jsonl", {"text": ["Anna slept."], "label": [[[0, 4, "PER"]]]}, "token-classification"
+        "a.jsonl",
+        {"text": ["Anna slept."], "label": [[[0, 4, "PER"]]]},
+        "token-classification",
     ),
     "Questions": ("a.jsonl", {"answer": ["Oslo"], "answer_start": [3]}, "question-answering"),
-}  # fmt: skip
+}
 # Binary, or behind a network: the tests of parquet files and of datasets make these.
 OTHERS = (".parquet", "hub:OWNER/NAME")
 

@@ -103,9 +103,12 @@ def test_answers_are_where_their_characters_are_in_every_window(tokenizer):
 
 def test_choices_that_an_example_lacks_have_no_tokens(tokenizer):
     features = choice_features(
-        tokenizer, [["ban"] * 3, ["tell"] * 2], [["a", "b c", "d"], ["ko", "mu"]], max_length=16,
+        tokenizer,
+        [["ban"] * 3, ["tell"] * 2],
+        [["a", "b c", "d"], ["ko", "mu"]],
+        max_length=16,
         labels=np.array([2, 0], np.int32),
-    )  # fmt: skip
+    )
     assert len(features) == 2
     assert features.choices == 3
     assert features.lengths.reshape(2, 3).astype(bool).tolist() == [[True] * 3, [True, True, False]]

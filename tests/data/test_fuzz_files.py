@@ -26,9 +26,27 @@ from tests.made import make_tokenizer
 SECONDS = 20
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "fuzz_data_files.json"
 INSERTED = (
-    b'"', b"'", b"\\", b",", b"\t", b"\n", b"\r", b"[", b"{", b"}", b"\0", b"\xef\xbb\xbf", b"\xff", b"1e999", b"NaN",
-    b"-1", b"null", b'"\\ud800"', b"\xc2\x85", b"\\ud83d",
-)  # fmt: skip
+    b'"',
+    b"'",
+    b"\\",
+    b",",
+    b"\t",
+    b"\n",
+    b"\r",
+    b"[",
+    b"{",
+    b"}",
+    b"\0",
+    b"\xef\xbb\xbf",
+    b"\xff",
+    b"1e999",
+    b"NaN",
+    b"-1",
+    b"null",
+    b'"\\ud800"',
+    b"\xc2\x85",
+    b"\\ud83d",
+)
 # What seeds 2 to 8 found when they were first run, and no longer find.
 MENDED = (
     "a row of spans whose text is null: TypeError",
@@ -51,17 +69,21 @@ def files():
     squad = {"data": [{"title": "t", "paragraphs": [{"context": CONTEXT, "qas": QUESTIONS}]}]}
     conllu = "# text = a\n" + "".join(f"{i}\tw{i}\t_\tNOUN\t_\t_\t0\troot\t_\t_\n" for i in (1, 2)) + "\n"
     out = {
-        "a.csv": table, "semicolon.csv": "sep=;\ntext;label\na;1.0\nb;0\n",
+        "a.csv": table,
+        "semicolon.csv": "sep=;\ntext;label\na;1.0\nb;0\n",
         "a.tsv": "text\tlabel\nit's \"so\tpos\nb\tneg\n",
-        "a.jsonl": jsonl, "a.json": json.dumps([json.loads(line) for line in jsonl.splitlines()], indent=1),
-        "squad.json": json.dumps(squad), "long.csv": LONG, "a.conllu": conllu,
+        "a.jsonl": jsonl,
+        "a.json": json.dumps([json.loads(line) for line in jsonl.splitlines()], indent=1),
+        "squad.json": json.dumps(squad),
+        "long.csv": LONG,
+        "a.conllu": conllu,
         "hub.csv": "id,tokens,ner_tags\n0,\"['Anna', 'b']\",\"[1, 0]\"\n1,\"['c' 'd']\",[0 1]\n",
         "a.conll": "# id 1\tx\nAnna\tB-PER\nNew York\tO\n\n\tO\nBob\tB-PER\n",
         "b.conll": "-DOCSTART- O\n\nAnna NNP B-PER\n# NN O\n",
         "hub.jsonl": "".join(json.dumps({"context": CONTEXT, **question}) + "\n" for question in QUESTIONS),
         "choices.jsonl": '{"question": "q", "choices": ["a", "b"], "label": 1}\n' * 2,
         "labels.jsonl": '{"text": "a", "labels": ["x", "y"]}\n{"text": "b", "labels": []}\n',
-    }  # fmt: skip
+    }
     for form in (doccano_label, doccano_entities, label_studio, prodigy):
         ending, content = form()
         out[f"{form.__name__}.{ending}"] = content
@@ -188,11 +210,18 @@ def test_a_result_or_one_line(tmp_path):
 def test_ten_thousand_files(tmp_path):
     found, lines, slowest, names = fuzz(tmp_path, 10_000, seed=2)
     result = {
-        "files": 10_000, "seed": 2, "forms": names, **found, "other exceptions": 0, "hangs": 0,
-        "files written by reading": 0, "slowest file took less than a second": slowest < 1,
-        "found and mended": MENDED, "distinct messages": len([line for line in lines if line]),
+        "files": 10_000,
+        "seed": 2,
+        "forms": names,
+        **found,
+        "other exceptions": 0,
+        "hangs": 0,
+        "files written by reading": 0,
+        "slowest file took less than a second": slowest < 1,
+        "found and mended": MENDED,
+        "distinct messages": len([line for line in lines if line]),
         "most frequent messages": dict(lines.most_common(30)),
-    }  # fmt: skip
+    }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -49,9 +49,13 @@ def test_words_and_tags_of_a_folder(datasets, tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "calls"),
-    [("hub:owner/name@train", [("owner/name",)]), ("hub:owner/name/config@train", [("owner/name", "config")]),
-     ("hub:glue/sst2@train", [("glue/sst2",), ("glue", "sst2")]), ("hub:name@train", [("name",)])],
-)  # fmt: skip
+    [
+        ("hub:owner/name@train", [("owner/name",)]),
+        ("hub:owner/name/config@train", [("owner/name", "config")]),
+        ("hub:glue/sst2@train", [("glue/sst2",), ("glue", "sst2")]),
+        ("hub:name@train", [("name",)]),
+    ],
+)
 def test_names_of_the_hub(datasets, monkeypatch, path, calls):
     made = []
 

@@ -21,23 +21,36 @@ def jsonl(directory, name, *rows):
 
 
 GLUE = {
-    "cola": (["src\t0\t*\tBad sentence \"this."], {"sentence": ['Bad sentence "this.'], "label": ["0"]}),
+    "cola": (['src\t0\t*\tBad sentence "this.'], {"sentence": ['Bad sentence "this.'], "label": ["0"]}),
     "sst2": (["sentence\tlabel", "fine film\t1"], {"sentence": ["fine film"], "label": ["1"]}),
-    "mrpc": (["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t7\t8\tA a\tB b"],
-             {"sentence1": ["A a"], "sentence2": ["B b"], "label": ["1"]}),
-    "stsb": (["index\tgenre\tfilename\tyear\told\ts1\ts2\tsentence1\tsentence2\tscore",
-              "0\tg\tf\ty\to\t-\t-\tA\tB\t3.5"], {"sentence1": ["A"], "sentence2": ["B"], "label": ["3.5"]}),
-    "qqp": (["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "1\t2\t3\tA\tB\t0", "torn\tline",
-             "4\t5\t6\tC\tD\t1"],
-            {"question1": ["A", "C"], "question2": ["B", "D"], "label": ["0", "1"]}),
-    "mnli": (["index\tpromptID\tpairID\tgenre\tp1\tp2\tp3\tp4\tsentence1\tsentence2\tlabel1\tgold_label",
-              "0\t1\t2\tg\t\t\t\t\tA\tB\tneutral\tentailment"],
-             {"premise": ["A"], "hypothesis": ["B"], "label": ["entailment"]}),
-    "qnli": (["index\tquestion\tsentence\tlabel", "0\tQ?\tS.\tnot_entailment"],
-             {"sentence": ["S."], "question": ["Q?"], "label": ["not_entailment"]}),
-    "rte": (["index\tsentence1\tsentence2\tlabel", "0\tA\tB\tentailment"],
-            {"sentence1": ["A"], "sentence2": ["B"], "label": ["entailment"]}),
-}  # fmt: skip
+    "mrpc": (
+        ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t7\t8\tA a\tB b"],
+        {"sentence1": ["A a"], "sentence2": ["B b"], "label": ["1"]},
+    ),
+    "stsb": (
+        ["index\tgenre\tfilename\tyear\told\ts1\ts2\tsentence1\tsentence2\tscore", "0\tg\tf\ty\to\t-\t-\tA\tB\t3.5"],
+        {"sentence1": ["A"], "sentence2": ["B"], "label": ["3.5"]},
+    ),
+    "qqp": (
+        ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "1\t2\t3\tA\tB\t0", "torn\tline", "4\t5\t6\tC\tD\t1"],
+        {"question1": ["A", "C"], "question2": ["B", "D"], "label": ["0", "1"]},
+    ),
+    "mnli": (
+        [
+            "index\tpromptID\tpairID\tgenre\tp1\tp2\tp3\tp4\tsentence1\tsentence2\tlabel1\tgold_label",
+            "0\t1\t2\tg\t\t\t\t\tA\tB\tneutral\tentailment",
+        ],
+        {"premise": ["A"], "hypothesis": ["B"], "label": ["entailment"]},
+    ),
+    "qnli": (
+        ["index\tquestion\tsentence\tlabel", "0\tQ?\tS.\tnot_entailment"],
+        {"sentence": ["S."], "question": ["Q?"], "label": ["not_entailment"]},
+    ),
+    "rte": (
+        ["index\tsentence1\tsentence2\tlabel", "0\tA\tB\tentailment"],
+        {"sentence1": ["A"], "sentence2": ["B"], "label": ["entailment"]},
+    ),
+}
 
 
 @pytest.mark.parametrize("task", GLUE)
@@ -55,16 +68,20 @@ GLUE_TESTS = {
     "cola": (["sentence"], {"sentence": "A"}),
     "sst2": (["sentence"], {"sentence": "A"}),
     "mrpc": (["#1 ID", "#2 ID", "#1 String", "#2 String"], {"sentence1": "C", "sentence2": "D"}),
-    "stsb": (["genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2"],
-             {"sentence1": "G", "sentence2": "H"}),
+    "stsb": (
+        ["genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2"],
+        {"sentence1": "G", "sentence2": "H"},
+    ),
     "qqp": (["question1", "question2"], {"question1": "A", "question2": "B"}),
-    "mnli": (["promptID", "pairID", "genre", "b1", "b2", "p1", "p2", "sentence1", "sentence2"],
-             {"premise": "H", "hypothesis": "I"}),
+    "mnli": (
+        ["promptID", "pairID", "genre", "b1", "b2", "p1", "p2", "sentence1", "sentence2"],
+        {"premise": "H", "hypothesis": "I"},
+    ),
     "qnli": (["question", "sentence"], {"question": "A", "sentence": "B"}),
     "rte": (["sentence1", "sentence2"], {"sentence1": "A", "sentence2": "B"}),
     "wnli": (["sentence1", "sentence2"], {"sentence1": "A", "sentence2": "B"}),
     "ax": (["sentence1", "sentence2"], {"premise": "A", "hypothesis": "B"}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("task", GLUE_TESTS)
@@ -101,9 +118,16 @@ def test_any_character_but_tab_and_line_feed_may_be_in_a_tsv(tmp_path):
 
 @pytest.mark.parametrize(
     ("task", "number", "name"),
-    [("mnli", 0, "entailment"), ("mnli", 2, "contradiction"), ("rte", 0, "entailment"), ("cb", 1, "contradiction"),
-     ("boolq", True, "true"), ("boolq", 0, "false"), ("anli", 1, "neutral")],
-)  # fmt: skip
+    [
+        ("mnli", 0, "entailment"),
+        ("mnli", 2, "contradiction"),
+        ("rte", 0, "entailment"),
+        ("cb", 1, "contradiction"),
+        ("boolq", True, "true"),
+        ("boolq", 0, "false"),
+        ("anli", 1, "neutral"),
+    ],
+)
 def test_the_hubs_numbers_become_names(tmp_path, task, number, name):
     """The hub counts entailment first; DeBERTa's checkpoints do not."""
     row = dict.fromkeys(TASKS[task].text, "x") | {"label": number}
@@ -128,14 +152,27 @@ def test_super_glue(tmp_path):
     assert table.columns["first"] == [["A", "B"], ["P", "P"]]
     assert table.columns["second"] == [["P", "P"], ["A", "B"]]
 
-    multirc = {"idx": 3, "passage": {"text": "T", "questions": [
-        {"idx": 0, "question": "Q?", "answers": [{"text": "a", "label": 1}, {"text": "b", "label": 0}]}]}}  # fmt: skip
+    multirc = {
+        "idx": 3,
+        "passage": {
+            "text": "T",
+            "questions": [
+                {"idx": 0, "question": "Q?", "answers": [{"text": "a", "label": 1}, {"text": "b", "label": 0}]}
+            ],
+        },
+    }
     table = read_task("multirc", [jsonl(tmp_path, "multirc.jsonl", multirc)])
-    assert table.columns == {"paragraph": ["T", "T"], "answer": ["Q? a", "Q? b"], "group": ["3/0", "3/0"],
-                             "label": [1, 0]}  # fmt: skip
+    assert table.columns == {
+        "paragraph": ["T", "T"],
+        "answer": ["Q? a", "Q? b"],
+        "group": ["3/0", "3/0"],
+        "label": [1, 0],
+    }
 
-    record = {"passage": {"text": "Ann met Bo.", "entities": [{"start": 0, "end": 2}, {"start": 8, "end": 9}]},
-              "qas": [{"query": "@placeholder was met", "answers": [{"text": "Bo"}]}]}  # fmt: skip
+    record = {
+        "passage": {"text": "Ann met Bo.", "entities": [{"start": 0, "end": 2}, {"start": 8, "end": 9}]},
+        "qas": [{"query": "@placeholder was met", "answers": [{"text": "Bo"}]}],
+    }
     table = read_task("record", [jsonl(tmp_path, "record.jsonl", record)])
     assert table.columns["queries"] == [["Ann was met", "Bo was met"]]
     assert table.columns["label"] == [1]
@@ -153,14 +190,17 @@ BAD_ROWS = [
     ("record", {"query": "@placeholder?"}, "'passage' is missing"),
     ("record", {"passage": {"text": "T", "entities": [{"start": 0}]}, "qas": []}, "'end' is missing"),
     ("multirc", {"idx": 0, "passage": "T"}, "string indices"),
-    ("multirc", {"idx": 0, "passage": {"text": 3, "questions": [{"idx": 0, "question": "Q", "answers": [{}]}]}},
-     "'text' is 3; a text is needed"),
+    (
+        "multirc",
+        {"idx": 0, "passage": {"text": 3, "questions": [{"idx": 0, "question": "Q", "answers": [{}]}]}},
+        "'text' is 3; a text is needed",
+    ),
     ("wsc", {"text": "T", "target": {}}, "'span2_text' is missing"),
     ("arc", {"question": _ARC, "answerKey": "Z"}, r"'answerKey' is 'Z'; it must be one of \['A', 'B'\]"),
     ("anli", {"context": "C", "hypothesis": "H", "label": ["e"]}, "unhashable"),
     ("copa", _COPA, "'question' is 'why'; it must be 'cause' or 'effect'"),
     ("wic", {"word": None, "sentence1": "S", "sentence2": "S"}, "'word' is None"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("task", "row", "message"), BAD_ROWS)
@@ -176,9 +216,11 @@ def test_rows_without_an_answer_have_no_label(tmp_path):
     rows = {
         "arc": {"question": _ARC},
         "record": {"passage": passage, "qas": [{"query": "@placeholder?"}]},
-        "multirc": {"idx": 0, "passage": {"text": "T", "questions": [
-            {"idx": 0, "question": "Q?", "answers": [{"text": "a"}]}]}},
-    }  # fmt: skip
+        "multirc": {
+            "idx": 0,
+            "passage": {"text": "T", "questions": [{"idx": 0, "question": "Q?", "answers": [{"text": "a"}]}]},
+        },
+    }
     for task, row in rows.items():
         assert read_task(task, [jsonl(tmp_path, "test.jsonl", row)]).columns["label"] == [None], task
     xnli = {"sentence1": "A", "sentence2": "B", "gold_label": "contradictory"}
@@ -196,8 +238,10 @@ def test_other_sources(tmp_path):
     assert table.columns["label"] == ["entailment", "neutral"]
     assert table.columns["premise"] == ["C", "C"]
 
-    arc = {"question": {"stem": "S", "choices": [{"text": "a", "label": "1"}, {"text": "b", "label": "2"}]},
-           "answerKey": "2"}  # fmt: skip
+    arc = {
+        "question": {"stem": "S", "choices": [{"text": "a", "label": "1"}, {"text": "b", "label": "2"}]},
+        "answerKey": "2",
+    }
     table = read_task("arc", [jsonl(tmp_path, "ARC-Easy-Dev.jsonl", arc)])
     assert (table.columns["choices"], table.columns["label"]) == ([["a", "b"]], [1])
     assert find_file("arc", str(tmp_path), "dev").endswith("*-Dev.jsonl")
@@ -211,15 +255,22 @@ def test_other_sources(tmp_path):
 
 
 def test_the_archive_of_race_is_json_in_txt(tmp_path):
-    article = {"article": "T", "questions": ["Q?", "R _ ."], "options": [list("abcd"), list("efgh")],
-               "answers": ["B", "D"], "id": "high1.txt"}  # fmt: skip
+    article = {
+        "article": "T",
+        "questions": ["Q?", "R _ ."],
+        "options": [list("abcd"), list("efgh")],
+        "answers": ["B", "D"],
+        "id": "high1.txt",
+    }
     for name in ("train/high/1.txt", "train/middle/2.txt", "dev/high/3.txt"):
         written(tmp_path, name, [json.dumps(article)])
     table = read_task("race", [find_file("race", str(tmp_path), "train")])
     assert table.columns == {
-        "article": ["T"] * 4, "question": ["Q?", "R _ ."] * 2, "options": [list("abcd"), list("efgh")] * 2,
+        "article": ["T"] * 4,
+        "question": ["Q?", "R _ ."] * 2,
+        "options": [list("abcd"), list("efgh")] * 2,
         "answer": ["B", "D"] * 2,
-    }  # fmt: skip
+    }
     assert table.where(3) == f"{tmp_path}/train/middle/2.txt, line 1"
     bad = written(tmp_path, "bad.txt", [json.dumps(article | {"answers": ["B"]})])
     with pytest.raises(InputError, match=r"bad\.txt, line 1: not as race has it \(zip\(\) argument 3 is shorter"):

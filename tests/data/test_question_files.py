@@ -121,8 +121,10 @@ def test_answers_list(tmp_path, tokenizer):
 
 
 def test_answer_string(tmp_path, tokenizer):
-    rows = [{"question": "Where?", "answer": "London", "answer_start": 30},
-            {"question": "Who?", "answer": "", "answer_start": None}]  # fmt: skip
+    rows = [
+        {"question": "Where?", "answer": "London", "answer_start": 30},
+        {"question": "Who?", "answer": "", "answer_start": None},
+    ]
     table = read(tmp_path, "answer_string.jsonl", lines(*rows))
     assert answers(table, tokenizer)[0] == [(30, 36), None]
     csv = f'question,context,answer,answer_start\nWhere?,"{CONTEXT}",London,30.0\nWho?,"{CONTEXT}",,\n'
@@ -130,18 +132,27 @@ def test_answer_string(tmp_path, tokenizer):
 
 
 def test_hub(tmp_path, tokenizer):
-    rows = [{"id": "1", "question": "Where?", "answers": {"text": ["London"], "answer_start": [30]}},
-            {"id": "2", "question": "Who?", "answers": {"text": [], "answer_start": []}}]  # fmt: skip
+    rows = [
+        {"id": "1", "question": "Where?", "answers": {"text": ["London"], "answer_start": [30]}},
+        {"id": "2", "question": "Who?", "answers": {"text": [], "answer_start": []}},
+    ]
     assert answers(read(tmp_path, "hub.jsonl", lines(*rows)), tokenizer)[0] == [(30, 36), None]
     csv = "question,context,answers\nWhere?,\"{c}\",\"{{'text': ['London'], 'answer_start': [30]}}\"\n"
     assert answers(read(tmp_path, "hub.csv", csv.format(c=CONTEXT)), tokenizer)[0] == [(30, 36)]
 
 
 @pytest.mark.parametrize(
-    "value", [3, {"text": "a"}, [{"text": "a"}], {"text": [1], "answer_start": [1]},
-              {"text": ["a"], "answer_start": [-1]},
-              {"text": ["a", "b"], "answer_start": [1]}, "London"]
-)  # fmt: skip
+    "value",
+    [
+        3,
+        {"text": "a"},
+        [{"text": "a"}],
+        {"text": [1], "answer_start": [1]},
+        {"text": ["a"], "answer_start": [-1]},
+        {"text": ["a", "b"], "answer_start": [1]},
+        "London",
+    ],
+)
 def test_other_forms_are_named(tmp_path, tokenizer, value):
     table = read(
         tmp_path, "a.jsonl", lines({"question": "q", "answers": [LONDON]}, {"question": "q", "answers": value})

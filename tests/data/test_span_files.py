@@ -15,9 +15,11 @@ from tests.made import make_tokenizer
 
 TEXTS = ["Anna Berg moved to Oslo.", "Bob sleeps in Rome \U0001f642 and Lima.", "Nobody here.", "Eva met Tom."]
 SPANS = [
-    [(0, 9, "PER"), (19, 23, "LOC")], [(0, 3, "PER"), (14, 18, "LOC"), (25, 29, "LOC")], [],
+    [(0, 9, "PER"), (19, 23, "LOC")],
+    [(0, 3, "PER"), (14, 18, "LOC"), (25, 29, "LOC")],
+    [],
     [(0, 3, "PER"), (8, 11, "PER")],
-]  # fmt: skip
+]
 NAMES = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 
 
@@ -36,10 +38,15 @@ def doccano_label():
 
 def doccano_entities():
     return "jsonl", lines(
-        {"id": i, "text": t, "entities": [
-            {"id": k, "label": label, "start_offset": a, "end_offset": b} for k, (a, b, label) in enumerate(s)]}
+        {
+            "id": i,
+            "text": t,
+            "entities": [
+                {"id": k, "label": label, "start_offset": a, "end_offset": b} for k, (a, b, label) in enumerate(s)
+            ],
+        }
         for i, (t, s) in enumerate(zip(TEXTS, SPANS, strict=True))
-    )  # fmt: skip
+    )
 
 
 def label_studio():
@@ -64,10 +71,14 @@ def label_studio_min():
 
 def prodigy():
     return "jsonl", lines(
-        {"text": t, "tokens": [{"text": w, "id": k} for k, w in enumerate(t.split())], "answer": "accept",
-         "spans": [{"start": a, "end": b, "label": label, "token_start": 0} for a, b, label in s]}
+        {
+            "text": t,
+            "tokens": [{"text": w, "id": k} for k, w in enumerate(t.split())],
+            "answer": "accept",
+            "spans": [{"start": a, "end": b, "label": label, "token_start": 0} for a, b, label in s],
+        }
         for t, s in zip(TEXTS, SPANS, strict=True)
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("form", [doccano_label, doccano_entities, label_studio, label_studio_min, prodigy])
@@ -134,7 +145,7 @@ BAD = [
     ({"text": "Anna", "label": [{"start": 0, "end": 4, "label": None}]}, "needs one label"),
     ({"text": "Anna", "label": [{"start": 0, "end": 4, "labels": ["A", "B"]}]}, "needs one label"),
     ({"text": "Anna", "label": [{"start": 0, "end": 3, "text": "Bob", "label": "A"}]}, "the text of .* is not in"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("row", "message"), BAD)
@@ -165,14 +176,22 @@ def test_spans_counted_as_javascript_does_are_found_by_their_text(tmp_path, toke
 
 def test_tasks_that_were_not_accepted_or_are_cancelled_have_no_label(tmp_path, caplog):
     caplog.set_level("INFO")
-    rows = [{"text": "Bob", "spans": [{"start": 0, "end": 3, "label": "PER"}], "answer": answer}
-            for answer in ("accept", "reject", "ignore")]  # fmt: skip
+    rows = [
+        {"text": "Bob", "spans": [{"start": 0, "end": 3, "label": "PER"}], "answer": answer}
+        for answer in ("accept", "reject", "ignore")
+    ]
     table = read(tmp_path, "a.jsonl", lines(rows))
     assert [value is None for value in table.columns["spans"]] == [False, True, True]
     assert "2 of 3 tasks were not accepted" in caplog.text
     value = {"start": 0, "end": 3, "labels": ["PER"]}
-    task = {"data": {"article": "Bob", "n": 3}, "annotations": [{"was_cancelled": True, "result": []},
-            {"result": [{"to_name": "article", "value": value}]}, {"result": []}]}  # fmt: skip
+    task = {
+        "data": {"article": "Bob", "n": 3},
+        "annotations": [
+            {"was_cancelled": True, "result": []},
+            {"result": [{"to_name": "article", "value": value}]},
+            {"result": []},
+        ],
+    }
     table = read(tmp_path, "b.json", json.dumps([task, {"data": {"article": "Eva"}, "annotations": []}]))
     assert table.columns["text"] == ["Bob", "Eva"]
     assert [len(spans) if spans is not None else None for spans in table.columns["spans"]] == [1, None]
@@ -180,8 +199,10 @@ def test_tasks_that_were_not_accepted_or_are_cancelled_have_no_label(tmp_path, c
 
 
 def test_choices_of_label_studio_are_classes(tmp_path):
-    tasks = [{"data": {"text": t}, "annotations": [{"result": [{"value": {"choices": [c]}}]}]}
-             for t, c in zip("abcd", ["pos", "neg"] * 2, strict=True)]  # fmt: skip
+    tasks = [
+        {"data": {"text": t}, "annotations": [{"result": [{"value": {"choices": [c]}}]}]}
+        for t, c in zip("abcd", ["pos", "neg"] * 2, strict=True)
+    ]
     _, task = recognised(read(tmp_path, "a.json", json.dumps(tasks)))
     assert task.spec.names == ("neg", "pos")
 
@@ -232,7 +253,7 @@ def test_words_of_the_released_tokenizers_are_the_texts(tmp_path, data_dir, kind
         "Anna O'Neil-Berg (born 1980) unquestionably lives\nin  Oslo.",
         "\U0001f642 Zoë, naïve antidisestablishmentarianism!",
         "Er wohnt in Köln-Mülheim; das kostet 12,50 €.",
-    ]  # fmt: skip
+    ]
     table = read(tmp_path, "a.jsonl", lines([{"text": text, "label": [[0, 1, "X"]]} for text in texts]))
     _, task = recognised(table)
     features = task.features(table, tokenizer, 128, labelled=True)

@@ -66,10 +66,14 @@ def test_pandas_ok_tsv(tmp_path):
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ('"unpaired', "x"), ('he said "hi"', "x"), ('"so" he said', "x"), ('""twice""', "x"), ('5" disk', '"quoted"'),
+        ('"unpaired', "x"),
+        ('he said "hi"', "x"),
+        ('"so" he said', "x"),
+        ('""twice""', "x"),
+        ('5" disk', '"quoted"'),
         ('"a', 'b"'),  # a quote at the start of one text and at the end of the next are no pair
     ],
-)  # fmt: skip
+)
 def test_a_tsv_whose_quotes_are_not_valid_stays_raw(tmp_path, caplog, first, second):
     caplog.set_level("INFO")
     table = read(tmp_path, "glue.tsv", f"text\tlabel\n{first}\tpos\n{second}\tneg\n")
@@ -115,11 +119,14 @@ def test_json_as_pandas_writes_it_without_being_asked(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[{"a": 1},\n {"a": 2}\n', "line 3: not JSON"), ('[{"a": 1}\n{"a": 2}]', "line 2: not JSON"),
-        ('[{"a": 1},\n 3]', "line 2: expected a JSON object, found int"), ('{"a": 1, "a": 2}', "names 'a' twice"),
-        ('[{"a": 1}] tail', "line 1: not JSON"), ("[1]\n[2]\n", "line 1: expected a JSON object, found list"),
+        ('[{"a": 1},\n {"a": 2}\n', "line 3: not JSON"),
+        ('[{"a": 1}\n{"a": 2}]', "line 2: not JSON"),
+        ('[{"a": 1},\n 3]', "line 2: expected a JSON object, found int"),
+        ('{"a": 1, "a": 2}', "names 'a' twice"),
+        ('[{"a": 1}] tail', "line 1: not JSON"),
+        ("[1]\n[2]\n", "line 1: expected a JSON object, found list"),
     ],
-)  # fmt: skip
+)
 def test_json_that_is_no_table_is_named_with_its_line(tmp_path, content, message):
     for ending in ("json", "jsonl"):
         with pytest.raises(InputError, match=message):
@@ -163,10 +170,11 @@ def test_cat_two_boms(tmp_path):
 
 
 FORMS = {
-    "csv": "text,label\ngood,pos\nbad,neg\n", "tsv": "text\tlabel\ngood\tpos\nbad\tneg\n",
+    "csv": "text,label\ngood,pos\nbad,neg\n",
+    "tsv": "text\tlabel\ngood\tpos\nbad\tneg\n",
     "jsonl": '{"text": "good", "label": "pos"}\n{"text": "bad", "label": "neg"}\n',
     "json": '[{"text": "good", "label": "pos"}, {"text": "bad", "label": "neg"}]',
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("ending", FORMS)
@@ -191,10 +199,14 @@ def test_compressed(tmp_path, ending):
 def test_lists_written_as_text_are_lists(tmp_path):
     """By JSON, Python and numpy; what numpy leaves out is no list."""
     forms = {
-        '["it\'s", "a \\"b\\""]': ["it's", 'a "b"'], "[\"it's\", 'b']": ["it's", "b"],
+        '["it\'s", "a \\"b\\""]': ["it's", 'a "b"'],
+        "[\"it's\", 'b']": ["it's", "b"],
         "['a' 'b'\n \"c's\"]": ["a", "b", "c's"],
-        "[1 2\n 3]": [1, 2, 3], "[0.5, None]": [0.5, None], "['a, b', '[c]']": ["a, b", "[c]"], "[]": [],
-    }  # fmt: skip
+        "[1 2\n 3]": [1, 2, 3],
+        "[0.5, None]": [0.5, None],
+        "['a, b', '[c]']": ["a, b", "[c]"],
+        "[]": [],
+    }
     for text, expected in forms.items():
         quoted = text.replace('"', '""')
         assert read(tmp_path, "a.csv", f'x,y\n"{quoted}",1\n').columns["x"] == [expected], text

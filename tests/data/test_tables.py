@@ -95,10 +95,26 @@ def test_conll_files_are_sentences_of_words_and_tags(tmp_path):
 
 
 def test_squads_json_is_a_question_a_row(tmp_path):
-    content = {"data": [{"title": "T", "paragraphs": [{"context": "abc", "qas": [
-        {"id": "1", "question": "Q?", "answers": [{"text": "b", "answer_start": 1}, {"text": "c", "answer_start": 2}]},
-        {"id": "2", "question": "R?", "answers": [], "is_impossible": True},
-    ]}]}]}  # fmt: skip
+    content = {
+        "data": [
+            {
+                "title": "T",
+                "paragraphs": [
+                    {
+                        "context": "abc",
+                        "qas": [
+                            {
+                                "id": "1",
+                                "question": "Q?",
+                                "answers": [{"text": "b", "answer_start": 1}, {"text": "c", "answer_start": 2}],
+                            },
+                            {"id": "2", "question": "R?", "answers": [], "is_impossible": True},
+                        ],
+                    }
+                ],
+            }
+        ]
+    }
     table = table_of(tmp_path, "a.json", json.dumps(content))
     assert table.columns["answers"] == [{"text": ["b", "c"], "answer_start": [1, 2]}, {"text": [], "answer_start": []}]
     assert table.columns["is_impossible"] == [False, True]
@@ -133,7 +149,9 @@ def test_many_files_are_one_table_and_rows_know_theirs(tmp_path):
     table = read_tables([str(tmp_path / "part-*.csv")])
     assert table.columns == {"text": ["a", "b", "c"], "label": ["1", "0", None]}
     assert [table.where(i) for i in range(3)] == [
-        f"{tmp_path}/part-1.csv, line 2", f"{tmp_path}/part-1.csv, line 3", f"{tmp_path}/part-2.csv, line 2"
-    ]  # fmt: skip
+        f"{tmp_path}/part-1.csv, line 2",
+        f"{tmp_path}/part-1.csv, line 3",
+        f"{tmp_path}/part-2.csv, line 2",
+    ]
     with pytest.raises(InputError, match=r"none-\*.csv: no file matches"):
         read_tables([str(tmp_path / "none-*.csv")])

@@ -26,8 +26,9 @@ def test_comment_id(tmp_path, caplog):
 
 def test_hash_token(tmp_path):
     assert read(tmp_path, "hash_token.conll", "We O\nare O\n# O\n1 O\n").columns == {
-        "tokens": [["We", "are", "#", "1"]], "tags": [["O", "O", "O", "O"]]
-    }  # fmt: skip
+        "tokens": [["We", "are", "#", "1"]],
+        "tags": [["O", "O", "O", "O"]],
+    }
     first = read(tmp_path, "first.conll", "# O\n1 O\n\n# one comment\n# O\n# B-X\na B-X\n")
     assert first.columns["tokens"] == [["#", "1"], ["#", "#", "a"]], (
         "a # with a known tag and as many columns is a word"

@@ -60,8 +60,13 @@ def no_lists(rows):
         assume(not (any(text.strip() for text in column) and all(map(is_list, column))))
 
 
-@given(rows=TABLES, quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
-       delimiter=st.sampled_from(",;\t|"), end=st.sampled_from(["\n", "\r\n"]), given_too=st.booleans())  # fmt: skip
+@given(
+    rows=TABLES,
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+    delimiter=st.sampled_from(",;\t|"),
+    end=st.sampled_from(["\n", "\r\n"]),
+    given_too=st.booleans(),
+)
 @steady
 def test_csv_by_the_csv_module(folder, rows, quoting, delimiter, end, given_too):
     no_lists(rows)
@@ -75,9 +80,15 @@ def test_csv_by_the_csv_module(folder, rows, quoting, delimiter, end, given_too)
 MARKED = st.sampled_from(["", "\ufeff"])
 
 
-@given(rows=TABLES, quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]), mark=MARKED,
-       delimiter=st.sampled_from(",;\t|^:~"), end=st.sampled_from(["\n", "\r\n"]), quoted=st.booleans(),
-       ending=st.sampled_from(["csv", "tsv"]))  # fmt: skip
+@given(
+    rows=TABLES,
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+    mark=MARKED,
+    delimiter=st.sampled_from(",;\t|^:~"),
+    end=st.sampled_from(["\n", "\r\n"]),
+    quoted=st.booleans(),
+    ending=st.sampled_from(["csv", "tsv"]),
+)
 @steady
 def test_csv_as_spreadsheets_write_it(folder, rows, quoting, mark, delimiter, end, quoted, ending):
     """With a byte-order mark, and a first line that names the delimiter."""
@@ -113,8 +124,12 @@ def test_blanks_before_quoted_fields(folder, rows, delimiter):
 QUOTING = st.builds('{}"{}'.format, TEXTS, TEXTS)
 
 
-@given(first=st.tuples(QUOTING, st.one_of(TEXTS, QUOTING), st.just("pos")), rows=TABLES,
-       quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), delimiter=st.sampled_from(",;"))  # fmt: skip
+@given(
+    first=st.tuples(QUOTING, st.one_of(TEXTS, QUOTING), st.just("pos")),
+    rows=TABLES,
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    delimiter=st.sampled_from(",;"),
+)
 @example(first=('a"', ',"', "pos"), rows=[], quoting=csv.QUOTE_ALL, delimiter=",")
 @steady
 def test_quotes_after_backslashes(folder, first, rows, quoting, delimiter):
@@ -155,8 +170,13 @@ def test_tsv_without_any_quoting(folder, rows):
 
 
 @needs_pandas
-@given(rows=TABLES, separator=st.sampled_from(",;\t|"), index=st.booleans(), ending=st.sampled_from(["csv", "tsv"]),
-       compression=st.sampled_from([None, "gzip"]))  # fmt: skip
+@given(
+    rows=TABLES,
+    separator=st.sampled_from(",;\t|"),
+    index=st.booleans(),
+    ending=st.sampled_from(["csv", "tsv"]),
+    compression=st.sampled_from([None, "gzip"]),
+)
 @steady
 def test_csv_by_pandas(folder, rows, separator, index, ending, compression):
     no_lists(rows)
@@ -193,8 +213,9 @@ def test_json_by_the_json_module(folder, rows, indent, ascii, ending):
 
 VALUES = st.recursive(
     st.one_of(st.text(CHARACTERS, max_size=6), st.integers(-99, 99), st.booleans(), st.none()),
-    lambda inner: st.lists(inner, max_size=4), max_leaves=8,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=8,
+)
 
 
 @given(value=st.lists(VALUES, max_size=5), writer=st.sampled_from([str, json.dumps]))
@@ -227,8 +248,14 @@ SPACES = st.text(st.characters(codec="utf-8", exclude_characters=" \t\n\r\ufeff"
 TABBED = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\ufeff"), max_size=6)
 
 
-@given(data=st.data(), tabs=st.booleans(), columns=st.integers(0, 2), end=st.sampled_from(["\n", "\r\n"]),
-       document=st.booleans(), ending=st.sampled_from(["conll", "bio", "txt"]))  # fmt: skip
+@given(
+    data=st.data(),
+    tabs=st.booleans(),
+    columns=st.integers(0, 2),
+    end=st.sampled_from(["\n", "\r\n"]),
+    document=st.booleans(),
+    ending=st.sampled_from(["conll", "bio", "txt"]),
+)
 @steady
 def test_conll_as_conlleval_reads_it(folder, data, tabs, columns, end, document, ending):
     """Word, other columns, tag: the layout that conlleval and seqeval's users write; tabs let a word hold blanks."""
@@ -273,8 +300,11 @@ def test_conll_with_comments_and_numbered_words(folder, data, columns, tabs, num
 FIELD = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\ufeff"), min_size=1, max_size=5)
 
 
-@given(sentences=st.lists(st.lists(st.tuples(FIELD, FIELD, FIELD), min_size=1, max_size=4), min_size=1, max_size=4),
-       end=st.sampled_from(["\n", "\r\n"]), ranges=st.booleans())  # fmt: skip
+@given(
+    sentences=st.lists(st.lists(st.tuples(FIELD, FIELD, FIELD), min_size=1, max_size=4), min_size=1, max_size=4),
+    end=st.sampled_from(["\n", "\r\n"]),
+    ranges=st.booleans(),
+)
 @steady
 def test_conllu(folder, sentences, end, ranges):
     """Its ten fields, with comments, ranges of words and empty nodes, which are no words."""
@@ -318,8 +348,11 @@ def is_number(text):
 NAMES = st.text(st.characters(codec="utf-8", categories=["L", "N", "P"]), min_size=1, max_size=5)
 
 
-@given(names=st.lists(NAMES, min_size=2, max_size=4, unique_by=lambda n: unicodedata.normalize("NFC", n).casefold()),
-       form=st.sampled_from(["csv", "jsonl"]), seed=st.integers(0, 99))  # fmt: skip
+@given(
+    names=st.lists(NAMES, min_size=2, max_size=4, unique_by=lambda n: unicodedata.normalize("NFC", n).casefold()),
+    form=st.sampled_from(["csv", "jsonl"]),
+    seed=st.integers(0, 99),
+)
 @steady
 def test_labels_however_they_are_written(folder, names, form, seed):
     """Classes are the same in any file: composed or not, with blanks around them or not."""
@@ -330,8 +363,9 @@ def test_labels_however_they_are_written(folder, names, form, seed):
     rng = np.random.default_rng(seed)
     order = [*range(len(names)), *rng.integers(len(names), size=4 * len(names)).tolist()]
     values = [names[i] for i in order]
-    written = [str(rng.choice([v, f" {v} ", unicodedata.normalize("NFD", v), unicodedata.normalize("NFC", v)]))
-               for v in values]  # fmt: skip
+    written = [
+        str(rng.choice([v, f" {v} ", unicodedata.normalize("NFD", v), unicodedata.normalize("NFC", v)])) for v in values
+    ]
     path = folder / f"l.{form}"
     with path.open("w", encoding="utf-8", newline="") as file:
         if form == "csv":

@@ -29,9 +29,11 @@ MICROSOFT = (
     Case("golden-v3-microsoft-classifier", "v3", "token-classification", {"classifier_proj": True}),
 )
 GRADIENTS = (
-    "golden-v1-masked-lm", "golden-v3-sequence-classification", "golden-xl-token-classification",
+    "golden-v1-masked-lm",
+    "golden-v3-sequence-classification",
+    "golden-xl-token-classification",
     "golden-xl-mask-decoder",
-)  # fmt: skip
+)
 
 
 def file_of(case: Case) -> Path:

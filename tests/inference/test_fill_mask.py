@@ -41,10 +41,12 @@ def test_answers_follow_the_inputs(fill):
 @pytest.mark.parametrize(
     ("given", "options", "says"),
     [
-        ("no mask here", {}, "has no [MASK]"), ([3], {}, "give a str"),
-        ("a [MASK] " + "the cat " * 400, {}, "tokens; the most is"), ("[MASK]", {"top_k": 0}, "top_k=0: give 1 to"),
+        ("no mask here", {}, "has no [MASK]"),
+        ([3], {}, "give a str"),
+        ("a [MASK] " + "the cat " * 400, {}, "tokens; the most is"),
+        ("[MASK]", {"top_k": 0}, "top_k=0: give 1 to"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_named(fill, given, options, says):
     with pytest.raises(InputError) as raised:
         fill(given, **options)

@@ -42,9 +42,11 @@ def matthews_of(table):
 
 
 @settings(deadline=None)
-@given(st.integers(2, 5).flatmap(
-    lambda c: st.tuples(st.just(c), st.lists(st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)), min_size=1))
-))  # fmt: skip
+@given(
+    st.integers(2, 5).flatmap(
+        lambda c: st.tuples(st.just(c), st.lists(st.tuples(st.integers(0, c - 1), st.integers(0, c - 1)), min_size=1))
+    )
+)
 def test_classification(case):
     classes, pairs = case
     labels, predicted = map(np.array, zip(*pairs, strict=True))
@@ -66,11 +68,13 @@ def test_several_labels(seed):
     labels[:, 3] = 0
     logits[:, 3] = -1.0  # a label that is never there and never given counts as 0
     tables = [counted(labels[:, c], np.int64(logits[:, c] > 0), 2) for c in range(4)]
-    assert multi_label_metrics(logits, np.float32(labels)) == pytest.approx({
-        "f1": np.mean([f1_of(table, 1) for table in tables]),
-        "micro_f1": f1_of(sum(tables), 1),
-        "accuracy": np.mean([all((row > 0) == truth) for row, truth in zip(logits, labels, strict=True)]),
-    })  # fmt: skip
+    assert multi_label_metrics(logits, np.float32(labels)) == pytest.approx(
+        {
+            "f1": np.mean([f1_of(table, 1) for table in tables]),
+            "micro_f1": f1_of(sum(tables), 1),
+            "accuracy": np.mean([all((row > 0) == truth) for row, truth in zip(logits, labels, strict=True)]),
+        }
+    )
 
 
 def ranks(values):
@@ -107,9 +111,12 @@ def features_of(labels, choices=1):
     """Texts of one token each, beside these labels."""
     count = len(labels) * choices
     return Features(
-        ids=np.zeros(count, np.int32), types=np.zeros(count, np.int8), starts=np.arange(count + 1),
-        labels=np.array(labels, np.int32), choices=choices,
-    )  # fmt: skip
+        ids=np.zeros(count, np.int32),
+        types=np.zeros(count, np.int8),
+        starts=np.arange(count + 1),
+        labels=np.array(labels, np.int32),
+        choices=choices,
+    )
 
 
 def test_multircs_questions_are_right_where_all_their_answers_are():

@@ -53,10 +53,29 @@ def test_a_released_classifier_reads_the_tasks_labels_in_lower_case(mnli, tmp_pa
 
 def test_a_released_classifier_is_not_drawn_anew(mnli, tmp_path, one_device):
     path = nli_file(tmp_path / "train.tsv")
-    stdout_of([
-        "finetune", "--model", str(mnli), "--task", "mnli", "--train", path, "--eval", path, "--output",
-        str(tmp_path / "run"), "--epochs", "1", "--learning-rate", "1e-9", "--max-length", "16", "--batch-size", "8",
-    ])  # fmt: skip
+    stdout_of(
+        [
+            "finetune",
+            "--model",
+            str(mnli),
+            "--task",
+            "mnli",
+            "--train",
+            path,
+            "--eval",
+            path,
+            "--output",
+            str(tmp_path / "run"),
+            "--epochs",
+            "1",
+            "--learning-rate",
+            "1e-9",
+            "--max-length",
+            "16",
+            "--batch-size",
+            "8",
+        ]
+    )
     before, after = (load_file(place / "model.safetensors") for place in (mnli, tmp_path / "run"))
     np.testing.assert_allclose(after["classifier.weight"], before["classifier.weight"], atol=1e-6)
     labels = json.loads((tmp_path / "run" / "config.json").read_text())["id2label"]
@@ -87,10 +106,14 @@ def test_a_broken_config_is_named(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("tags", "message"),
-    [([["O", 1]], "are names, as 'O', and numbers, as 1"), ([["O", ["O"]]], r"line 1: 'tags' has \['O'\]"),
-     ([[0, -1]], "line 1: 'tags' has -1"), ([["O", True]], "line 1: 'tags' has True"),
-     ([["O", "O"], ["O", None]], "line 2: 'tags' has None")],
-)  # fmt: skip
+    [
+        ([["O", 1]], "are names, as 'O', and numbers, as 1"),
+        ([["O", ["O"]]], r"line 1: 'tags' has \['O'\]"),
+        ([[0, -1]], "line 1: 'tags' has -1"),
+        ([["O", True]], "line 1: 'tags' has True"),
+        ([["O", "O"], ["O", None]], "line 2: 'tags' has None"),
+    ],
+)
 def test_tags_are_names_or_numbers(tags, message):
     table = Table("f.jsonl", {"words": [["a", "b"]] * len(tags), "tags": tags}, range(1, len(tags) + 1))
     with pytest.raises(InputError, match=message):

@@ -63,8 +63,19 @@ def test_pairs_are_pairs(pipe):
     assert pipe({"text": first, "text_pair": second}) == pipe([{"text": first, "text_pair": second}])[0]
 
 
-@pytest.mark.parametrize("bad", [3, None, {"txt": "a"}, {"text": 1}, {"text": "a", "text_pair": 2},
-                                 {"text": "a", "extra": "b"}, [["a", "b"]], [b"a"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        3,
+        None,
+        {"txt": "a"},
+        {"text": 1},
+        {"text": "a", "text_pair": 2},
+        {"text": "a", "extra": "b"},
+        [["a", "b"]],
+        [b"a"],
+    ],
+)
 def test_other_inputs_are_refused(pipe, bad):
     with pytest.raises(InputError, match="cannot read the input"):
         pipe(bad)

@@ -71,12 +71,14 @@ def test_words_that_are_split_already_are_given_as_such(pipe):
         (["a", ["b"]], False, "some inputs are texts and some are lists of words"),
         (["a", ["b"]], True, "some inputs are texts and some are lists of words"),
         ("a b", True, "is_split_into_words takes a list of words"),
-        ([[]], False, "cannot read the input"), ([[1]], False, "cannot read the input"),
+        ([[]], False, "cannot read the input"),
+        ([[1]], False, "cannot read the input"),
         (3, False, "cannot read the input"),
-        ({"text": "a"}, False, "cannot read the input"), (None, False, "cannot read the input"),
+        ({"text": "a"}, False, "cannot read the input"),
+        (None, False, "cannot read the input"),
         ([b"a"], False, "cannot read the input"),
     ],
-)  # fmt: skip
+)
 def test_what_stays_ambiguous_is_refused(pipe, inputs, split, message):
     with pytest.raises(InputError, match=message):
         pipe(inputs, is_split_into_words=split)

@@ -49,9 +49,13 @@ def test_the_best_of_several_answers_and_none():
 def test_percentages_and_the_two_kinds_of_questions():
     found = squad_metrics(["a cat", "", "dog", ""], [["Cat"], [], [], ["mouse"]])
     assert found == {
-        "exact_match": 50.0, "f1": 50.0, "has_answer_exact_match": 50.0, "has_answer_f1": 50.0,
-        "no_answer_exact_match": 50.0, "no_answer_f1": 50.0,
-    }  # fmt: skip
+        "exact_match": 50.0,
+        "f1": 50.0,
+        "has_answer_exact_match": 50.0,
+        "has_answer_f1": 50.0,
+        "no_answer_exact_match": 50.0,
+        "no_answer_f1": 50.0,
+    }
     assert squad_metrics(["cat", "dog"], [["cat"], ["dogs"]]) == {"exact_match": 50.0, "f1": 50.0}
 
 
@@ -74,8 +78,9 @@ def test_the_best_span_is_the_best_of_all_and_the_windows_compete():
         assert [a.score for a in best] == sorted((a.score for a in best), reverse=True)
     logits = rng.normal(size=(33, 2)).astype(np.float32)
     logits[[0, 11, 22]] = [[3, 3], [1, 1], [2, 2]]
-    answers = collect_answers(logits, np.array([0, 11, 22, 33]), np.array([5, 5, 6]), np.tile(offsets, (3, 1)),
-                              n_best=4, longest=3)  # fmt: skip
+    answers = collect_answers(
+        logits, np.array([0, 11, 22, 33]), np.array([5, 5, 6]), np.tile(offsets, (3, 1)), n_best=4, longest=3
+    )
     assert set(answers) == {5, 6}
     assert answers[5].nothing == 2, "every window must say that there is no answer"
     assert answers[6].nothing == 4

@@ -28,8 +28,13 @@ def loss_and_gradients(drop: bool = False, **runtime):
     rngs = {"dropout": jax.random.key(3)} if drop else None
 
     def loss(params, batch):
-        out = model.apply({"params": params}, batch["input_ids"], attention_mask=batch["attention_mask"],
-                          deterministic=not drop, rngs=rngs)  # fmt: skip
+        out = model.apply(
+            {"params": params},
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            deterministic=not drop,
+            rngs=rngs,
+        )
         return losses.weighted_mean(*losses.masked_lm_loss(out.logits, batch["labels"])), out.logits
 
     return execute(jax.value_and_grad(loss, has_aux=True), params, batch), batch["attention_mask"] != 0
@@ -42,11 +47,18 @@ def plain():
 
 CHOICES = [
     {"scan": False, "remat": "dots", "attention": "shift"},
-    *(pytest.param(c, marks=pytest.mark.long) for c in (
-        {"scan": False}, {"remat": "dots"}, {"remat": "full"}, {"attention": "shift"}, {"attention": "reference"},
-        {"remat": "full", "scan": False},
-    )),
-]  # fmt: skip
+    *(
+        pytest.param(c, marks=pytest.mark.long)
+        for c in (
+            {"scan": False},
+            {"remat": "dots"},
+            {"remat": "full"},
+            {"attention": "shift"},
+            {"attention": "reference"},
+            {"remat": "full", "scan": False},
+        )
+    ),
+]
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
@@ -92,13 +104,23 @@ def train_step(model, length: int = 16, scored: int = 4):
     optimizer = optax.adamw(1e-4)
     params = abstract_params(model)
     integers = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
-    batch = {"ids": integers(2, length), "mask": integers(2, length), "positions": integers(2, scored),
-             "labels": integers(2, scored)}  # fmt: skip
+    batch = {
+        "ids": integers(2, length),
+        "mask": integers(2, length),
+        "positions": integers(2, scored),
+        "labels": integers(2, scored),
+    }
 
     def step(params, state, batch, key):
         def loss(params):
-            out = model.apply({"params": params}, batch["ids"], positions=batch["positions"],
-                              attention_mask=batch["mask"], deterministic=False, rngs={"dropout": key})  # fmt: skip
+            out = model.apply(
+                {"params": params},
+                batch["ids"],
+                positions=batch["positions"],
+                attention_mask=batch["mask"],
+                deterministic=False,
+                rngs={"dropout": key},
+            )
             return losses.weighted_mean(*losses.masked_lm_loss(out.logits, batch["labels"]))
 
         value, gradients = jax.value_and_grad(loss)(params)
@@ -304,6 +326,13 @@ def test_outputs_are_frozen_and_hold_what_was_asked_for(head):
 
 
 def test_every_model_names_its_task():
-    assert list(MODELS) == ["encoder", "masked-lm", "sequence-classification", "token-classification",
-                            "question-answering", "multiple-choice", "replaced-token-detection"]  # fmt: skip
+    assert list(MODELS) == [
+        "encoder",
+        "masked-lm",
+        "sequence-classification",
+        "token-classification",
+        "question-answering",
+        "multiple-choice",
+        "replaced-token-detection",
+    ]
     assert MODELS["encoder"] is DebertaEncoder

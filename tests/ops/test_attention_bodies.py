@@ -389,9 +389,14 @@ def test_dropout_in_a_text_too_long_for_its_counters_is_refused():
     length = 65537
     arrays = {name: jax.ShapeDtypeStruct((1, length, 1, 2), np.float32) for name in ("query", "key", "value")}
     attend = lambda a: disentangled_attention(
-        **a, pos_key=None, pos_query=None, rows=np.zeros(2 * length - 1, np.int32), scale=1.0, dropout_rate=0.1,
+        **a,
+        pos_key=None,
+        pos_query=None,
+        rows=np.zeros(2 * length - 1, np.int32),
+        scale=1.0,
+        dropout_rate=0.1,
         dropout_key=jax.random.key(0),
-    )  # fmt: skip
+    )
     with pytest.raises(InputError, match="up to 65536 tokens"):
         jax.eval_shape(attend, arrays)
 

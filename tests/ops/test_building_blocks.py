@@ -105,9 +105,21 @@ def test_product_gradients_are_those_of_einsum(spec):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("spec", ["BTNH,BSNH->BNTS", "BTNH,RNH->BNTR", "BNTS,BSNH->BTNH", "BTS,BSH->BTH", "BTH,UH->BTU",
-                                  "UVA,ABC->UVBC", "UVAB,ABC->UVC", "VC,VU->CU", "UVS,UVI->SI",
-                                  "UVI,UVS->IS"])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "BTNH,BSNH->BNTS",
+        "BTNH,RNH->BNTR",
+        "BNTS,BSNH->BTNH",
+        "BTS,BSH->BTH",
+        "BTH,UH->BTU",
+        "UVA,ABC->UVBC",
+        "UVAB,ABC->UVC",
+        "VC,VU->CU",
+        "UVS,UVI->SI",
+        "UVI,UVS->IS",
+    ],
+)
 def test_half_precision_products_run_forward_and_backward(spec, dtype):
     """A CPU lacks some of them, and which depends on what stands around them: it says so only when a program runs."""
     sizes = dict(zip("BTSNHRU", (4, 8, 8, 4, 8, 11, 16), strict=True), V=8, A=4, C=7, I=1)

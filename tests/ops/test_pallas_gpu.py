@@ -29,7 +29,7 @@ from tests.kernel_cases import (
     hidden_queries,
     make_case,
     run,
-)  # fmt: skip
+)
 
 interpreted = functools.partial(pallas_attention, interpret="gpu")
 

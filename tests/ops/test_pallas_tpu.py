@@ -31,7 +31,7 @@ from tests.kernel_cases import (
     make_case,
     make_rows,
     run,
-)  # fmt: skip
+)
 
 interpreted = functools.partial(pallas_attention, interpret="tpu")
 
@@ -141,10 +141,14 @@ def test_dropout_mask_is_random():
         assert 0.75 < shares.std() / (spread / count**0.5) < 1.25 or shares.size < 100
     dropped = ~mask
     pairs = {
-        "key": (dropped[..., 1:], dropped[..., :-1]), "query": (dropped[:, :, 1:], dropped[:, :, :-1]),
-        "diagonal": (dropped[:, :, 1:, 1:], dropped[:, :, :-1, :-1]), "head": (dropped[:, 1:], dropped[:, :-1]),
-        "example": (dropped[1:], dropped[:-1]), "turned": (dropped, dropped.swapaxes(2, 3)), "seed": (dropped, ~other),
-    }  # fmt: skip
+        "key": (dropped[..., 1:], dropped[..., :-1]),
+        "query": (dropped[:, :, 1:], dropped[:, :, :-1]),
+        "diagonal": (dropped[:, :, 1:, 1:], dropped[:, :, :-1, :-1]),
+        "head": (dropped[:, 1:], dropped[:, :-1]),
+        "example": (dropped[1:], dropped[:-1]),
+        "turned": (dropped, dropped.swapaxes(2, 3)),
+        "seed": (dropped, ~other),
+    }
     for name, (a, b) in pairs.items():
         together = (a & b).mean()
         assert abs(together - rate**2) < 5 * rate / a.size**0.5, name
@@ -182,9 +186,20 @@ def test_blocks_without_a_visible_pair_are_not_computed(monkeypatch):
 def test_schedule_visits_the_blocks_that_have_pairs_and_fetches_no_other(order):
     random, batch, length = np.random.RandomState(1), 3, 1024
     chosen = plan.Plan(
-        length=length, block=128, blocks=8, heads=1, head_size=128, padded_heads=1, lanes_per_head=128, group=1,
-        nearest=(-7, 7), far=(-8, 8), scale=1.0, rate=0.0, all_heads=1,
-    )  # fmt: skip
+        length=length,
+        block=128,
+        blocks=8,
+        heads=1,
+        head_size=128,
+        padded_heads=1,
+        lanes_per_head=128,
+        group=1,
+        nearest=(-7, 7),
+        far=(-8, 8),
+        scale=1.0,
+        rate=0.0,
+        all_heads=1,
+    )
     texts = np.cumsum(random.random_sample((batch, length)) < 0.01, axis=1).astype(np.int32)
     texts[0, 700:], texts[2] = 0, 0
     pairs = np.repeat(np.repeat(random.random_sample((batch, 8, 8)) < 0.7, 128, axis=1), 128, axis=2)

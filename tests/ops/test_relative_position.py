@@ -12,9 +12,28 @@ from deberta_jax.ops.relative_position import log_bucket, reachable_rows, table_
 
 # Buckets of the released v2/v3 models (256 a side, 512 positions), from the published code.
 _RELEASED = {
-    127: 127, 128: 128, 129: 129, 130: 130, 131: 131, 132: 131, 135: 133, 150: 143, 200: 169, 256: 192, 300: 207,
-    400: 233, 500: 254, 505: 254, 506: 255, 510: 255, 511: 255, 512: 256, 520: 257, 600: 270, 1000: 317,
-}  # fmt: skip
+    127: 127,
+    128: 128,
+    129: 129,
+    130: 130,
+    131: 131,
+    132: 131,
+    135: 133,
+    150: 143,
+    200: 169,
+    256: 192,
+    300: 207,
+    400: 233,
+    500: 254,
+    505: 254,
+    506: 255,
+    510: 255,
+    511: 255,
+    512: 256,
+    520: 257,
+    600: 270,
+    1000: 317,
+}
 
 
 def closed_form(distance: int, buckets: int, max_distance: int) -> int:

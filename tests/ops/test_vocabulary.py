@@ -89,9 +89,13 @@ def test_a_label_beyond_the_last_word_is_nan_and_draws_follow_the_distribution(c
     logits = np.log(np.array([0.5, 0.2, 0.2, 0.1]))
     uniform = rng.random((1, 20000)).astype(np.float32)
     found = vocabulary_scores(
-        jnp.zeros((1, 20000, 1)), jnp.zeros((4, 1)), jnp.asarray(logits, jnp.float32),
-        jnp.zeros((1, 20000), jnp.int32), uniform=jnp.asarray(uniform), chunk=1 << 14,
-    )  # fmt: skip
+        jnp.zeros((1, 20000, 1)),
+        jnp.zeros((4, 1)),
+        jnp.asarray(logits, jnp.float32),
+        jnp.zeros((1, 20000), jnp.int32),
+        uniform=jnp.asarray(uniform),
+        chunk=1 << 14,
+    )
     assert found.drawn is not None
     counts = np.bincount(np.asarray(found.drawn).reshape(-1), minlength=4)
     assert stats.chisquare(counts, 20000 * np.exp(logits)).pvalue > 1e-3

@@ -77,16 +77,48 @@ def _inputs_and_shapes() -> list[Case]:
         Case("v3-short-range-long", "v3", options={"num_hidden_layers": 1, "max_relative_positions": 30}, length=150),
         Case("v1-600", "v1", options={"max_position_embeddings": 512, "num_hidden_layers": 1}, length=600),
         Case("v3-128-wide", "v3", options={"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 4}),
-        Case("v3-384-wide", "v3", "sequence-classification",
-             {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "num_hidden_layers": 3,
-              "position_buckets": 256, "max_position_embeddings": 512}, length=64),
-        Case("v3-768-wide", "v3", "token-classification",
-             {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "position_buckets": 256,
-              "max_position_embeddings": 512, "vocab_size": 1000}, length=48),
-        Case("v1-768-wide", "v1", "masked-lm",
-             {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072,
-              "max_position_embeddings": 512, "vocab_size": 1000}, length=48),
-    ]  # fmt: skip
+        Case(
+            "v3-384-wide",
+            "v3",
+            "sequence-classification",
+            {
+                "hidden_size": 384,
+                "num_attention_heads": 6,
+                "intermediate_size": 1536,
+                "num_hidden_layers": 3,
+                "position_buckets": 256,
+                "max_position_embeddings": 512,
+            },
+            length=64,
+        ),
+        Case(
+            "v3-768-wide",
+            "v3",
+            "token-classification",
+            {
+                "hidden_size": 768,
+                "num_attention_heads": 12,
+                "intermediate_size": 3072,
+                "position_buckets": 256,
+                "max_position_embeddings": 512,
+                "vocab_size": 1000,
+            },
+            length=48,
+        ),
+        Case(
+            "v1-768-wide",
+            "v1",
+            "masked-lm",
+            {
+                "hidden_size": 768,
+                "num_attention_heads": 12,
+                "intermediate_size": 3072,
+                "max_position_embeddings": 512,
+                "vocab_size": 1000,
+            },
+            length=48,
+        ),
+    ]
     return cases
 
 
@@ -94,7 +126,18 @@ CASES = [*_heads(), *_options(), *_inputs_and_shapes()]
 
 # Compared with their gradients in every run; those of all others take minutes more.
 QUICK_GRADIENTS = (
-    "v1-masked-lm", "v1-sequence-classification", "v1-talking-heads", "v1-position-ids-left", "v2-buckets",
-    "v2-multiple-choice", "v2-positions-types", "v3-masked-lm-narrow", "v3-question-answering-full",
-    "v3-classify-soft", "v3-masked-lm-untied", "v3-left", "xl-token-classification", "xl-kernel-5-groups",
-)  # fmt: skip
+    "v1-masked-lm",
+    "v1-sequence-classification",
+    "v1-talking-heads",
+    "v1-position-ids-left",
+    "v2-buckets",
+    "v2-multiple-choice",
+    "v2-positions-types",
+    "v3-masked-lm-narrow",
+    "v3-question-answering-full",
+    "v3-classify-soft",
+    "v3-masked-lm-untied",
+    "v3-left",
+    "xl-token-classification",
+    "xl-kernel-5-groups",
+)

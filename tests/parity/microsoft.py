@@ -61,12 +61,20 @@ class Microsoft(torch.nn.Module):
     def __init__(self, case: Case):
         super().__init__()
         terms = case.raw["pos_att_type"]
-        config = ModelConfig.from_dict({
-            "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
-            "type_vocab_size": 0, "initializer_range": 0.02, "layer_norm_eps": 1e-7, "max_relative_positions": -1,
-            **case.raw, "pos_att_type": terms if isinstance(terms, str) else "|".join(terms),
-            "padding_idx": case.raw.get("pad_token_id", 0),
-        })  # fmt: skip
+        config = ModelConfig.from_dict(
+            {
+                "hidden_act": "gelu",
+                "hidden_dropout_prob": 0.1,
+                "attention_probs_dropout_prob": 0.1,
+                "type_vocab_size": 0,
+                "initializer_range": 0.02,
+                "layer_norm_eps": 1e-7,
+                "max_relative_positions": -1,
+                **case.raw,
+                "pos_att_type": terms if isinstance(terms, str) else "|".join(terms),
+                "padding_idx": case.raw.get("pad_token_id", 0),
+            }
+        )
         self.case, self.config = case, config
         self.deberta = torch.nn.Module()
         self.deberta.embeddings = bert.BertEmbeddings(config)
@@ -99,9 +107,12 @@ class Microsoft(torch.nn.Module):
         query = source + self.deberta.embeddings.position_embeddings.weight[: input_ids.shape[1]]
         for _ in range(2):
             query = encoder.layer[-1](
-                source, encoder.get_attention_mask(attention_mask), query_states=query,
-                relative_pos=encoder.get_rel_pos(source), rel_embeddings=encoder.get_rel_embedding(),
-            )  # fmt: skip
+                source,
+                encoder.get_attention_mask(attention_mask),
+                query_states=query,
+                relative_pos=encoder.get_rel_pos(source),
+                rel_embeddings=encoder.get_rel_embedding(),
+            )
         return self.lm_predictions.lm_head(query, self.deberta.embeddings.word_embeddings.weight)
 
 

@@ -53,8 +53,12 @@ def batches():
         lengths = rng.integers(4, 13, 8)
         mask = np.arange(12)[None] < lengths[:, None]
         ids = np.where(mask, rng.integers(4, 300, (8, 12)), 0).astype(np.int32)
-        yield {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids),
-               "labels": (ids[:, 1] % 2).astype(np.int32)}  # fmt: skip
+        yield {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "token_type_ids": np.zeros_like(ids),
+            "labels": (ids[:, 1] % 2).astype(np.int32),
+        }
 
 
 def torch_losses(directory):

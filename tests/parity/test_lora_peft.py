@@ -20,11 +20,31 @@ def test_peft_runs_the_adapter_beside_the_base_to_the_merged_models_outputs(tmp_
     base = weighted_model(tmp_path / "base")
     train = write_table(tmp_path / "train.csv", ("text", "label"), rows(96, seed=1))
     monkeypatch.setattr(finetuning, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))
-    stdout_of([
-        "finetune", "--model", str(base), "--train", str(train), "--eval", str(train), "--output",
-        str(tmp_path / "run"), "--lora", "3", "--lora-alpha", "6", "--epochs", "4", "--batch-size", "16",
-        "--learning-rate", "1e-2", "--max-length", "16",
-    ])  # fmt: skip
+    stdout_of(
+        [
+            "finetune",
+            "--model",
+            str(base),
+            "--train",
+            str(train),
+            "--eval",
+            str(train),
+            "--output",
+            str(tmp_path / "run"),
+            "--lora",
+            "3",
+            "--lora-alpha",
+            "6",
+            "--epochs",
+            "4",
+            "--batch-size",
+            "16",
+            "--learning-rate",
+            "1e-2",
+            "--max-length",
+            "16",
+        ]
+    )
     pipe = deberta_jax.pipeline("text-classification", tmp_path / "run")
     texts = [text for text, _ in rows(30, seed=31)]
     encoded = pipe.tokenizer(texts, max_length=16, padding="longest")

@@ -29,14 +29,24 @@ SAME = {
     "several numbers": ("SequenceClassification", 3, "regression", TABLE, losses.mean_squared_error),
     "classes, any negative": ("SequenceClassification", 3, None, np.array([2, -1, -100, 0]), losses.cross_entropy),
     "no class at all": ("SequenceClassification", 3, None, np.array([-1, -5, -100, -1]), losses.cross_entropy),
-    "classes by name": ("SequenceClassification", 3, "single_label_classification", np.array([2, 1, -100, 0]),
-                        losses.cross_entropy),
-    "several labels": ("SequenceClassification", 3, "multi_label_classification", np.float32(TABLE > 0),
-                       losses.binary_cross_entropy),
+    "classes by name": (
+        "SequenceClassification",
+        3,
+        "single_label_classification",
+        np.array([2, 1, -100, 0]),
+        losses.cross_entropy,
+    ),
+    "several labels": (
+        "SequenceClassification",
+        3,
+        "multi_label_classification",
+        np.float32(TABLE > 0),
+        losses.binary_cross_entropy,
+    ),
     "probabilities": ("SequenceClassification", 3, None, SOFT, losses.soft_cross_entropy),
     "tokens": ("TokenClassification", 3, None, WORDS, losses.cross_entropy),
     "words": ("MaskedLM", 2, None, WORDS, losses.masked_lm_loss),
-}  # fmt: skip
+}
 
 
 def network(head: str, outputs: int, problem: str | None = None):
@@ -85,11 +95,16 @@ def test_multiple_choice_loss_is_that_of_transformers():
         (1, None, np.array([1, 0, 3, 2]), losses.mean_squared_error, lambda a: np.float32(a)),
         (3, None, np.array([[2], [0], [1], [1]]), losses.cross_entropy, lambda a: a[:, 0]),
         (2, None, np.array([[1], [0], [1], [1]]), losses.cross_entropy, lambda a: a[:, 0]),
-        (3, "single_label_classification", np.array([2, -1, 1, 0]), losses.cross_entropy,
-         lambda a: np.where(a < 0, -100, a)),
+        (
+            3,
+            "single_label_classification",
+            np.array([2, -1, 1, 0]),
+            losses.cross_entropy,
+            lambda a: np.where(a < 0, -100, a),
+        ),
     ],
     ids=["whole numbers", "a column of classes", "a column of two classes", "-1"],
-)  # fmt: skip
+)
 def test_trap_21_labels_that_stop_transformers_mean_what_they_say(outputs, problem, labels, ours, same):
     """The loss is that of the same labels in a form that transformers takes."""
     net = network("SequenceClassification", outputs, problem)

@@ -58,9 +58,10 @@ def torch_losses(directory):
         labels = np.full(batch["input_ids"].shape, -100)
         np.put_along_axis(labels, batch["positions"], batch["labels"], axis=1)
         loss = model(
-            input_ids=torch.tensor(batch["input_ids"]).long(), attention_mask=torch.tensor(batch["attention_mask"]),
+            input_ids=torch.tensor(batch["input_ids"]).long(),
+            attention_mask=torch.tensor(batch["attention_mask"]),
             labels=torch.tensor(labels).long(),
-        ).loss  # fmt: skip
+        ).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

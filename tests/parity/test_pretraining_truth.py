@@ -29,9 +29,15 @@ pytestmark = pytest.mark.parity
 
 WEIGHT, RATE = 50.0, 0.5
 CONFIG = dataclasses.replace(
-    TINY, vocab_size=61, hidden_size=16, num_attention_heads=2, intermediate_size=32, num_hidden_layers=3,
-    max_position_embeddings=32, initializer_range=0.3,
-)  # fmt: skip
+    TINY,
+    vocab_size=61,
+    hidden_size=16,
+    num_attention_heads=2,
+    intermediate_size=32,
+    num_hidden_layers=3,
+    max_position_embeddings=32,
+    initializer_range=0.3,
+)
 GENERATOR = generator_config(CONFIG, 2)
 # Absolute positions added to the input of both models, so that there are two tables to share.
 BIASED = dataclasses.replace(CONFIG, position_biased_input=True)
@@ -126,9 +132,12 @@ def check_step(batch, update, sharing, config, tolerance):
 
 
 CASES = [
-    ("joint", "gdes", CONFIG), ("decoupled", "gdes", CONFIG), ("joint", "es", CONFIG), ("decoupled", "gdes", BIASED),
+    ("joint", "gdes", CONFIG),
+    ("decoupled", "gdes", CONFIG),
+    ("joint", "es", CONFIG),
+    ("decoupled", "gdes", BIASED),
     ("joint", "es", BIASED),
-]  # fmt: skip
+]
 NAMES = [f"{update}-{sharing}{'-positions' * config.position_biased_input}" for update, sharing, config in CASES]
 
 
@@ -208,8 +217,9 @@ def test_the_step_of_a_run_is_this_step(batch):
     _, objective = rtd_objective(e, GENERATOR, CONFIG)
     prepared = prepare(objective, make_mesh(devices=jax.devices()[:1]), 10)
     assert {name: o.learning_rate for name, o in objective.separate.items()} == {
-        "generator": 1e-3, "discriminator": 1e-4
-    }  # fmt: skip
+        "generator": 1e-3,
+        "discriminator": 1e-4,
+    }
     assert set(prepared.state.opt_state) == {"generator", "discriminator"}
 
 
@@ -218,10 +228,27 @@ def test_both_exported_directories_load_in_transformers(tmp_path):
     blank_model(tmp_path / "blank", dataclasses.replace(TINY, initializer_range=0.3))
     (tmp_path / "text.txt").write_text("\n".join(text for text, _ in rows(200, classes=3)))
     text, run = str(tmp_path / "text.txt"), tmp_path / "run"
-    stdout_of([
-        "pretrain", "rtd", "--model", str(tmp_path / "blank"), "--from-scratch", "--train", text, "--eval", text,
-        "--output", str(run), "--steps", "2", "--batch-size", "8", "--max-length", "32",
-    ])  # fmt: skip
+    stdout_of(
+        [
+            "pretrain",
+            "rtd",
+            "--model",
+            str(tmp_path / "blank"),
+            "--from-scratch",
+            "--train",
+            text,
+            "--eval",
+            text,
+            "--output",
+            str(run),
+            "--steps",
+            "2",
+            "--batch-size",
+            "8",
+            "--max-length",
+            "32",
+        ]
+    )
     states = []
     for name in ("generator", "discriminator"):
         enc = deberta_jax.load_tokenizer(str(run / name))(["ban bast", "kon rist mull kon"], padding="longest")

@@ -19,12 +19,17 @@ pytestmark = pytest.mark.parity
 
 GENERATIONS = {
     **BASE,
-    "v1 with options": {**BASE["v1"], "talking_head": True, "embedding_size": 16, "type_vocab_size": 2,
-                        "position_biased_input": True},
+    "v1 with options": {
+        **BASE["v1"],
+        "talking_head": True,
+        "embedding_size": 16,
+        "type_vocab_size": 2,
+        "position_biased_input": True,
+    },
     "v2 c2p": {**BASE["v2"], "pos_att_type": "c2p", "norm_rel_ebd": "layer_norm"},
     "xl grouped": {**BASE["xl"], "conv_groups": 2, "type_vocab_size": 2},
     "plain": {**BASE["v2"], "relative_attention": False, "position_biased_input": True},
-}  # fmt: skip
+}
 CLASSES = {
     "encoder": "Model",
     "masked-lm": "ForMaskedLM",

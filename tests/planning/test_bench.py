@@ -10,10 +10,20 @@ from deberta_jax.cli.main import main
 from deberta_jax.planning.bench import Case, make_batch
 
 TINY = DebertaConfig(
-    vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-    max_position_embeddings=64, relative_attention=True, pos_att_type=("p2c", "c2p"), position_biased_input=False,
-    position_buckets=8, share_att_key=True, norm_rel_ebd="layer_norm", legacy=False,
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=64,
+    relative_attention=True,
+    pos_att_type=("p2c", "c2p"),
+    position_biased_input=False,
+    position_buckets=8,
+    share_att_key=True,
+    norm_rel_ebd="layer_norm",
+    legacy=False,
+)
 
 
 @pytest.mark.parametrize("texts", ["fixed", "mixed"])
@@ -39,10 +49,25 @@ def test_the_command(tmp_path, capsys):
     model, record, plot = tmp_path / "model", tmp_path / "bench.json", tmp_path / "bench.png"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(TINY.to_hf()))
-    main([
-        "bench", "--models", str(model), "--lengths", "16", "--tokens", "64", "--steps", "2", "--dtypes", "float32",
-        "--record", str(record), "--plot", str(plot),
-    ])  # fmt: skip
+    main(
+        [
+            "bench",
+            "--models",
+            str(model),
+            "--lengths",
+            "16",
+            "--tokens",
+            "64",
+            "--steps",
+            "2",
+            "--dtypes",
+            "float32",
+            "--record",
+            str(record),
+            "--plot",
+            str(plot),
+        ]
+    )
     out, err = capsys.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
     assert [(r["job"], r["texts"]) for r in rows] == [

@@ -175,14 +175,16 @@ ENTRY %main (stack: f32[12,4,8], at: s32[]) -> f32[4,8] {
         ("replica_groups=[4,2]<=[2,4]T(1,0)", ((0, 4), (1, 5), (2, 6), (3, 7)), ("data",)),
         ("replica_groups=[1,8]<=[8]", (tuple(range(8)),), ("data", "fsdp")),
         ("replica_groups=mesh['a'=2,'b'=4] {'b'}", ((0, 1, 2, 3), (4, 5, 6, 7)), ("fsdp",)),
-        ("replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'c'}",
-         ((0, 4), (1, 5), (2, 6), (3, 7)), ("data",)),
-        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}",
-         ((0, 1, 2, 3), (4, 5, 6, 7)), ("fsdp",)),
+        (
+            "replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'c'}",
+            ((0, 4), (1, 5), (2, 6), (3, 7)),
+            ("data",),
+        ),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", ((0, 1, 2, 3), (4, 5, 6, 7)), ("fsdp",)),
         ("source_target_pairs={{0,4},{4,0}}", ((0, 4), (4, 0)), ("data",)),
         ("dimensions={0}", (tuple(range(8)),), ("data", "fsdp")),
     ],
-)  # fmt: skip
+)
 def test_groups_in_all_notations(text, groups, axes):
     read = device_groups(text, 8)
     assert {frozenset(group) for group in read} == {frozenset(group) for group in groups}

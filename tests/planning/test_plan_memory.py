@@ -52,8 +52,11 @@ print(json.dumps([memory.argument_size_in_bytes + memory.temp_size_in_bytes, (ki
 )
 def test_predicted_memory_is_what_the_process_takes(job, rows, length, remat):
     run = subprocess.run(
-        [sys.executable, "-c", _RUN, job, str(rows), str(length), remat], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", _RUN, job, str(rows), str(length), remat],
+        capture_output=True,
+        text=True,
+        check=True,
         env=os.environ | {"XLA_FLAGS": ""},  # one device, not those of the tests
-    )  # fmt: skip
+    )
     predicted, measured = json.loads(run.stdout.splitlines()[-1])
     assert measured == pytest.approx(predicted, rel=0.15)

@@ -23,18 +23,27 @@ from deberta_jax.presets import PRESETS
 from deberta_jax.training.experiment import Runtime
 
 CONFIG = dataclasses.replace(
-    PRESETS["deberta-v3-base"], hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+    PRESETS["deberta-v3-base"],
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=128,
     vocab_size=512,
-)  # fmt: skip
+)
 FACTS = {"held": {"parameters": 1, "optimizer": 2, "batch": 3}, "seconds": 1.0, "versions": {}}
 
 
 def request(topology, **runtime):
     target = target_of(topology)
     return make_request(
-        "finetune", CONFIG, target, batch_size=8, length=32, dtype="bfloat16",
+        "finetune",
+        CONFIG,
+        target,
+        batch_size=8,
+        length=32,
+        dtype="bfloat16",
         runtime=Runtime(**{"mesh_data": target.chips, **runtime}),
-    )  # fmt: skip
+    )
 
 
 def quick(asked):
@@ -145,8 +154,20 @@ def test_help_names_every_body_and_how_the_rest_is_chosen(capsys):
 @pytest.mark.system
 def test_where_no_time_is_known_a_sweep_and_tokens_say_so(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_hf()))
-    line = ["plan", "--model", str(tmp_path), "--topology", "cpu:2", "--length", "32", "--sweep", "--candidates", "2",
-            "--tokens", "1e9"]  # fmt: skip
+    line = [
+        "plan",
+        "--model",
+        str(tmp_path),
+        "--topology",
+        "cpu:2",
+        "--length",
+        "32",
+        "--sweep",
+        "--candidates",
+        "2",
+        "--tokens",
+        "1e9",
+    ]
     main([*line, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["ranked_by"] == "memory"

@@ -27,8 +27,10 @@ def test_slices_by_shape_and_as_they_are_rented(topology, size, chips):
         (["--topology", "cuda:none"], "give a number of devices, such as cuda:8"),
         (["--topology", "cpu:4", "--mesh", "rows=4"], "such as --mesh fsdp=4"),
         (["--topology", "cpu:4", "--mesh", "fsdp=3"], "cpu:4 has 4; give for example --mesh fsdp=4"),
-        (["--topology", "cpu:5", "--mesh", "tensor=5"],
-         "--mesh tensor=5: does not divide the model's attention heads of 12; give --mesh tensor=1"),
+        (
+            ["--topology", "cpu:5", "--mesh", "tensor=5"],
+            "--mesh tensor=5: does not divide the model's attention heads of 12; give --mesh tensor=1",
+        ),
         (["--topology", "cpu:4", "--mesh", "fsdp=4", "--batch", "6"], "give --batch 8"),
         (["--topology", "cpu:4", "--html", "/nowhere/plan.html"], "its directory does not exist"),
         (["--topology", "cpu:4", "--html", "/"], "is a directory"),
@@ -45,7 +47,7 @@ def test_slices_by_shape_and_as_they_are_rented(topology, size, chips):
         (["--topology", "cpu:4", "--job", "predict", "--accumulate", "2"], "--accumulate: goes with training"),
         (["--topology", "cpu:4", "--sweep", "--candidates", "0"], "--candidates 0: must be at least 1"),
     ],
-)  # fmt: skip
+)
 def test_one_line_and_code_2(arguments, told, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["plan", "--model", "deberta-v3-base", *arguments])

@@ -22,16 +22,25 @@ from tests.planning.exchanges import unexpected
 # A length whose multiples are no sizes of the model: so arrays with a place for each token can be told.
 ROWS, LENGTH, WIDTH, WIDE, LAYERS, VOCABULARY = 16, 24, 64, 128, 3, 512
 CONFIG = dataclasses.replace(
-    PRESETS["deberta-v3-base"], hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
-    intermediate_size=WIDE, vocab_size=VOCABULARY,
-)  # fmt: skip
+    PRESETS["deberta-v3-base"],
+    hidden_size=WIDTH,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=4,
+    intermediate_size=WIDE,
+    vocab_size=VOCABULARY,
+)
 
 
 def request(devices, **runtime):
     return make_request(
-        "finetune", CONFIG, target_of(f"cpu:{devices}"), batch_size=ROWS, length=LENGTH, dtype="float32",
+        "finetune",
+        CONFIG,
+        target_of(f"cpu:{devices}"),
+        batch_size=ROWS,
+        length=LENGTH,
+        dtype="float32",
         runtime=Runtime(**{"mesh_data": 1, "attention": "reference", **runtime}),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +91,14 @@ def parameters_by_hand():
 
 def test_products_of_a_step_for_gpus_within_two_percent_of_a_count_by_hand():
     asked = make_request(
-        "finetune", CONFIG, target_of("cuda:8"), batch_size=ROWS, length=LENGTH, dtype="float32",
+        "finetune",
+        CONFIG,
+        target_of("cuda:8"),
+        batch_size=ROWS,
+        length=LENGTH,
+        dtype="float32",
         runtime=Runtime(mesh_data=8, attention="shift"),
-    )  # fmt: skip
+    )
     _, flops = lower_for_cuda(asked, jax.devices())
     repeated = 7 * 3 * 2 * LAYERS * 2 * (2 * LENGTH - 1) * WIDTH * WIDTH
     assert products_by_hand() * 0.98 <= 8 * flops <= (products_by_hand() + repeated) * 1.02
@@ -143,8 +157,22 @@ def test_a_sweep_through_the_command_line_tries_more_rows(tmp_path, capsys):
 def test_every_job_through_the_command_line_and_again_from_the_cache(job, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_hf()))
-    line = ["plan", "--model", str(tmp_path), "--job", job, "--topology", "cpu:4", "--mesh", "fsdp=2,tensor=2",
-            "--length", "32", "--batch", "8", "--json"]  # fmt: skip
+    line = [
+        "plan",
+        "--model",
+        str(tmp_path),
+        "--job",
+        job,
+        "--topology",
+        "cpu:4",
+        "--mesh",
+        "fsdp=2,tensor=2",
+        "--length",
+        "32",
+        "--batch",
+        "8",
+        "--json",
+    ]
     for cached in (False, True):
         main(line)
         found = json.loads(capsys.readouterr().out)

@@ -48,12 +48,18 @@ def test_a_run_that_cannot_fit_is_refused_before_it_writes(task, tmp_path, capsy
     [
         (["--plan", "v5e:3x5"], "--plan v5e:3x5: ", "there is no such slice"),
         (["--plan", "there"], "--plan there: ", "cpu:8, or here"),
-        (["--plan", "cpu:4", "--mesh-fsdp", "3"], "--mesh-data 1 --mesh-fsdp 3 --mesh-tensor 1: is 3 chips",
-         "give for example --mesh-fsdp 4 or --mesh-data 4"),
-        (["--plan", "cpu:8", "--mesh-tensor", "8"], "--mesh-tensor 8: does not divide the model's attention heads of 4",
-         "give --mesh-tensor 4"),
+        (
+            ["--plan", "cpu:4", "--mesh-fsdp", "3"],
+            "--mesh-data 1 --mesh-fsdp 3 --mesh-tensor 1: is 3 chips",
+            "give for example --mesh-fsdp 4 or --mesh-data 4",
+        ),
+        (
+            ["--plan", "cpu:8", "--mesh-tensor", "8"],
+            "--mesh-tensor 8: does not divide the model's attention heads of 4",
+            "give --mesh-tensor 4",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors_name_the_flag_that_was_typed(arguments, begins, told, task, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(task.arguments(tmp_path / "run", *arguments))
@@ -67,9 +73,27 @@ def test_a_batch_of_text_that_the_slice_does_not_divide_is_refused(task, tmp_pat
     """As the run there would refuse it."""
     (tmp_path / "text.txt").write_text("ba ko ri mu te sa lo ni\n" * 400)
     with pytest.raises(SystemExit) as ended:
-        main(["pretrain", "mlm", "--model", str(task.blank), "--from-scratch", "--train", str(tmp_path / "text.txt"),
-              "--eval", str(tmp_path / "text.txt"), "--output", str(tmp_path / "run"), "--max-length", "16",
-              "--batch-size", "8", "--plan", "cpu:16"])  # fmt: skip
+        main(
+            [
+                "pretrain",
+                "mlm",
+                "--model",
+                str(task.blank),
+                "--from-scratch",
+                "--train",
+                str(tmp_path / "text.txt"),
+                "--eval",
+                str(tmp_path / "text.txt"),
+                "--output",
+                str(tmp_path / "run"),
+                "--max-length",
+                "16",
+                "--batch-size",
+                "8",
+                "--plan",
+                "cpu:16",
+            ]
+        )
     assert ended.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: --batch-size 8: is not a multiple of the 16 parts")

@@ -11,11 +11,35 @@ from deberta_jax.text import load_tokenizer
 from deberta_jax.text.bulk import BulkEncoder
 
 ODD = [
-    "", " ", "a", " a", "a ", "a\tb\nc", "a  b   c", "\n\n a", "a\x0bb", "a\x1cb.\x1cc", "a\x85b", "a\u00a0b",
-    "a\u3000b", "a [MASK] b", "x[SEP]y", "it's [CLS",
-    "a\u200bb \u200b c", "\u0301a \u0301b", "a \u2581b\u2581", "\ufeffa", "´a ´",
-    "a" * 300, "don't  we'll\n\n\n'tis", "1 000,000.5", "日本語 テキスト", "\ud800 a", "a \x00 b", "ſt ﬁ ½",
-]  # fmt: skip
+    "",
+    " ",
+    "a",
+    " a",
+    "a ",
+    "a\tb\nc",
+    "a  b   c",
+    "\n\n a",
+    "a\x0bb",
+    "a\x1cb.\x1cc",
+    "a\x85b",
+    "a\u00a0b",
+    "a\u3000b",
+    "a [MASK] b",
+    "x[SEP]y",
+    "it's [CLS",
+    "a\u200bb \u200b c",
+    "\u0301a \u0301b",
+    "a \u2581b\u2581",
+    "\ufeffa",
+    "´a ´",
+    "a" * 300,
+    "don't  we'll\n\n\n'tis",
+    "1 000,000.5",
+    "日本語 テキスト",
+    "\ud800 a",
+    "a \x00 b",
+    "ſt ﬁ ½",
+]
 
 
 @pytest.mark.parametrize("lower", [False, True])
@@ -51,10 +75,21 @@ def test_a_vocabulary_with_pieces_of_several_words_is_not_looked_up(tmp_path):
     lines = [" ".join(draw.choice(["of the", "in a", "king", "house"]) for _ in range(8)) for _ in range(300)]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(lines), model_writer=model,
-        vocab_size=60, split_by_whitespace=False, pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]",
-        bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]", minloglevel=2, hard_vocab_limit=False,
-    )  # fmt: skip
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=60,
+        split_by_whitespace=False,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        pad_piece="[PAD]",
+        bos_piece="[CLS]",
+        eos_piece="[SEP]",
+        unk_piece="[UNK]",
+        minloglevel=2,
+        hard_vocab_limit=False,
+    )
     (tmp_path / "spm.model").write_bytes(model.getvalue())
     tokenizer = load_tokenizer(tmp_path)
     encoder = BulkEncoder(tokenizer)

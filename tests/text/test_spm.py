@@ -127,9 +127,13 @@ class TestMaskId:
     def test_piece_of_the_model(self, tmp_path, small_lines):
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(small_lines), model_writer=model, vocab_size=46, minloglevel=2,
-            control_symbols=["[PAD]", "[CLS]", "[SEP]", "[MASK]"], unk_piece="[UNK]",
-        )  # fmt: skip
+            sentence_iterator=iter(small_lines),
+            model_writer=model,
+            vocab_size=46,
+            minloglevel=2,
+            control_symbols=["[PAD]", "[CLS]", "[SEP]", "[MASK]"],
+            unk_piece="[UNK]",
+        )
         tok = load_tokenizer(make_directory(tmp_path, model.getvalue()))
         pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
         assert tok.mask_id == pieces.piece_to_id("[MASK]") == 6

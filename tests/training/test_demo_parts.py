@@ -83,7 +83,19 @@ def test_the_whole_demonstration(tmp_path):
     assert result.accuracy > result.accuracy_without_pretraining
     assert result.pretraining_loss_after < result.pretraining_loss_before - 1
     model, file = tmp_path / "demo" / "classifier", tmp_path / "demo" / "data" / "held_out.csv"
-    command = [sys.executable, "-m", "deberta_jax.cli.main", "evaluate", "--model", str(model), "--data", str(file),
-               "--text", "docstring", "--label", "package"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "deberta_jax.cli.main",
+        "evaluate",
+        "--model",
+        str(model),
+        "--data",
+        str(file),
+        "--text",
+        "docstring",
+        "--label",
+        "package",
+    ]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert json.loads(out)["accuracy"] == pytest.approx(result.accuracy, abs=0.005)

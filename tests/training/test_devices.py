@@ -102,8 +102,11 @@ def test_every_mesh_has_the_losses_of_one_device(trial_of, single, sizes):
     assert up.addressable_shards[0].data.shape == (2, 32 // fsdp, 64 // tensor)
     words = trial.state.params["deberta"]["embeddings"]["word_embeddings"]["embedding"]
     assert words.addressable_shards[0].data.shape == (408 // tensor, 32 // fsdp)
-    adam = next(part for part in jax.tree.leaves(trial.state.opt_state, is_leaf=lambda n: hasattr(n, "mu"))
-                if hasattr(part, "mu"))  # fmt: skip
+    adam = next(
+        part
+        for part in jax.tree.leaves(trial.state.opt_state, is_leaf=lambda n: hasattr(n, "mu"))
+        if hasattr(part, "mu")
+    )
     for moments in (adam.mu, adam.nu):
         assert jax.tree.map(lambda a: a.sharding, moments) == jax.tree.map(lambda a: a.sharding, trial.state.params)
     bytes_here = sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(trial.state.params))

@@ -30,8 +30,11 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def run(task: Task, output: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
     """Programs are compiled once for all processes of the test, which read them from a cache."""
-    return start(task.arguments(output, *OFTEN, *more), JAX_COMPILATION_CACHE_DIR=str(cache),
-                 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")  # fmt: skip
+    return start(
+        task.arguments(output, *OFTEN, *more),
+        JAX_COMPILATION_CACHE_DIR=str(cache),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
 
 
 def interrupt(process: subprocess.Popen[str], when: Callable[[], bool], how: signal.Signals) -> int:

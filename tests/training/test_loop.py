@@ -22,11 +22,21 @@ from tests.made import LABELS, log_of, text_of, write_table
 
 
 def experiment_of(task, output, **more) -> Finetune:
-    return Finetune(**{
-        "model": str(task.blank), "from_scratch": True, "train": str(task.home / "train.csv"), "eval":
-        str(task.home / "eval.csv"), "text": ("sentence",), "label": "kind", "output": str(output), "max_length": 16,
-        "batch_size": 16, "epochs": 1, **more,
-    })  # fmt: skip
+    return Finetune(
+        **{
+            "model": str(task.blank),
+            "from_scratch": True,
+            "train": str(task.home / "train.csv"),
+            "eval": str(task.home / "eval.csv"),
+            "text": ("sentence",),
+            "label": "kind",
+            "output": str(output),
+            "max_length": 16,
+            "batch_size": 16,
+            "epochs": 1,
+            **more,
+        }
+    )
 
 
 @pytest.mark.parametrize("max_length", [32, pytest.param(512, marks=pytest.mark.long)])
@@ -47,10 +57,15 @@ def test_lengths_of_all_sorts_are_the_announced_programs_and_no_more(
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         finetune(
             experiment_of(
-                task, tmp_path / "run", train=str(train), batch_size=4, max_length=max_length, batching=batching,
+                task,
+                tmp_path / "run",
+                train=str(train),
+                batch_size=4,
+                max_length=max_length,
+                batching=batching,
                 runtime=Runtime(attention="shift"),
             )
-        )  # fmt: skip
+        )
     told = [record.getMessage() for record in caplog.records]
     assert sum(line.startswith("Compiling jit(step)") for line in told) == len(announced)
     (session,) = (tmp_path / "run" / "sessions.jsonl").read_text().splitlines()

@@ -25,12 +25,35 @@ def run(tmp_path_factory):
     train = write_table(home / "train.csv", ("text", "label"), rows(96, seed=1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetuning, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))
-        stdout_of([
-            "finetune", "--model", str(base), "--train", str(train), "--eval", str(train), "--output",
-            str(home / "run"), "--lora", "3", "--lora-alpha", "6", "--lora-targets", "*/query_proj/kernel",
-            "*/attention/output/dense/kernel", "*/intermediate/dense/kernel", "--epochs", "4", "--batch-size", "16",
-            "--learning-rate", "1e-2", "--max-length", "16",
-        ])  # fmt: skip
+        stdout_of(
+            [
+                "finetune",
+                "--model",
+                str(base),
+                "--train",
+                str(train),
+                "--eval",
+                str(train),
+                "--output",
+                str(home / "run"),
+                "--lora",
+                "3",
+                "--lora-alpha",
+                "6",
+                "--lora-targets",
+                "*/query_proj/kernel",
+                "*/attention/output/dense/kernel",
+                "*/intermediate/dense/kernel",
+                "--epochs",
+                "4",
+                "--batch-size",
+                "16",
+                "--learning-rate",
+                "1e-2",
+                "--max-length",
+                "16",
+            ]
+        )
     return base, home / "run"
 
 
@@ -92,13 +115,19 @@ def test_only_updates_and_head_are_trained_and_the_model_begins_as_it_was():
     base = parameters_of(model)
     lora = find_kernels(base, ("*/value_proj/kernel",), 2, 4.0)
     parameters = lora_parameters(base, lora)
-    trained = {"/".join(k.key for k in path) for path, _ in
-               jax.tree_util.tree_flatten_with_path(split(parameters.shapes, parameters.frozen)[0])[0]}  # fmt: skip
+    trained = {
+        "/".join(k.key for k in path)
+        for path, _ in jax.tree_util.tree_flatten_with_path(split(parameters.shapes, parameters.frozen)[0])[0]
+    }
     name = "deberta.encoder.layers.attention.self.value_proj.kernel"
     assert trained == {
-        f"lora/{name}/a", f"lora/{name}/b", "base/classifier/kernel", "base/classifier/bias",
-        "base/pooler/dense/kernel", "base/pooler/dense/bias",
-    }  # fmt: skip
+        f"lora/{name}/a",
+        f"lora/{name}/b",
+        "base/classifier/kernel",
+        "base/classifier/bias",
+        "base/pooler/dense/kernel",
+        "base/pooler/dense/bias",
+    }
     params = jax.jit(lambda: deberta_jax.init_params(model, jax.random.key(0)))()
     tree = {"base": params, "lora": init_lora(lora, jax.random.key(1))}
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), merge(tree, lora), params))

@@ -92,9 +92,12 @@ def test_trap_15_twenty_steps_are_those_of_the_paper(size):
 
 @pytest.mark.parametrize(
     ("kind", "preset"),
-    [(DebertaForSequenceClassification, "deberta-v3-base"), (DebertaForSequenceClassification, "deberta-base"),
-     (DebertaForMaskedLM, "deberta-v2-xlarge")],
-)  # fmt: skip
+    [
+        (DebertaForSequenceClassification, "deberta-v3-base"),
+        (DebertaForSequenceClassification, "deberta-base"),
+        (DebertaForMaskedLM, "deberta-v2-xlarge"),
+    ],
+)
 def test_biases_and_layer_norms_are_not_decayed_tables_and_kernels_are(kind, preset):
     """The rule of the originals: no decay where PyTorch's name has ``bias`` or ``LayerNorm.weight`` in it."""
     mask = jax.tree_util.tree_flatten_with_path(decay_mask(abstract_params(kind(PRESETS[preset]))))[0]

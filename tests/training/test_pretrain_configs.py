@@ -37,10 +37,17 @@ def test_the_commands_of_a_docstring(name, count, tmp_path, monkeypatch):
         for kind, saved in ((DebertaForMaskedLM, "generator"), (DebertaForReplacedTokenDetection, "discriminator")):
             saved_model(tmp_path / saved, kind(TINY), load_tokenizer(tmp_path / "model"))
     told = {
-        "TOK": "model", "TOKENS": "tokens", "text/*.txt": "text/*.txt", "F": "b.txt", "RUN": "run", "DIR": "model",
-        "A.txt": "text/a.txt", "B.txt": "b.txt", "microsoft/deberta-v3-small": "discriminator",
+        "TOK": "model",
+        "TOKENS": "tokens",
+        "text/*.txt": "text/*.txt",
+        "F": "b.txt",
+        "RUN": "run",
+        "DIR": "model",
+        "A.txt": "text/a.txt",
+        "B.txt": "b.txt",
+        "microsoft/deberta-v3-small": "discriminator",
         "microsoft/deberta-v3-small/pytorch_model.generator.bin": "generator/model.safetensors",
-    }  # fmt: skip
+    }
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(pretrain, "describe", functools.partial(describe, compiled=False))
     # Shorter rows, and the released architectures' place is taken by a small one; all else is as it stands there.

@@ -40,8 +40,10 @@ def test_the_loss_takes_a_quarter_of_the_memory_of_all_logits():
         return found.value.sum() / found.weight.sum()
 
     whole, at_targets, pieces = temporary(full, length), temporary(full, targets), temporary(ours, targets)
-    print(f"temporary MiB: all logits {whole / 2**20:.0f}, at targets {at_targets / 2**20:.0f}, "
-          f"in pieces {pieces / 2**20:.0f}")  # fmt: skip
+    print(
+        f"temporary MiB: all logits {whole / 2**20:.0f}, at targets {at_targets / 2**20:.0f}, "
+        f"in pieces {pieces / 2**20:.0f}"
+    )
     assert pieces * 4 <= whole
     assert pieces * 1.5 <= at_targets
 
@@ -72,7 +74,7 @@ def check_no_array_has_the_logits(config, kind, sizes):
     prepared = prepare(objective, mesh, 1000)
     compiled = compile_step(
         prepared.step, prepared.state, prepared.shardings, masked_batch(batch_size, length, 77), mesh
-    )  # fmt: skip
+    )
     words = {config.vocab_size, config.vocab_size // tensor}
     seen = 0
     for shape in set(re.findall(r"(?:f32|bf16|f16)\[([\d,]+)\]", compiled.as_text())):

@@ -21,9 +21,25 @@ def home(tmp_path_factory):
 
 def arguments(home, kind, output, *more):
     return [
-        "pretrain", kind, "--model", home / "blank", "--from-scratch", "--train", home / "train.txt", "--eval",
-        home / "eval.txt", "--output", output, "--steps", "4", "--batch-size", "16", "--max-length", "32", *more,
-    ]  # fmt: skip
+        "pretrain",
+        kind,
+        "--model",
+        home / "blank",
+        "--from-scratch",
+        "--train",
+        home / "train.txt",
+        "--eval",
+        home / "eval.txt",
+        "--output",
+        output,
+        "--steps",
+        "4",
+        "--batch-size",
+        "16",
+        "--max-length",
+        "32",
+        *more,
+    ]
 
 
 @pytest.fixture
@@ -64,9 +80,7 @@ def test_rows_longer_than_a_table_of_absolute_positions(home, bad, weighted, tmp
     saved_model(tmp_path / "biased", DebertaForReplacedTokenDetection(biased))
     plain = DebertaForMaskedLM(dataclasses.replace(TINY, max_position_embeddings=64))
     plain = saved_model(tmp_path / "plain", plain)
-    line = bad(
-        "rtd", *more, "--generator", plain, "--model", tmp_path / "biased", "--sharing", "none", scratch=False
-    )  # fmt: skip
+    line = bad("rtd", *more, "--generator", plain, "--model", tmp_path / "biased", "--sharing", "none", scratch=False)
     assert f"--max-length 80: {tmp_path / 'biased'} {told}" in line
 
 

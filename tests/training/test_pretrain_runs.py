@@ -26,12 +26,34 @@ def home(tmp_path_factory) -> Path:
 
 def arguments(home: Path, kind: str, output: Path, *more: str) -> list[str]:
     return [
-        "pretrain", kind, "--model", str(home / "blank"), "--from-scratch", "--train", str(home / "train.txt"),
-        "--eval", str(home / "eval.txt"), "--output", str(output), "--steps", str(STEPS), "--batch-size", "16",
-        "--max-length", "32", "--learning-rate", "3e-3", "--eval-every", "15", "--log-every", "1",
-        "--checkpoint-every", "7",
-        *(("--head", "mask-decoder") if kind == "mlm" else ()), *more,
-    ]  # fmt: skip
+        "pretrain",
+        kind,
+        "--model",
+        str(home / "blank"),
+        "--from-scratch",
+        "--train",
+        str(home / "train.txt"),
+        "--eval",
+        str(home / "eval.txt"),
+        "--output",
+        str(output),
+        "--steps",
+        str(STEPS),
+        "--batch-size",
+        "16",
+        "--max-length",
+        "32",
+        "--learning-rate",
+        "3e-3",
+        "--eval-every",
+        "15",
+        "--log-every",
+        "1",
+        "--checkpoint-every",
+        "7",
+        *(("--head", "mask-decoder") if kind == "mlm" else ()),
+        *more,
+    ]
 
 
 def on(home, kind, output, environment, mesh, *more, processes=1, devices=1):
@@ -40,9 +62,7 @@ def on(home, kind, output, environment, mesh, *more, processes=1, devices=1):
     if processes == 1:
         return [start(words, devices=devices, **environment)]
     told = ["--coordinator", f"localhost:{port()}", "--processes", str(processes), "--heartbeat", "10"]
-    return [
-        start([*words, *told, "--process", str(i)], devices=devices, **environment) for i in range(processes)
-    ]  # fmt: skip
+    return [start([*words, *told, "--process", str(i)], devices=devices, **environment) for i in range(processes)]
 
 
 @pytest.mark.long
@@ -60,8 +80,24 @@ def test_both_kinds_learn_and_leave_what_the_package_loads(home, tmp_path):
     # The mask decoder is of the masked-LM head alone: fine-tuning leaves its absolute positions behind.
     binary_files(tmp_path)
     files = ["--train", str(tmp_path / "train.csv"), "--eval", str(tmp_path / "eval.csv")]
-    main(["finetune", "--model", str(tmp_path / "mlm"), *files, "--text", "sentence", "--label", "kind", "--epochs",
-          "1", "--max-length", "16", "--output", str(tmp_path / "classifier")])  # fmt: skip
+    main(
+        [
+            "finetune",
+            "--model",
+            str(tmp_path / "mlm"),
+            *files,
+            "--text",
+            "sentence",
+            "--label",
+            "kind",
+            "--epochs",
+            "1",
+            "--max-length",
+            "16",
+            "--output",
+            str(tmp_path / "classifier"),
+        ]
+    )
     assert (tmp_path / "classifier" / "model.safetensors").is_file()
 
     run = tmp_path / "rtd"
@@ -142,12 +178,15 @@ def test_micro_batches_give_the_same_curve(home, cache, single, tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [({"sharing": "es", "from_scratch": True}, "goes with --update joint"),
-     ({}, "--generator is missing"), ({"from_scratch": True, "generator": "x"}, "leave one of them out"),
-     ({"update": "joint", "discriminator_learning_rate": 1e-4, "from_scratch": True}, "one optimizer"),
-     ({"generator": "x", "generator_layers": 2}, "goes with --from-scratch"),
-     ({"from_scratch": True, "discriminator_weight": 0.0}, "must be above 0")],
-)  # fmt: skip
+    [
+        ({"sharing": "es", "from_scratch": True}, "goes with --update joint"),
+        ({}, "--generator is missing"),
+        ({"from_scratch": True, "generator": "x"}, "leave one of them out"),
+        ({"update": "joint", "discriminator_learning_rate": 1e-4, "from_scratch": True}, "one optimizer"),
+        ({"generator": "x", "generator_layers": 2}, "goes with --from-scratch"),
+        ({"from_scratch": True, "discriminator_weight": 0.0}, "must be above 0"),
+    ],
+)
 def test_what_does_not_go_together_is_refused(fields, words):
     with pytest.raises(InputError, match=words):
         PretrainRTD(**fields).check()

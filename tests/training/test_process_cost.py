@@ -43,10 +43,31 @@ def mapped_kb(pid: int, home: Path) -> int:
 def costs(home: Path, output: Path, processes: int, mesh: str) -> list[dict[str, int]]:
     """Of each process: its highest memory, and the bytes that it read, through calls and through maps."""
     words = [
-        "finetune", "--model", str(home / "blank"), "--from-scratch", "--train", str(home / "train.csv"), "--eval",
-        str(home / "eval.csv"), "--text", "sentence", "--label", "kind", "--output", str(output), "--max-length", "48",
-        "--epochs", "1", "--batch-size", "400", "--log-every", "20", f"--mesh-{mesh}", str(processes),
-    ]  # fmt: skip
+        "finetune",
+        "--model",
+        str(home / "blank"),
+        "--from-scratch",
+        "--train",
+        str(home / "train.csv"),
+        "--eval",
+        str(home / "eval.csv"),
+        "--text",
+        "sentence",
+        "--label",
+        "kind",
+        "--output",
+        str(output),
+        "--max-length",
+        "48",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "400",
+        "--log-every",
+        "20",
+        f"--mesh-{mesh}",
+        str(processes),
+    ]
     told = ["--coordinator", f"localhost:{port()}", "--processes", str(processes)] if processes > 1 else []
     # Optimized programs, as users run them: it is their memory that is compared.
     flags = "--xla_force_host_platform_device_count=1"
@@ -87,9 +108,13 @@ def alone(home) -> dict[str, int]:
 @pytest.mark.system
 @pytest.mark.parametrize(
     ("processes", "mesh"),
-    [(2, "data"), pytest.param(4, "data", marks=LONG), pytest.param(2, "fsdp", marks=LONG),
-     pytest.param(4, "fsdp", marks=LONG)],
-)  # fmt: skip
+    [
+        (2, "data"),
+        pytest.param(4, "data", marks=LONG),
+        pytest.param(2, "fsdp", marks=LONG),
+        pytest.param(4, "fsdp", marks=LONG),
+    ],
+)
 def test_more_processes_cost_each_no_more(home, alone, tmp_path, processes, mesh):
     for cost in costs(home, tmp_path / "run", processes, mesh):
         print(processes, mesh, {name: round(cost[name] / alone[name], 3) for name in cost}, cost)

@@ -45,8 +45,9 @@ def begin(task: Task, output: Path, cache, mesh, *more: str, processes: int = 1,
     told = ["--coordinator", f"localhost:{port()}", "--processes", str(processes), "--heartbeat", "10"]
     return [
         start([*arguments, *told, "--process", str(i)], devices=devices, **cache)
-        for i in range(processes) if only in (-1, i)
-    ]  # fmt: skip
+        for i in range(processes)
+        if only in (-1, i)
+    ]
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
@@ -70,13 +71,17 @@ def single(task, cache, tmp_path_factory) -> Path:
 
 LONG = pytest.mark.long
 CASES = [
-    pytest.param(1, 8, (8, 1, 1), marks=LONG), pytest.param(1, 8, (1, 8, 1), marks=LONG),
-    pytest.param(1, 4, (1, 1, 4), marks=LONG), pytest.param(1, 8, (2, 2, 2), marks=LONG),
-    pytest.param(2, 1, (2, 1, 1), marks=LONG), pytest.param(2, 2, (1, 2, 2), marks=pytest.mark.system),
+    pytest.param(1, 8, (8, 1, 1), marks=LONG),
+    pytest.param(1, 8, (1, 8, 1), marks=LONG),
+    pytest.param(1, 4, (1, 1, 4), marks=LONG),
+    pytest.param(1, 8, (2, 2, 2), marks=LONG),
+    pytest.param(2, 1, (2, 1, 1), marks=LONG),
+    pytest.param(2, 2, (1, 2, 2), marks=pytest.mark.system),
     pytest.param(2, 1, (1, 1, 2), marks=LONG),
-    pytest.param(4, 1, (1, 4, 1), marks=LONG), pytest.param(4, 1, (2, 1, 2), marks=LONG),
+    pytest.param(4, 1, (1, 4, 1), marks=LONG),
+    pytest.param(4, 1, (2, 1, 2), marks=LONG),
     pytest.param(4, 2, (2, 2, 2), marks=LONG),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("processes", "devices", "mesh"), CASES)
@@ -152,9 +157,15 @@ def half(task, cache, tmp_path_factory):
 @LONG
 @pytest.mark.parametrize(
     ("begun", "processes", "devices", "mesh"),
-    [("one", 1, 1, (1, 1, 1)), ("one", 1, 2, (1, 2, 1)), ("one", 1, 4, (2, 1, 2)), ("one", 2, 2, (2, 2, 1)),
-     ("four", 2, 1, (2, 1, 1)), ("four", 1, 1, (1, 1, 1))],
-)  # fmt: skip
+    [
+        ("one", 1, 1, (1, 1, 1)),
+        ("one", 1, 2, (1, 2, 1)),
+        ("one", 1, 4, (2, 1, 2)),
+        ("one", 2, 2, (2, 2, 1)),
+        ("four", 2, 1, (2, 1, 1)),
+        ("four", 1, 1, (1, 1, 1)),
+    ],
+)
 def test_a_run_goes_on_anywhere(task, cache, single, half, tmp_path, begun, processes, devices, mesh):
     output = tmp_path / "run"
     shutil.copytree(half / begun, output)

@@ -25,10 +25,25 @@ def home(tmp_path_factory):
 
 def arguments(home, output, *more):
     return [
-        "finetune", "--model", str(home / "base"), "--train", str(home / "train.csv"), "--eval",
-        str(home / "train.csv"), "--output", str(output), "--epochs", "1", "--batch-size", "16", "--max-length", "16",
-        "--learning-rate", "1e-12", *more,
-    ]  # fmt: skip
+        "finetune",
+        "--model",
+        str(home / "base"),
+        "--train",
+        str(home / "train.csv"),
+        "--eval",
+        str(home / "train.csv"),
+        "--output",
+        str(output),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--max-length",
+        "16",
+        "--learning-rate",
+        "1e-12",
+        *more,
+    ]
 
 
 def test_the_last_layers_are_drawn_and_all_else_is_the_files(home, tmp_path, capsys, one_device):

@@ -32,8 +32,11 @@ def test_a_dry_run_tells_and_writes_nothing(task, tmp_path):
     out = json.loads(stdout_of([*task.arguments(tmp_path / "run"), "--dry-run", "--lora", "2"]))
     assert not (tmp_path / "run").exists()
     assert (out["task"], out["text"], out["label"], out["metric"]) == (
-        "text-classification", ["sentence"], "kind", "accuracy"
-    )  # fmt: skip
+        "text-classification",
+        ["sentence"],
+        "kind",
+        "accuracy",
+    )
     assert out["labels_of_model"] == ["neg", "pos"]
     assert out["steps"] == 24
     assert out["examples_per_step"] == 16

@@ -100,14 +100,20 @@ def test_gradients_reach_both_answers_and_not_the_direction(case):
 def test_the_adversarial_forward_does_not_reach_the_words(case):
     params, z, labels = case
     of_z = lambda z, part: sift_terms(
-        forward, lambda out: cross_entropy(out.logits, jnp.asarray(labels)), jax.tree.map(jnp.float32, params), z,
-        jax.random.key(7), SIFT,
-    )[part][0].sum()  # fmt: skip
+        forward,
+        lambda out: cross_entropy(out.logits, jnp.asarray(labels)),
+        jax.tree.map(jnp.float32, params),
+        z,
+        jax.random.key(7),
+        SIFT,
+    )[part][0].sum()
     # The clean answer is one side of the loss, so words get a gradient through it, exactly that of its own log.
     _, _, _, (_, q) = recipe(
-        params, z, labels,
+        params,
+        z,
+        labels,
         np.asarray(first_delta(jax.random.split(jax.random.key(7), 4)[3], z.shape, SIFT.sigma), np.float64),
-    )  # fmt: skip
+    )
     h = np.tanh(z @ params["w"])
     p = np.exp(log_softmax(h.mean(1) @ params["v"]))
     of_h = ((p - q) @ params["v"].T)[:, None] / LENGTH

@@ -28,11 +28,31 @@ def one_device(monkeypatch):
 def learn(blank, tmp_path, train, held_out, *more):
     """The printed metrics, the run's directory, and what ``evaluate`` says of it without being told any column."""
     run = tmp_path / "run"
-    printed = json.loads(stdout_of([
-        "finetune", "--model", str(blank), "--from-scratch", "--train", str(train), "--eval", str(held_out),
-        "--output", str(run), "--batch-size", "16", "--learning-rate", "1e-2", "--max-length", "32", "--log-every", "9",
-        *more,
-    ]))  # fmt: skip
+    printed = json.loads(
+        stdout_of(
+            [
+                "finetune",
+                "--model",
+                str(blank),
+                "--from-scratch",
+                "--train",
+                str(train),
+                "--eval",
+                str(held_out),
+                "--output",
+                str(run),
+                "--batch-size",
+                "16",
+                "--learning-rate",
+                "1e-2",
+                "--max-length",
+                "32",
+                "--log-every",
+                "9",
+                *more,
+            ]
+        )
+    )
     metrics = json.loads(stdout_of(["evaluate", "--model", str(run), "--data", str(held_out)]))
     assert {name: pytest.approx(printed[name], abs=1e-4) for name in metrics} == metrics
     report = (run / "report.html").read_text()
@@ -95,9 +115,10 @@ def test_spans_of_characters_from_doccano(blank, tmp_path):
             starts = [sum(len(word) + 1 for word in words[:i]) for i in range(len(words))]
             spans = [
                 [starts[i], starts[j] + len(words[j]), tags[i][2:]]
-                for i, tag in enumerate(tags) if tag[0] == "B"
+                for i, tag in enumerate(tags)
+                if tag[0] == "B"
                 for j in [i + (i + 1 < len(tags) and tags[i + 1][0] == "I")]
-            ]  # fmt: skip
+            ]
             rows.append({"text": " ".join(words), "label": spans})
         texts = [(row["text"], {tuple(span) for span in row["label"]}) for row in rows]
         paths.append(tmp_path / name)
@@ -198,11 +219,36 @@ def test_options_of_the_step_together(task, tmp_path):
     """SiFT, micro-batches, a running mean, slower lower layers, Microsoft's Adam, a profile and TensorBoard."""
     pytest.importorskip("tensorboardX")
     run = tmp_path / "run"
-    printed = json.loads(stdout_of(task.arguments(
-        run, "--epochs", "3", "--log-every", "3", "--sift", "5", "--tensorboard", "--profile", "2", "4", "--ema", "0.5",
-        "--accumulate", "2", "--attention", "shift", "--layer-decay", "0.9", "--no-bias-correction", "--schedule",
-        "original", "--learning-rate", "1e-3",
-    )))  # fmt: skip
+    printed = json.loads(
+        stdout_of(
+            task.arguments(
+                run,
+                "--epochs",
+                "3",
+                "--log-every",
+                "3",
+                "--sift",
+                "5",
+                "--tensorboard",
+                "--profile",
+                "2",
+                "4",
+                "--ema",
+                "0.5",
+                "--accumulate",
+                "2",
+                "--attention",
+                "shift",
+                "--layer-decay",
+                "0.9",
+                "--no-bias-correction",
+                "--schedule",
+                "original",
+                "--learning-rate",
+                "1e-3",
+            )
+        )
+    )
     assert printed["accuracy"] > 0.8, "the majority has 0.5"
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     for entry in (entry for entry in entries if "loss" in entry):

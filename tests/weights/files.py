@@ -13,8 +13,13 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.weights import names
 from tests.cases import BASE, draw_weights
 
-SMALL = {"vocab_size": 20, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12,
-         "max_position_embeddings": 16}  # fmt: skip
+SMALL = {
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 16,
+}
 
 
 def raw_config(base: str, **options: Any) -> dict[str, Any]:

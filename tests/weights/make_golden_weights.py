@@ -13,8 +13,13 @@ import transformers
 from tests.cases import BASE, draw_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "weights"
-SMALL = {"vocab_size": 20, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12,
-         "max_position_embeddings": 16}  # fmt: skip
+SMALL = {
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 16,
+}
 
 
 def main() -> None:

@@ -146,8 +146,10 @@ def test_trap_11_the_original_head_reads_the_mask_decoder_where_positions_are(ba
 
 def test_trap_11_the_legacy_head_reads_the_last_layer(write):
     state = state_of("v3", ("cls",))
-    tied = {"cls.predictions.decoder.weight": state["deberta.embeddings.word_embeddings.weight"],
-            "cls.predictions.decoder.bias": state["cls.predictions.bias"]}  # fmt: skip
+    tied = {
+        "cls.predictions.decoder.weight": state["deberta.embeddings.word_embeddings.weight"],
+        "cls.predictions.decoder.bias": state["cls.predictions.bias"],
+    }
     model, params, report = load(write("m", state | tied | positions(), raw_config("v3")), "masked-lm")
     assert model.config.legacy
     assert not model.config.mask_decoder
@@ -219,8 +221,9 @@ def test_trap_27_v1_under_the_names_of_microsofts_modules(trained, write):
     attention = params["encoder"]["layers"]["attention"]["self"]
     if trained:
         assert model.config.model_type == "deberta-v2"
-        assert np.array_equal(attention["key_proj"]["bias"][1].reshape(-1), state[
-            "deberta.encoder.layer.1.attention.self.key_proj.bias"])  # fmt: skip
+        assert np.array_equal(
+            attention["key_proj"]["bias"][1].reshape(-1), state["deberta.encoder.layer.1.attention.self.key_proj.bias"]
+        )
     else:
         assert model.config.model_type == "deberta"
         assert "bias" not in attention["key_proj"]

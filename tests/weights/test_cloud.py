@@ -51,8 +51,9 @@ def test_orbax_to_a_bucket_and_from_it_into_shards(cloud, source, tmp_path, monk
     shardings = tree_shardings(logical_axes(model), make_mesh(data=1, fsdp=8))
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract_params(model), shardings,
-    )  # fmt: skip
+        abstract_params(model),
+        shardings,
+    )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
         restored = checkpointer.restore(

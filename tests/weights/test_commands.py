@@ -37,8 +37,21 @@ def exit_code(*arguments) -> int:
 
 
 def test_convert_says_what_became_of_every_tensor(source, tmp_path, capsys):
-    main(["convert", str(source), str(tmp_path / "out"), "--to", "hf", "--dtype", "bf16", "--head", "encoder",
-          "--report", str(tmp_path / "report.json")])  # fmt: skip
+    main(
+        [
+            "convert",
+            str(source),
+            str(tmp_path / "out"),
+            "--to",
+            "hf",
+            "--dtype",
+            "bf16",
+            "--head",
+            "encoder",
+            "--report",
+            str(tmp_path / "report.json"),
+        ]
+    )
     out = capsys.readouterr().out
     assert "4 dropped" in out
     assert "dropped pooler.dense.weight: belongs to another head (pooler)" in out
@@ -178,8 +191,10 @@ def test_a_terminal_shows_a_bar_and_a_file_does_not(source, tmp_path):
 def test_front_door(source, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "convert", str(source), str(tmp_path / "out"), "--to", "hf"],
-        capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2],
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
     assert done.returncode == 0, done.stderr
     assert "0 dropped" in done.stdout
 

@@ -133,8 +133,11 @@ print("done", flush=True)
 def killed_after(seconds: float, source: Path, out: Path, to: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", CONVERT, str(source), str(out), to],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path.cwd(),
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path.cwd(),
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdout.readline()

@@ -19,8 +19,13 @@ from deberta_jax.weights.orbax_files import PARAMS
 from tests.cases import to_tree
 from tests.weights.files import raw_config, state_of
 
-WIDE = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "vocab_size": 4096,
-        "num_hidden_layers": 3}  # fmt: skip
+WIDE = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "vocab_size": 4096,
+    "num_hidden_layers": 3,
+}
 CHUNKED = {**WIDE, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 1, "vocab_size": 1024}
 
 
@@ -53,8 +58,9 @@ def restore(directory, model, shardings):
     """By Orbax alone, as a training program would."""
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract_params(model), shardings,
-    )  # fmt: skip
+        abstract_params(model),
+        shardings,
+    )
     arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(

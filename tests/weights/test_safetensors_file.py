@@ -125,12 +125,15 @@ def test_shards_outside_the_directory_are_refused(name, tmp_path):
 @pytest.mark.parametrize(
     ("index", "says"),
     [
-        ("{", "damaged"), ("[]", "damaged"), ('{"weight_map": 3}', "damaged"), ("[" * 100_000, "damaged"),
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"weight_map": 3}', "damaged"),
+        ("[" * 100_000, "damaged"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "is missing"),
         ('{"weight_map": {"a": "model.safetensors.index.json"}}', "is missing"),
         ('{"weight_map": {"q": "x.safetensors"}}', "disagree about a, b, c, i, q"),
     ],
-)  # fmt: skip
+)
 def test_bad_indices_are_refused(index, says, tmp_path):
     safetensors.numpy.save_file(STATE, tmp_path / "x.safetensors")
     path = tmp_path / "model.safetensors.index.json"

@@ -111,13 +111,29 @@ def test_calls_of_python_itself_are_refused(value, tmp_path):
 @pytest.mark.parametrize(
     "program",
     [
-        b"cos\nsystem\n(S'true'\ntR.", b"(S'true'\nios\nsystem\n.", b"(cos\nsystem\nS'true'\no.", b"\x82\x01.",
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93.", b"}}b.", b"\x80\x02]q\xff\xff\xff\xff.", b"\x80\x02h\x05.",
-        b"\x80\x02\x8d" + b"\xff" * 8 + b"a.", b"\x80\x02\x8b\xff\xff\xff\x7f1.", b"\x80\x02" + b"(" * 9 + b".", b"",
-        b".", b"\x80\x02}" * 3, b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", b"\x80\x02ctorch\nFloatStorage\n)R.",
-        b"\x80\x02ccollections\nOrderedDict\n]a.", b"2.", b"00.", b"\x80\x02}]]s.", b"\x80\x02](e",
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"(S'true'\nios\nsystem\n.",
+        b"(cos\nsystem\nS'true'\no.",
+        b"\x82\x01.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
+        b"}}b.",
+        b"\x80\x02]q\xff\xff\xff\xff.",
+        b"\x80\x02h\x05.",
+        b"\x80\x02\x8d" + b"\xff" * 8 + b"a.",
+        b"\x80\x02\x8b\xff\xff\xff\x7f1.",
+        b"\x80\x02" + b"(" * 9 + b".",
+        b"",
+        b".",
+        b"\x80\x02}" * 3,
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
+        b"\x80\x02ctorch\nFloatStorage\n)R.",
+        b"\x80\x02ccollections\nOrderedDict\n]a.",
+        b"2.",
+        b"00.",
+        b"\x80\x02}]]s.",
+        b"\x80\x02](e",
     ],
-)  # fmt: skip
+)
 def test_raw_programs_are_refused(program, tmp_path):
     path = tmp_path / "pytorch_model.bin"
     path.write_bytes(zip_bytes(program, {}))

@@ -38,17 +38,22 @@ class EntityTask(WordTask):
             widened = sum(map(len, spans)) - _whole(spans, features)
             if widened:
                 _log.warning(
-                    "%s: %d of %d spans do not begin and end with a word; whole words are tagged", table.name, widened,
+                    "%s: %d of %d spans do not begin and end with a word; whole words are tagged",
+                    table.name,
+                    widened,
                     sum(map(len, spans)),
-                )  # fmt: skip
+                )
         return features
 
     def _spans(self, table: Table) -> list[list[Span]]:
         found = [spans_of(table, self.text, self.label, row) for row in range(len(table))]
         moved = sum(count for _, count in found)
         if moved:
-            _log.warning("%s: %d spans are not where the file says; the nearest place with their text is taken",
-                         table.name, moved)  # fmt: skip
+            _log.warning(
+                "%s: %d spans are not where the file says; the nearest place with their text is taken",
+                table.name,
+                moved,
+            )
         return [spans for spans, _ in found]
 
     def metrics(self, found: np.ndarray, features: Features, table: Table) -> Metrics:
@@ -61,8 +66,10 @@ class EntityTask(WordTask):
             [(s["label"], s["start"], s["end"]) for s in a.get("spans", [])]
             for a in self.answers(found, features, table)
         ]
-        truth = [[(s.label, s.start, s.end) for s in spans_of(table, self.text, self.label, row)[0]]
-                 for row in range(len(table))]  # fmt: skip
+        truth = [
+            [(s.label, s.start, s.end) for s in spans_of(table, self.text, self.label, row)[0]]
+            for row in range(len(table))
+        ]
         accuracy = classification_metrics(logits, labels)["accuracy"]
         return span_metrics(truth, guess) | {"accuracy": accuracy, "loss": float(loss)}
 
@@ -88,11 +95,14 @@ def text_answer(
     if spans:
         answer["spans"] = [
             {
-                "label": kind, "start": (start := int(offsets[first, 0])), "end": (end := int(offsets[last, 1])),
-                "text": text[start:end], "score": float(scores[first : last + 1].mean()),
+                "label": kind,
+                "start": (start := int(offsets[first, 0])),
+                "end": (end := int(offsets[last, 1])),
+                "text": text[start:end],
+                "score": float(scores[first : last + 1].mean()),
             }
             for kind, first, last in chunks(tags)
-        ]  # fmt: skip
+        ]
     return answer
 
 

@@ -63,8 +63,10 @@ class SpanTask:
         if moved:
             _log.warning(
                 "%s: %d of %d answers do not start where the file says; the nearest place with their text is taken",
-                table.name, moved, len(table),
-            )  # fmt: skip
+                table.name,
+                moved,
+                len(table),
+            )
         return [span if span is None else span[:2] for span in found]
 
     def loss(self, out: Any, batch: Mapping[str, jax.Array]) -> Items:
@@ -78,9 +80,12 @@ class SpanTask:
         mask = (batch["segment_ids"][:, None, :] == texts).reshape(-1, batch["segment_ids"].shape[-1])
         spread = lambda a: jnp.repeat(a, slots, axis=0)
         value, weight = losses.span_loss(
-            spread(out.start_logits), spread(out.end_logits), labels[..., 0].reshape(-1), labels[..., 1].reshape(-1),
+            spread(out.start_logits),
+            spread(out.end_logits),
+            labels[..., 0].reshape(-1),
+            labels[..., 1].reshape(-1),
             mask,
-        )  # fmt: skip
+        )
         return value.reshape(labels.shape[:2]), weight.reshape(labels.shape[:2])
 
     def read(self, out: Any) -> jax.Array:

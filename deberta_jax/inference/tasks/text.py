@@ -75,9 +75,10 @@ class TextTask:
         if not self.group:
             return metrics
         wrong = {
-            group for group, right in zip(table.column(self.group), found.argmax(-1) == features.labels, strict=True)
+            group
+            for group, right in zip(table.column(self.group), found.argmax(-1) == features.labels, strict=True)
             if not right
-        }  # fmt: skip
+        }
         return {**metrics, "exact_match": 1 - len(wrong) / len(set(table.column(self.group)))}
 
     def answers(self, found: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:

@@ -86,9 +86,7 @@ class WordTask:
         shares = probabilities(logits).max(-1)
         scores = [part.tolist() for part in np.split(shares, np.cumsum(np.bincount(owner, minlength=len(table)))[:-1])]
         words = table.word_lists(self.text)
-        return [
-            word_answer(words[row], tags[row], scores[row], spans=self.spans) for row in range(len(table))
-        ]  # fmt: skip
+        return [word_answer(words[row], tags[row], scores[row], spans=self.spans) for row in range(len(table))]
 
     def details(self, found: np.ndarray, features: Features, table: Table) -> dict[str, Any]:
         assert features.labels is not None

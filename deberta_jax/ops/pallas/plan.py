@@ -117,11 +117,20 @@ def _divide(length, heads, head_size, rows, block, lanes, group, scale, rate, al
     blocks = -(-length // block)
     far = _first_far(rows, length, block, blocks, sign=-1), _first_far(rows, length, block, blocks, sign=1)
     return Plan(
-        length=length, block=block, blocks=blocks, heads=heads, head_size=head_size,
-        padded_heads=-(-heads // group) * group, lanes_per_head=lanes, group=group,
-        nearest=(max(far[0], 1 - blocks), min(far[1], blocks - 1)), far=far, scale=scale, rate=rate,
+        length=length,
+        block=block,
+        blocks=blocks,
+        heads=heads,
+        head_size=head_size,
+        padded_heads=-(-heads // group) * group,
+        lanes_per_head=lanes,
+        group=group,
+        nearest=(max(far[0], 1 - blocks), min(far[1], blocks - 1)),
+        far=far,
+        scale=scale,
+        rate=rate,
         all_heads=all_heads or heads,
-    )  # fmt: skip
+    )
 
 
 def block_size(length: int) -> int:

@@ -94,9 +94,11 @@ def _kernel(plan: Plan, names: tuple[str, ...], steps: Any, seeds: Any, *given: 
             tiles.each_strip(plan, functools.partial(_strip, plan, refs, head, words, (i, j)))
             if tables:
                 tiles.branches(
-                    plan, j - i, functools.partial(_near, plan, refs, head, (i, j)),
+                    plan,
+                    j - i,
+                    functools.partial(_near, plan, refs, head, (i, j)),
                     functools.partial(_far, plan, refs, head, (i, j)),
-                )  # fmt: skip
+                )
 
     @pl.when(i == plan.blocks - 1)
     def _():
