@@ -19,9 +19,10 @@ from deberta_jax.planning.report import as_json
 from deberta_jax.planning.request import Experiment, Request, named_body, shapes
 from deberta_jax.planning.table import causes, describe, size
 from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD
-from deberta_jax.training.finetune import architecture, keep_order, make_job, read
+from deberta_jax.training.finetune import keep_order, make_job, read
 from deberta_jax.training.loop import Job
 from deberta_jax.training.pretrain import begin, mlm_job, rtd_job
+from deberta_jax.training.resolve import resolve_config
 
 _log = logging.getLogger(__name__)
 HERE = "here"
@@ -76,7 +77,7 @@ def _quiet() -> Iterator[None]:
 def _job(e: Experiment) -> tuple[Job, DebertaConfig, Task | None]:
     if isinstance(e, Finetune):
         e, record, train, held_out = read(e)
-        config = architecture(e)
+        config = resolve_config(e)
         job = make_job(e, record, storage.output_directory("--output", e.output), train, held_out)
         return job, config, keep_order(settle_task(e, train), config)
     record, directory = begin(e)

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from deberta_jax import hub, storage
+from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.batches import Order, TrainingBatches, example_lengths, length_buckets
 from deberta_jax.data.cache import cached_features
@@ -32,21 +32,21 @@ from deberta_jax.inference.tasks import (
 )
 from deberta_jax.models import MODELS, Model, init_params, redraw_layers
 from deberta_jax.models.embeddings import check_length
-from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import row_share
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.training.directory import Result
 from deberta_jax.training.distributed import is_writer, start, wait_for_all
-from deberta_jax.training.experiment import Finetune, Pretraining, model_runtime, require, resolved
+from deberta_jax.training.experiment import Finetune, model_runtime, require, resolved
 from deberta_jax.training.loop import Job, mesh_of, run
 from deberta_jax.training.lora import Lora, find_kernels, init_lora, lora_parameters, merge
 from deberta_jax.training.objective import Objective
 from deberta_jax.training.optimizers import frozen_paths
 from deberta_jax.training.peft import save_adapter
+from deberta_jax.training.resolve import resolve_config, resolve_tokenizer
 from deberta_jax.training.sift import Sift, check_sift, normalized_words, sift_terms
 from deberta_jax.training.state import Parameters, parameters_of
 from deberta_jax.training.step import Loss
-from deberta_jax.weights import load, load_config, save_pretrained, tokenizer_directory
+from deberta_jax.weights import load, save_pretrained
 
 _log = logging.getLogger(__name__)
 
@@ -94,12 +94,12 @@ def with_files(e: Finetune) -> Finetune:
 
 def make_job(e: Finetune, record: dict[str, Any], directory: Path, train: Table, held_out: Table) -> Job:
     """Everything up to the first step, without writing anything but the cache of tokens."""
-    config = architecture(e)
+    config = resolve_config(e)
     task = keep_order(settle_task(e, train), config)
     if e.metric and e.metric not in task.metric_names:
         raise InputError(f"--metric {e.metric}: this task has {', '.join(task.metric_names)}")
     _log.info("%s", task.describe())
-    tokenizer = load_tokenizer(find_tokenizer(e))
+    tokenizer = load_tokenizer(resolve_tokenizer(e))
     features = [features_of(e, record, task, tokenizer, table, config) for table in (train, held_out)]
     mesh = mesh_of(e.runtime)
     batches = make_batches(e, features[0], mesh, tokenizer.pad_id)
@@ -161,35 +161,6 @@ def finetune_objective(e: Finetune, config: DebertaConfig, task: Task) -> tuple[
         factors={"sift": e.sift},
         optimization=e.optimization,
     )
-
-
-def architecture(e: Finetune | Pretraining) -> DebertaConfig:
-    """The config of the model directory, hub id or preset.
-
-    Raises:
-      InputError: a preset without ``from_scratch``: it has no weights.
-    """
-    if e.model in PRESETS and not Path(e.model).is_dir():
-        if not e.from_scratch:
-            raise InputError(
-                f"--model {e.model}: is an architecture without weights; give a directory or a hub id such as "
-                f"microsoft/{e.model}, or add --from-scratch"
-            )
-        return PRESETS[e.model]
-    return load_config(e.model, base_model=e.base_model or None)
-
-
-def find_tokenizer(e: Finetune | Pretraining) -> Path:
-    """Returns the directory of the tokenizer: the one given, or else the model's; of an adapter without one, its
-    base's.
-
-    Raises:
-      InputError: no such directory or hub id.
-    """
-    if e.tokenizer:
-        return hub.resolve(e.tokenizer, files=hub.TEXT_FILES)
-    named = e.model in PRESETS and not Path(e.model).is_dir()
-    return tokenizer_directory(f"microsoft/{e.model}" if named else e.model, base_model=e.base_model or None)
 
 
 def keep_order(task: Task, config: DebertaConfig) -> Task:

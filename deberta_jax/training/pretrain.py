@@ -11,11 +11,11 @@ from deberta_jax.training.corpora import Text, read_text
 from deberta_jax.training.directory import Result
 from deberta_jax.training.distributed import start
 from deberta_jax.training.experiment import Pretraining, PretrainMLM, PretrainRTD, require, resolved
-from deberta_jax.training.finetune import find_tokenizer
 from deberta_jax.training.language_metrics import masked_lm_evaluation, replaced_token_evaluation
 from deberta_jax.training.loop import Job, mesh_of, run
 from deberta_jax.training.objective import Objective
 from deberta_jax.training.pretrain_objectives import masked_lm_config, mlm_objective, rtd_configs, rtd_objective
+from deberta_jax.training.resolve import resolve_tokenizer
 from deberta_jax.weights import save_pretrained
 
 
@@ -63,7 +63,7 @@ def mlm_job(e: PretrainMLM, record: dict[str, Any], directory: Path) -> Job:
     """Everything up to the first step, without writing anything."""
     config = masked_lm_config(e)
     mesh = mesh_of(e.runtime)
-    text = read_text(e, find_tokenizer(e), config.vocab_size, mesh, masking_of(e, e.shown))
+    text = read_text(e, resolve_tokenizer(e), config.vocab_size, mesh, masking_of(e, e.shown))
     model, objective = mlm_objective(e, config)
     save = lambda params: save_pretrained(directory, model, params, text.tokenizer, overwrite=True)
     return language_job(
@@ -75,7 +75,7 @@ def rtd_job(e: PretrainRTD, record: dict[str, Any], directory: Path) -> Job:
     """Everything up to the first step, without writing anything."""
     generator, discriminator = rtd_configs(e)
     mesh = mesh_of(e.runtime)
-    text = read_text(e, find_tokenizer(e), discriminator.vocab_size, mesh, masking_of(e, "mask"))
+    text = read_text(e, resolve_tokenizer(e), discriminator.vocab_size, mesh, masking_of(e, "mask"))
     pair, objective = rtd_objective(e, generator, discriminator)
 
     def save(params):

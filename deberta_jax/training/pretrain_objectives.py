@@ -15,10 +15,10 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, listed
 from deberta_jax.models import DebertaForMaskedLM, DebertaForReplacedTokenDetection, Model, init_params
 from deberta_jax.training.experiment import Pretraining, PretrainMLM, PretrainRTD, model_runtime
-from deberta_jax.training.finetune import architecture
 from deberta_jax.training.objective import Objective
 from deberta_jax.training.optimizers import frozen_paths
 from deberta_jax.training.pair import Pair, masked_lm_scores, with_embeddings
+from deberta_jax.training.resolve import resolve_config
 from deberta_jax.training.state import Parameters, parameters_of
 from deberta_jax.training.step import Phase
 from deberta_jax.weights import load
@@ -34,7 +34,7 @@ def masked_lm_config(e: PretrainMLM) -> DebertaConfig:
       InputError: weights of the other kind of head; rows longer than its table of absolute positions.
     """
     if e.from_scratch:
-        config = dataclasses.replace(architecture(e), legacy=False)
+        config = dataclasses.replace(resolve_config(e), legacy=False)
         if e.head != "model":
             config = dataclasses.replace(config, mask_decoder=e.head == "mask-decoder")
         return with_positions(e, e.model, config)
@@ -71,7 +71,7 @@ def rtd_configs(e: PretrainRTD) -> tuple[DebertaConfig, DebertaConfig]:
       InputError: two that do not go together; rows longer than a table of absolute positions.
     """
     if e.from_scratch:
-        discriminator = dataclasses.replace(architecture(e), legacy=False, mask_decoder=False)
+        discriminator = dataclasses.replace(resolve_config(e), legacy=False, mask_decoder=False)
         generator = generator_config(discriminator, e.generator_layers)
         return with_positions(e, f"the generator of {e.model}", generator), with_positions(e, e.model, discriminator)
     check_ignore(e, e.generator, e.model)
@@ -169,7 +169,7 @@ def initial(e: Pretraining, model: Model, name: str, head: str, seed: int, shard
 def weights_config(e: Pretraining, name: str, head: str) -> DebertaConfig:
     """The architecture that weights load as. Raises InputError where they have no such head."""
     if name == e.model:
-        architecture(e)  # refuses the name of an architecture that has no weights
+        resolve_config(e)  # refuses the name of an architecture that has no weights
     return plan_head(open_weights(e, name), Wish(head)).config
 
 
