@@ -58,7 +58,7 @@ def test_terms_are_read_from_text_and_lists(terms):
 
 
 @pytest.mark.parametrize("terms", ["none", "", [], None, ["none"]])
-def test_trap_06_none_is_no_term(terms):
+def test_pos_att_type_none_is_no_term(terms):
     """transformers counts "none" as a term of a v1 model's scale; no model was trained so."""
     for raw in (V1, V3):
         config = read(raw, pos_att_type=terms)
@@ -66,28 +66,28 @@ def test_trap_06_none_is_no_term(terms):
         assert config.score_scale == pytest.approx(config.head_size**-0.5)
 
 
-def test_trap_07_the_scale_counts_terms_that_are_switched_off():
+def test_the_score_scale_counts_terms_that_are_switched_off():
     config = read(V3, relative_attention=False)
     assert config.relative_terms == ()
     assert config.score_scale == pytest.approx((3 * config.head_size) ** -0.5)
 
 
-def test_trap_08_missing_terms_are_none():
+def test_a_missing_pos_att_type_is_no_term():
     raw = {name: value for name, value in V3.items() if name != "pos_att_type"}
     assert DebertaConfig.from_hf(raw).pos_att_type == ()
 
 
-def test_trap_28_z_steps_means_nothing():
+def test_z_steps_is_ignored():
     assert read(V3, z_steps=2) == read(V3)
 
 
-def test_trap_29_another_pooler_width_is_refused():
+def test_another_pooler_width_is_refused():
     with pytest.raises(InputError, match="pooler_hidden_size 24"):
         read(V3, pooler_hidden_size=24)
     assert read(V3, pooler_hidden_size=32) == read(V3)
 
 
-def test_trap_30_a_v1_model_ignores_the_head_size():
+def test_a_v1_model_ignores_attention_head_size():
     assert read(V1, attention_head_size=16).head_size == 8
     assert read(V3, attention_head_size=16).head_size == 16
 

@@ -29,7 +29,7 @@ def inputs_of(case: Case) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("case", [SEQUENCE, REPLACED], ids=lambda case: case.head)
-def test_trap_36_amount_and_side_of_padding(case: Case):
+def test_states_do_not_depend_on_amount_or_side_of_padding(case: Case):
     """Left padding is right padding is none, for pooled heads too: they read a text's first real token."""
     params, right = draw_params(case.model()), inputs_of(case)
     mask = right["attention_mask"] != 0
@@ -78,7 +78,7 @@ def test_other_rows_of_the_batch():
     np.testing.assert_allclose(alone[0, mask], whole[1, mask], **TOLERANCE)
 
 
-def test_trap_02_padded_queries_have_zero_context_and_reach_nobody():
+def test_padded_queries_attend_to_nothing_and_are_attended_by_nothing():
     """transformers gives them uniform weights over every position; Microsoft's code and ours none."""
     params, inputs = draw_params(XL.model()), inputs_of(XL)
     found = forward(XL, params, inputs)
@@ -88,7 +88,7 @@ def test_trap_02_padded_queries_have_zero_context_and_reach_nobody():
     assert (found["attentions"].transpose(0, 4, 1, 2, 3)[padded] == 0).all()
 
 
-def test_trap_03_padding_is_zero_before_the_convolution():
+def test_padding_is_zero_before_the_convolution():
     params, inputs = draw_params(XL.model()), inputs_of(XL)
     states = forward(XL, params, inputs)["states"]
     padded = inputs["attention_mask"] == 0
@@ -97,7 +97,7 @@ def test_trap_03_padding_is_zero_before_the_convolution():
     assert (np.abs(states[~padded][:, :2]).max(-1) > 0.1).all()
 
 
-def test_trap_35_masks_of_any_dtype():
+def test_attention_masks_of_any_dtype():
     params, inputs = draw_params(XL.model()), inputs_of(XL)
     expected = forward(XL, params, inputs)["states"]
     for dtype in (bool, np.uint8, np.float32):
@@ -105,7 +105,7 @@ def test_trap_35_masks_of_any_dtype():
         np.testing.assert_array_equal(found["states"], expected)
 
 
-def test_trap_20_a_mask_over_pairs():
+def test_an_attention_mask_over_pairs_of_tokens():
     """[B,T,T] equal to the outer product of a token mask gives the same; a block-diagonal one separates texts."""
     params, inputs = draw_params(XL.model()), inputs_of(XL)
     mask = inputs["attention_mask"]

@@ -80,7 +80,7 @@ MASKS = {
 @pytest.mark.parametrize("generation", ["v1", "hf", "clamp"])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dropped", [(), ("pos_key",), ("pos_query",), ("pos_key", "pos_query")], ids=str)
-def test_trap_01_scores_are_the_definition(body, generation, mask, dropped):
+def test_context_and_weights_equal_the_definition(body, generation, mask, dropped):
     """Position-to-content reads the row of i - j like content-to-position, not the paper's j - i."""
     rows = make_rows(generation)
     arrays = make_inputs() | dict.fromkeys(dropped)
@@ -345,7 +345,7 @@ def test_gradient_is_the_slope(body):
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_trap_10_softmax_is_float32_in_bfloat16(body):
+def test_softmax_is_float32_in_bfloat16(body):
     arrays = {name: a.astype(jnp.bfloat16) for name, a in make_inputs().items()}
     context, weights = jax.jit(lambda a: attend(a, make_rows("clamp"), impl=body))(arrays)
     assert context.dtype == jnp.bfloat16

@@ -24,7 +24,7 @@ def test_configurations_name_exactly_the_activations_there_are():
     assert set(NAMES) == set(ACTIVATIONS)
 
 
-def test_trap_32_gelu_is_the_error_function_form():
+def test_gelu_is_the_error_function_form():
     """JAX's own default is the tanh form, which differs by up to 5e-4."""
     x = np.linspace(-6, 6, 501)
     exact = np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x])

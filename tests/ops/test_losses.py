@@ -89,7 +89,7 @@ def test_replaced_token_loss():
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])
-def test_trap_44_labels_of_any_integer_dtype(dtype):
+def test_labels_of_any_integer_dtype(dtype):
     """Microsoft's replaced-token loss takes int32 alone."""
     labels = np.array([[1, 0, 1, 1], [0, 0, 1, 0]])
     expected = losses.replaced_token_loss(LOGITS[:2], jnp.asarray(labels, jnp.int32))
@@ -100,7 +100,7 @@ def test_trap_44_labels_of_any_integer_dtype(dtype):
     )
 
 
-def test_trap_21_labels_with_an_axis_too_many_are_squeezed():
+def test_labels_with_an_axis_too_many_are_squeezed():
     for loss in (losses.cross_entropy, losses.multiple_choice_loss):
         np.testing.assert_array_equal(loss(LOGITS, LABELS[:, None]), loss(LOGITS, LABELS))
     with pytest.raises(ValueError, match=r"labels have shape \(4,\); these logits need \(5,\)"):
@@ -109,7 +109,7 @@ def test_trap_21_labels_with_an_axis_too_many_are_squeezed():
         losses.mean_squared_error(LOGITS, LABELS.astype(np.float32))
 
 
-def test_trap_23_positions_outside_a_text_are_ignored_on_both_sides():
+def test_answer_positions_outside_a_text_are_ignored_on_both_sides():
     starts, ends = jnp.array([0, -1, 4, 3, 2]), jnp.array([1, -1, 9, 9, 3])
     value, weight = losses.span_loss(LOGITS, LOGITS[::-1], starts, ends)
     np.testing.assert_array_equal(weight, [1, 0, 0, 0.5, 1])

@@ -110,7 +110,7 @@ def test_reachable_rows_name_the_same_rows(size, length):
     assert set(kept) == set(rows)
 
 
-def test_trap_04_distances_beyond_the_trained_range():
+def test_relative_index_beyond_the_trained_range():
     """The original training code clamps first and never reads row 0; transformers reads it from -512 on."""
     released = {"buckets": 256, "max_distance": 512}
     clamped = table_rows(1500, 256, clamp=True, **released)
@@ -128,7 +128,7 @@ def test_trap_04_distances_beyond_the_trained_range():
     ("buckets", "span"),
     [(32, 128), (64, 256), (128, 512), (256, 512), (256, 1024), (256, 2048), (512, 1024), (4, 16), (8, 32)],
 )
-def test_trap_05_the_last_distance_stays_in_its_bucket(buckets, span):
+def test_the_last_distance_stays_in_its_bucket(buckets, span):
     """At distance span - 1 the two logarithms are equal and their ratio must be exactly 1, or ceil jumps a bucket."""
     assert log_bucket(np.array([span - 1]), buckets, span) == [2 * (buckets // 2) - 1]
     # float32, as transformers evaluates it, agrees at every distance it is asked for.
@@ -138,7 +138,7 @@ def test_trap_05_the_last_distance_stays_in_its_bucket(buckets, span):
     assert (log_bucket(distance, buckets, span) == half + np.ceil(ratio * (half - 1)))[keep].all()
 
 
-def test_trap_41_the_table_does_not_depend_on_the_length_of_the_text():
+def test_the_relative_index_does_not_depend_on_the_length_of_the_text():
     """Longer texts add distances at both ends and change no other row."""
     short, long = (table_rows(t, 256, buckets=256, max_distance=512, clamp=True) for t in (40, 400))
     assert (long[360:-360] == short).all()

@@ -71,7 +71,8 @@ def _inputs_and_shapes() -> list[Case]:
         Case("v3-embeds-narrow", "v3", options={"embedding_size": 20}, inputs=("inputs_embeds",)),
         Case("v2-position-ids", "v2", options=absolute, inputs=("position_ids",)),
         Case("v1-position-ids-left", "v1", options=absolute, inputs=("position_ids",), padding="left"),
-        # Beyond the trained range, where the default rule is that of transformers; see test_models_traps for buckets.
+        # Beyond the trained range the default rule without buckets is that of transformers;
+        # test_losses_and_long_positions compares models with buckets.
         Case("v1-long", "v1", options={"num_hidden_layers": 1}, length=150),
         Case("v2-long", "v2", options={"num_hidden_layers": 1}, length=150),
         Case("v3-short-range-long", "v3", options={"num_hidden_layers": 1, "max_relative_positions": 30}, length=150),

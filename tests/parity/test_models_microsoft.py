@@ -46,7 +46,7 @@ def test_heads_equal_microsoft(case: Case):
     jax.tree_util.tree_map_with_path(compare, gradients, expected)
 
 
-def test_trap_02_padded_queries_of_microsoft_are_ours():
+def test_padded_queries_have_zero_context_as_in_microsofts_code():
     """Where a query may read nothing, Microsoft's context is zero and so is ours, padding included."""
     case = Case("padded-queries", "v3")
     model, state = microsoft.build(case)

@@ -113,14 +113,14 @@ def test_published_sequences(v1, data_dir):
     assert special == {name: v1.token_to_id(name) for name in special}
 
 
-def test_trap_12_pairs_have_one_separator_and_types(v1):
+def test_v1_pairs_have_one_separator_and_token_types(v1):
     """Transformers 5 writes [SEP] twice and gives every token type 0."""
     enc = v1("Hello world", "Hello")
     assert enc.input_ids.tolist() == [[1, 31414, 232, 2, 31414, 2]]
     assert enc.token_type_ids.tolist() == [[0, 0, 0, 0, 1, 1]]
 
 
-def test_trap_12_mask_takes_the_space_before_it(v1):
+def test_the_mask_token_takes_the_space_before_it(v1):
     """With transformers 5 a lone Ġ stays before [MASK]."""
     fox, the = v1.token_to_id("Ġfox"), v1.token_to_id("ĠThe")
     assert v1("A fox [MASK] The", add_special_tokens=False).input_ids[0].tolist() == [250, fox, 50264, the]

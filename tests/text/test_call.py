@@ -56,7 +56,7 @@ def test_longest_first_takes_one_piece_at_a_time_from_the_longer():
         assert got == keep or (tied and sorted(got) == sorted(keep))
 
 
-def test_trap_17_segments_never_change_places(tok):
+def test_truncation_never_swaps_the_segments(tok):
     """Microsoft's code sorts the segments by length while truncating."""
     short, long = "one", TEXT
     for a, b in ((short, long), (long, short), (long, long)):

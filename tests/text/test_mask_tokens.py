@@ -101,7 +101,7 @@ def test_all_targets_become_mask_if_asked():
 
 
 @pytest.mark.parametrize("masking", [m for m in EVERY if not m.skip_tail])
-def test_trap_39_every_position_is_masked_equally_often_and_its_fate_does_not_depend_on_it(masking):
+def test_every_position_is_masked_equally_often_and_replaced_alike(masking):
     count, length = 6000, 66
     seen, positions, _ = masked(rows_of(count, length), masking)
     targets = is_target(positions, length)
@@ -128,7 +128,7 @@ def test_the_share_of_targets():
         assert each.std() < 4
 
 
-def test_trap_39_the_original_skips_the_tail_and_only_its_flag_does():
+def test_only_skip_tail_leaves_out_the_end_of_a_row():
     length = 512
     _, positions, _ = masked(rows_of(1500, length), Masking(longest_span=3, skip_tail=True))
     original = is_target(positions, length).mean(axis=0)[1:-1]

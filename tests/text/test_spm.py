@@ -38,7 +38,7 @@ def assert_same_ids(tok, judge, lines):
         assert ids.tolist() == judge.encode(line), repr(line)
 
 
-def test_trap_13_ids_equal_sentencepiece_on_all_texts(v3, judge, text_lines):
+def test_ids_equal_sentencepiece_on_all_texts(v3, judge, text_lines):
     # <unk> of WikiText is ordinary text; no line holds one of the five special tokens.
     assert_same_ids(v3, judge, text_lines)
 
@@ -108,7 +108,7 @@ class TestMaskId:
         small["spm"].save(tmp_path / "saved")
         return (tmp_path / "saved" / "spm.model").read_bytes()
 
-    def test_trap_37_number_of_pieces(self, tmp_path, spm):
+    def test_number_of_pieces(self, tmp_path, spm):
         tok = load_tokenizer(make_directory(tmp_path, spm, config={"model_type": "deberta-v2"}))
         assert (tok.mask_id, tok.vocab_size) == (370, 371)
 
@@ -193,7 +193,7 @@ def test_decode_gives_the_text_back(v3, text_lines):
         assert v3.decode(ids) == " ".join(line.split())
 
 
-def test_trap_38_unknown_strings_and_ids(v3):
+def test_unknown_strings_and_ids(v3):
     assert v3.token_to_id("no such piece") == v3.unk_id == 3  # Microsoft's code gives 1, which is [CLS]
     assert v3.token_to_id("▁Hello") == 5365
     assert v3.id_to_token(5365) == "▁Hello"

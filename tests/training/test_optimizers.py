@@ -34,7 +34,7 @@ def rates(found, steps):
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.1, 40), (7.0, 40), (0.0, 5), (1.0, 5), (0.5, 3), (0.06, 900)])
-def test_trap_16_the_schedule_is_two_lines(warmup, steps):
+def test_the_linear_schedule_rises_and_falls_in_straight_lines(warmup, steps):
     found = schedule(Optimization(learning_rate=3e-4, warmup=warmup), steps)
     expected = [rate(i, steps, 3e-4, warmup) for i in range(steps)]
     np.testing.assert_allclose(rates(found, steps), expected, rtol=1e-5, atol=1e-12)
@@ -65,7 +65,7 @@ def adamw(params, gradients, o, steps):
 
 
 @pytest.mark.parametrize("size", [0.01, 1.0, 30.0])
-def test_trap_15_twenty_steps_are_those_of_the_paper(size):
+def test_twenty_steps_equal_adamw_of_the_paper(size):
     """Gradients below, about and above the norm at which they are clipped."""
     rng = np.random.default_rng(int(size * 100))
     o = Optimization(learning_rate=1e-2, warmup=4.0, weight_decay=0.1, beta2=0.98, clip_norm=1.0)

@@ -22,7 +22,7 @@ def same(tree, other) -> bool:
 
 
 @pytest.mark.parametrize("base", ["v1", "v2", "v3", "xl"])
-def test_trap_43_loads_what_an_independent_mapping_gives(base, write):
+def test_loads_what_an_independent_mapping_gives(base, write):
     raw = raw_config(base, num_labels=3)
     state = state_of(base, ("pooler", "classifier"))
     model, params, report = load(write("m", state, raw), "sequence-classification")
@@ -32,7 +32,7 @@ def test_trap_43_loads_what_an_independent_mapping_gives(base, write):
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16", "f32"])
-def test_trap_09_parameters_are_float32_whatever_the_file_stores(kind, golden, tmp_path):
+def test_parameters_are_float32_whatever_the_file_stores(kind, golden, tmp_path):
     """transformers keeps a file's float16, and then computes in it."""
     (tmp_path / "pytorch_model.bin").write_bytes((golden / f"v1_{kind}_zip.bin").read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(raw_config("v1", num_labels=3)))
@@ -112,7 +112,7 @@ def test_half_a_head_is_an_error_even_when_a_new_one_may_start(write):
         load(write("m", state, raw_config("v3", num_labels=3)), "sequence-classification", new_head=jax.random.key(0))
 
 
-def test_trap_11_a_discriminator_does_not_fill_masks_and_names_the_file_that_does(write):
+def test_a_discriminator_does_not_fill_masks_and_names_the_file_that_does(write):
     directory = write("m", discriminator(), raw_config("v3"))
     with pytest.raises(InputError, match=r"discriminator.*pytorch_model\.generator\.bin"):
         load(directory, "masked-lm")
@@ -133,7 +133,7 @@ def test_generator_beside_a_discriminator_fills_masks_with_its_own_config(write)
 
 
 @pytest.mark.parametrize("base", ["v1", "v2", "v3", "xl"])
-def test_trap_11_the_original_head_reads_the_mask_decoder_where_positions_are(base, write):
+def test_the_original_head_uses_the_mask_decoder_if_the_file_has_positions(base, write):
     state = state_of(base, ("lm_predictions",))
     model, _, report = load(write("without", state, raw_config(base)), "masked-lm")
     assert not model.config.mask_decoder
@@ -144,7 +144,7 @@ def test_trap_11_the_original_head_reads_the_mask_decoder_where_positions_are(ba
     assert same(params, to_tree(model.config, state | positions()))
 
 
-def test_trap_11_the_legacy_head_reads_the_last_layer(write):
+def test_the_legacy_head_reads_the_last_layer(write):
     state = state_of("v3", ("cls",))
     tied = {
         "cls.predictions.decoder.weight": state["deberta.embeddings.word_embeddings.weight"],
@@ -193,7 +193,7 @@ def test_a_classifier_of_texts_does_not_pass_for_one_of_tokens(write):
     assert model.config.classifier_proj
 
 
-def test_trap_25_microsofts_task_checkpoint(tmp_path, write):
+def test_microsofts_task_checkpoint(tmp_path, write):
     """``bert.`` and ``module.`` in front, gamma and beta, the config inside the file, v1 as v2's modules."""
     modern = state_of("xl", ("pooler", "classifier"))
     old = {}
@@ -211,7 +211,7 @@ def test_trap_25_microsofts_task_checkpoint(tmp_path, write):
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_trap_27_v1_under_the_names_of_microsofts_modules(trained, write):
+def test_v1_under_the_names_of_microsofts_modules(trained, write):
     raw = raw_config("v1")
     state = state_of("v2")  # the same modules
     for name in state:
@@ -239,7 +239,7 @@ def test_two_spellings_of_one_name_are_refused(write):
         load(write("m", state, raw_config("v3")))
 
 
-def test_trap_26_a_difference_with_its_sum_is_dropped_and_alone_is_added_to_the_generator(write):
+def test_an_embedding_difference_is_dropped_beside_its_sum_and_else_added_to_the_generator(write):
     name = "deberta.embeddings.word_embeddings"
     state = discriminator()
     total = state[f"{name}.weight"]
@@ -258,7 +258,7 @@ def test_trap_26_a_difference_with_its_sum_is_dropped_and_alone_is_added_to_the_
     assert any("was added" in note for note in report.notes)
 
 
-def test_trap_26_a_whole_table_under_the_name_of_a_difference(write):
+def test_a_whole_table_under_the_name_of_a_difference(write):
     state = state_of("v3")
     table = state.pop("deberta.embeddings.word_embeddings.weight")
     whole = write("whole", state | {"deberta.embeddings.word_embeddings._weight": table}, raw_config("v3"))

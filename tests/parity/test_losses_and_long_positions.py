@@ -1,4 +1,4 @@
-"""What only transformers itself can tell: its losses by kind of label, and distances beyond the trained range."""
+"""Losses by kind of label, and distances beyond the trained range, compared with transformers."""
 
 from functools import partial
 
@@ -105,7 +105,7 @@ def test_multiple_choice_loss_is_that_of_transformers():
     ],
     ids=["whole numbers", "a column of classes", "a column of two classes", "-1"],
 )
-def test_trap_21_labels_that_stop_transformers_mean_what_they_say(outputs, problem, labels, ours, same):
+def test_labels_that_transformers_refuses_give_the_loss_of_their_accepted_form(outputs, problem, labels, ours, same):
     """The loss is that of the same labels in a form that transformers takes."""
     net = network("SequenceClassification", outputs, problem)
     with pytest.raises((RuntimeError, IndexError, ValueError)):
@@ -114,7 +114,7 @@ def test_trap_21_labels_that_stop_transformers_mean_what_they_say(outputs, probl
     assert float(found) == pytest.approx(loss_of(net, same(labels)), rel=2e-6)
 
 
-def test_trap_22_logits_keep_their_shape_where_those_of_transformers_change():
+def test_regression_logits_keep_their_shape_where_those_of_transformers_change():
     net = network("SequenceClassification", 1)
     with torch.no_grad():
         assert net(IDS).logits.shape == (4, 1)
@@ -128,7 +128,7 @@ def test_trap_22_logits_keep_their_shape_where_those_of_transformers_change():
     assert (theirs["logits"].shape, ours.shape) == ((4,), (4, 1))
 
 
-def test_trap_23_positions_of_answers():
+def test_answer_positions_outside_the_text_beside_transformers():
     """Beyond the end both ignore; before the start transformers counts position 0, and so does ours when told to."""
     net = network("QuestionAnswering", 2)
     starts, ends = np.array([0, 2, 7, 6]), np.array([3, 9, 50, 6])
@@ -158,7 +158,7 @@ def test_trap_23_positions_of_answers():
 
 
 @pytest.mark.parametrize("base", ["v3", "xl"])
-def test_trap_04_the_clamp_is_transformers_own_encoder_given_clamped_distances(base):
+def test_clamped_long_positions_equal_transformers_encoder_given_clamped_distances(base):
     """Its encoder takes ``relative_pos``; the default rule is then equal at every layer, twice beyond the range."""
     options = {"max_position_embeddings": 32, "position_buckets": 8}
     case = Case("clamped", base, options=options, length=70)
@@ -180,7 +180,7 @@ def test_trap_04_the_clamp_is_transformers_own_encoder_given_clamped_distances(b
 
 
 @pytest.mark.parametrize("options", [{}, {"position_buckets": 256, "max_position_embeddings": 512}], ids=["150", "600"])
-def test_trap_04_the_other_rule_is_transformers_own(options):
+def test_hf_long_positions_equal_transformers(options):
     """``long_positions="hf"`` on a model whose default is the clamp: equal to transformers beyond the trained range."""
     length = 600 if options else 150
     case = Case("hf rule", "v3", options={**options, "num_hidden_layers": 1}, length=length, long_positions="hf")

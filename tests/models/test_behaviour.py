@@ -1,9 +1,4 @@
-"""One test for each known disagreement between implementations that the models themselves decide.
-
-Others stand beside what they are about: traps 1, 4, 5, 10, 21, 23, 32, 41 and 44 in tests/ops; 6, 7, 8, 28, 29 and 30
-in tests/test_config.py; 2, 3, 20, 35 and 36 in test_padding.py; 9, 11, 25, 26, 27 and 43 in tests/weights; 12, 13, 17,
-37, 38 and 39 in tests/text; 15 and 16 in tests/training; 4, 21, 22 and 23 beside transformers in tests/parity.
-"""
+"""Behaviour of the models where published implementations disagree, and inputs that they refuse."""
 
 import dataclasses
 
@@ -26,7 +21,7 @@ def apply(case: Case, params, batch, **options):
     return cases.apply(case.model(), params, inputs, **options)
 
 
-def test_trap_04_beyond_the_range_each_rule_gives_its_own_states():
+def test_long_position_rules_differ_only_beyond_the_trained_range():
     """Equal within the trained range, different beyond it; the clamped model never reads row 0 of its table."""
     small = {"max_relative_positions": 10, "position_buckets": 4, "num_hidden_layers": 1}
     for length, equal in ((10, True), (25, False)):
@@ -44,19 +39,19 @@ def test_trap_04_beyond_the_range_each_rule_gives_its_own_states():
     assert np.isnan(apply(case, params, make_batch(case)).last_hidden_state).any()
 
 
-def test_trap_19_the_token_classifier_has_microsofts_layer_only_where_asked():
+def test_the_token_classifier_has_microsofts_projection_only_if_asked():
     plain = Case("plain", "v3", "token-classification")
     assert "proj" not in abstract_params(plain.model())
     proj = Case("proj", "v3", "token-classification", {"classifier_proj": True})
     assert abstract_params(proj.model())["proj"]["kernel"].shape == (32, 32)
 
 
-def test_trap_22_logits_keep_their_shape():
+def test_regression_logits_keep_their_last_axis():
     case = Case("one-output", "v3", "sequence-classification", labels="regression")
     assert apply(case, draw_params(case.model()), make_batch(case)).logits.shape == (4, 1)
 
 
-def test_trap_24_the_original_head_projects_to_the_width_of_the_table():
+def test_the_original_masked_lm_head_projects_to_the_width_of_the_word_embeddings():
     case = Case("narrow", "v3", "masked-lm", {"embedding_size": 24, "legacy": False})
     head = abstract_params(case.model())["lm_predictions"]["lm_head"]
     assert head["dense"]["kernel"].shape == (32, 24)
@@ -65,7 +60,7 @@ def test_trap_24_the_original_head_projects_to_the_width_of_the_table():
     assert logits.shape == (4, 11, 96)
 
 
-def test_trap_27_a_v1_model_has_no_key_bias_and_is_the_v2_module_without_it():
+def test_a_v1_model_equals_the_v2_module_without_key_bias():
     v1, v2 = Case("generation", "v1"), Case("generation", "v2")
     params, batch = draw_params(v1.model()), make_batch(v1)
     attention = params["encoder"]["layers"]["attention"]["self"]
@@ -81,7 +76,7 @@ def test_trap_27_a_v1_model_has_no_key_bias_and_is_the_v2_module_without_it():
     assert np.abs(apply(v2, params, batch).last_hidden_state - expected).max() > 1e-3
 
 
-def test_trap_28_without_positions_one_pass_of_the_mask_decoder_is_the_last_layer():
+def test_without_positions_the_first_pass_of_the_mask_decoder_is_the_last_layer():
     """Its first pass with positions of zero is the plain last layer; the second makes the difference."""
     decoder = Case("decoder", "v3", "masked-lm", {"legacy": False, "mask_decoder": True})
     plain = Case("decoder", "v3", "masked-lm", {"legacy": False})
@@ -98,7 +93,7 @@ def test_trap_28_without_positions_one_pass_of_the_mask_decoder_is_the_last_laye
     assert np.abs(without.logits - with_positions.logits)[real].max() > 0.1
 
 
-def test_trap_31_the_relative_table_is_dropped_out_anew_in_every_layer():
+def test_every_layer_drops_out_its_own_elements_of_the_relative_table():
     config = dataclasses.replace(
         DebertaConfig.from_hf(BASE["v3"]), hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.0
     )
@@ -123,7 +118,7 @@ def test_trap_31_the_relative_table_is_dropped_out_anew_in_every_layer():
     np.testing.assert_array_equal(*alone)
 
 
-def test_trap_33_buckets_and_range_are_not_interchangeable():
+def test_position_buckets_and_maximum_distance_are_not_interchangeable():
     """transformers passes them in the wrong order in a branch that nothing reaches; here each has its place."""
     config = DebertaConfig.from_hf({**BASE["v3"], "position_buckets": 8, "max_relative_positions": 20})
     assert (config.relative_span, config.max_distance) == (8, 20)
@@ -132,7 +127,7 @@ def test_trap_33_buckets_and_range_are_not_interchangeable():
     assert abstract_params(DebertaEncoder(unbucketed))["encoder"]["rel_embeddings"]["embedding"].shape == (40, 32)
 
 
-def test_trap_34_attentions_are_before_dropout():
+def test_returned_attentions_are_before_dropout():
     case = Case("before-dropout", "v3", padding="none")
     options = {"output_attentions": True, "deterministic": False, "rngs": {"dropout": jax.random.key(0)}}
     out = apply(case, draw_params(case.model()), make_batch(case), **options)
@@ -141,7 +136,7 @@ def test_trap_34_attentions_are_before_dropout():
         np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)
 
 
-def test_trap_36_the_mask_decoder_counts_positions_from_the_text():
+def test_the_mask_decoder_counts_positions_from_the_start_of_each_packed_text():
     """Packed texts each count from their own start; alone, from the row's start, as transformers does."""
     case = Case("absolute", "v3", "masked-lm", {"legacy": False, "mask_decoder": True})
     params = draw_params(case.model())
@@ -155,7 +150,7 @@ def test_trap_36_the_mask_decoder_counts_positions_from_the_text():
     assert np.abs(left[:, 3:] - expected).max() > 0.01
 
 
-def test_trap_42_a_mask_decoder_over_one_layer_reads_the_embeddings():
+def test_a_mask_decoder_over_one_layer_reads_the_embeddings():
     case = Case("one-layer", "v3", "masked-lm", {"legacy": False, "mask_decoder": True, "num_hidden_layers": 1})
     params, batch = draw_params(case.model()), make_batch(case)
     out = apply(case, params, batch, output_hidden_states=True)
