@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from worker import Case, Request, Skip, digits
 
+from deberta_jax.benchmarking import timing
+from deberta_jax.benchmarking.cases import Case as BenchCase
 from deberta_jax.errors import InputError
 from deberta_jax.ops.attention import BODIES, choose_body
-from deberta_jax.planning import bench
 from deberta_jax.presets import PRESETS
 
-# Job, rows, length, texts: see bench.Case. Of increasing memory first, for a process knows only its highest use.
+# Job, rows, length, texts: see benchmarking.cases.Case. The least memory comes first: a process knows only its highest.
 FULL = (
     ("forward", 32, 512, "fixed"),
     ("train", 32, 512, "fixed"),
@@ -26,7 +27,7 @@ TINY = (("forward", 2, 32, "fixed"), ("train", 2, 32, "mixed"))
 _STEPS = 10
 
 
-def settings(request: Request) -> list[bench.Case]:
+def settings(request: Request) -> list[BenchCase]:
     """Returns what is timed, here and in PyTorch."""
     config, name = PRESETS["deberta-v3-base"], "v3-base"
     if request.tiny:
@@ -44,12 +45,12 @@ def settings(request: Request) -> list[bench.Case]:
             "tiny",
         )
     return [
-        bench.Case(name=name, config=config, job=job, length=length, rows=rows, dtype="bfloat16", texts=texts)
+        BenchCase(name=name, config=config, job=job, length=length, rows=rows, dtype="bfloat16", texts=texts)
         for job, rows, length, texts in (TINY if request.tiny else FULL)
     ]
 
 
-def describe(case: bench.Case) -> str:
+def describe(case: BenchCase) -> str:
     """Returns the name by which rows of JAX and of PyTorch are compared."""
     return f"{case.job} {case.rows}x{case.length} {case.texts}"
 
@@ -66,7 +67,7 @@ def cases(request: Request) -> list[Case]:
     ]
 
 
-def measure(case: bench.Case) -> dict[str, Any]:
+def measure(case: BenchCase) -> dict[str, Any]:
     """Returns tokens a second, milliseconds, memory, and the attention that was used.
 
     Raises:
@@ -77,7 +78,7 @@ def measure(case: bench.Case) -> dict[str, Any]:
         raise Skip("it is what auto takes here")
     before = _highest_memory()
     try:
-        row = bench.measure(case, steps=_STEPS, peak=_product_peak(case.dtype))
+        row = timing.measure(case, steps=_STEPS, peak=_matmul_throughput(case.dtype))
     except InputError as refusal:
         raise Skip(str(refusal)) from refusal
     row |= {"name": describe(case), "attention": auto if case.attention == "auto" else case.attention}
@@ -94,5 +95,5 @@ def _highest_memory() -> int | None:
 
 
 @functools.cache
-def _product_peak(dtype: str) -> float:
-    return bench.product_peak(dtype)
+def _matmul_throughput(dtype: str) -> float:
+    return timing.matmul_throughput(dtype)

@@ -13,7 +13,8 @@ from model_times import describe, settings
 from timing import seconds_per_call
 from worker import Case, Request, Skip, digits
 
-from deberta_jax.planning import bench
+from deberta_jax.benchmarking.cases import Case as BenchCase
+from deberta_jax.benchmarking.cases import make_batch
 
 _RATE = 1e-5
 _ROUNDS = 7
@@ -25,7 +26,7 @@ def cases(request: Request) -> list[Case]:
     return [Case(describe(case), functools.partial(measure, case, request)) for case in settings(request)]
 
 
-def measure(case: bench.Case, request: Request) -> dict[str, Any]:
+def measure(case: BenchCase, request: Request) -> dict[str, Any]:
     """Returns tokens a second, padding, milliseconds, and the highest memory of the case.
 
     Raises:
@@ -71,9 +72,9 @@ def measure(case: bench.Case, request: Request) -> dict[str, Any]:
     }
 
 
-def padded_batches(case: bench.Case) -> list[dict[str, np.ndarray]]:
-    """Returns the texts of ``bench.make_batch(case)`` padded: input_ids, attention_mask and labels of each batch."""
-    batch = bench.make_batch(case)
+def padded_batches(case: BenchCase) -> list[dict[str, np.ndarray]]:
+    """Returns the texts of ``make_batch(case)`` padded: input_ids, attention_mask and labels of each batch."""
+    batch = make_batch(case)
     if "segment_ids" not in batch:
         return [{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}]
     texts = [

@@ -1,4 +1,4 @@
-"""``deberta-jax bench``: tokens a second, utilisation, memory and compile time on this machine."""
+"""``deberta-jax bench``: measures throughput, utilisation, memory and compile time on this machine."""
 
 import dataclasses
 import json
@@ -8,34 +8,34 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from deberta_jax import storage
+from deberta_jax.benchmarking.cases import make_cases
+from deberta_jax.benchmarking.results import check_outputs, format_table, plot, write_record
+from deberta_jax.benchmarking.timing import measure_all
 from deberta_jax.errors import InputError
-from deberta_jax.planning.bench import cases, draw, measure, product_peak, table
-from deberta_jax.presets import PRESETS
-from deberta_jax.weights import load_config
-
-_PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Args:
-    """Times prediction and training steps on this machine's devices, with random weights and made-up texts.
+    """Times prediction and training steps on this machine's devices, with random weights and random tokens.
 
-    Prints a line of JSON for every case as it is done, and a table at the end."""
+    Prints one line of JSON when a case is done, and a table at the end."""
 
     models: tuple[str, ...] = ("deberta-v3-base",)
     """Names of released architectures, model directories or hub ids; weights are not read."""
     jobs: tuple[Literal["forward", "train"], ...] = ("forward", "train")
+    """Prediction, and training steps."""
     lengths: tuple[int, ...] = (128, 512)
     """Tokens of a row."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("bfloat16",)
+    """Of the computation."""
     texts: tuple[Literal["fixed", "mixed"], ...] = ("fixed", "mixed")
     """One text a row; or rows packed with texts of many lengths."""
     tokens: int = 4096
-    """Places for tokens of a batch, on all devices together."""
+    """Token slots of a batch, on all devices together."""
     steps: int = 10
-    """That are timed; their median counts."""
+    """Timed steps; their median counts."""
     attention: str = "auto"
+    """Attention implementation."""
     record: str = ""
     """Write all lines to this file too, as one JSON list."""
     plot: str = ""
@@ -43,24 +43,20 @@ class Args:
 
 
 def run(args: Args) -> None:
+    """Measures all cases and prints their figures."""
     if args.steps < 1:
         raise InputError(f"--steps {args.steps}: must be at least 1")
-    if args.plot and Path(args.plot).suffix not in _PICTURES:
-        raise InputError(f"--plot {args.plot}: give a name that ends in {', '.join(_PICTURES)}")
-    for name in ("record", "plot"):
-        storage.check_output_file(f"--{name}", getattr(args, name) or "-")
-    models = {name: PRESETS[name] if name in PRESETS else load_config(name) for name in args.models}
-    wanted = cases(
-        models, args.jobs, args.lengths, args.dtypes, args.texts, tokens=args.tokens, attention=args.attention
+    check_outputs(args.record, args.plot)
+    cases = make_cases(
+        args.models, args.jobs, args.lengths, args.dtypes, args.texts, tokens=args.tokens, attention=args.attention
     )
-    peaks = {dtype: product_peak(dtype) for dtype in args.dtypes}
+    measured = measure_all(cases, steps=args.steps)
     rows = []
-    for case in tqdm(wanted, desc="benchmarks", leave=False, file=sys.stderr):
-        rows.append(measure(case, steps=args.steps, peak=peaks[case.dtype]))
-        print(json.dumps(rows[-1]), flush=True)
-    print("\n".join(table(rows)), file=sys.stderr)
+    for row in tqdm(measured, total=len(cases), desc="benchmarks", leave=False, file=sys.stderr):
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    print("\n".join(format_table(rows)), file=sys.stderr)
     if args.record:
-        with storage.output_text("--record", args.record) as file:
-            file.write(json.dumps(rows, indent=1) + "\n")
+        write_record(rows, args.record)
     if args.plot:
-        draw(rows, Path(args.plot))
+        plot(rows, Path(args.plot))

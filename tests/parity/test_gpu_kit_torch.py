@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from deberta_jax.benchmarking.cases import make_batch
 from deberta_jax.ops.attention import disentangled_attention
 from deberta_jax.ops.relative_position import table_rows
-from deberta_jax.planning import bench
 from tests.gpu_kit import FOLDERS, run_kit
 
 sys.path += [folder for folder in FOLDERS if folder not in sys.path]
@@ -74,7 +74,7 @@ def test_transformers_module_computes_our_attention_of_the_same_arrays(length):
 
 def test_padded_batches_hold_the_texts_of_the_packed_ones():
     case = next(case for case in model_times.settings(Request(tiny=False)) if case.texts == "mixed")
-    packed, padded = bench.make_batch(case), torch_model_times.padded_batches(case)
+    packed, padded = make_batch(case), torch_model_times.padded_batches(case)
     assert len(padded) > 1
     assert all(batch["attention_mask"].any(0)[-1] for batch in padded), "padded to the longest, no further"
     texts = [

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from deberta_jax import DebertaConfig
+from deberta_jax.benchmarking.cases import Case, make_batch
 from deberta_jax.cli.main import main
-from deberta_jax.planning.bench import Case, make_batch
 
 TINY = DebertaConfig(
     vocab_size=64,
