@@ -41,48 +41,48 @@ def names_in(directory: Path) -> list[str]:
 
 
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
-    place = tmp_path / "a.txt"
-    place.write_text("old")
+    path = tmp_path / "a.txt"
+    path.write_text("old")
 
     def fails() -> None:
-        with storage.writing(place) as file:
+        with storage.writing(path) as file:
             file.write(b"new")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fails()
-    assert place.read_text() == "old"
+    assert path.read_text() == "old"
     assert names_in(tmp_path) == ["a.txt"]
 
 
 def test_a_file_replaced_keeps_its_permissions(tmp_path):
-    place = tmp_path / "a.txt"
-    place.write_text("old")
-    place.chmod(0o640)
-    storage.write_text(place, "new")
-    assert place.read_text() == "new"
-    assert stat.S_IMODE(place.stat().st_mode) == 0o640
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(0o640)
+    storage.write_text(path, "new")
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 def test_a_process_killed_while_it_writes_leaves_the_old_file_and_no_lock(tmp_path):
-    place = tmp_path / "a.txt"
-    place.write_text("old")
+    path = tmp_path / "a.txt"
+    path.write_text("old")
     code = (
         "with storage.output_text('--output', sys.argv[1]) as file:\n"
         "    file.write('new'); file.flush(); print('here', flush=True); time.sleep(60)"
     )
-    process = holding(code, str(place))
+    process = holding(code, str(path))
     with (
         pytest.raises(InputError, match=r"--output .*a\.txt: another process is writing there"),
-        storage.output_text("--output", str(place)),
+        storage.output_text("--output", str(path)),
     ):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert place.read_text() == "old"
-    with storage.output_text("--output", str(place)) as file:
+    assert path.read_text() == "old"
+    with storage.output_text("--output", str(path)) as file:
         file.write("newer")
-    assert place.read_text() == "newer"
+    assert path.read_text() == "newer"
     assert names_in(tmp_path) == ["a.txt"]
 
 
@@ -148,53 +148,53 @@ def test_standard_output_by_a_name_goes_after_what_it_holds(tmp_path):
 
 
 def test_a_directory_appears_whole_or_not_at_all(tmp_path):
-    place = tmp_path / "model"
+    path = tmp_path / "model"
 
     def fails() -> None:
-        with storage.staged(place, last="config.json") as stage:
+        with storage.staged(path, last="config.json") as stage:
             storage.write_text(stage / "config.json", "{}")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fails()
     assert names_in(tmp_path) == []
-    with storage.staged(place, last="config.json") as stage:
+    with storage.staged(path, last="config.json") as stage:
         storage.write_text(stage / "config.json", "{}")
-        assert not place.exists()
+        assert not path.exists()
     assert names_in(tmp_path) == ["model"]
-    assert names_in(place) == ["config.json"]
+    assert names_in(path) == ["config.json"]
 
 
 def test_an_empty_directory_takes_the_files_and_stays(tmp_path):
     """It may be a mount, a working directory, or have permissions of its own, and its parent may be closed."""
-    place = tmp_path / "model"
-    place.mkdir()
-    place.chmod(0o2770)
-    before = place.stat()
-    with storage.staged(place, last="config.json") as stage:
+    path = tmp_path / "model"
+    path.mkdir()
+    path.chmod(0o2770)
+    before = path.stat()
+    with storage.staged(path, last="config.json") as stage:
         storage.write_text(stage / "config.json", "{}")
-    assert (place.stat().st_ino, place.stat().st_mode) == (before.st_ino, before.st_mode)
-    assert names_in(place) == ["config.json"]
+    assert (path.stat().st_ino, path.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert names_in(path) == ["config.json"]
 
 
 def test_a_directory_replaced_never_holds_old_beside_new_with_the_last_file(tmp_path, monkeypatch):
     """After each single step of the operating system, as if the process were killed there."""
-    place = tmp_path / "model"
-    place.mkdir()
+    path = tmp_path / "model"
+    path.mkdir()
     for name in ("config.json", "weights-1", "weights-2", "spm.model", "notes"):
-        (place / name).write_text("old")
-    (place / "params").mkdir()
+        (path / name).write_text("old")
+    (path / "params").mkdir()
     seen = []
 
     def watched(function):
         def call(*arguments, **options):
             out = function(*arguments, **options)
-            seen.append({p.name: p.read_text() for p in place.iterdir() if p.is_file() and not p.name.startswith(".")})
+            seen.append({p.name: p.read_text() for p in path.iterdir() if p.is_file() and not p.name.startswith(".")})
             return out
 
         return call
 
-    with storage.staged(place, last="config.json", stale=("weights-*", "params", "spm.model")) as stage:
+    with storage.staged(path, last="config.json", stale=("weights-*", "params", "spm.model")) as stage:
         for name in ("config.json", "weights-1", "weights-3"):
             storage.write_text(stage / name, "new")
         for name in ("unlink", "rename", "rmdir"):
@@ -204,7 +204,7 @@ def test_a_directory_replaced_never_holds_old_beside_new_with_the_last_file(tmp_
         if "config.json" in files:
             rest = {files[name] for name in files if name.startswith("weights")}
             assert rest == {files["config.json"]}, files
-    assert {p.name for p in place.iterdir()} == {"config.json", "weights-1", "weights-3", "notes"}
+    assert {p.name for p in path.iterdir()} == {"config.json", "weights-1", "weights-3", "notes"}
 
 
 def test_what_lies_under_the_names_of_partial_files_and_locks_is_not_followed(tmp_path):
@@ -215,7 +215,7 @@ def test_what_lies_under_the_names_of_partial_files_and_locks_is_not_followed(tm
     assert not (tmp_path / "a.txt").is_symlink()
     (tmp_path / ".b.txt.lock").write_text("mine")
     with (
-        pytest.raises(InputError, match="is in the place of a lock"),
+        pytest.raises(InputError, match="has the name of a lock file but is not one"),
         storage.output_text("--output", str(tmp_path / "b.txt")),
     ):
         pass
@@ -236,7 +236,7 @@ def test_the_home_directory_in_names(tmp_path, monkeypatch):
 def test_outputs_that_need_a_disk_refuse_a_bucket(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for check in (storage.check_output_file, storage.check_output_directory, storage.output_directory):
-        with pytest.raises(InputError, match="is written to a disk; mount the bucket, or give a local place"):
+        with pytest.raises(InputError, match="must be on a local disk; mount the bucket, or give a local path"):
             check("--output", name)
     assert names_in(tmp_path) == []
 
@@ -253,20 +253,20 @@ def test_a_link_to_a_directory_stays(tmp_path):
 
 
 def test_what_a_killed_process_staged_is_removed_and_what_a_living_one_does_is_not(tmp_path):
-    place = tmp_path / "model"
+    path = tmp_path / "model"
     code = (
         "with storage.staged(Path(sys.argv[1]), last='config.json') as stage:\n"
         "    storage.write_text(stage / 'part', 'x'); print('here', flush=True); time.sleep(60)"
     )
-    process = holding(code, str(place))
-    with pytest.raises(InputError, match="another process is writing there"), storage.staged(place, last="config.json"):
+    process = holding(code, str(path))
+    with pytest.raises(InputError, match="another process is writing there"), storage.staged(path, last="config.json"):
         pass
     process.kill()
     process.wait()
-    with storage.staged(place, last="config.json") as stage:
+    with storage.staged(path, last="config.json") as stage:
         storage.write_text(stage / "config.json", "{}")
     assert names_in(tmp_path) == ["model"]
-    assert names_in(place) == ["config.json"]
+    assert names_in(path) == ["config.json"]
 
 
 def test_of_processes_that_make_the_same_the_first_wins(tmp_path):
@@ -289,13 +289,13 @@ def test_lines_up_to_one_cut_short(tmp_path):
 
 
 def test_ranges_of_a_file_and_arrays_that_the_disk_backs(tmp_path):
-    place = tmp_path / "a.bin"
-    np.arange(5, dtype="<u2").tofile(place)
-    assert storage.read_range(place, 2, 4) == b"\x01\x00\x02\x00"
-    assert storage.read_range(place, 8, 99) == b"\x04\x00"
-    np.testing.assert_array_equal(storage.mapped_array(place, np.dtype("<u2")), range(5))
-    place.write_bytes(b"")
-    assert storage.mapped_array(place, np.dtype("<u2")).shape == (0,)
+    path = tmp_path / "a.bin"
+    np.arange(5, dtype="<u2").tofile(path)
+    assert storage.read_range(path, 2, 4) == b"\x01\x00\x02\x00"
+    assert storage.read_range(path, 8, 99) == b"\x04\x00"
+    np.testing.assert_array_equal(storage.mapped_array(path, np.dtype("<u2")), range(5))
+    path.write_bytes(b"")
+    assert storage.mapped_array(path, np.dtype("<u2")).shape == (0,)
 
 
 REFUSED = {
@@ -324,17 +324,17 @@ def test_refusals_as_the_system_makes_them(tmp_path):
     (tmp_path / "file").write_text("")
     circle = tmp_path / "circle"
     circle.symlink_to(circle)
-    for place, advice in (
+    for path, advice in (
         (tmp_path / "file" / "a", "a part of the path is a file"),
         (tmp_path / ("x" * 300), "give a shorter name"),
         (circle, "symbolic links lead in a circle"),
         (tmp_path / "none" / "a", "check the path"),
     ):
         with pytest.raises(OSError) as error:
-            place.read_bytes()
+            path.read_bytes()
         assert advice in storage.explain(error.value)
         with pytest.raises((OSError, InputError)):
-            storage.write_text(place, "text")
+            storage.write_text(path, "text")
     assert names_in(tmp_path) == ["circle", "file"]
 
 

@@ -31,7 +31,7 @@ from deberta_jax.data.shards import (
     MANIFEST,
     UNIGRAMS,
     VERSION,
-    Place,
+    Position,
     Shard,
     Writer,
     check_tokenizer,
@@ -225,8 +225,8 @@ class _Run:
     def write(self) -> None:
         """Writes the shards after those kept."""
         writer: Writer | None = None
-        place, carried = self.shards[-1].end if self.shards else Place(), 0
-        encoded = self._encoded(self._blocks(place))
+        position, carried = self.shards[-1].end if self.shards else Position(), 0
+        encoded = self._encoded(self._blocks(position))
         try:
             for number, block, line, ids, lengths in encoded:
                 writer = writer or Writer(self.directory, len(self.shards), self.dtype)
@@ -235,25 +235,25 @@ class _Run:
                 self.unigrams += np.bincount(ids, minlength=len(self.unigrams))
                 self.documents += len(ended)
                 self.tokens += len(ids)
-                place = Place(number, block.end, line)
+                position = Position(number, block.end, line)
                 if block.closes and writer.tokens >= self.options.shard_tokens:
-                    self.shards.append(writer.close(place))
+                    self.shards.append(writer.close(position))
                     writer = None
                 if self.progress is not None:
                     self.progress(sum(self.sizes[:number]) + block.read, sum(self.sizes), self.documents, self.tokens)
             if not self.tokens:
                 raise InputError(f"{', '.join(self.files[:3])}: no text; nothing but blank lines")
             if writer is not None and writer.tokens:
-                self.shards.append(writer.close(place))
+                self.shards.append(writer.close(position))
                 writer = None
         finally:
             encoded.close()
             if writer is not None:
                 writer.drop()
 
-    def _blocks(self, place: Place) -> Iterator[tuple[int, Block]]:
-        for number in range(place.file, len(self.files)):
-            start = (place.offset, place.line) if number == place.file else (0, 1)
+    def _blocks(self, position: Position) -> Iterator[tuple[int, Block]]:
+        for number in range(position.file, len(self.files)):
+            start = (position.offset, position.line) if number == position.file else (0, 1)
             for block in blocks(self.files[number], self.options.source, *start):
                 yield number, block
 

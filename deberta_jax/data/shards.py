@@ -25,7 +25,7 @@ VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Position:
     """Where in the input to go on: the file's number, the offset in its decompressed bytes (in parquet its rows), and
     the line, from 1."""
 
@@ -43,14 +43,14 @@ class Shard:
     tokens: int
     tokens_sha256: str
     lengths_sha256: str
-    end: Place
+    end: Position
 
     @classmethod
     def read(cls, path: Path) -> "Shard":
         record = read_record(path)
         if record["name"] != path.stem:
             raise damaged(path, f"is the record of {record['name']}")
-        end = Place(**{name: record["end"][name] for name in _PLACE})
+        end = Position(**{name: record["end"][name] for name in _POSITION})
         return cls(**{name: record[name] for name in _SHARD}, end=end)
 
 
@@ -65,7 +65,7 @@ class Shards:
 
 # What is read of each record.
 _TOKENIZER = {"fingerprint": str, "kind": str, "vocab_size": int}
-_PLACE = {"file": int, "offset": int, "line": int}
+_POSITION = {"file": int, "offset": int, "line": int}
 _SHARD = {"name": str, "documents": int, "tokens": int, "tokens_sha256": str, "lengths_sha256": str}
 _MADE_OF = {
     "version": int,
@@ -154,7 +154,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: is of version {version}, expected {VERSION}; prepare the text again, into another directory"
         )
-    if not _fits(record, _FIELDS.get(path.name, _SHARD | {"end": _PLACE})):
+    if not _fits(record, _FIELDS.get(path.name, _SHARD | {"end": _POSITION})):
         raise damaged(path, "is not what was written (a field is missing or of another type)")
     return record
 
@@ -194,7 +194,7 @@ class Writer:
                 raise InputError(f"a document of {int(lengths.max())} tokens; the most that fit are {(1 << 32) - 1}")
             self.lengths.append(lengths.astype("<u4"))
 
-    def close(self, end: Place) -> Shard:
+    def close(self, end: Position) -> Shard:
         lengths = np.concatenate([np.empty(0, "<u4"), *self.lengths]).tobytes()
         self.staged.keep()
         storage.write_bytes(self.directory / f"{self.name}.lengths", lengths)

@@ -1,8 +1,8 @@
-"""Where bytes live: files and directories on a local disk, and objects in a bucket such as ``gs://bucket/name``.
+"""Reads, lists, writes, renames and locks files on a local disk and objects in a bucket such as ``gs://bucket/name``.
 
-All other modules open, list, write, rename and lock through this one. Files are written beside their place and renamed,
-so that a killed process leaves the old file or the new one, and never a part of it. Failures of the operating system
-stay ``OSError``, whose cause and remedy ``explain`` puts into one line.
+All other modules access files through this package. Local files are written under a temporary name in the target
+directory and then renamed, so a killed process leaves either the old file or the new one, never a part of it. Errors
+of the operating system are raised as ``OSError``; ``explain`` makes one line with cause and advice of them.
 """
 
 from deberta_jax.storage.files import (
@@ -41,23 +41,24 @@ from deberta_jax.storage.outputs import (
     scratch,
     staged,
 )
-from deberta_jax.storage.places import (
-    Place,
+from deberta_jax.storage.paths import (
+    AnyPath,
+    as_path,
     explain,
     files_in,
     is_pattern,
     is_remote,
     is_stream,
     matching,
-    place_of,
     reaching,
 )
 
 __all__ = [
     "LOCK",
-    "Place",
+    "AnyPath",
     "StagedFile",
     "append_json_line",
+    "as_path",
     "cache_directory",
     "check_output_directory",
     "check_output_file",
@@ -80,7 +81,6 @@ __all__ = [
     "output_file",
     "output_text",
     "partial_name",
-    "place_of",
     "reaching",
     "read_bytes",
     "read_json",

@@ -1,4 +1,4 @@
-"""Outputs of a command: checked before the work, held against other processes, there whole or not at all; caches."""
+"""Checks, locks and atomically writes the outputs of commands; finds and fills caches."""
 
 import contextlib
 import fnmatch
@@ -18,19 +18,19 @@ import filelock
 
 from deberta_jax.errors import InputError
 from deberta_jax.storage.files import make_directory, partial_name, remove, writing
-from deberta_jax.storage.places import check_file_kind, descriptor, explain, is_stream
+from deberta_jax.storage.paths import check_file_kind, descriptor, explain, is_stream
 
 LOCK = ".lock"
-"""The name of the lock file in a directory that one process at a time may write."""
+"""Name of the lock file in a directory that only one process at a time may write."""
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
 def output_text(option: str, name: str) -> Iterator[TextIO]:
-    """Yields the text file of a command's results, as ``output_file`` does. ``-``: standard output.
+    """Yields a text file for the results of a command, as ``output_file`` does; ``-`` is standard output.
 
-    Half a surrogate pair, which no UTF-8 can hold, is written as its escape, which JSON reads.
+    A lone surrogate, which UTF-8 cannot represent, is written as its JSON escape.
 
     Raises:
       InputError: as ``output_file``.
@@ -45,31 +45,32 @@ def output_text(option: str, name: str) -> Iterator[TextIO]:
 
 @contextmanager
 def output_file(option: str, name: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Yields a file of a command's results; it takes its name when the block ends well.
+    """Yields a file for the results of a command, which appears under its name when the block ends without an error.
 
-    The place is checked, and held against other processes, before the work of the block begins.
+    The path is checked and locked before the block begins.
 
     Args:
-      option: what the user gave the name by, such as ``--output``, for messages.
+      option: the option that the name was given by, such as ``--output``, for messages.
+      name: the path of the file.
 
     Raises:
-      InputError: it cannot be written, or another process is writing it.
+      InputError: the file cannot be written, or another process is writing it.
     """
     check_output_file(option, name)
-    place = Path(name).expanduser()
+    path = Path(name).expanduser()
     with contextlib.ExitStack() as stack:
         try:
-            if not is_stream(place):
-                target = Path(os.path.realpath(place))
+            if not is_stream(path):
+                target = Path(os.path.realpath(path))
                 stack.enter_context(locked(_lock_beside(target), f"{option} {name}"))
-            file = stack.enter_context(writing(place))
+            file = stack.enter_context(writing(path))
         except OSError as error:
             raise InputError(f"{option} {explain(error)}") from None
         yield file
 
 
 class _Text:
-    """Text to a binary file: UTF-8, and lines that end in one byte everywhere."""
+    """Writes text to a binary file as UTF-8, with LF as line end on every system."""
 
     def __init__(self, file: IO[bytes]):
         self.file = file
@@ -82,13 +83,17 @@ class _Text:
 
 
 def check_output_file(option: str, name: str | os.PathLike[str]) -> None:
-    """Raises InputError for a file that could not be written: told before the work, not after it. ``-`` can be."""
+    """Checks, before any work is done, that a file can be written; ``-`` always can.
+
+    Raises:
+      InputError: it cannot be written.
+    """
     _check_local(f"{option} {name}", str(name))
-    place = Path(name).expanduser()
-    if str(name) == "-" or descriptor(place) is not None:
+    path = Path(name).expanduser()
+    if str(name) == "-" or descriptor(path) is not None:
         return
     try:
-        mode = place.stat().st_mode
+        mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         mode = stat.S_IFREG
     except OSError as error:
@@ -98,38 +103,42 @@ def check_output_file(option: str, name: str | os.PathLike[str]) -> None:
         raise InputError(f"{option} {name}: is the name of a directory; give a file")
     if not stat.S_ISREG(mode):
         return
-    folder = Path(os.path.realpath(place)).parent
+    folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise InputError(f"{option} {name}: its directory does not exist; make it first")
     _check_writable(f"{option} {name}", folder)
 
 
 def check_output_directory(option: str, name: str | os.PathLike[str]) -> None:
-    """Raises InputError for a directory in which no file could be made, whether it is there already or not."""
-    place, named = Path(name).expanduser(), f"{option} {name}".lstrip()
+    """Checks that files can be written in a directory, which may not exist yet.
+
+    Raises:
+      InputError: they cannot be written, or the path is not a directory.
+    """
+    directory, named = Path(name).expanduser(), f"{option} {name}".lstrip()
     _check_local(named, str(name))
-    nearest = next(path for path in (place, *place.absolute().parents) if os.path.lexists(path))
+    nearest = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
         kind = "is a symbolic link that leads to no directory" if nearest.is_symlink() else "is a file"
-        what = f"{kind}; give a directory" if nearest == place else f"{nearest} {kind}; give another directory"
+        what = f"{kind}; give a directory" if nearest == directory else f"{nearest} {kind}; give another directory"
         raise InputError(f"{named}: {what}")
     _check_writable(named, nearest)
 
 
 def output_directory(option: str, name: str) -> Path:
-    """Returns the local directory that a name means, with ``~`` as the home directory. Raises InputError for a URL."""
+    """Returns the path of a local directory, with ``~`` expanded. Raises InputError for a URL."""
     _check_local(f"{option} {name}", name)
     return Path(name).expanduser()
 
 
 def _check_local(named: str, name: str) -> None:
     if re.match(r"[a-z][a-z0-9]+:/", name):
-        raise InputError(f"{named}: is written to a disk; mount the bucket, or give a local place")
+        raise InputError(f"{named}: must be on a local disk; mount the bucket, or give a local path")
 
 
 def _check_writable(named: str, folder: Path) -> None:
     try:
-        # Permissions alone do not tell what a mount, a quota or a security module refuses.
+        # Permissions alone do not show what a mount, a quota or a security module refuses.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -137,45 +146,49 @@ def _check_writable(named: str, folder: Path) -> None:
         raise InputError(f"{named}: nothing can be written in {folder} ({reason})") from None
 
 
-def _lock_beside(place: Path) -> Path:
-    """The lock file of a file, or of a directory that is not there yet."""
-    return place.with_name(f".{place.name}{LOCK}")
+def _lock_beside(path: Path) -> Path:
+    """Returns the path of the lock file for a file, or for a directory that does not exist yet."""
+    return path.with_name(f".{path.name}{LOCK}")
 
 
 @contextmanager
 def locked(file: Path, name: str) -> Iterator[None]:
-    """Holds a lock file, which is removed at the end, against other processes; the system frees it if this one dies.
+    """Holds a lock for the time of the block, and removes the lock file at its end.
+
+    The operating system releases the lock if this process is killed.
 
     Args:
-      file: in a directory that exists.
+      file: path of the lock file; its directory exists.
       name: what is locked, for the message.
 
     Raises:
-      InputError: another process holds it.
+      InputError: another process holds the lock, or the path is a file that is not a lock.
     """
     if os.path.lexists(file) and (file.is_symlink() or not file.is_file() or file.stat().st_size):
-        raise InputError(f"{file}: is in the place of a lock, and is none; remove or rename it")
+        raise InputError(f"{file}: has the name of a lock file but is not one; remove or rename it")
     lock = filelock.FileLock(file, is_singleton=False)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise InputError(f"{name}: another process is writing there; wait for its end") from None
-    except NotImplementedError:  # a file system without locks: the work is done all the same
+    except NotImplementedError:  # a file system without locks does not prevent the work
         _log.warning("%s: this file system has no locks; do not write there with two processes at once", name)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # on Windows an open file stays until it is closed
+        with contextlib.suppress(OSError):  # Windows does not remove an open file
             file.unlink(missing_ok=True)
         lock.release()
 
 
 @contextmanager
 def locked_directory(option: str, directory: Path) -> Iterator[None]:
-    """Holds a directory, which is made if there is none, against other processes; one left empty is removed.
+    """Locks a directory for the time of the block.
+
+    The directory is made if it does not exist; what was made and is still empty at the end is removed.
 
     Raises:
-      InputError: it cannot be written, or another process holds it.
+      InputError: the directory cannot be written, or another process holds the lock.
     """
     check_output_directory(option, directory)
     with _made(directory), locked(directory / LOCK, f"{option} {directory}"):
@@ -184,7 +197,7 @@ def locked_directory(option: str, directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _made(directory: Path) -> Iterator[None]:
-    """Makes a directory and those above it; of these, what is empty at the end of the block is removed."""
+    """Makes a directory and its parents. Removes those that it made and that are empty at the end of the block."""
     made = [path for path in (directory, *directory.absolute().parents) if not os.path.lexists(path)]
     try:
         make_directory(directory)
@@ -197,26 +210,27 @@ def _made(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def staged(directory: Path, *, last: str, stale: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yields a directory that becomes ``directory``, or whose files move into it, when the block ends well.
+    """Yields a temporary directory that replaces ``directory`` when the block ends without an error.
 
-    A new directory appears in one rename. Into one that exists, files move one by one, each by a rename; a process that
-    is killed meanwhile leaves a directory without ``last``, never old files beside new ones with it.
+    A new directory appears in one rename. If ``directory`` exists, the files are renamed into it one by one. A process
+    that is killed in between leaves a directory without the file ``last``, which readers treat as incomplete.
 
     Args:
-      last: the name of the file without which the others count for nothing: it goes first, and comes last.
-      stale: patterns of what is removed from an existing directory unless the block wrote it.
+      directory: the target, which may exist.
+      last: name of the file that marks a complete directory. The old one is removed first, the new one is moved last.
+      stale: glob patterns of files that are removed from an existing directory unless the block wrote them.
 
     Raises:
       InputError: another process is writing there.
-      OSError: it cannot be written.
+      OSError: the directory cannot be written.
     """
     directory = Path(os.path.realpath(directory))
-    # One that is there, even if empty, is someone's: a mount, a working directory, one with permissions of its own.
+    # An existing directory is not replaced even if it is empty: it may be a mount, or have its own permissions.
     existing = directory.is_dir()
     parent = directory if existing else directory.parent
     with _made(parent), locked(parent / _lock_beside(directory).name, str(directory)):
         stage = parent / partial_name(directory.name)
-        remove(stage)  # what a killed process left
+        remove(stage)  # left by a killed process
         stage.mkdir()
         try:
             yield stage
@@ -234,10 +248,10 @@ def _move_files(stage: Path, directory: Path, last: str, stale: tuple[str, ...])
     (directory / last).unlink(missing_ok=True)
     _sync(directory)
     new = {path.name for path in stage.iterdir()}
-    for place in list(directory.iterdir()):
-        replaced = place.name in new and place.is_dir()
-        if replaced or (place.name not in new and any(fnmatch.fnmatchcase(place.name, name) for name in stale)):
-            remove(place)
+    for path in list(directory.iterdir()):
+        replaced = path.name in new and path.is_dir()
+        if replaced or (path.name not in new and any(fnmatch.fnmatchcase(path.name, name) for name in stale)):
+            remove(path)
     for name in sorted(new, key=lambda name: name == last):
         if (directory / name).is_file() and not (directory / name).is_symlink():
             shutil.copymode(directory / name, stage / name)
@@ -245,7 +259,7 @@ def _move_files(stage: Path, directory: Path, last: str, stale: tuple[str, ...])
 
 
 def _sync(path: Path) -> None:
-    """Makes the disk keep what a directory has been told; systems that cannot open a directory do so themselves."""
+    """Flushes the entries of a directory to disk. Does nothing on systems that cannot open a directory."""
     with contextlib.suppress(PermissionError):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -255,7 +269,7 @@ def _sync(path: Path) -> None:
 
 
 def cache_directory() -> Path | None:
-    """Returns ``$XDG_CACHE_HOME/deberta_jax``, by default in ``~/.cache``; None where there is no home directory."""
+    """Returns ``$XDG_CACHE_HOME/deberta_jax``, by default in ``~/.cache``; None if there is no home directory."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(named):
         return Path(named) / "deberta_jax"
@@ -268,10 +282,12 @@ def cache_directory() -> Path | None:
 
 @contextmanager
 def made_once(directory: Path) -> Iterator[Path]:
-    """Yields a directory that becomes ``directory`` when the block ends well, unless another process was first.
+    """Yields a temporary directory that is renamed to ``directory`` when the block ends without an error.
+
+    If another process has made ``directory`` meanwhile, that one is kept and the temporary one is removed.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the directory cannot be written.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory.parent))
@@ -288,15 +304,18 @@ def made_once(directory: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Yields an empty directory that goes with the block. Raises OSError."""
+    """Yields an empty temporary directory, which is removed after the block. Raises OSError."""
     with tempfile.TemporaryDirectory(prefix="deberta_jax-") as name:
         yield Path(name)
 
 
 def fill_standard_streams() -> None:
-    """Opens the null device in place of standard streams that are closed: a file that is opened later would take their
-    numbers, and get what native code prints. Messages to a closed standard error are dropped."""
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest that is free
+    """Opens the null device for each standard stream that is closed.
+
+    Otherwise a file that is opened later would take the descriptor of the stream and receive what native code prints.
+    Messages to a closed standard error are dropped.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # open returns the lowest free descriptor
         pass
     os.close(number)
     if sys.stderr is None:

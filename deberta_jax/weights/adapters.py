@@ -15,7 +15,7 @@ import numpy as np
 
 from deberta_jax.config_json import read_json_object
 from deberta_jax.errors import InputError, brief, listed
-from deberta_jax.storage import Place
+from deberta_jax.storage import AnyPath
 from deberta_jax.weights.report import SourceRow
 from deberta_jax.weights.source import Folded, Tensor, kind
 
@@ -96,7 +96,7 @@ def holds_updates(names: Iterable[str]) -> bool:
     return bool(words & {"lora_A", "lora_B", "lora_embedding_A", "base_layer", "modules_to_save"})
 
 
-def merge_updates(found: Mapping[str, Tensor], config: Mapping[str, Any], where: Place, *, own_base: bool) -> Merged:
+def merge_updates(found: Mapping[str, Tensor], config: Mapping[str, Any], where: AnyPath, *, own_base: bool) -> Merged:
     """Folds LoRA's updates into the weights they belong to.
 
     Args:
@@ -144,7 +144,7 @@ def merge_updates(found: Mapping[str, Tensor], config: Mapping[str, Any], where:
     return Merged(out, tuple(rows), notes)
 
 
-def _check_method(config: Mapping[str, Any], where: Place, *, own_base: bool) -> None:
+def _check_method(config: Mapping[str, Any], where: AnyPath, *, own_base: bool) -> None:
     method = config.get("peft_type", "LORA")
     used = [name for name in _OTHER_METHODS if config.get(name)]
     if method != "LORA" or used:
@@ -161,7 +161,7 @@ def _check_method(config: Mapping[str, Any], where: Place, *, own_base: bool) ->
         )
 
 
-def _alpha(config: Mapping[str, Any], module: str, where: Place) -> float:
+def _alpha(config: Mapping[str, Any], module: str, where: AnyPath) -> float:
     """alpha of one module: that of the first pattern that ends its name, as peft finds it, else lora_alpha."""
     alpha = config["lora_alpha"]
     for pattern, value in (config.get("alpha_pattern") or {}).items():
@@ -176,7 +176,7 @@ def _alpha(config: Mapping[str, Any], module: str, where: Place) -> float:
     return float(alpha)
 
 
-def _updated(weight: Tensor, parts: Mapping[str, Tensor], alpha: float, stable: bool, where: Place) -> Folded:
+def _updated(weight: Tensor, parts: Mapping[str, Tensor], alpha: float, stable: bool, where: AnyPath) -> Folded:
     """The weight with its update, computed when it is read, in the wider of the dtypes."""
     embedding = "lora_embedding_A" in parts
     a, b = (parts.get(f"lora_embedding_{x}" if embedding else f"lora_{x}") for x in "AB")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, listed
-from deberta_jax.storage import Place
+from deberta_jax.storage import AnyPath
 from deberta_jax.weights.account import parts_present
 from deberta_jax.weights.names import classifier_rows, head_parts
 from deberta_jax.weights.source import Tensor
@@ -39,7 +39,7 @@ class Wish:
 
 
 def choose_head(
-    wish: Wish, config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: bool, where: Place
+    wish: Wish, config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: bool, where: AnyPath
 ) -> Choice:
     """The choice for one head.
 
@@ -80,7 +80,7 @@ def choose_all(config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: 
     return Choice(config, present, labels)
 
 
-def _masked_lm(choice: Choice, wish: Wish, config: DebertaConfig, found: Mapping[str, Tensor], where: Place) -> None:
+def _masked_lm(choice: Choice, wish: Wish, config: DebertaConfig, found: Mapping[str, Tensor], where: AnyPath) -> None:
     present = parts_present(found)
     decoder = _POSITIONS in found and not config.position_biased_input
     if "cls" in present:
@@ -105,7 +105,7 @@ def _masked_lm(choice: Choice, wish: Wish, config: DebertaConfig, found: Mapping
 
 
 def _classifier(
-    choice: Choice, wish: Wish, found: Mapping[str, Tensor], labelled: bool, *, pooled: bool, where: Place
+    choice: Choice, wish: Wish, found: Mapping[str, Tensor], labelled: bool, *, pooled: bool, where: AnyPath
 ) -> None:
     config, rows, present = choice.config, _rows(found), parts_present(found)
     single = wish.head == "multiple-choice"

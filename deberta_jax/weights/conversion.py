@@ -13,7 +13,7 @@ import numpy as np
 from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.models import MODELS
-from deberta_jax.storage import Place
+from deberta_jax.storage import AnyPath
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import Plan
 from deberta_jax.weights.choose import Wish
@@ -164,7 +164,7 @@ def _reader(plan: Plan, path: str, dtype: np.dtype, broken: list[str], progress:
     return read
 
 
-def _to_bucket(target: Place, leaves: Mapping[str, PendingLeaf]) -> None:
+def _to_bucket(target: AnyPath, leaves: Mapping[str, PendingLeaf]) -> None:
     """``params`` below the target, which Orbax marks as whole at the end."""
     if (target / "config.json").exists():
         raise InputError(f"{target}: holds a model already; give a new directory")

@@ -12,7 +12,7 @@ import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
-from deberta_jax.storage import Place
+from deberta_jax.storage import AnyPath
 from deberta_jax.weights.readers import GENERATOR, read_weights
 from deberta_jax.weights.source import Folded, Tensor
 from deberta_jax.weights.wrappers import unwrap
@@ -21,7 +21,7 @@ _TABLES = ("word_embeddings", "position_embeddings")
 
 
 def fold_differences(
-    found: dict[str, Tensor], config: DebertaConfig, directory: Place, path: Place
+    found: dict[str, Tensor], config: DebertaConfig, directory: AnyPath, path: AnyPath
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """``found`` with a ``weight`` for every table that has only a ``_weight``, and a note on how each came about.
 

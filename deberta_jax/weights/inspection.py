@@ -9,7 +9,7 @@ from typing import Any
 
 from deberta_jax.config import V1
 from deberta_jax.errors import InputError, listed
-from deberta_jax.storage import Place
+from deberta_jax.storage import AnyPath
 from deberta_jax.text import load_tokenizer
 from deberta_jax.weights.account import parts_present
 from deberta_jax.weights.choose import Wish
@@ -117,7 +117,7 @@ def inspect(
     )
 
 
-def _tokenizer_rule(directory: Place) -> str | None:
+def _tokenizer_rule(directory: AnyPath) -> str | None:
     if not isinstance(directory, Path):
         return None
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from deberta_jax import hub, storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, brief, listed
-from deberta_jax.storage import Place
+from deberta_jax.storage import AnyPath
 from deberta_jax.weights import adapters
 from deberta_jax.weights.differences import fold_differences
 from deberta_jax.weights.directories import explain
@@ -38,7 +38,7 @@ TOKENIZER_FILES = (
 class Source:
     """An opened model: its directory, its weights under canonical names, and what its config says."""
 
-    directory: Place
+    directory: AnyPath
     checkpoint: Checkpoint
     found: Mapping[str, Tensor]
     outside: Mapping[str, Tensor]
@@ -146,14 +146,14 @@ def _open_whole(directory: Path, file: str | None, ignore: Sequence[str]) -> Sou
     return _make_source(directory, checkpoint, config, raw, ignore)
 
 
-def _open_cloud(directory: Place, ignore: Sequence[str]) -> Source:
+def _open_cloud(directory: AnyPath, ignore: Sequence[str]) -> Source:
     orbax = find_orbax(directory)
     if orbax is None:
         raise InputError(f"{directory}: no Orbax checkpoint there; files of any other form must be on a local disk")
     return _open_orbax(directory, orbax, ignore)
 
 
-def _open_orbax(directory: Place, orbax: Place, ignore: Sequence[str]) -> Source:
+def _open_orbax(directory: AnyPath, orbax: AnyPath, ignore: Sequence[str]) -> Source:
     above = (directory, *directory.absolute().parents[:3])
     home = next((place for place in above if _config_file(place, "")), directory)
     config, raw = _read_config(home, "", None)
@@ -191,7 +191,7 @@ def _open_adapter(directory: Path, path: Path, base_model: str | Path | None, ig
 
 
 def _make_source(
-    directory: Place, checkpoint: Checkpoint, config: DebertaConfig, raw: Mapping[str, Any], ignore: Sequence[str]
+    directory: AnyPath, checkpoint: Checkpoint, config: DebertaConfig, raw: Mapping[str, Any], ignore: Sequence[str]
 ) -> Source:
     own = unwrap(checkpoint, ignore)
     merged = adapters.Merged(own.tensors)
@@ -253,7 +253,7 @@ def _has_tokenizer(directory: Path) -> bool:
 
 
 def _read_config(
-    directory: Place, file: str, inside: Mapping[str, Any] | None
+    directory: AnyPath, file: str, inside: Mapping[str, Any] | None
 ) -> tuple[DebertaConfig, Mapping[str, Any]]:
     """The config that belongs to a file of weights, and what it was read from."""
     path = _config_file(directory, file)
@@ -269,7 +269,7 @@ def _read_config(
     return DebertaConfig.from_hf(raw), raw
 
 
-def _config_file(directory: Place, file: str) -> Place | None:
+def _config_file(directory: AnyPath, file: str) -> AnyPath | None:
     names = ["config.json", "model_config.json"]
     if "generator" in file:
         names.insert(0, "generator_config.json")

@@ -20,7 +20,7 @@ from etils import epath
 from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, listed
-from deberta_jax.storage import Place
+from deberta_jax.storage import AnyPath
 from deberta_jax.weights import names as table
 from deberta_jax.weights.source import Checkpoint, Tensor
 
@@ -101,7 +101,7 @@ class _LeafHandler(ocp.type_handlers.TypeHandler):
         return []
 
 
-def _store(directory: Place) -> str | dict[str, str]:
+def _store(directory: AnyPath) -> str | dict[str, str]:
     """Returns TensorStore's name of a directory: locally no URL, in which ``%`` and ``#`` would mean other things."""
     return (
         f"{directory}/"
@@ -136,7 +136,7 @@ async def _write_leaf(leaf: PendingLeaf, info: Any, turn: asyncio.Semaphore) -> 
             del found, piece
 
 
-def write_orbax(directory: Place, leaves: Mapping[str, PendingLeaf]) -> None:
+def write_orbax(directory: AnyPath, leaves: Mapping[str, PendingLeaf]) -> None:
     """Writes one checkpoint; ``leaves`` are by path, and come back as a nested dict."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
@@ -157,10 +157,10 @@ def write_orbax(directory: Place, leaves: Mapping[str, PendingLeaf]) -> None:
             if storage.is_remote(directory):
                 raise
             why = " ".join(str(error).split())[:200]
-            raise InputError(f"{directory}: could not be written ({why}); make room, or give another place") from None
+            raise InputError(f"{directory}: could not be written ({why}); make room, or give another path") from None
 
 
-def find_orbax(directory: Place) -> Place | None:
+def find_orbax(directory: AnyPath) -> AnyPath | None:
     """The checkpoint in a directory: itself, its ``params``, or the newest step of a training state; else None."""
     for place in (directory, directory / PARAMS, directory / "state"):
         if (place / _METADATA).is_file():
@@ -173,7 +173,7 @@ def find_orbax(directory: Place) -> Place | None:
     return None
 
 
-def _leaves_of(directory: Place) -> dict[str, dict[str, Any]]:
+def _leaves_of(directory: AnyPath) -> dict[str, dict[str, Any]]:
     """Specs of the parameters by path: everything, or what is below ``params`` in a training state.
 
     Raises:
@@ -203,7 +203,7 @@ def _leaves_of(directory: Place) -> dict[str, dict[str, Any]]:
 class OrbaxArrays:
     """The arrays of a checkpoint by path, each opened when it is needed."""
 
-    def __init__(self, directory: Place):
+    def __init__(self, directory: AnyPath):
         self.directory = directory
         self._open: dict[str, ts.TensorStore] = {}
         self.specs = _leaves_of(directory)
@@ -252,7 +252,7 @@ def _key(index: tuple[slice, ...] | None) -> tuple[tuple[Any, Any], ...]:
     return tuple((part.start, part.stop) for part in index or ())
 
 
-def read_orbax(directory: Place, config: DebertaConfig) -> Checkpoint:
+def read_orbax(directory: AnyPath, config: DebertaConfig) -> Checkpoint:
     """A checkpoint of ours under the names of torch tensors, so that it is accounted for like any other file.
 
     Raises:

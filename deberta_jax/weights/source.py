@@ -7,7 +7,7 @@ from typing import Any
 import jax.dtypes
 import numpy as np
 
-from deberta_jax.storage import Place
+from deberta_jax.storage import AnyPath
 
 BFLOAT16 = np.dtype(jax.dtypes.bfloat16)
 
@@ -38,8 +38,8 @@ class Folded(Tensor):
 class Checkpoint:
     """A file, or the shards of one, or an array checkpoint: names to tensors, and what else it said."""
 
-    path: Place
-    files: tuple[Place, ...]
+    path: AnyPath
+    files: tuple[AnyPath, ...]
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any] | None = None
     """An architecture stored inside the file, as Microsoft's task checkpoints do."""

@@ -1,4 +1,4 @@
-"""Names of places on a local disk and in buckets, what is there, and what the system says when it refuses."""
+"""Handles local and remote paths, lists what they hold, and explains errors of the operating system."""
 
 import errno
 import fnmatch
@@ -16,17 +16,17 @@ from deberta_jax.errors import InputError, printable
 if TYPE_CHECKING:
     from etils import epath
 
-    Place = Path | epath.Path
-    """A place on a local disk, or in a bucket: of another class, with the same methods."""
+    AnyPath = Path | epath.Path
+    """A local path, or a path in a bucket, which is of another class with the same methods."""
 else:
-    Place = Any  # etils is slow to import; only remote places need it
+    AnyPath = Any  # etils is slow to import; only remote paths need it
 
 _ADVICE = {
     errno.ENOSPC: "make room and run the same command again",
     errno.EDQUOT: "your share of this disk is used up; make room and run the same command again",
-    errno.EROFS: "give a place on a disk that can be written",
-    errno.EACCES: "give another place, or change its permissions",
-    errno.EPERM: "give another place, or change its permissions",
+    errno.EROFS: "give a path on a disk that can be written",
+    errno.EACCES: "give another path, or change its permissions",
+    errno.EPERM: "give another path, or change its permissions",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "a part of the path is a file; check the path",
     errno.EISDIR: "name a file in it",
@@ -47,20 +47,20 @@ _ADVICE = {
 
 
 def explain(error: OSError) -> str:
-    """Returns what the operating system refused, for which file, and what to do, in one line."""
+    """Returns one line that names the file, what the operating system refused, and what to do about it."""
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
     what = error.strerror or " ".join(str(error).split()) or type(error).__name__
     advice = _ADVICE.get(error.errno or 0)
     return printable(f"{where}{what}; {advice}" if advice else f"{where}{what}")
 
 
-def is_remote(place: str | os.PathLike[str], schemes: tuple[str, ...] = ("gs", "s3")) -> bool:
-    """Returns whether a place is a URL.
+def is_remote(path: str | os.PathLike[str], schemes: tuple[str, ...] = ("gs", "s3")) -> bool:
+    """Returns whether a path is a URL of one of the schemes.
 
     Raises:
-      InputError: a URL of another scheme, or one that ``pathlib`` has cut short.
+      InputError: the URL has another scheme, or ``pathlib`` has collapsed its two slashes into one.
     """
-    text = str(place)
+    text = str(path)
     if re.match(r"[a-z][a-z0-9]+:/[^/]", text):
         raise InputError(f"{text}: pathlib has cut this URL short; give it as text, {text.replace(':/', '://', 1)}")
     if "://" in text and not re.match(rf"({'|'.join(schemes)})://[^/]+", text):
@@ -69,65 +69,72 @@ def is_remote(place: str | os.PathLike[str], schemes: tuple[str, ...] = ("gs", "
     return "://" in text
 
 
-def place_of(name: str | os.PathLike[str]) -> Place:
-    """Returns the path of a local name, with ``~`` as the home directory, or of a URL. Raises as ``is_remote``."""
+def as_path(name: str | os.PathLike[str]) -> AnyPath:
+    """Converts a local name, in which ``~`` is the home directory, or a URL to a path. Raises as ``is_remote``."""
     if not is_remote(name):
         return Path(name).expanduser()
-    from etils import epath  # slow to import; only remote places need it
+    from etils import epath  # slow to import; only remote paths need it
 
     return epath.Path(str(name))
 
 
 @contextmanager
-def reaching(place: str | os.PathLike[str]) -> Iterator[Place]:
-    """Yields the path of a remote place; whatever fails on the way there is an InputError of one line."""
+def reaching(path: str | os.PathLike[str]) -> Iterator[AnyPath]:
+    """Yields a remote path. Converts errors of the remote client inside the block to a one-line InputError."""
     try:
-        yield place_of(place)
+        yield as_path(path)
     except (InputError, TypeError, AttributeError, LookupError, AssertionError):
-        raise  # ours, or a mistake of a program
+        raise  # raised by this package, or a programming error
     except FileNotFoundError:
-        raise InputError(f"{place}: there is nothing of that name") from None
+        raise InputError(f"{path}: there is nothing of that name") from None
     except ImportError as error:
-        raise InputError(f"{place}: {error}; pip install 'deberta_jax[gcs]', or use a local directory") from None
-    except Exception as error:  # of the client, its transport, its credentials: all mean that the place is out of reach
-        raise InputError(f"{place}: cannot be reached ({' '.join(str(error).split())[:200]})") from None
+        raise InputError(f"{path}: {error}; pip install 'deberta_jax[gcs]', or use a local directory") from None
+    except Exception as error:  # from the client, its transport or its credentials: the path cannot be reached
+        raise InputError(f"{path}: cannot be reached ({' '.join(str(error).split())[:200]})") from None
 
 
-def is_stream(place: str | os.PathLike[str]) -> bool:
-    """Returns whether bytes can be read from a place only once, as from a pipe or ``/dev/stdin``."""
-    if is_remote(place) or not os.path.exists(place):
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a path can be read only once, like a pipe or ``/dev/stdin``."""
+    if is_remote(path) or not os.path.exists(path):
         return False
-    mode = os.stat(place).st_mode
-    return descriptor(place) is not None or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    mode = os.stat(path).st_mode
+    return descriptor(path) is not None or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def descriptor(place: str | os.PathLike[str]) -> int | None:
-    """Returns the number of the open file that a place such as /dev/stdin or /dev/fd/3 names, if any."""
-    number = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", str(place))
+def descriptor(path: str | os.PathLike[str]) -> int | None:
+    """Returns the file descriptor that a path such as /dev/stdin or /dev/fd/3 names; None for other paths."""
+    number = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", str(path))
     names = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
-    return int(number[1]) if number else names.get(str(place))
+    return int(number[1]) if number else names.get(str(path))
 
 
 def check_file_kind(named: str, mode: int) -> None:
-    """Raises InputError where a mode, as ``os.stat`` gives it, is that of a directory or a disk, which hold no bytes of
-    a file."""
+    """Checks that a path is not a directory or a block device.
+
+    Args:
+      named: the name of the path, for the message.
+      mode: ``st_mode`` of ``os.stat``.
+
+    Raises:
+      InputError: it is one of them.
+    """
     if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
         raise InputError(f"{named}: is a {'directory' if stat.S_ISDIR(mode) else 'disk'}; give a file")
 
 
 def is_pattern(name: str) -> bool:
-    """Returns whether a name has a character that stands for others."""
+    """Returns whether a name has a wildcard of glob patterns."""
     return any(character in name for character in "*?[")
 
 
 def matching(pattern: str) -> list[str]:
-    """Returns the names of the files that a path or pattern means, sorted; none for a path without a file."""
+    """Returns the sorted names of the files that match a path or glob pattern; an empty list if none exists."""
     if is_remote(pattern):
-        with reaching(pattern) as place:
+        with reaching(pattern) as path:
             if is_pattern(pattern):
-                return sorted(str(file) for file in place.parent.glob(place.name))
-            return [pattern] if place.is_file() else []
-    # A folder's name may have brackets: what is there by the letter is meant by the letter.
+                return sorted(str(file) for file in path.parent.glob(path.name))
+            return [pattern] if path.is_file() else []
+    # The name of a directory may contain brackets, so a name that exists as it stands is not a pattern.
     if os.path.exists(pattern) and not os.path.isdir(pattern):
         return [pattern]
     if not is_pattern(pattern):
@@ -139,7 +146,10 @@ def matching(pattern: str) -> list[str]:
     return sorted(str(Path(file)) for file in glob.glob(os.path.join(glob.escape(str(base)), inside)))
 
 
-def files_in(directory: Place, *patterns: str) -> list[Any]:
-    """Returns the files right in a directory whose names match any of the patterns, sorted; all without patterns."""
+def files_in(directory: AnyPath, *patterns: str) -> list[Any]:
+    """Returns the sorted files of a directory whose names match any pattern; all files if there are no patterns.
+
+    Subdirectories are not searched.
+    """
     wanted = lambda name: not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    return sorted(place for place in directory.iterdir() if wanted(place.name) and place.is_file())
+    return sorted(path for path in directory.iterdir() if wanted(path.name) and path.is_file())
