@@ -2,7 +2,7 @@
 
 A case is complete without PyTorch: weights are drawn by name from ``RandomState``, whose streams numpy has promised
 never to change, so a recorded output needs no recorded weights. ``to_tree`` places PyTorch's names in this package's
-tree; it is written from the description of both and shares no code with ``deberta_jax.weights``, which it judges.
+tree; it is written from the description of both and shares no code with ``deberta_jax.weights``, which it tests.
 """
 
 import dataclasses
@@ -282,7 +282,7 @@ def run(case: Case, params: Any, batch: Mapping[str, Any], **runtime: Any) -> Ar
 
 
 def run_with_gradients(case: Case, params: Any, batch: Mapping[str, Any], **runtime: Any) -> tuple[Arrays, Any]:
-    """The same but for attentions, so that the body is that of training, and the gradients' tree of ``objective``."""
+    """The same but for attentions, so that their implementation is that of training; and gradients of ``objective``."""
     forward = _forward(case, attentions=False, **runtime)
 
     def loss(params, batch):

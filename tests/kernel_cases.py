@@ -1,4 +1,4 @@
-"""Cases of the attention kernels, what they are judged by, and how closely they must agree with it."""
+"""Cases of the attention kernels, the reference they are compared with, and how closely they must agree."""
 
 import jax
 import jax.numpy as jnp

@@ -123,7 +123,7 @@ def test_unknown_keys_are_named_once_whatever_reads_the_file(tmp_path, caplog):
     assert "quantization_config is not" in line
 
 
-def test_what_transformers_itself_writes_is_kept_without_a_word(tmp_path, caplog):
+def test_what_transformers_itself_writes_is_kept_without_a_message(tmp_path, caplog):
     path = tmp_path / "config.json"
     path.write_text(
         json.dumps(

@@ -81,7 +81,7 @@ WRONG = (
 )
 
 
-def judge(attend: Attend, dtype: str) -> dict[str, Any]:
+def check(attend: Attend, dtype: str) -> dict[str, Any]:
     """Compares a function of this file as a user's file is with ``--extra``."""
     setting = Setting(24, dtype, "texts", 0.2, "v3", size=8)
     return compare(attend.__name__, setting, Request(tiny=True, extra=f"{__file__}:{attend.__name__}"))
@@ -89,7 +89,7 @@ def judge(attend: Attend, dtype: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("attend", WRONG, ids=lambda attend: attend.__name__)
 def test_wrong_attention_fails(attend):
-    row = judge(attend, "bfloat16")
+    row = check(attend, "bfloat16")
     assert row["status"] == "failed"
     wrong = [name for name in ARRAYS if row["errors"][name] is None or row["errors"][name] > row["limits"][name]]
     if attend is without_a_gradient:
@@ -104,7 +104,7 @@ def test_wrong_attention_fails(attend):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_right_attention_passes_and_limits_are_near_its_error(dtype):
-    row = judge(by_shift, dtype)
+    row = check(by_shift, dtype)
     assert row["status"] == "ok", row
     assert sorted(row["errors"]) == sorted(ARRAYS)
     for name in ARRAYS:
@@ -159,7 +159,7 @@ def refuses(*arrays, **options):
     ],
 )
 def test_what_cannot_run_is_an_error_and_what_refuses_is_skipped(attend, status, reason):
-    row = run_case(Case("made", lambda: judge(attend, "bfloat16")))
+    row = run_case(Case("made", lambda: check(attend, "bfloat16")))
     assert (row["status"], row["reason"]) == (status, reason)
 
 

@@ -98,7 +98,7 @@ def test_help_and_version(capsys):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_tells_its_arguments(verb, capsys):
+def test_every_command_lists_its_arguments(verb, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([verb, "--help"])
     assert stopped.value.code == 0

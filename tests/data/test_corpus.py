@@ -147,7 +147,7 @@ def test_an_example_follows_from_seed_and_position_alone(layout):
             np.testing.assert_array_equal(array, twice[name][half])
     assert not np.array_equal(source[0]["input_ids"], batches(layout, seed=1)[0]["input_ids"])
     keys = [tuple(key) for step in range(50) for key in source[step]["draws"].tolist()]
-    assert len(set(keys)) == 50 * 16, "every visit of a row draws anew"
+    assert len(set(keys)) == 50 * 16, "every visit of a row draws new masks"
     assert not set(keys) & {tuple(key) for key in batches(layout, seed=1)[0]["draws"].tolist()}
     assert source.position(3) == 48
     size = source.size(3)

@@ -68,7 +68,7 @@ def test_texts_positions_segments_and_labels_of_examples():
         np.testing.assert_array_equal(array[0], batch[name][1])
 
 
-def test_numbers_several_labels_tags_and_answers():
+def test_packed_labels_of_every_kind():
     numbers = packed(ragged([3, 9, 2, 4], labels=np.array([0.5, 1, 2, 3], np.float32)))["labels"]
     np.testing.assert_array_equal(numbers, [[0.5, np.nan, np.nan], [3, 2, np.nan]])
     several = packed(ragged([3, 9, 2, 4], labels=np.eye(4, dtype=np.float32)))["labels"]
@@ -83,7 +83,7 @@ def test_numbers_several_labels_tags_and_answers():
     assert spans.tolist() == [[[1, 2], [-1, -1], [-1, -1]], [[-1, -1], [4, 5], [-1, -1]]]
 
 
-def test_choices_stay_side_by_side_and_one_that_is_not_there_has_no_place():
+def test_choices_stay_side_by_side_and_a_missing_one_has_no_slot():
     features = ragged([2, 1, 3, 0, 1, 2], choices=2, labels=np.array([1, 0, 1], np.int32))
     packing = Packing(8, 2, (1,))
     batch = packed_batch(features, np.array([1, 2]), np.array([0, 0]), np.arange(1), packing, 9)

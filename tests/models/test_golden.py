@@ -56,7 +56,7 @@ _PREPARED = ("golden-v1-encoder", "golden-v2-unshared", "golden-v3-left", "golde
         for c in HUGGING_FACE + MICROSOFT
     ],
 )
-def test_recorded_outputs_with_position_tables_computed_beforehand(case: Case):
+def test_recorded_outputs_with_precomputed_position_tables(case: Case):
     """``prepare_for_inference``: at another length too its tables serve, as they hold every row."""
     tree, recorded, _ = load(case)
     batch = case.batch()

@@ -249,7 +249,7 @@ HALVES = [
 
 
 @pytest.mark.parametrize(("dtype", "body", "length"), HALVES)
-def test_every_body_trains_in_half_precision(dtype, body, length):
+def test_every_attention_implementation_trains_in_half_precision(dtype, body, length):
     """Gradients near those of float32; a CPU lacks some half-precision products, which it says only when they run."""
     case = Case("half-gradients", "v3", "sequence-classification", length=length)
     batch, params = make_batch(case), draw_params(case.model())

@@ -1,7 +1,7 @@
 """What is saved here loads in transformers, what it saves loads here, with equal ids on plain English.
 
-On other text transformers 5 is no judge: it drops SentencePiece's normaliser and byte fallback, and its v1 template and
-[MASK] are not DeBERTa's. tests/text holds the proofs for those.
+On other text transformers 5 is no reference: it drops SentencePiece's normaliser and byte fallback, and its v1 template
+and [MASK] are not DeBERTa's. tests/text holds the proofs for those.
 """
 
 from __future__ import annotations

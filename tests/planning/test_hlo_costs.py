@@ -85,7 +85,7 @@ def test_a_counter_that_begins_at_one_and_grows_by_two():
         assert count(parse(given), {"data": 1}).flops == 4 * 2 * 32 * 64 * 64
 
 
-def test_what_each_device_multiplies_is_its_share(mesh):
+def test_each_devices_products_are_a_fraction_of_the_whole(mesh):
     x, w = jax.ShapeDtypeStruct((64, 128), jnp.float32), jax.ShapeDtypeStruct((128, 256), jnp.float32)
     places = NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), NamedSharding(mesh, PartitionSpec())
     text = jax.jit(jnp.matmul, in_shardings=places, out_shardings=places[0]).lower(x, w).compile().as_text()

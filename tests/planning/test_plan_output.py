@@ -142,7 +142,7 @@ def test_what_the_model_does_not_name_is_what_a_run_takes():
     assert (body("cpu:8"), body("cuda:8"), body("v5e-8")) == ("blocked", on_gpus, "pallas")
 
 
-def test_help_names_every_body_and_how_the_rest_is_chosen(capsys):
+def test_help_names_every_attention_implementation_and_how_the_rest_is_chosen(capsys):
     with pytest.raises(SystemExit):
         main(["plan", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())

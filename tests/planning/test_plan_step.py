@@ -73,7 +73,7 @@ def test_products_on_one_device_within_two_percent_of_a_count_by_hand():
     assert count(parse(made.compiled.as_text()), asked.mesh).flops == pytest.approx(products_by_hand(), rel=0.02)
 
 
-def test_state_is_held_in_shares(shared):
+def test_the_state_is_sharded_over_the_devices(shared):
     _, made = shared
     model = parameters_by_hand()
     assert model * 4 / 4 <= made.held["parameters"] <= 1.05 * model * 4 / 4  # float32, a fourth a device

@@ -1,4 +1,4 @@
-"""v1: the `tokenizers` library, a second spelling of the algorithm and the published sequences are the judges."""
+"""v1: the `tokenizers` library, a second spelling of the algorithm and the published sequences are the references."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_files(v1_dir):
 
 
 @pytest.fixture(scope="module")
-def judge(v1_dir):
+def reference(v1_dir):
     """line -> DeBERTa ids, through the library with other ids (alphabetical) and a renumbering by spelling."""
     vocab, merges = read_files(v1_dir)
     other = {piece: index for index, piece in enumerate(sorted(vocab))}
@@ -44,13 +44,13 @@ def bare(tok, lines):
     return [ids.tolist() for ids in tok(lines, add_special_tokens=False).input_ids]
 
 
-def test_ids_equal_the_renumbered_library_on_all_texts(v1, judge, text_lines):
-    assert bare(v1, text_lines) == judge(text_lines)
+def test_ids_equal_the_renumbered_library_on_all_texts(v1, reference, text_lines):
+    assert bare(v1, text_lines) == reference(text_lines)
 
 
-def test_ids_equal_the_renumbered_library_on_100_000_unicode_lines(v1, judge, unicode_lines):
+def test_ids_equal_the_renumbered_library_on_100_000_unicode_lines(v1, reference, unicode_lines):
     lines = unicode_lines(100_000)
-    assert bare(v1, lines) == judge(lines)
+    assert bare(v1, lines) == reference(lines)
 
 
 def test_ids_equal_an_independent_implementation(v1, v1_dir, text_lines, unicode_lines):
@@ -73,13 +73,13 @@ def test_ids_equal_an_independent_implementation(v1, v1_dir, text_lines, unicode
     assert bare(v1, lines) == [list(encode(line)) for line in lines]
 
 
-def test_short_ascii_texts_are_looked_up_and_equal_the_library(v1, judge):
+def test_short_ascii_texts_are_looked_up_and_equal_the_library(v1, reference):
     """Few characters take the table of words, many the library: both must be the same function."""
     draw = random.Random(0)
     alphabet = "ab'sStrevmld  \t\n\r\x0b\x0c\x1c\x1f01!?._"
     lines = ["".join(draw.choices(alphabet, k=draw.randint(0, 12))) for _ in range(4_000)]
     lines += ["".join(chr(draw.randrange(128)) for _ in range(draw.randint(0, 30))) for _ in range(2_000)]
-    expected = judge(lines)
+    expected = reference(lines)
     assert [v1(line, add_special_tokens=False).input_ids[0].tolist() for line in lines] == expected
     assert v1._known.keys() >= {" ab"}
     assert bare(v1, lines) == expected

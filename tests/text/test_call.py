@@ -1,4 +1,4 @@
-"""Truncation, windows, padding, words and errors of the one call; `tokenizers` is the judge of truncation."""
+"""Truncation, windows, padding, words and errors of the one call; `tokenizers` is the reference of truncation."""
 
 from __future__ import annotations
 
@@ -102,8 +102,10 @@ def test_windows_equal_the_library(library, stride, pair):
         for window in [row, *row.overflowing]:
             kept = [i for i, s in zip(window.ids, window.sequence_ids, strict=True) if s == (1 if pair else 0)]
             expected.append((kept[0] - 2 if kept else 0, len(kept)))
-        fixed, slide = np.array([2 if pair else 0]), np.array([length])
-        rows = window_rows(fixed if pair else slide, slide if pair else fixed, room + (2 if pair else 0), stride, pair)
+        fixed, windowed = np.array([2 if pair else 0]), np.array([length])
+        rows = window_rows(
+            fixed if pair else windowed, windowed if pair else fixed, room + (2 if pair else 0), stride, pair
+        )
         start, count = (rows.b_start, rows.b_count) if pair else (rows.a_start, rows.a_count)
         assert list(zip(start.tolist(), count.tolist(), strict=True)) == expected
 

@@ -1,4 +1,4 @@
-"""v2 and v3: SentencePiece itself is the judge."""
+"""v2 and v3: SentencePiece itself is the reference."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ FIXTURES = {"v3_transformersjs": "deberta-v3", "mdeberta_transformersjs": "mdebe
 
 
 @pytest.fixture(scope="module")
-def judge(v3_dir: Path) -> sentencepiece.SentencePieceProcessor:
+def reference(v3_dir: Path) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_file=str(v3_dir / "spm.model"))
 
 
-def assert_same_ids(tok, judge, lines):
+def assert_same_ids(tok, reference, lines):
     bare = tok(lines, add_special_tokens=False).input_ids
     assert len(bare) == len(lines)
     for line, ids in zip(lines, bare, strict=True):
-        assert ids.tolist() == judge.encode(line), repr(line)
+        assert ids.tolist() == reference.encode(line), repr(line)
 
 
-def test_ids_equal_sentencepiece_on_all_texts(v3, judge, text_lines):
+def test_ids_equal_sentencepiece_on_all_texts(v3, reference, text_lines):
     # <unk> of WikiText is ordinary text; no line holds one of the five special tokens.
-    assert_same_ids(v3, judge, text_lines)
+    assert_same_ids(v3, reference, text_lines)
 
 
-def test_ids_equal_sentencepiece_on_100_000_unicode_lines(v3, judge, unicode_lines):
-    assert_same_ids(v3, judge, unicode_lines(100_000))
+def test_ids_equal_sentencepiece_on_100_000_unicode_lines(v3, reference, unicode_lines):
+    assert_same_ids(v3, reference, unicode_lines(100_000))
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_published_cases(name, data_dir, judge):
+def test_published_cases(name, data_dir, reference):
     directory = data_dir / "tokenizers" / FIXTURES[name]
     if not (directory / "spm.model").is_file():
         pytest.skip(f"{directory / 'spm.model'} is not at hand")
@@ -86,11 +86,11 @@ def test_these_exceptions_are_all(v3, data_dir):
     assert differ == BYTES_NOT_UNK.keys() & cases["cases"].keys()
 
 
-def test_mask_is_split_out_and_what_follows_begins_anew(v3, judge):
+def test_text_after_a_mask_token_is_encoded_as_a_new_text(v3, reference):
     ids = v3("A quick [MASK] fox[MASK].", add_special_tokens=False).input_ids[0].tolist()
-    parts = [judge.encode("A quick "), [v3.mask_id], judge.encode(" fox"), [v3.mask_id], judge.encode(".")]
+    parts = [reference.encode("A quick "), [v3.mask_id], reference.encode(" fox"), [v3.mask_id], reference.encode(".")]
     assert ids == [i for part in parts for i in part]
-    assert v3("x [SEP] y").input_ids[0].tolist() == [1, *judge.encode("x"), 2, *judge.encode("y"), 2]
+    assert v3("x [SEP] y").input_ids[0].tolist() == [1, *reference.encode("x"), 2, *reference.encode("y"), 2]
 
 
 def make_directory(tmp_path, spm, **files):
@@ -149,39 +149,39 @@ class TestMaskId:
             load_tokenizer(tmp_path)
 
 
-def test_other_added_tokens(tmp_path, v3_dir, judge):
+def test_other_added_tokens(tmp_path, v3_dir, reference):
     shutil.copy(v3_dir / "spm.model", tmp_path)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"[MASK]": 128000, "<ent>": 128001, "<ent>s": 128002}))
     tok = load_tokenizer(tmp_path)
     ids = tok("a <ent>b<ent>s", add_special_tokens=False).input_ids[0].tolist()
-    assert ids == [*judge.encode("a"), 128001, *judge.encode("b"), 128002]
+    assert ids == [*reference.encode("a"), 128001, *reference.encode("b"), 128002]
     assert tok.vocab_size == 128003
     assert 128001 not in tok.all_special_ids
     tok.save(tmp_path / "again")
     assert load_tokenizer(tmp_path / "again").fingerprint() == tok.fingerprint()
 
 
-def test_split_by_punct_encodes_each_part_by_itself(tmp_path, v3_dir, judge):
+def test_split_by_punct_encodes_each_part_by_itself(tmp_path, v3_dir, reference):
     shutil.copy(v3_dir / "spm.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"split_by_punct": True, "do_lower_case": False}))
     tok = load_tokenizer(tmp_path)
     parts = ["Well", ",", " isn", "'", "t it", "—", "so", "$", "5", "¿", "[MASK]", "+"]
     ids = tok("".join(parts), add_special_tokens=False).input_ids[0].tolist()
     # U+2014 and U+00BF are category P, $ and + are ASCII marks.
-    assert ids == [i for part in parts for i in ([tok.mask_id] if part == "[MASK]" else judge.encode(part))]
+    assert ids == [i for part in parts for i in ([tok.mask_id] if part == "[MASK]" else reference.encode(part))]
     tok.save(tmp_path / "again")
     assert load_tokenizer(tmp_path / "again").fingerprint() == tok.fingerprint()
 
 
-def test_do_lower_case(tmp_path, v3_dir, judge, unicode_lines):
+def test_do_lower_case(tmp_path, v3_dir, reference, unicode_lines):
     shutil.copy(v3_dir / "spm.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
     tok = load_tokenizer(tmp_path)
     lines = ["Hello [MASK] WORLD", *unicode_lines(2000)]
     ids = tok(lines, add_special_tokens=False).input_ids
-    assert ids[0].tolist() == [*judge.encode("hello"), tok.mask_id, *judge.encode("world")]
+    assert ids[0].tolist() == [*reference.encode("hello"), tok.mask_id, *reference.encode("world")]
     for line, row in zip(lines[1:], ids[1:], strict=True):
-        assert row.tolist() == judge.encode(line.lower())
+        assert row.tolist() == reference.encode(line.lower())
     offsets = tok("İİ Straße X", return_offsets=True).offsets[0].tolist()
     assert ["İİ Straße X"[i:j] for i, j in offsets if i < j][-1] == "X"
 

@@ -72,7 +72,7 @@ def test_lengths_of_all_sorts_are_the_announced_programs_and_no_more(
     assert json.loads(session)["programs"] == len(announced)
 
 
-def test_a_run_that_diverges_ends_with_a_word_and_saves_no_such_state(task, tmp_path, one_device):
+def test_a_run_that_diverges_ends_with_an_error_and_saves_no_such_state(task, tmp_path, one_device):
     experiment = experiment_of(task, tmp_path / "run", epochs=3, optimization=Optimization(learning_rate=1e30))
     with pytest.raises(FloatingPointError, match=r"has diverged; lower --learning-rate .* the batch is in ") as raised:
         finetune(experiment)

@@ -52,12 +52,12 @@ def test_the_loss_takes_a_quarter_of_the_memory_of_all_logits():
 @pytest.mark.parametrize("name", ["deberta-v3-base", "mdeberta-v3-base"])
 @pytest.mark.parametrize("kind", ["mlm", "rtd"])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
-def test_no_array_of_a_step_has_the_batch_its_tokens_and_the_words(name, kind, sizes):
+def test_no_array_of_a_step_has_batch_tokens_and_vocabulary(name, kind, sizes):
     check_no_array_has_the_logits(PRESETS[name], kind, sizes)
 
 
 @pytest.mark.system  # to compile it takes a minute
-def test_no_array_of_a_step_of_two_layers_has_them():
+def test_no_array_of_a_step_of_two_layers_has_batch_tokens_and_vocabulary():
     config = dataclasses.replace(PRESETS["deberta-v3-base"], num_hidden_layers=2)
     check_no_array_has_the_logits(config, "rtd", (2, 2, 2))
 

@@ -37,7 +37,7 @@ class Given(HeldOutBatches):
         return {"labels": np.array(labels), "positions": np.array(positions)}
 
 
-def test_guesses_that_do_not_read():
+def test_guesses_that_ignore_the_text():
     counts = np.zeros(10, np.int64)
     counts[[5, 6, 7]] = 3, 1, 6  # of 10 tokens; with one more of each of ten words 4, 2 and 7 of 20
     found = guesses_without_reading(Given(**one_word(8), share=RowShare((1,), 2)), counts)
@@ -78,6 +78,6 @@ def test_many_scores_are_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize("value", [0, 1])
-def test_a_detector_that_has_nothing_to_tell_apart(value):
+def test_a_detector_with_labels_of_one_class(value):
     found = detection_metrics(np.array([0.1, 0.2]), np.array([value, value]))
     assert found == {"replaced_rate": value, "prior_entropy": 0.0, "roc_auc": 0.5, "average_precision": value}

@@ -112,7 +112,7 @@ def wait(condition, processes, seconds=600) -> None:
 
 
 @LONG
-def test_when_one_of_four_is_killed_the_others_end_with_a_word(task, cache, tmp_path):
+def test_when_one_of_four_is_killed_the_others_end_with_an_error(task, cache, tmp_path):
     output = tmp_path / "run"
     processes = begin(task, output, cache, (4, 1, 1), "--epochs", "400", processes=4)
     wait(lambda: steps_logged(output, 8), processes)
@@ -203,7 +203,7 @@ def test_processes_with_other_numbers_of_devices_are_refused(task, tmp_path, cac
 
 
 @pytest.mark.system
-def test_processes_that_do_not_share_a_disk_are_told(task, tmp_path, cache):
+def test_processes_that_do_not_share_a_disk_are_refused(task, tmp_path, cache):
     """As on hosts whose disks are their own: what the first writes the second never sees."""
     told = ["--coordinator", f"localhost:{port()}", "--processes", "2", "--mesh-data", "2"]
     processes = [
@@ -229,7 +229,7 @@ def small_disk(directory: Path, kilobytes: int) -> None:
     [(100, ()), pytest.param(6000, ("--keep", "1000", "--checkpoint-every", "1"), marks=LONG)],
     ids=["no room for a model", "room for some states"],
 )
-def test_a_full_disk_stops_with_a_word_and_the_last_state_is_whole(task, cache, tmp_path, kilobytes, more):
+def test_a_full_disk_stops_with_an_error_and_the_last_state_is_whole(task, cache, tmp_path, kilobytes, more):
     disk = tmp_path / "disk"
     small_disk(disk, kilobytes)
     try:

@@ -1,4 +1,4 @@
-"""Layers drawn anew before fine-tuning: which parameters are the file's, and which are not."""
+"""Layers initialised again before fine-tuning: which parameters are the file's, and which are not."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def arguments(home, output, *more):
     ]
 
 
-def test_the_last_layers_are_drawn_and_all_else_is_the_files(home, tmp_path, capsys, one_device):
+def test_the_last_layers_are_initialised_again_and_all_else_is_the_files(home, tmp_path, capsys, one_device):
     main(arguments(home, tmp_path / "run", "--reinit-layers", "1"))
     assert "drawn anew: the last 1 of 2 layers" in capsys.readouterr().err
     before, after = (load_file(path / "model.safetensors") for path in (home / "base", tmp_path / "run"))
@@ -68,7 +68,7 @@ def test_the_last_layers_are_drawn_and_all_else_is_the_files(home, tmp_path, cap
             assert abs(np.corrcoef(after[name].ravel(), began[name].ravel())[0, 1]) < 0.2, name
 
 
-def test_another_key_draws_other_layers():
+def test_another_key_initialises_other_layers():
     model = DebertaForSequenceClassification(TINY)
     key = jax.random.key(0)
     first = jax.jit(lambda: init_params(model, key))()

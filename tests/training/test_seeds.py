@@ -1,4 +1,4 @@
-"""Median and spread over seeds, seeds that learned nothing, and what a dry run tells and does not do."""
+"""Median and spread over seeds, seeds that learned nothing, and what a dry run prints and does not write."""
 
 import json
 import statistics
@@ -28,7 +28,7 @@ def test_a_seed_that_always_says_the_same_has_collapsed():
     assert not has_collapsed({"pearson": 0.1}, {"scatter": [[], []]})
 
 
-def test_a_dry_run_tells_and_writes_nothing(task, tmp_path):
+def test_a_dry_run_describes_the_run_and_writes_nothing(task, tmp_path):
     out = json.loads(stdout_of([*task.arguments(tmp_path / "run"), "--dry-run", "--lora", "2"]))
     assert not (tmp_path / "run").exists()
     assert (out["task"], out["text"], out["label"], out["metric"]) == (

@@ -97,7 +97,7 @@ def test_gradients_reach_both_answers_and_not_the_direction(case):
     np.testing.assert_allclose(jax.jit(jax.grad(total))(jnp.float32(params["w"])), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_adversarial_forward_does_not_reach_the_words(case):
+def test_the_adversarial_forward_gives_no_gradient_to_the_word_embeddings(case):
     params, z, labels = case
     of_z = lambda z, part: sift_terms(
         forward,
@@ -123,7 +123,7 @@ def test_the_adversarial_forward_does_not_reach_the_words(case):
     )
 
 
-def test_a_direction_that_is_no_number_is_not_taken(case):
+def test_a_direction_that_is_not_finite_is_not_taken(case):
     """Where the ascent overflows the random delta stays, and the loss stays finite."""
     _, z, labels = case
 
@@ -137,7 +137,7 @@ def test_a_direction_that_is_no_number_is_not_taken(case):
     assert np.isfinite(np.asarray(found["sift"][0])).all()
 
 
-def test_words_are_normalised_without_scale_and_the_model_reads_them():
+def test_word_embeddings_are_normalised_without_scale_and_the_model_reads_them():
     model = DebertaForSequenceClassification(TINY)
     params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
     ids = jnp.array([[1, 7, 9, 2]], jnp.int32)

@@ -1,4 +1,4 @@
-"""One step: micro-batches, several losses, frozen parameters, the running mean."""
+"""One step: micro-batches, several losses, frozen parameters, the moving average of the parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def test_means_are_over_the_batch_however_many_parts_it_has(case, accumulate):
     assert int(state.step) == 1
 
 
-def test_frozen_parameters_stay_and_the_mean_follows(case):
+def test_frozen_parameters_stay_and_the_moving_average_follows(case):
     params, batch = case
     frozen = frozenset({"body/w"})
     options = StepOptions(frozen=frozen, ema=0.9)

@@ -1,4 +1,4 @@
-"""Every tensor loaded, folded or dropped for a reason; every leaf filled or started anew; the rest refused at once."""
+"""Every tensor loaded, folded or dropped for a reason; every leaf filled or initialised; the rest refused at once."""
 
 import json
 import logging

@@ -107,7 +107,7 @@ def test_a_broken_source_leaves_no_model_in_the_bucket(cloud, write):
         load(PLACE)
 
 
-def test_without_the_client_its_name_is_told(source, monkeypatch):
+def test_without_the_client_the_error_names_it(source, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     bucket.forget_file_systems()
     with pytest.raises(InputError, match="install gcsfs") as caught:

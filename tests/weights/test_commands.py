@@ -113,7 +113,7 @@ def test_bad_input_is_one_line_and_exit_code_2(source, tmp_path, capsys):
     assert exit_code("inspect", tmp_path / "nowhere") == 2
 
 
-def test_inspect_tells_what_a_file_is_good_for(write, capsys):
+def test_inspect_lists_the_heads_that_a_file_serves(write, capsys):
     directory = write("d", discriminator("xl"), raw_config("xl"))
     main(["inspect", str(directory)])
     text = capsys.readouterr().out

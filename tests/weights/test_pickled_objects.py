@@ -206,7 +206,7 @@ def test_a_whole_pickled_model_is_named_for_what_it_is(tmp_path):
         "x\x1b[31m\ny",
     ],
 )
-def test_a_call_of_a_name_that_makes_no_known_object_is_refused_and_the_name_shown_safely(name, tmp_path):
+def test_a_call_that_makes_no_known_object_is_refused_and_its_name_is_escaped(name, tmp_path):
     path = tmp_path / "model.pt"
     path.write_bytes(zip_bytes(b"\x80\x02c" + name.encode() + b"\n(X\x01\x00\x00\x00atR.", {}))
     with pytest.raises(InputError, match="refused: it names") as error:

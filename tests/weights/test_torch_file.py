@@ -193,9 +193,9 @@ def test_forged_layouts_are_refused(forged, says, tmp_path):
 def test_views_and_transposes_are_read_as_torch_means_them(tmp_path):
     path = tmp_path / "pytorch_model.bin"
     whole = tensor("0", X)
-    turned = tensor("0", X, shape=(4, 3), stride=(1, 4))
+    transposed = tensor("0", X, shape=(4, 3), stride=(1, 4))
     row = tensor("0", X, offset=4, shape=(4,), stride=(1,))
-    path.write_bytes(zip_bytes(dump({"a": whole, "b": turned, "c": row}), {"0": X.tobytes()}))
+    path.write_bytes(zip_bytes(dump({"a": whole, "b": transposed, "c": row}), {"0": X.tobytes()}))
     found = read_weights(path).tensors
     assert np.array_equal(found["a"].read(), X)
     assert np.array_equal(found["b"].read(), X.T)

@@ -88,7 +88,7 @@ def test_a_wrapper_inside(word, base, write):
     assert f"taken off the names of tensors: {word}." in report.notes
 
 
-def test_a_file_without_a_wrapper_is_loaded_without_a_word(write):
+def test_a_file_without_a_wrapper_is_loaded_without_a_message(write):
     assert load(write("m", state_of("v3", PARTS), raw()), HEAD)[2].notes == ()
 
 

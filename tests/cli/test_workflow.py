@@ -1,4 +1,4 @@
-"""The whole thread by the command line: fine-tune, evaluate, predict, load again."""
+"""The whole workflow by the command line: fine-tune, evaluate, predict, load again."""
 
 import dataclasses
 import io
@@ -136,7 +136,7 @@ def test_three_classes_of_pairs_from_jsonl_in_bfloat16(task, tmp_path, one_devic
 
 @pytest.mark.system
 def test_a_regression_from_tsv_by_a_config_file(tmp_path, capsys, one_device):
-    """From a file of weights, whose classifier, of two labels, is drawn anew."""
+    """From a file of weights, whose classifier, of two labels, is initialised again."""
     weights = weighted_model(tmp_path / "weights")
     number = lambda text: sum(word[0] in "bkrm" for word in text.split()) / len(text.split()) * 3 + 0.25
     body = [(text, f"{number(text):.3f}") for text, _ in rows(96, seed=21)]
