@@ -98,7 +98,7 @@ def make_request(
             example = pad_texts(nothing, (), 1, length, 0)
     else:
         experiment = (PretrainMLM if job == "mlm" else PretrainRTD)(**common, runtime=runtime)
-        example = masked_batch(1, length, Masking(share=experiment.mask_share).targets(length))
+        example = masked_batch(1, length, Masking(probability=experiment.mask_share).targets(length))
     experiment.check()
     # Shapes from one row: those of a large batch would take its memory.
     request = Request(job=job, experiment=experiment, config=config, task=task, target=target, batch=shapes(example))

@@ -1,4 +1,4 @@
-"""Text: tokenizers and masking. No jax in here, so data workers can import it cheaply."""
+"""Provides tokenizers and token masking. Imports no JAX, so data workers can import it cheaply."""
 
 from deberta_jax.text.encoding import Encoding
 from deberta_jax.text.loading import load_tokenizer

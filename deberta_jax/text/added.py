@@ -1,4 +1,4 @@
-"""Special and other added tokens: their ids, and where they stand in a text."""
+"""Holds special and other added tokens, and finds them in texts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is found in the text before the pieces are made.
+    """Describes a token that is searched in the text before the rest is tokenized.
 
-    `lstrip` / `rstrip`: it takes the white space before / after it. `single_word`: not inside a word.
+    Attributes:
+        content: the text of the token.
+        id: its token id.
+        lstrip: whether white space before it belongs to it.
+        rstrip: whether white space after it belongs to it.
+        single_word: whether it is ignored inside a word.
+        special: whether decoding can skip it, such as [CLS].
     """
 
     content: str
@@ -30,7 +36,7 @@ class AddedToken:
 
 
 class AddedTokens:
-    """The added tokens of one tokenizer, the five special ones among them.
+    """Holds the added tokens of a tokenizer, including the five special tokens.
 
     Raises:
         InputError: one of the five is missing, or two tokens share an id.
@@ -48,12 +54,17 @@ class AddedTokens:
             raise InputError(f"two added tokens share an id: {shared}; correct the tokenizer files")
         self.special_ids = tuple(self.by_content[name].id for name in SPECIALS)
         self.all_special_ids = tuple(token.id for token in self.tokens if token.special)
-        # The longest first, or a token that another one begins with would never let that one be found.
+        # Longest first: otherwise a token that is a prefix of another one would always match instead of it.
         longest_first = sorted(self.tokens, key=lambda token: -len(token.content))
         self.pattern = re.compile("|".join(map(_expression, longest_first)))
 
     def find(self, text: str) -> Iterator[tuple[int, int, int]]:
-        """(start, end, id) of added tokens, and with id -1 of the text between them; white space taken is in none."""
+        """Splits a text at its added tokens.
+
+        Yields:
+            (start, end, id) in characters of the text; id is -1 for text between added tokens. White space that belongs
+            to a token (`lstrip`, `rstrip`) is in no part.
+        """
         position = 0
         for match in self.pattern.finditer(text):
             token = self.by_content[match.group()]
@@ -70,7 +81,7 @@ class AddedTokens:
             yield position, len(text), -1
 
     def config(self) -> dict:
-        """The part of tokenizer_config.json that tells flags; nothing where the five special tokens are all."""
+        """Returns the `added_tokens_decoder` entry of tokenizer_config.json, or {} if there are only special tokens."""
         if {token.content for token in self.tokens} == set(SPECIALS) and not any(t.rstrip for t in self.tokens):
             return {}
         return {
@@ -78,13 +89,16 @@ class AddedTokens:
         }
 
     def identity(self) -> str:
+        """Returns a text that is equal for equal added tokens."""
         return json.dumps([asdict(token) for token in self.tokens])
 
 
 def write_json(path: Path, value: object) -> None:
+    """Writes a value as indented JSON that keeps non-ASCII characters. Raises as `storage.writing`."""
     storage.write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def _expression(token: AddedToken) -> str:
+    """Returns the regular expression that finds a token."""
     content = re.escape(token.content)
     return rf"(?<!\w){content}(?!\w)" if token.single_word else content

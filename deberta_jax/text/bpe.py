@@ -1,8 +1,8 @@
-"""v1: the byte-level BPE of GPT-2 with DeBERTa's ids.
+"""Implements the tokenizer of DeBERTa v1: the byte-level BPE of GPT-2 with DeBERTa's ids.
 
-A text is cut into words by GPT-2's expression, the space before a word belonging to it; a word is spelt in bytes, and
-neighbours are merged in the order of the merge list. There is no normalisation, and case is kept whatever
-`do_lower_case` says, as in the training code. [MASK] takes the space before it.
+GPT-2's regular expression splits a text into words; the space before a word belongs to the word. Each word becomes a
+sequence of bytes, and neighbours are merged in the order of the merge list. There is no normalisation, and the case is
+kept whatever `do_lower_case` says, as in the training code. [MASK] includes the space before it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from deberta_jax.text.added import AddedTokens, write_json
 from deberta_jax.text.encoding import lengths_of
 from deberta_jax.text.tokenizer import Tokenizer
 
-# GPT-2's expression, for text that is ASCII. With re.ASCII, \s is what it is there: not \x1c to \x1f.
+# GPT-2's expression, restricted to ASCII text. With re.ASCII, \s leaves out \x1c to \x1f, as the original does.
 WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
-# Up to here looking words up in a table on one core is faster than the library on two.
+# With fewer characters, looking up words in a table on one core is faster than the library on two cores.
 LOOK_UP_BELOW = 20_000
 LONGEST_KNOWN = 64
 MOST_KNOWN = 1 << 16
@@ -32,14 +32,14 @@ SPACES = np.array([i for i in range(0x3001) if chr(i).isspace()], np.uint32)
 
 
 class ByteLevelTokenizer(Tokenizer):
-    """Pieces from vocab.json and merges.txt.
+    """Tokenizes by byte-level BPE from vocab.json and merges.txt.
 
     Args:
-        vocab: piece -> id, in GPT-2's spelling of bytes as printable characters ("Ġworld").
-        merges: pairs of pieces, the first to merge first.
-        added: special and added tokens with their ids.
-        add_prefix_space: put a space before a text that begins without one.
-        rule: what to call this in `rule`.
+        vocab: piece -> id. Pieces spell bytes as GPT-2's printable characters ("Ġworld").
+        merges: pairs of pieces in the order in which they are merged.
+        added: special and other added tokens.
+        add_prefix_space: whether a text that begins without a space gets one.
+        rule: description for the attribute `rule`.
 
     Raises:
         InputError: a merge gives a piece that is not in `vocab`.
@@ -65,7 +65,7 @@ class ByteLevelTokenizer(Tokenizer):
         self._library = byte_level_bpe(vocab, self.merges)
         self._pieces_by_id = {index: piece for piece, index in vocab.items()}
         self.vocab_size = max(max(self._pieces_by_id), max(added.by_id)) + 1
-        # A piece is as many characters as it has bytes; [UNK] stands for one byte that the vocabulary lacks.
+        # Number of bytes of each piece: one per character. [UNK] stands for one byte that the vocabulary lacks.
         self._size = np.ones(self.vocab_size, np.int64)
         for piece, index in vocab.items():
             self._size[index] = 1 if index == self.unk_id else len(piece)
@@ -74,31 +74,34 @@ class ByteLevelTokenizer(Tokenizer):
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         texts = self._prefixed(texts)
         if sum(map(len, texts)) < LOOK_UP_BELOW:
-            rows = [self._look_up(text) if text.isascii() else self._ask(text) for text in texts]
+            ids = [self._look_up(text) if text.isascii() else self._library_ids(text) for text in texts]
         else:
-            rows = [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
-        lengths = lengths_of(rows)
-        return np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum())), lengths
+            ids = [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+        lengths = lengths_of(ids)
+        return np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths
 
-    def _ask(self, text: str) -> list[int]:
+    def _library_ids(self, text: str) -> list[int]:
+        """Returns the ids of a text from the `tokenizers` library."""
         return self._library.encode(text, add_special_tokens=False).ids
 
     def _look_up(self, text: str) -> list[int]:
+        """Returns the ids of an ASCII text, each word from the table of known words, which it extends."""
         words = WORDS.findall(text)
-        rows = list(map(self._known.get, words))
-        if None in rows:
-            missing = {word for word, row in zip(words, rows, strict=True) if row is None}
+        ids = list(map(self._known.get, words))
+        if None in ids:
+            missing = {word for word, known in zip(words, ids, strict=True) if known is None}
             if max(map(len, missing)) > LONGEST_KNOWN:
-                return self._ask(text)
-            found = {word: self._ask(word) for word in missing}
-            if len(self._known) + len(found) > MOST_KNOWN:
+                return self._library_ids(text)
+            new = {word: self._library_ids(word) for word in missing}
+            if len(self._known) + len(new) > MOST_KNOWN:
                 self._known.clear()
-            self._known.update(found)
-            return [i for word, row in zip(words, rows, strict=True) for i in (found[word] if row is None else row)]
-        return list(chain.from_iterable(rows))  # pyright: ignore[reportArgumentType]: none of them is None
+            self._known.update(new)
+            return [i for word, known in zip(words, ids, strict=True) for i in (new[word] if known is None else known)]
+        return list(chain.from_iterable(ids))  # pyright: ignore[reportArgumentType]: none of them is None
 
     def _spans(self, texts: list[str], ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        # All texts as one string: pieces are consecutive slices of its bytes. `origin`: where the own text begins.
+        # The texts are joined to one string, so the pieces are consecutive slices of its bytes. `origin` is the
+        # character at which the text of each piece begins.
         padded = self._prefixed(texts)
         text = "".join(padded)
         sizes = lengths_of(padded)
@@ -107,7 +110,8 @@ class ByteLevelTokenizer(Tokenizer):
         ends = np.cumsum(self._size[ids])
         if len(ends) and ends[-1] != len(raw):
             raise RuntimeError(f"the pieces add up to {ends[-1]} bytes, the text to {len(raw)}")
-        # Characters that begin before byte k: a character belongs to the piece that holds its first byte.
+        # begun[k] counts the characters whose first byte is before byte k. A character belongs to the piece that holds
+        # its first byte.
         begun = np.append(0, np.cumsum((raw & 0xC0) != 0x80))
         last = begun[ends]
         first = np.minimum(after_space(text)[begun[ends - self._size[ids]]], last)
@@ -139,7 +143,7 @@ class ByteLevelTokenizer(Tokenizer):
         yield bytes([self.add_prefix_space])
 
     def save(self, directory: str | Path) -> None:
-        """Write vocab.json, merges.txt and tokenizer_config.json."""
+        """Writes vocab.json, merges.txt and tokenizer_config.json."""
         directory = Path(directory)
         storage.make_directory(directory)
         special = {name: token.id for name, token in self.added.by_content.items()}
@@ -157,7 +161,11 @@ class ByteLevelTokenizer(Tokenizer):
 
 
 def byte_level_bpe(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> tokenizers.Tokenizer:
-    """The `tokenizers` library's BPE over GPT-2's words, without added tokens."""
+    """Returns the `tokenizers` library's byte-level BPE without added tokens.
+
+    Raises:
+        InputError: a merge gives a piece that is not in `vocab`.
+    """
     try:
         library = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=list(merges), unk_token="[UNK]"))
     except Exception as error:  # the library raises nothing narrower
@@ -167,7 +175,10 @@ def byte_level_bpe(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> 
 
 
 def _byte_characters() -> dict[str, int]:
-    """GPT-2's printable character -> the byte it stands for: itself where printable, else from U+0100 on, in order."""
+    """Returns GPT-2's mapping of printable characters to bytes.
+
+    A printable byte is the character with its own code; the others are the characters from U+0100 on, in order.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
@@ -177,7 +188,7 @@ BYTES = _byte_characters()
 
 
 def after_space(text: str) -> np.ndarray:
-    """[len(text) + 1]: the first character from k on that is not white space."""
+    """Returns int64 [len(text) + 1]: for each position k the first position from k on that is not white space."""
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     positions = np.arange(len(codes) + 1)
     positions[:-1][np.isin(codes, SPACES)] = len(codes)

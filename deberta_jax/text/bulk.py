@@ -1,14 +1,14 @@
-"""Many texts at once: every distinct word is encoded once, and a text is looked up word by word.
+"""Encodes many texts quickly: each distinct word is tokenized once, and texts are looked up word by word.
 
-Exact where neither vocabulary has a piece that reaches from one word into the next, which is looked at first:
+The result is exact if no piece of the vocabulary crosses a word boundary, which is checked first:
 
-- v1: a word here is a run of white space and the run of other characters after it. GPT-2's expression cuts before every
-  run of white space, whatever follows.
-- v2, v3: a word is what stands between white space; SentencePiece makes one space of every run of it. SentencePiece
-  adds up a text's scores in float32, so that in a very long text it may choose between two nearly equal
-  segmentations of a word by what stands before it; here a word has the pieces that it has by itself.
+- v1: a word is a sequence of white space followed by a sequence of other characters. GPT-2's expression splits before
+  every sequence of white space.
+- v2, v3: words are separated by white space, of which SentencePiece makes one space. SentencePiece sums the scores of a
+  text in float32, so in a very long text the words before may decide between two nearly equal segmentations of a
+  word; here each word has the pieces that it has on its own.
 
-Texts that hold an added token, or white space that SentencePiece does not take for a space, are encoded as a whole.
+Texts that contain an added token, or white space that SentencePiece does not treat as a space, are encoded as a whole.
 """
 
 import re
@@ -21,15 +21,18 @@ from deberta_jax.text.encoding import lengths_of
 from deberta_jax.text.spm import SPACE, SentencePieceTokenizer
 from deberta_jax.text.tokenizer import Tokenizer
 
-# Characters of words kept; then all are forgotten.
+# The table of words is cleared when its words have more characters than this.
 MOST_KEPT = 1 << 25
-# White space as the library's expression has it: not \x1c to \x1f.
+# White space as the library's expression defines it: without \x1c to \x1f.
 _CHUNKS = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
 _WHITE_SPACE = [chr(code) for code in range(0x3001) if chr(code).isspace()]
 
 
 class Words(dict[str, bytes | None]):
-    """Word -> its ids as bytes of int32; None where it holds an added token. A word asked for is a word known."""
+    """Maps each word to the bytes of its int32 ids, or to None if it contains an added token.
+
+    A word that is missing is tokenized and kept. `characters` counts the characters of all words.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         super().__init__()
@@ -44,7 +47,7 @@ class Words(dict[str, bytes | None]):
 
 
 class BulkEncoder:
-    """What ``tokenizer.encode_flat`` gives, sooner for much text; on one core."""
+    """Computes the same as ``tokenizer.encode_flat``, faster for large amounts of text, on one core."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -61,25 +64,31 @@ class BulkEncoder:
         self.known = Words(tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """int32 ids of all texts one after the other, without special tokens, and int64 the number of each text's."""
+        """Encodes texts without special tokens.
+
+        Returns:
+            The ids of all texts one after the other, int32 [sum of lengths], and the number of ids of each text,
+            int64 [len(texts)].
+        """
         if not self.by_words:
             return self.tokenizer.encode_flat(texts)
         if self.known.characters > MOST_KEPT:
             self.known = Words(self.tokenizer)
-        rows = list(map(self._one, texts))
-        return np.frombuffer(b"".join(rows), np.int32), lengths_of(rows) // 4
+        encoded = list(map(self._one, texts))
+        return np.frombuffer(b"".join(encoded), np.int32), lengths_of(encoded) // 4
 
     def _one(self, text: str) -> bytes:
+        """Returns the bytes of the int32 ids of a text."""
         if not any(c in text for c in self.unsafe):
             try:
                 return b"".join(map(self.known.__getitem__, self.split(text)))  # pyright: ignore[reportArgumentType]
-            except TypeError:  # None among them
+            except TypeError:  # a word with an added token is None
                 pass
         return self.tokenizer.encode_flat([text])[0].tobytes()
 
 
 def _is_space(tokenizer: SentencePieceTokenizer, character: str) -> bool:
-    """Whether words on both sides of a character are encoded as if a space stood between them."""
+    """Returns whether a character between two words has the same effect as a space."""
     apart, alone = (
         tokenizer.encode_flat([f"a{character}b", f"{character}a{character}"]),
         tokenizer.encode_flat(["a b", "a"]),
@@ -88,7 +97,7 @@ def _is_space(tokenizer: SentencePieceTokenizer, character: str) -> bool:
 
 
 def _within_words(tokenizer: SentencePieceTokenizer) -> bool:
-    """Whether no piece reaches from one word into the next, and no added token does."""
+    """Returns whether no piece and no added token crosses a word boundary."""
     pieces = tokenizer._processor.id_to_piece(list(range(tokenizer._processor.get_piece_size())))
     inside = any(SPACE in piece[1:].lstrip(SPACE) for piece in pieces)
     spaced = any(any(c.isspace() for c in token.content) for token in tokenizer.added.tokens)

@@ -1,6 +1,7 @@
-"""What a tokenizer returns, and the arithmetic between pieces and that: templates, truncation, windows, padding.
+"""Defines what a tokenizer returns, and computes it from pieces: templates, truncation, windows, padding.
 
-Everything here works on ragged batches held as flat arrays, so one numpy expression serves one text or a million.
+A batch of texts of different lengths is held as one flat array with the length of each text, so each function handles
+any number of texts in a few numpy operations.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ PADDINGS = (False, "longest", "max_length", "buckets")
 
 @dataclass(frozen=True)
 class Encoding:
-    """A batch of texts as the model takes it; `enc.input_ids` and `enc["input_ids"]` are the same thing.
+    """Holds a batch of encoded texts; `enc.input_ids` and `enc["input_ids"]` are the same.
 
-    Every field is int32 of shape [B, T], or with `padding=False` and rows of unequal length a list of B arrays [T_i].
+    Every field is int32 [B, T]. With `padding=False` and rows of different lengths it is a list of B arrays [T_i].
 
     Attributes:
         input_ids: token ids; padding is the tokenizer's `pad_id`.
         attention_mask: 1 for tokens, 0 for padding.
         token_type_ids: 0 for `[CLS] A [SEP]` and padding, 1 for `B [SEP]`.
-        offsets: [B, T, 2], start and end in Unicode code points of the text that the token comes from (of the word,
-            for pre-split words). Special tokens and padding have (0, 0); a token that stands for a space alone, or for
-            a later part of one character, has an empty span in its place. Only with `return_offsets`.
+        offsets: [B, T, 2], start and end of the token in Unicode code points of its text (of its word, for pre-split
+            words). Special tokens and padding have (0, 0). A token that stands for a space alone, or for a later part
+            of one character, has an empty span at its position. Only with `return_offsets`.
         special_tokens_mask: 1 for [CLS], [SEP] and padding. Only with `return_special_tokens_mask`.
-        overflow_to_sample: [B], the index of the input that each row is a window of. Only with `stride`.
+        overflow_to_sample: [B], the index of the text of which each row is a window. Only with `stride`.
         word_ids: index of the token's word in its list of words, -1 for special tokens and padding. Only with
             `is_split_into_words`.
     """
@@ -46,7 +47,7 @@ class Encoding:
     word_ids: Any = None
 
     def keys(self) -> list[str]:
-        """Names of the fields that are there; with `[]` this makes `dict(enc)` and `f(**enc)` work."""
+        """Returns the names of the fields that are not None. Together with `[]`, `dict(enc)` and `f(**enc)` work."""
         return [f.name for f in fields(self) if getattr(self, f.name) is not None]
 
     def __getitem__(self, name: str) -> Any:
@@ -57,7 +58,7 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Ragged:
-    """The pieces of N texts without special tokens: flat arrays and how many belong to each text."""
+    """Holds the pieces of N texts without special tokens, as flat arrays with the number of pieces of each text."""
 
     ids: np.ndarray  # int32 [sum(lengths)]
     lengths: np.ndarray  # int64 [N]
@@ -67,34 +68,46 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Rows:
-    """Which slice of which text makes each row: row r is text `sample[r]`, pieces start .. start + count."""
+    """Says which pieces make up each row: of text `sample[r]` those from start to start + count, for both segments.
 
-    sample: np.ndarray  # [R]
-    a_start: np.ndarray  # [R], into the pieces of its text
+    All fields are int64 [R]; starts count from the first piece of the text's own segment.
+    """
+
+    sample: np.ndarray
+    a_start: np.ndarray
     a_count: np.ndarray
     b_start: np.ndarray
     b_count: np.ndarray
 
 
 def concatenate(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenates arrays to one of int32; no arrays give an empty one."""
     return np.concatenate(rows).astype(np.int32, copy=False) if rows else np.zeros(0, np.int32)
 
 
 def lengths_of(rows: Sequence[Any]) -> np.ndarray:
+    """Returns the length of each element, int64 [len(rows)]."""
     return np.fromiter(map(len, rows), np.int64, len(rows))
 
 
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """`concatenate([arange(s, s + c) for s, c in zip(starts, counts)])`."""
+    """Computes `concatenate([arange(s, s + c) for s, c in zip(starts, counts)])`."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
 
 
 def longest_first(a: np.ndarray, b: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths after taking one piece at a time from the end of the longer segment until `room` is kept.
+    """Computes segment lengths after removing pieces one at a time from the longer segment until `room` are left.
 
-    Where both are cut and `room` is odd, the odd piece stays with the longer one, and with the second of two equally
-    long: the rule of the `tokenizers` library.
+    If both are cut and `room` is odd, the longer segment keeps one piece more; of two equally long ones, the second
+    does. This is the rule of the `tokenizers` library.
+
+    Args:
+        a, b: int64 [N], pieces of the first and second segments.
+        room: pieces that a row can hold beside special tokens.
+
+    Returns:
+        Two int64 [N]: the pieces kept of each segment.
     """
     short, long = np.minimum(a, b), np.maximum(a, b)
     half = room // 2
@@ -105,10 +118,18 @@ def longest_first(a: np.ndarray, b: np.ndarray, room: int) -> tuple[np.ndarray, 
 
 
 def truncate(a: np.ndarray, b: np.ndarray, room: int, strategy: str | bool) -> tuple[np.ndarray, np.ndarray]:
-    """Pieces kept of each segment; segments never change places. `room`: pieces a row may hold beside special tokens.
+    """Computes how many pieces of each segment a truncation strategy keeps.
+
+    Args:
+        a, b: int64 [N], pieces of the first and second segments.
+        room: pieces that a row can hold beside special tokens.
+        strategy: one of `TRUNCATIONS`.
+
+    Returns:
+        Two int64 [N]: the pieces kept of the first and second segments.
 
     Raises:
-        InputError: the segment that `only_first` / `only_second` may cut is shorter than what has to go.
+        InputError: with `only_first` or `only_second` the other segment alone is longer than `room`.
     """
     if strategy is False:
         return a, b
@@ -127,34 +148,40 @@ def truncate(a: np.ndarray, b: np.ndarray, room: int, strategy: str | bool) -> t
 
 
 def whole_rows(a: np.ndarray, b: np.ndarray, room: int | None, strategy: str | bool) -> Rows:
-    """One row a text, cut at the end."""
+    """Returns one row per text, truncated at the end. Args and Raises as `truncate`; `room` None keeps all."""
     zeros = np.zeros_like(a)
     a_count, b_count = (a, b) if room is None else truncate(a, b, room, strategy)
     return Rows(np.arange(len(a)), zeros, a_count, zeros, b_count)
 
 
-def window_rows(a: np.ndarray, b: np.ndarray, room: int, stride: int, slide_second: bool) -> Rows:
-    """One segment slides in windows that overlap by `stride` pieces; the other is repeated whole in each.
+def window_rows(a: np.ndarray, b: np.ndarray, room: int, stride: int, split_second: bool) -> Rows:
+    """Splits one segment into windows that overlap by `stride` pieces, and repeats the other one in each row.
+
+    Args:
+        a, b: int64 [N], pieces of the first and second segments.
+        room: pieces that a row can hold beside special tokens.
+        stride: pieces that two consecutive windows have in common.
+        split_second: whether the second segment is split; otherwise the first.
 
     Raises:
-        InputError: the other segment leaves no more than `stride` pieces for the window.
+        InputError: the repeated segment leaves no more than `stride` pieces for the window.
     """
-    slide, fixed = (b, a) if slide_second else (a, b)
-    width = room - fixed
-    long = slide > width
-    bad = np.flatnonzero(long & (width <= stride))
+    moving, fixed = (b, a) if split_second else (a, b)
+    size = room - fixed
+    long = moving > size
+    bad = np.flatnonzero(long & (size <= stride))
     if len(bad):
         raise InputError(
-            f"text {bad[0]}: max_length leaves {max(int(width[bad[0]]), 0)} tokens for a window, which stride={stride} "
+            f"text {bad[0]}: max_length leaves {max(int(size[bad[0]]), 0)} tokens for a window, which stride={stride} "
             "does not fit into; lower stride or raise max_length"
         )
-    step = np.where(long, width - stride, 1)
-    windows = np.where(long, -(-(slide - width) // step) + 1, 1)
+    step = np.where(long, size - stride, 1)
+    windows = np.where(long, -(-(moving - size) // step) + 1, 1)
     sample = np.repeat(np.arange(len(a)), windows)
     start = ranges(np.zeros_like(windows), windows) * step[sample]
-    count = np.minimum(slide[sample] - start, width[sample])
+    count = np.minimum(moving[sample] - start, size[sample])
     zeros = np.zeros_like(start)
-    if slide_second:
+    if split_second:
         return Rows(sample, zeros, a[sample], start, count)
     return Rows(sample, start, count, zeros, b[sample])
 
@@ -166,7 +193,14 @@ def padded_length(
     buckets: Sequence[int] | None,
     multiple: int | None,
 ) -> int:
-    """T of the padded batch.
+    """Computes the length T to which a batch is padded.
+
+    Args:
+        longest: tokens of the longest row.
+        padding: one of `PADDINGS`.
+        max_length: the length for "max_length".
+        buckets: the lengths for "buckets", ascending.
+        multiple: T is rounded up to a multiple of this.
 
     Raises:
         InputError: a row is longer than `max_length` or than every bucket.
@@ -183,9 +217,16 @@ def padded_length(
 
 
 def fill(rows: Rows, a: Ragged, b: Ragged | None, template: tuple[int, int] | None) -> tuple[dict, np.ndarray]:
-    """`[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]` for every row, as flat fields, and the length of each row.
+    """Builds `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]` for every row.
 
-    `template` holds the ids of [CLS] and [SEP], or is None for bare pieces.
+    Args:
+        rows: which pieces make up each row.
+        a: pieces of the first segments.
+        b: pieces of the second segments, or None.
+        template: the ids of [CLS] and [SEP]; None leaves special tokens out.
+
+    Returns:
+        The fields of `Encoding` as flat int32 arrays [sum of lengths], and the length of each row, int64 [R].
     """
     edge = 0 if template is None else 1
     pair = b is not None
@@ -212,9 +253,9 @@ def fill(rows: Rows, a: Ragged, b: Ragged | None, template: tuple[int, int] | No
     if b is not None:
         segments.append((b, rows.b_start, rows.b_count, starts + first))
         out["token_type_ids"][ranges(starts + first, rows.b_count + edge)] = 1
-    for pieces, begin, count, place in segments:
+    for pieces, begin, count, position in segments:
         source = ranges((np.cumsum(pieces.lengths) - pieces.lengths)[rows.sample] + begin, count)
-        target = ranges(place, count)
+        target = ranges(position, count)
         out["input_ids"][target] = pieces.ids[source]
         out["special_tokens_mask"][target] = 0
         if pieces.spans is not None:
@@ -228,7 +269,14 @@ PAD_VALUES = {"token_type_ids": 0, "special_tokens_mask": 1, "offsets": 0, "word
 
 
 def pad(flat: dict, counts: np.ndarray, length: int, pad_id: int) -> dict:
-    """Flat fields -> [B, T] arrays."""
+    """Pads flat fields to int32 arrays [B, T] and adds `attention_mask`.
+
+    Args:
+        flat: the fields of `fill`.
+        counts: int64 [B], the length of each row.
+        length: T.
+        pad_id: the token id of padding.
+    """
     real = np.arange(length) < counts[:, None]
     out = {"attention_mask": real.astype(np.int32)}
     for name, values in flat.items():
@@ -239,6 +287,6 @@ def pad(flat: dict, counts: np.ndarray, length: int, pad_id: int) -> dict:
 
 
 def split(values: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-    """A flat field -> one view a row."""
+    """Splits a flat field into one view per row."""
     edges = [0, *np.cumsum(counts).tolist()]
     return [values[i:j] for i, j in pairwise(edges)]

@@ -1,7 +1,8 @@
-"""A directory that has only tokenizer.json: the `tokenizers` library decides, normalisation and added tokens included.
+"""Implements the tokenizer of a directory that has only tokenizer.json.
 
-Two things are DeBERTa's and not the file's: the template ([CLS] A [SEP] B [SEP]; files saved by transformers 5 for v1
-have another) and that [MASK] takes the space before it in byte-level BPE.
+The `tokenizers` library does everything, including normalisation and added tokens, with two exceptions. The template is
+always [CLS] A [SEP] B [SEP], because files saved by transformers 5 for v1 have another one. In byte-level BPE [MASK]
+includes the space before it.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ SPACE = "\u2581"
 
 
 class JsonTokenizer(Tokenizer):
-    """Pieces from tokenizer.json.
+    """Tokenizes with the `tokenizers` library as tokenizer.json says.
 
     Args:
-        content: the file, parsed.
-        added: special and added tokens with their ids.
+        content: the parsed file.
+        added: special and other added tokens.
 
     Raises:
-        InputError: the library cannot read it, or it has no id for a special token.
+        InputError: the library cannot read the file, or other files give an added token another id.
     """
 
     def __init__(self, content: dict[str, Any], added: AddedTokens):
@@ -76,10 +77,11 @@ class JsonTokenizer(Tokenizer):
         origin = np.repeat(np.cumsum(sizes) - sizes, lengths)
         spans = np.array([span for row in rows for span in row.offsets], np.int64).reshape(-1, 2) + origin[:, None]
         solid = after_space("".join(texts))
-        # The "▁" put before a text comes with the span of the character that it was put before.
+        # The library gives the "▁" that it inserts before a text the span of the character after it.
         blank = self._blank[ids]
         spans[blank, 1] = np.minimum(solid[spans[blank, 0]], spans[blank, 1])
-        # The library gives every part of a character all of it; here the first part has it and the others nothing.
+        # The library gives each part of a character the span of the whole character. Here the first part has the
+        # character and the others have an empty span.
         last = np.maximum.accumulate(spans[:, 1])
         first = np.maximum(spans[:, 0], np.append(0, last)[: len(last)])
         return (np.stack([np.minimum(solid[first], last), last], axis=1) - origin[:, None]).astype(np.int32)
@@ -107,7 +109,7 @@ class JsonTokenizer(Tokenizer):
         return [json.dumps(self.content, sort_keys=True).encode()]
 
     def save(self, directory: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json."""
+        """Writes tokenizer.json and tokenizer_config.json."""
         directory = Path(directory)
         storage.make_directory(directory)
         write_json(directory / "tokenizer.json", self.content)

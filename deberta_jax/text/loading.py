@@ -1,4 +1,4 @@
-"""A directory -> the tokenizer that its files describe."""
+"""Loads the tokenizer that the files of a model directory describe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deberta_jax.text.spm import SentencePieceTokenizer, read_model, special_pie
 from deberta_jax.text.tokenizer import Tokenizer
 from deberta_jax.text.torch_pickle import read_bpe_encoder
 
-# One of the keys of FILES. Not Literal: a wrong word is the caller's mistake and answered in words.
+# One of the keys of FILES. It is not a Literal, because `load_tokenizer` checks it with a clearer message.
 Rule = str
 
 FILES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -26,15 +26,15 @@ FILES: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def load_tokenizer(directory: str | Path, *, rule: Rule | None = None) -> Tokenizer:
-    """The tokenizer of a model directory.
+    """Loads the tokenizer of a model directory.
 
     Args:
         directory: a local directory.
-        rule: which files decide. None takes the first that is there of "sentencepiece" (spm.model), "bpe"
-            (vocab.json with merges.txt, or bpe_encoder.bin) and "tokenizer.json".
+        rule: which files to use: "sentencepiece" (spm.model), "bpe" (vocab.json with merges.txt, or bpe_encoder.bin) or
+            "tokenizer.json". None uses the first of these, in this order, whose files exist.
 
     Returns:
-        A `Tokenizer`; its `rule` says in words what decides.
+        The tokenizer; its attribute `rule` names the files used.
 
     Raises:
         InputError: the files are missing, unreadable, or disagree about an id.
@@ -53,6 +53,7 @@ def load_tokenizer(directory: str | Path, *, rule: Rule | None = None) -> Tokeni
 
 
 def load_sentencepiece(directory: Path) -> Tokenizer:
+    """Loads a tokenizer from spm.model and the files beside it. Raises InputError as `load_tokenizer`."""
     processor = read_model(directory / "spm.model")
     config = read_json(directory / "tokenizer_config.json")
     return SentencePieceTokenizer(
@@ -65,6 +66,7 @@ def load_sentencepiece(directory: Path) -> Tokenizer:
 
 
 def load_vocab_and_merges(directory: Path) -> Tokenizer:
+    """Loads a tokenizer from vocab.json and merges.txt. Raises InputError as `load_tokenizer`."""
     vocab = read_json(directory / "vocab.json")
     if not vocab or not all(isinstance(index, int) for index in vocab.values()):
         raise InputError(f"{directory / 'vocab.json'} is not an object of piece: id")
@@ -78,6 +80,7 @@ def load_vocab_and_merges(directory: Path) -> Tokenizer:
 
 
 def load_bpe_encoder(directory: Path) -> Tokenizer:
+    """Loads a tokenizer from Microsoft's bpe_encoder.bin. Raises InputError as `load_tokenizer`."""
     vocab, merges = read_bpe_encoder(directory / "bpe_encoder.bin")
     special = {name: index for index, name in enumerate(SPECIALS[:4])}
     return _byte_level(directory, special | vocab, merges, "bpe_encoder.bin")
@@ -95,6 +98,7 @@ def _byte_level(directory: Path, vocab: dict[str, int], merges: list, files: str
 
 
 def load_tokenizer_json(directory: Path) -> Tokenizer:
+    """Loads a tokenizer from tokenizer.json. Raises InputError as `load_tokenizer`."""
     content = read_json(directory / "tokenizer.json")
     if content.get("model", {}).get("type") not in ("BPE", "Unigram"):
         raise InputError(f"{directory / 'tokenizer.json'} holds neither a BPE nor a Unigram model; it is not DeBERTa's")
@@ -102,7 +106,7 @@ def load_tokenizer_json(directory: Path) -> Tokenizer:
 
 
 def _vocabulary(model: dict[str, Any]) -> dict[str, int]:
-    """Ids of the special tokens that are pieces of the model."""
+    """Returns the ids of the special tokens that are in the vocabulary of a tokenizer.json model."""
     pieces = model["vocab"] if model["type"] == "BPE" else {entry[0]: i for i, entry in enumerate(model["vocab"])}
     return {name: pieces[name] for name in SPECIALS if name in pieces}
 
@@ -116,7 +120,11 @@ LOADERS: dict[tuple[str, ...], Callable[[Path], Tokenizer]] = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object, or an empty one where there is no such file."""
+    """Reads a JSON object; a file that does not exist gives {}.
+
+    Raises:
+        InputError: the file is not JSON, or not an object.
+    """
     if not path.is_file():
         return {}
     try:
@@ -129,11 +137,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def added_tokens(directory: Path, known: dict[str, int], count: int | None, *, bpe: bool = False) -> AddedTokens:
-    """Added tokens from the files of a directory, the special ones completed from the vocabulary.
+    """Reads the added tokens of a directory and completes the special ones from the vocabulary.
 
-    The id of [MASK]: from added_tokens.json, tokenizer_config.json or tokenizer.json; else from the vocabulary
-    (`known`); else `count`, the number of its entries, where the released models have it. None: no such rule.
-    With `bpe` [MASK] takes the space before it.
+    The id of [MASK] comes from added_tokens.json, tokenizer_config.json or tokenizer.json; otherwise from `known`;
+    otherwise it is `count`, as in the released models.
+
+    Args:
+        directory: the directory of the tokenizer files.
+        known: ids of the special tokens that are in the vocabulary.
+        count: number of entries of the vocabulary; None if [MASK] must be declared.
+        bpe: byte-level BPE, where [MASK] includes the space before it.
 
     Raises:
         InputError: two files give one token different ids.
@@ -149,7 +162,7 @@ def added_tokens(directory: Path, known: dict[str, int], count: int | None, *, b
         tokens[token.content], origin[token.content] = token, file
     for name, index in known.items():
         there = tokens.setdefault(name, AddedToken(name, index)).id
-        # A SentencePiece model may hold a [MASK] that was never used; the files beside it know better.
+        # A SentencePiece model may contain a [MASK] that was never used; then the other files are right.
         if there != index and (bpe or name != "[MASK]"):
             raise InputError(f"{directory}: {name} is {index} in the vocabulary and {there} in {origin[name]}")
     if "[MASK]" not in tokens and count is not None:
@@ -160,7 +173,10 @@ def added_tokens(directory: Path, known: dict[str, int], count: int | None, *, b
 
 
 def _declared(directory: Path) -> list[tuple[str, AddedToken]]:
-    """(file, token) of every added token that a file declares; files that tell flags come last."""
+    """Returns (file name, token) for every added token that a file declares.
+
+    A later entry replaces an earlier one, so the files that declare flags come last.
+    """
     found = [
         ("added_tokens.json", AddedToken(content, int(index), special=content in SPECIALS))
         for content, index in read_json(directory / "added_tokens.json").items()
@@ -174,6 +190,6 @@ def _declared(directory: Path) -> list[tuple[str, AddedToken]]:
 
 
 def declared_token(entry: dict[str, Any], index: Any) -> AddedToken:
-    """An entry of `added_tokens` or `added_tokens_decoder`."""
+    """Makes an added token of an entry of `added_tokens` or `added_tokens_decoder`."""
     flags = {name: bool(entry.get(name)) for name in ("lstrip", "rstrip", "single_word", "special")}
     return AddedToken(entry["content"], int(index), **flags)

@@ -1,7 +1,7 @@
-"""Which tokens a masked language model predicts, and what it sees in their places; numpy, in whole batches.
+"""Chooses which tokens a masked language model predicts, and by what they are replaced; numpy, on whole batches.
 
-Every draw is a function of the seed, the row's number and a place in the row (Philox, counted by row), so that a mask
-does not depend on the batch, or the process, that the row is in.
+The random numbers of a row depend only on the seed and the row's number (Philox, with the row as counter), so a mask
+does not depend on the batch or the process in which the row is read.
 """
 
 import dataclasses
@@ -13,7 +13,8 @@ import numpy as np
 from deberta_jax.errors import InputError
 from deberta_jax.text.tokenizer import Tokenizer
 
-# Scripts that put no space between words: a character that begins a piece begins a word. (first, last) code points.
+# Scripts without spaces between words, as (first, last) code points. A piece that begins with such a character begins
+# a word.
 _UNSPACED = (
     (0x0E00, 0x0EFF),
     (0x1000, 0x109F),
@@ -26,43 +27,52 @@ _UNSPACED = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masking:
-    """How targets are chosen and shown.
+    """Says how targets are chosen and replaced.
 
-    The default is BERT's. DeBERTa v1 and v2: words in spans of up to 3. v3's generator: tokens, [MASK] alone."""
+    The defaults are BERT's. DeBERTa v1 and v2 mask words in spans of up to 3; v3's generator masks single tokens and
+    always shows [MASK].
+    """
 
-    share: float = 0.15
-    """Share of a row's tokens, special ones not counted, that are predicted."""
+    probability: float = 0.15
+    """Fraction of the tokens of a row, special ones not counted, that are predicted."""
     unit: Literal["token", "word"] = "token"
-    """What is masked whole."""
+    """What is masked as a whole: single tokens, or all tokens of a word."""
     longest_span: int = 1
-    """Neighbouring units are masked together, n of them with a weight of 1/n, up to this many."""
+    """Most neighbouring units that are masked together; spans of n units are drawn with weight 1/n."""
     shown: Literal["80-10-10", "mask"] = "80-10-10"
-    """What stands in a target's place: [MASK], a random token, itself in 80, 10, 10 % of cases; or always [MASK]."""
+    """What the model sees for a target: [MASK], a random token or the token itself in 80, 10 and 10 % of cases; or
+    always [MASK]."""
     skip_tail: bool = False
-    """Reproduce the original's generator: it takes spans from the left until the budget is reached, so that the last
-    tenth of every row is almost never masked. By default every token is equally likely."""
+    """Reproduce the data generator of the original code. It takes spans from the left until enough tokens are masked,
+    so the last tenth of every row is almost never masked. By default every token is equally likely."""
 
     def check(self) -> None:
-        """Raises InputError for a value that cannot be used."""
-        if not 0 < self.share < 1:
-            raise InputError(f"--mask-share {self.share}: a share lies between 0 and 1")
+        """Checks the values. Raises InputError for one that cannot be used."""
+        if not 0 < self.probability < 1:
+            raise InputError(f"--mask-share {self.probability}: must lie between 0 and 1")
         if self.longest_span < 1:
             raise InputError(f"--longest-span {self.longest_span}: must be at least 1")
 
     def targets(self, length: int) -> int:
-        """P, the most targets of a row of ``length`` tokens: the share, and room for how much groups differ in size."""
+        """Returns P, the largest number of targets of a row of ``length`` tokens.
+
+        It is the expected number, and a few more, because masked words and spans differ in size.
+        """
         if self.skip_tail:
-            return max(1, round(self.share * length))
+            return max(1, round(self.probability * length))
         room = 4 * self.longest_span if self.unit == "word" else self.longest_span - 1
-        return max(1, min(round(self.share * (length - 2)) + room, length - 2))
+        return max(1, min(round(self.probability * (length - 2)) + room, length - 2))
 
 
 def word_starts(tokenizer: Tokenizer) -> np.ndarray:
-    """bool [vocab_size]: whether a piece begins a word, whatever stands before it.
+    """Returns for each piece whether it begins a word, whatever is before it.
 
-    A piece with the mark of a space ("▁", or "Ġ" in a byte-level vocabulary), a single mark of punctuation, a special
-    token, or a character of a script without spaces; all others go on with the word before them. The rule of
-    Microsoft's tokenizers, but for the scripts.
+    A piece begins a word if it begins with the sign of a space ("▁", or "Ġ" in a byte-level vocabulary), is a single
+    punctuation character or a special token, or begins with a character of a script without spaces. All others continue
+    the word before them. Except for these scripts it is the rule of Microsoft's tokenizers.
+
+    Returns:
+      bool [vocab_size].
     """
     starts = np.ones(tokenizer.vocab_size, bool)
     space = "Ġ" if tokenizer.kind == "bpe" else "▁"
@@ -72,14 +82,14 @@ def word_starts(tokenizer: Tokenizer) -> np.ndarray:
             continue
         try:
             piece = tokenizer.id_to_token(index)
-        except InputError:  # a hole in the vocabulary, which no text has
+        except InputError:  # an unused id, which no text contains
             continue
         starts[index] = piece.startswith(space) or _alone(tokenizer.decode([index]) if space == "Ġ" else piece)
     return starts
 
 
 def _alone(text: str) -> bool:
-    """Whether a piece without a space before it is a word of its own, or the beginning of one."""
+    """Returns whether a piece without a space before it is a word, or begins one."""
     if not text:
         return False
     code = ord(text[0])
@@ -88,30 +98,44 @@ def _alone(text: str) -> bool:
     return len(text) == 1 and (text.isspace() or unicodedata.category(text)[0] in "PCS")
 
 
-def draws(seed: int, rows: np.ndarray, width: int, stream: int = 0) -> np.ndarray:
-    """Uniform in [0, 1), float64 [len(rows), width]: those of row number r follow from (seed, stream, r, width)."""
-    blocks = -(-width // 4)  # Philox gives four numbers a count
+def draws(seed: int, rows: np.ndarray, count: int, stream: int = 0) -> np.ndarray:
+    """Draws random numbers that depend only on the seed, the stream, the row's number and ``count``.
+
+    Args:
+      seed: any integer.
+      rows: int64 [B], the number of each row.
+      count: random numbers per row.
+      stream: another stream gives independent numbers for the same seed and rows.
+
+    Returns:
+      float64 [B, count], uniform in [0, 1).
+    """
+    blocks = -(-count // 4)  # Philox gives four numbers for each value of its counter
     out = np.empty((len(rows), blocks * 4))
     key = np.array([seed, stream], np.uint64)
     edges = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2, append=rows[-1:] + 2) != 1)
     for first, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         generator = np.random.Generator(np.random.Philox(key=key, counter=int(rows[first]) * blocks))
         generator.random(out=out[first:end])
-    return out[:, :width]
+    return out[:, :count]
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What masking must know of a tokenizer: ``special`` and ``starts`` are bool [V], ``ordinary`` the ids that are not
-    special, ``mask_id`` that of [MASK]."""
+    """Holds what masking needs to know of a tokenizer."""
 
     special: np.ndarray
+    """bool [V]: whether the token is special."""
     starts: np.ndarray
+    """bool [V]: whether the token begins a word."""
     ordinary: np.ndarray
+    """int64: the ids of all tokens that are not special."""
     mask_id: int
+    """The id of [MASK]."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Vocabulary":
+        """Returns the vocabulary of a tokenizer."""
         special = np.zeros(tokenizer.vocab_size, bool)
         special[list(tokenizer.all_special_ids)] = True
         return cls(special, word_starts(tokenizer), np.flatnonzero(~special), tokenizer.mask_id)
@@ -120,20 +144,25 @@ class Vocabulary:
 def mask_tokens(
     ids: np.ndarray, real: np.ndarray, vocabulary: Vocabulary, masking: Masking, *, seed: int, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Chooses targets and replaces them.
+    """Chooses the targets of each row and replaces them in the input.
 
-    Without ``skip_tail`` a row's predictable tokens are divided into groups (tokens, words, or spans of them), and
-    every group is as likely as any other, whatever its size and wherever it stands, to be chosen. A group never reaches
-    over a special token, nor into another text of the row. Masked singly, ``round(share * tokens)`` tokens of a row are
-    targets (at least one); otherwise as many on average, and a few more or less in a row, for groups stay whole.
+    Without ``skip_tail`` the tokens of a row that are not special are divided into groups (tokens, words, or spans of
+    them), and all groups have the same probability to be chosen, whatever their size and position. A group never
+    crosses a special token, so it stays within one text of the row. Single tokens give exactly
+    ``round(probability * tokens)`` targets per row (at least one). Larger groups are chosen whole, so a row can have a
+    few more or fewer; the average is the same.
 
     Args:
-      ids: int [B,T]. real: bool [B,T], False for padding; special tokens are found here.
-      seed, rows: int64 [B], the number of each row: the masks follow from these alone.
+      ids: int [B,T], token ids.
+      real: bool [B,T], False for padding.
+      vocabulary: special tokens, beginnings of words, and the id of [MASK].
+      masking: how targets are chosen and replaced.
+      seed: the seed of the run.
+      rows: int64 [B], the number of each row. The result for a row depends only on this, the seed and the row itself.
 
     Returns:
-      what the model sees [B,T]; the targets' positions [B,P] ascending (-1: none), P = ``masking.targets(T)``; and
-      their true ids [B,P] (-100: none); all int32.
+      The ids that the model sees, int32 [B,T]; the positions of the targets, int32 [B,P], ascending, -1 for none, with
+      P = ``masking.targets(T)``; and their true ids, int32 [B,P], -100 for none.
     """
     count, (batch, length) = masking.targets(ids.shape[1]), ids.shape
     predictable = real & ~vocabulary.special[ids]
@@ -143,53 +172,61 @@ def mask_tokens(
         chosen = _from_the_left(units, predictable, real, masking, random[:, : 2 * length])
     else:
         groups = spans(units, predictable, masking.longest_span, random[:, :length])
-        chosen = _evenly(groups, predictable, masking.share, count, random[:, length : 2 * length + 1])
+        chosen = _evenly(groups, predictable, masking.probability, count, random[:, length : 2 * length + 1])
     row, column = np.nonzero(chosen)
-    place = (np.cumsum(chosen, axis=1) - 1)[row, column]
-    if masking.skip_tail:  # the word that goes over the budget is cut
-        row, column, place = (values[place < count] for values in (row, column, place))
+    slot = (np.cumsum(chosen, axis=1) - 1)[row, column]
+    if masking.skip_tail:  # the word that exceeds the budget is truncated
+        row, column, slot = (values[slot < count] for values in (row, column, slot))
     positions = np.full((batch, count), -1, np.int32)
     labels = np.full((batch, count), -100, np.int32)
-    positions[row, place], labels[row, place] = column, ids[row, column]
+    positions[row, slot], labels[row, slot] = column, ids[row, column]
     seen = ids.astype(np.int32)
     shown = np.full(len(row), vocabulary.mask_id, np.int32)
     if masking.shown == "80-10-10":
-        fate = random[row, 2 * length + 1 + place]
-        other = random[row, 2 * length + 1 + count + place]
-        if masking.skip_tail:  # the original draws from the whole vocabulary
+        kind = random[row, 2 * length + 1 + slot]
+        other = random[row, 2 * length + 1 + count + slot]
+        if masking.skip_tail:  # the original code draws from the whole vocabulary
             drawn = (other * len(vocabulary.special)).astype(np.int32)
         else:
             drawn = vocabulary.ordinary[(other * len(vocabulary.ordinary)).astype(np.int64)]
-        shown = np.where(fate < 0.8, shown, np.where(fate < 0.9, drawn, labels[row, place]))
+        shown = np.where(kind < 0.8, shown, np.where(kind < 0.9, drawn, labels[row, slot]))
     seen[row, column] = shown
     return seen, positions, labels
 
 
 def _units(ids: np.ndarray, predictable: np.ndarray, vocabulary: Vocabulary, masking: Masking) -> np.ndarray:
-    """bool [B,T]: the tokens at which a unit begins."""
+    """Returns bool [B,T]: the tokens at which a unit (token or word) begins."""
     if masking.unit == "token":
         return predictable
     return predictable & (vocabulary.starts[ids] | _after_border(predictable))
 
 
 def _after_border(predictable: np.ndarray) -> np.ndarray:
-    """bool [B,T]: whether the token before is special, padding, or none."""
+    """Returns bool [B,T]: whether the token before is special or padding, or there is none."""
     after = np.ones_like(predictable)
     after[:, 1:] = ~predictable[:, :-1]
     return after
 
 
 def span_lengths(random: np.ndarray, longest: int) -> np.ndarray:
-    """Uniform numbers -> 1 .. longest with weights 1/n."""
+    """Converts uniform numbers in [0, 1) to lengths from 1 to ``longest``, of which n has weight 1/n."""
     weights = np.cumsum(1 / np.arange(1, longest + 1))
     return 1 + np.searchsorted(weights[:-1] / weights[-1], random, side="right")
 
 
 def spans(units: np.ndarray, predictable: np.ndarray, longest: int, random: np.ndarray) -> np.ndarray:
-    """int64 [B,T]: the group that each predictable token is in, numbered from 0 in each row.
+    """Divides the units of each row, from its beginning, into spans.
 
-    The row's units are divided, from its begin, into spans of lengths drawn with weights 1/n; a span that reaches over
-    a border is divided there.
+    A span is split where it would cross a special token.
+
+    Args:
+      units: bool [B,T], where units begin.
+      predictable: bool [B,T], tokens that may be targets.
+      longest: most units in a span; the lengths are drawn with weights 1/n.
+      random: float64 [B,T], uniform in [0, 1).
+
+    Returns:
+      int64 [B,T]: the span of each predictable token, numbered from 0 in each row.
     """
     starts = units
     if longest > 1:
@@ -204,18 +241,30 @@ def spans(units: np.ndarray, predictable: np.ndarray, longest: int, random: np.n
     return np.maximum(np.cumsum(starts, axis=1) - 1, 0)
 
 
-def _evenly(groups: np.ndarray, predictable: np.ndarray, share: float, most: int, random: np.ndarray) -> np.ndarray:
-    """bool [B,T]: the tokens of the groups chosen, by systematic sampling.
+def _evenly(
+    groups: np.ndarray, predictable: np.ndarray, probability: float, most: int, random: np.ndarray
+) -> np.ndarray:
+    """Chooses groups by systematic sampling.
 
-    The groups stand in a row by size, those of one size in random order, and are taken at even distances from a random
-    start. So each has the same probability, and of every size as many are taken as it makes up: the tokens add up to
-    the share but for about one group. What would go over ``most`` is left out.
+    The groups of a row are sorted by size, with random order among equal sizes, and taken at regular distances from a
+    random start. So all groups have the same probability, and each size is chosen in proportion: the number of tokens
+    differs from its expectation by about one group at most. Groups that would exceed ``most`` tokens are left out.
+
+    Args:
+      groups: int64 [B,T], the group of each token.
+      predictable: bool [B,T], tokens that may be targets.
+      probability: fraction of the tokens to choose.
+      most: the largest number of tokens to choose in a row.
+      random: float64 [B,T+1], uniform in [0, 1).
+
+    Returns:
+      bool [B,T]: the tokens of the chosen groups.
     """
     batch, length = groups.shape
     flat = groups + np.arange(batch)[:, None] * length
     sizes = np.bincount(flat[predictable], minlength=batch * length).reshape(batch, length)
     tokens, count = predictable.sum(axis=1), (sizes > 0).sum(axis=1)
-    budget = np.maximum(1, np.rint(share * tokens))
+    budget = np.maximum(1, np.rint(probability * tokens))
     rate = np.maximum(budget / np.maximum(tokens, 1), 1 / np.maximum(count, 1))[:, None]
     order = np.argsort(np.where(sizes > 0, sizes + random[:, :-1], np.inf), axis=1)
     steps = np.floor(np.arange(length + 1) * rate + random[:, -1:] * (1 - 1e-9))
@@ -229,15 +278,26 @@ def _evenly(groups: np.ndarray, predictable: np.ndarray, share: float, most: int
 def _from_the_left(
     units: np.ndarray, predictable: np.ndarray, real: np.ndarray, masking: Masking, random: np.ndarray
 ) -> np.ndarray:
-    """bool [B,T]: the choice of the original's generator, which stops at the first unit that reaches the budget.
+    """Chooses targets as the data generator of the original code does.
 
-    A walk over the units: a length n with weight 1/n, a window of the next ``n * int(1 / share)`` units, a span of n
-    that begins at random within it. The budget is of all tokens of the row, special ones counted.
+    From left to right it draws a length n with weight 1/n, takes a window of the next ``n * int(1 / probability)``
+    units, and masks n units from a random one in the window. It stops at the first unit that reaches the budget, which
+    is computed from all tokens of the row, including special ones.
+
+    Args:
+      units: bool [B,T], where units begin.
+      predictable: bool [B,T], tokens that may be targets.
+      real: bool [B,T], False for padding.
+      masking: probability and longest span.
+      random: float64 [B,2T], uniform in [0, 1).
+
+    Returns:
+      bool [B,T]: the targets.
     """
     batch, length = units.shape
     number = np.maximum(np.cumsum(units, axis=1) - 1, 0)
     count = units.sum(axis=1)
-    window, offset = int(1 / masking.share), np.zeros(batch, np.int64)
+    window, offset = int(1 / masking.probability), np.zeros(batch, np.int64)
     edges = np.zeros((batch, length + 1), np.int64)
     every = np.arange(batch)
     for step in range(length):
@@ -252,7 +312,7 @@ def _from_the_left(
         np.add.at(edges, (every[going], end[going]), -1)
         offset = np.where(going, np.maximum(offset + context, end), offset)
     chosen = predictable & (np.take_along_axis(np.cumsum(edges, axis=1), number, axis=1) > 0)
-    budget = np.maximum(1, np.rint(masking.share * real.sum(axis=1)))
-    before = np.cumsum(chosen, axis=1) - chosen  # targets to the left
-    at_start = np.maximum.accumulate(np.where(units, before, 0), axis=1)  # of the unit's first token
+    budget = np.maximum(1, np.rint(masking.probability * real.sum(axis=1)))
+    before = np.cumsum(chosen, axis=1) - chosen  # number of targets to the left of the token
+    at_start = np.maximum.accumulate(np.where(units, before, 0), axis=1)  # the same for the first token of its unit
     return chosen & (at_start < budget[:, None])

@@ -1,7 +1,7 @@
-"""v2 and v3: SentencePiece itself decides pieces and normalisation.
+"""Implements the tokenizer of DeBERTa v2 and v3 with SentencePiece, which does normalisation and segmentation.
 
-Source of the rules: the SentencePiece tokenizer of microsoft/DeBERTa. `do_lower_case` lowers the text first;
-`split_by_punct` cuts it at every punctuation character and encodes each part by itself.
+The rules are those of the SentencePiece tokenizer of microsoft/DeBERTa: `do_lower_case` lowers the text first;
+`split_by_punct` splits it at every punctuation character and encodes each part separately.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from deberta_jax.text.encoding import concatenate, lengths_of
 from deberta_jax.text.tokenizer import Tokenizer
 
 SPACE = "\u2581"  # SentencePiece's stand-in for a space
-# Fewer characters than this are encoded sooner than threads are started.
+# With fewer characters, starting threads takes longer than encoding on one.
 PARALLEL_FROM = 20_000
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """Pieces from `spm.model`.
+    """Tokenizes with a SentencePiece model.
 
     Args:
         processor: the SentencePiece model.
-        added: special and added tokens with their ids.
-        do_lower_case: lower the text first.
-        split_by_punct: cut at punctuation first.
-        rule: what to call this in `rule`.
+        added: special and other added tokens.
+        do_lower_case: whether to lower the text first.
+        split_by_punct: whether to split the text at punctuation first.
+        rule: description for the attribute `rule`.
     """
 
     kind = "spm"
@@ -69,8 +69,9 @@ class SentencePieceTokenizer(Tokenizer):
         return np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum())), lengths
 
     def _spans(self, texts: list[str], ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        # All normalised texts as one string, each with one character after it. The pieces of a text are consecutive
-        # slices of it, and `origin` knows the character of the texts, each also one longer, that each slice begins at.
+        # The normalised texts are joined to one string, each followed by one more character. The pieces of a text are
+        # consecutive slices of it. `origins` maps each of its characters to a character of the texts, which are also
+        # counted as one longer.
         lowered = [text.lower() for text in texts] if self.do_lower_case else texts
         normals, origins = [], []
         for text, lower in zip(texts, lowered, strict=True):
@@ -90,17 +91,17 @@ class SentencePieceTokenizer(Tokenizer):
         return (np.stack([edge[starts], edge[ends]], axis=1) - starts_at[owner][:, None]).astype(np.int32)
 
     def _lengths(self, texts: list[str], ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Characters of normalised text in each piece, and how many of these are leading spaces."""
+        """Returns for each piece its length in characters of normalised text and the number of leading spaces."""
         sizes, leads = self._size[ids], self._lead[ids]
         unknown = np.flatnonzero(ids == self.unk_id)
         if len(unknown):
-            # An unknown piece is as long as what it stands for, which only its surface tells.
+            # An unknown piece is as long as the characters it stands for, which its surface form shows.
             of_text = np.searchsorted(np.cumsum(lengths), unknown, "right")
             surfaces = {i: self._processor.encode(texts[i], out_type=str) for i in set(of_text.tolist())}
             begin = np.cumsum(lengths) - lengths
-            found = [surfaces[i][k - begin[i]] for i, k in zip(of_text.tolist(), unknown.tolist(), strict=True)]
-            sizes[unknown] = lengths_of(found)
-            leads[unknown] = [len(piece) - len(piece.lstrip(SPACE)) for piece in found]
+            surface = [surfaces[i][k - begin[i]] for i, k in zip(of_text.tolist(), unknown.tolist(), strict=True)]
+            sizes[unknown] = lengths_of(surface)
+            leads[unknown] = [len(piece) - len(piece.lstrip(SPACE)) for piece in surface]
         return sizes, leads
 
     def _must_cut(self, texts: list[str]) -> bool:
@@ -132,11 +133,11 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._processor.serialized_model_proto(), bytes([self.do_lower_case, self.split_by_punct])]
 
     def save(self, directory: str | Path) -> None:
-        """Write spm.model, added_tokens.json and tokenizer_config.json."""
+        """Writes spm.model, added_tokens.json and tokenizer_config.json."""
         directory = Path(directory)
         storage.make_directory(directory)
         storage.write_bytes(directory / "spm.model", self._processor.serialized_model_proto())
-        # Special tokens that are pieces of the model need no entry; [MASK], which is none in a released one, does.
+        # Special tokens that are pieces of the model need no entry. [MASK] is no piece of a released model.
         beside = {t.content: t.id for t in self.added.tokens if self._processor.piece_to_id(t.content) != t.id}
         write_json(directory / "added_tokens.json", beside)
         config = {
@@ -149,9 +150,12 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _piece_lengths(processor: sentencepiece.SentencePieceProcessor) -> tuple[np.ndarray, np.ndarray]:
-    """Of each piece: its length in characters of normalised text, and how many of these are leading spaces.
+    """Returns for each piece its length in characters of normalised text and the number of leading spaces.
 
-    The bytes of one character count as one character for the first of them and as none for the others.
+    Byte pieces of one character count as one character for the first byte and as none for the others.
+
+    Returns:
+        Two int64 [number of pieces].
     """
     indices = list(range(processor.get_piece_size()))
     pieces = processor.id_to_piece(indices)
@@ -163,16 +167,26 @@ def _piece_lengths(processor: sentencepiece.SentencePieceProcessor) -> tuple[np.
 
 
 def _unlowered(text: str, origin: list[int]) -> list[int]:
-    """Positions in `text.lower()` -> positions in `text`: U+0130 and a few more are two characters in lower case."""
-    places = [i for i, character in enumerate(text) for _ in character.lower()]
-    return [*map([*places, len(text)].__getitem__, origin)]
+    """Converts positions in `text.lower()` to positions in `text`.
+
+    They differ after U+0130 and a few other characters, which are two characters in lower case.
+    """
+    positions = [i for i, character in enumerate(text) for _ in character.lower()]
+    return [*map([*positions, len(text)].__getitem__, origin)]
 
 
 def _edges(normal: str, origin: np.ndarray) -> np.ndarray:
-    """[len(normal)]: the place in the text where a piece ends and the next begins, cut before character k of `normal`.
+    """Computes the position in the text of each possible boundary between two pieces.
 
-    Inside a group of characters that come from one character of the text the cut falls after that character: it
-    belongs to the first piece that holds any of the group. A space at the head of a group does not count.
+    A character of the text may become several characters of normalised text. A boundary between these falls after the
+    character, which so belongs to the first piece that holds any part of it; a leading space is no such part.
+
+    Args:
+        normal: normalised text.
+        origin: int64 [len(normal)], the character of the text from which each character of `normal` comes.
+
+    Returns:
+        int64 [len(normal)]: the position in the text of a boundary before character k of `normal`.
     """
     solid = np.frombuffer(normal.encode("utf-32-le"), np.uint32) != ord(SPACE)
     starts = np.append(True, origin[1:] != origin[:-1])[: len(origin)]
@@ -187,14 +201,14 @@ def _edges(normal: str, origin: np.ndarray) -> np.ndarray:
 
 @cache
 def is_punctuation(character: str) -> bool:
-    """ASCII that is neither letter, digit, space nor control, and Unicode category P."""
+    """Returns whether a character is ASCII but no letter, digit, space or control, or has Unicode category P."""
     code = ord(character)
     ascii_mark = 33 <= code <= 47 or 58 <= code <= 64 or 91 <= code <= 96 or 123 <= code <= 126
     return ascii_mark or unicodedata.category(character).startswith("P")
 
 
 def read_model(path: Path) -> sentencepiece.SentencePieceProcessor:
-    """Raises InputError where the file is no SentencePiece model."""
+    """Loads a SentencePiece model. Raises InputError if the file is none."""
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, ValueError) as error:
@@ -202,6 +216,6 @@ def read_model(path: Path) -> sentencepiece.SentencePieceProcessor:
 
 
 def special_pieces(processor: sentencepiece.SentencePieceProcessor) -> dict[str, int]:
-    """Ids of those of the five special tokens that are pieces."""
+    """Returns the ids of the special tokens that are pieces of the model."""
     found = {name: processor.piece_to_id(name) for name in SPECIALS}
     return {name: index for name, index in found.items() if processor.id_to_piece(index) == name}

@@ -1,4 +1,4 @@
-"""The interface that every tokenizer has. What decides the pieces is in the subclasses."""
+"""Defines the interface of all tokenizers. The subclasses implement how text becomes pieces."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ from deberta_jax.text.encoding import (
 
 SURROGATES = re.compile("[\ud800-\udfff]")
 
-# Not Literal: a wrong word is the caller's mistake and answered in words.
+# These are not Literal, because `Tokenizer.__call__` checks them with a clearer message.
 Truncation = str | bool
 Padding = str | bool
 
 
 class Tokenizer(abc.ABC):
-    """Text to ids and back. Made by `load_tokenizer` and `train_tokenizer`; immutable, picklable, safe in threads.
+    """Converts text to ids and back; made by `load_tokenizer` or `train_tokenizer`.
 
-    A lone surrogate, which no encoder can represent, is read as U+FFFD. NUL and other control characters are text.
-    A special token written in the text ("[MASK]", "[SEP]", ...) is that token, as in every release of transformers.
+    Tokenizers are immutable, can be pickled, and can be shared by threads. A lone surrogate, which UTF-8 cannot
+    represent, is read as U+FFFD; NUL and other control characters are ordinary text. The text of a special token
+    ("[MASK]", "[SEP]", ...) becomes that token, as in transformers.
 
     Attributes:
         kind: "spm" (v2, v3) or "bpe" (v1).
-        rule: what decides the pieces, in words.
-        vocab_size: number of ids this tokenizer can produce, [MASK] included. The embedding may have more rows.
+        rule: description of the files and rules that decide the pieces.
+        vocab_size: number of ids that this tokenizer can produce, including [MASK]. The embedding may have more rows.
         pad_id, cls_id, sep_id, unk_id, mask_id: ids of the special tokens.
-        all_special_ids: all of these and the other added tokens marked special, ascending.
+        all_special_ids: these and the ids of other added tokens marked as special, ascending.
     """
 
     kind: str
@@ -61,39 +62,44 @@ class Tokenizer(abc.ABC):
         self.pad_id, self.cls_id, self.sep_id, self.unk_id, self.mask_id = added.special_ids
         self.all_special_ids = added.all_special_ids
 
-    # What a subclass supplies. Texts are free of added tokens and of surrogates.
+    # Methods that a subclass implements. Their texts contain neither added tokens nor surrogates.
 
     @abc.abstractmethod
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """int32 ids of all texts in one array, no special tokens, and int64 the number of ids of each text."""
+        """Returns the ids of all texts in one int32 array, and the number of ids of each text, int64 [len(texts)]."""
 
     @abc.abstractmethod
     def _spans(self, texts: list[str], ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """int32 [len(ids), 2]: the characters of its text that each piece of `_encode(texts)` stands for.
+        """Returns the first and last (exclusive) character of its text for each piece of `_encode(texts)`.
 
-        A character belongs to the first piece that holds any of it; no span begins with white space.
+        A character belongs to the first piece that holds any part of it. No span begins with white space.
+
+        Returns:
+            int32 [len(ids), 2].
         """
 
     @abc.abstractmethod
     def _decode(self, ids: list[int]) -> str:
-        """Text of a run of ids without added tokens, with the space that its first piece begins with."""
+        """Returns the text of ids without added tokens, including a space with which the first piece begins."""
 
     @abc.abstractmethod
-    def _piece(self, index: int) -> str: ...
+    def _piece(self, index: int) -> str:
+        """Returns the piece with an id that is no added token. Raises InputError if there is none."""
 
     @abc.abstractmethod
-    def _index(self, piece: str) -> int | None: ...
+    def _index(self, piece: str) -> int | None:
+        """Returns the id of a piece that is no added token, or None if there is no such piece."""
 
     @abc.abstractmethod
     def _identity(self) -> Iterable[bytes]:
-        """All that decides ids beside the added tokens."""
+        """Returns everything that decides ids, except added tokens."""
 
     @abc.abstractmethod
     def save(self, directory: str | Path) -> None:
-        """Write the files from which `load_tokenizer` and transformers make this tokenizer again."""
+        """Writes the files from which `load_tokenizer` and transformers load an equal tokenizer."""
 
     def _cuts(self, text: str) -> list[int]:
-        """Where a text without added tokens is cut before its parts are encoded on their own."""
+        """Returns the positions at which a text is split into parts that are encoded separately."""
         return []
 
     # Text to ids.
@@ -114,31 +120,31 @@ class Tokenizer(abc.ABC):
         return_special_tokens_mask: bool = False,
         add_special_tokens: bool = True,
     ) -> Encoding:
-        """Encode one text or a batch. The result always has a batch dimension.
+        """Encodes one text or a batch. The result always has a batch dimension.
 
         Args:
-            texts: str or list of str; with `is_split_into_words` a list of words or a list of such lists.
+            texts: a string or a list of strings; with `is_split_into_words` a list of words or a list of such lists.
             text_pairs: second segments, one for each text.
-            max_length: most tokens in a row, special tokens included. None: no limit.
-            truncation: which segment loses tokens (at its end) where a row is longer. "longest_first" takes one at a
-                time from the longer; segments never change places.
-            padding: False gives lists where rows differ in length; "longest" pads to the longest row, "max_length" to
+            max_length: the largest number of tokens in a row, including special tokens. None: no limit.
+            truncation: the segment whose end is removed if a row is longer than `max_length`: "only_first",
+                "only_second", or "longest_first", which removes one token at a time from the longer one. False: none.
+            padding: False returns lists if rows differ in length; "longest" pads to the longest row, "max_length" to
                 `max_length`, "buckets" to the smallest of `buckets` that holds the longest row.
             buckets: row lengths, ascending.
-            pad_to_multiple_of: round the padded length up to a multiple.
-            stride: return all of a long text, in rows that overlap by this many tokens; `overflow_to_sample` says
-                which text a row is from. With pairs `truncation` must name the segment that slides.
-            is_split_into_words: each word is encoded by itself as a word after a space (the first as the beginning of
-                the text); a word of which normalisation leaves nothing becomes [UNK], so every word has a token.
-            return_offsets: fill `offsets`.
-            return_special_tokens_mask: fill `special_tokens_mask`.
+            pad_to_multiple_of: rounds the padded length up to a multiple of this.
+            stride: splits a long text into rows that overlap by this number of tokens, instead of truncating it;
+                `overflow_to_sample` gives the text of each row. With pairs `truncation` names the segment to split.
+            is_split_into_words: each word is encoded on its own as a word after a space (the first one as the beginning
+                of the text). A word of which normalisation leaves nothing becomes [UNK], so every word has a token.
+            return_offsets: whether to return `offsets`.
+            return_special_tokens_mask: whether to return `special_tokens_mask`.
             add_special_tokens: False leaves [CLS] and [SEP] out.
 
         Returns:
             `Encoding` of int32 numpy arrays.
 
         Raises:
-            InputError: something that is not text, options that contradict each other, or a row that fits nowhere.
+            InputError: the input is not text, options contradict each other, or a row exceeds the given lengths.
         """
         _check_options(max_length, truncation, padding, buckets, pad_to_multiple_of, stride)
         bare = text_pairs is None and stride is None and add_special_tokens and truncation != "only_second"
@@ -169,7 +175,7 @@ class Tokenizer(abc.ABC):
         return Encoding(**out, overflow_to_sample=overflow)
 
     def _one(self, text: str, max_length: Any, truncation: Any, padding: Any, buckets: Any, multiple: Any) -> Encoding:
-        """`[CLS] text [SEP]` without the arithmetic of batches, which costs ten times what a short text does."""
+        """Encodes one text as `[CLS] text [SEP]`, without the batch operations, which cost more than a short text."""
         ids = self._pieces([text], False).ids
         if max_length is not None:
             ids = ids[: _room(max_length, 2) if truncation else None]
@@ -184,7 +190,15 @@ class Tokenizer(abc.ABC):
         return Encoding(input_ids, mask, np.zeros((1, length), np.int32))
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """int32 ids of all texts one after the other, without special tokens, and int64 the number of each text's."""
+        """Encodes texts without special tokens.
+
+        Returns:
+            The ids of all texts one after the other, int32 [sum of lengths], and the number of ids of each text,
+            int64 [len(texts)].
+
+        Raises:
+            InputError: something is not text.
+        """
         pieces = self._segment(texts, "texts", False, False)
         return pieces.ids, pieces.lengths
 
@@ -195,11 +209,16 @@ class Tokenizer(abc.ABC):
         max_length: int | None = None,
         truncation: Truncation = "longest_first",
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(input_ids, token_type_ids) of each text, int32 [T_i], special tokens included: what training stores."""
+        """Encodes texts for training, with special tokens. Args and Raises as `__call__`.
+
+        Returns:
+            (input_ids, token_type_ids) of each text, both int32 [T_i].
+        """
         enc = self(texts, text_pairs, max_length=max_length, truncation=truncation)
         return list(zip(enc.input_ids, enc.token_type_ids, strict=True))
 
     def _rows(self, a: Ragged, b: Ragged | None, max_length: int | None, truncation: Any, stride: Any, special: bool):
+        """Returns which pieces make up each row. Raises InputError as `__call__`."""
         room = None
         if max_length is not None:
             room = _room(max_length, (2 if b is None else 3) if special else 0)
@@ -207,12 +226,13 @@ class Tokenizer(abc.ABC):
         if stride is None:
             return whole_rows(a.lengths, b_lengths, room, truncation)
         if room is None or truncation is False:
-            raise InputError("stride needs max_length and a truncation that names the segment to slide")
+            raise InputError("stride needs max_length and a truncation that names the segment to split")
         if b is not None and truncation == "longest_first":
             raise InputError("stride with text_pairs needs truncation='only_first' or 'only_second'")
         return window_rows(a.lengths, b_lengths, room, stride, truncation == "only_second")
 
     def _segment(self, texts: Any, name: str, words: bool, spans: bool) -> Ragged:
+        """Returns the pieces of an argument of `__call__`, which `name` names in messages."""
         if words:
             return self._word_pieces(_as_words(texts, name), spans)
         batch = [texts] if isinstance(texts, str) else _as_list(texts, name)
@@ -222,16 +242,18 @@ class Tokenizer(abc.ABC):
         return self._pieces(batch, spans)
 
     def _pieces(self, texts: list[str], spans: bool) -> Ragged:
+        """Returns the pieces of texts, which may contain added tokens and lone surrogates."""
         try:
             return self._pieces_of(texts, spans)
         except (RuntimeError, TypeError, UnicodeEncodeError):
-            # The libraries refuse lone surrogates, each in its own way; looking for them first would cost every text.
+            # The libraries refuse lone surrogates with different errors. Searching each text first would cost time.
             clean = [SURROGATES.sub("\ufffd", text) for text in texts]
             if clean == texts:
                 raise
         return self._pieces_of(clean, spans)
 
     def _pieces_of(self, texts: list[str], spans: bool) -> Ragged:
+        """Returns the pieces of texts without surrogates, with their spans on request."""
         if not self._must_cut(texts):
             ids, lengths = self._encode(texts)
             return Ragged(ids, lengths, self._spans(texts, ids, lengths) if spans else None)
@@ -240,23 +262,24 @@ class Tokenizer(abc.ABC):
         ids, lengths = self._encode(ordinary)
         of_text = iter(split(ids, lengths))
         of_text_spans = iter(split(self._spans(ordinary, ids, lengths), lengths) if spans else ())
-        pieces, found, counts = [], [], []
+        pieces, found_spans, counts = [], [], []
         for parts in chunks:
             before = len(pieces)
             for start, end, token in parts:
                 pieces.append(next(of_text) if token < 0 else np.array([token], np.int32))
                 if spans:
-                    found.append(next(of_text_spans) + start if token < 0 else np.array([[start, end]]))
+                    found_spans.append(next(of_text_spans) + start if token < 0 else np.array([[start, end]]))
             counts.append(sum(map(len, pieces[before:])))
-        flat_spans = np.concatenate([np.zeros((0, 2)), *found]).astype(np.int32) if spans else None
+        flat_spans = np.concatenate([np.zeros((0, 2)), *found_spans]).astype(np.int32) if spans else None
         return Ragged(concatenate(pieces), np.array(counts, np.int64), flat_spans)
 
     def _must_cut(self, texts: list[str]) -> bool:
+        """Returns whether any text must be split before it is encoded."""
         search = self.added.pattern.search
         return any(search(text) is not None for text in texts)
 
     def _chunks(self, text: str) -> list[tuple[int, int, int]]:
-        """(start, end, id of the added token or -1), in order, without empty chunks."""
+        """Splits a text into (start, end, id of the added token or -1), in order, without empty parts."""
         out = []
         for start, end, token in self.added.find(text):
             edges = [0, *self._cuts(text[start:end]), end - start] if token < 0 else [0, end - start]
@@ -264,7 +287,7 @@ class Tokenizer(abc.ABC):
         return out
 
     def _word_pieces(self, samples: list[list[str]], spans: bool) -> Ragged:
-        """Each distinct word is encoded once, however often it stands in the batch."""
+        """Returns the pieces of texts that are split into words. Each distinct word of the batch is encoded once."""
         prefixes = [self._word_prefix if i and word else "" for words in samples for i, word in enumerate(words)]
         keys = [prefix + word for prefix, word in zip(prefixes, chain.from_iterable(samples), strict=True)]
         table = {key: index for index, key in enumerate(dict.fromkeys(keys))}
@@ -281,7 +304,7 @@ class Tokenizer(abc.ABC):
         return Ragged(pieces.ids[source], np.diff(edges), of_words, word_ids)
 
     def _fill_empty(self, pieces: Ragged) -> Ragged:
-        """[UNK] with an empty span for every text that has no piece at all."""
+        """Gives every text without any piece an [UNK] with an empty span."""
         empty = np.flatnonzero(pieces.lengths == 0)
         at = np.cumsum(pieces.lengths)[empty]
         spans = None if pieces.spans is None else np.insert(pieces.spans, at, 0, axis=0)
@@ -290,48 +313,55 @@ class Tokenizer(abc.ABC):
     # Ids to text.
 
     def decode(self, ids: Any, skip_special_tokens: bool = True) -> Any:
-        """Text of ids [T], or a list of texts for ids [B, T] or a list of such rows.
+        """Decodes ids.
+
+        Args:
+            ids: int [T], or a batch as an array [B, T] or a list of rows.
+            skip_special_tokens: whether to leave out special tokens.
+
+        Returns:
+            A string for [T], a list of strings for a batch.
 
         Raises:
-            InputError: an id that this tokenizer cannot produce (spare embedding rows included).
+            InputError: an id that this tokenizer cannot produce, such as that of an unused embedding row.
         """
         rows = ids.tolist() if isinstance(ids, np.ndarray) else [int(i) if np.ndim(i) == 0 else i for i in ids]
         if rows and not isinstance(rows[0], int):
             return [self.decode(row, skip_special_tokens) for row in rows]
         special = set(self.all_special_ids)
-        text, run = "", []
+        text, ordinary = "", []
         for index in rows:
             if not 0 <= index < self.vocab_size:
                 raise InputError(f"id {index} is no token of this vocabulary of {self.vocab_size}")
             if skip_special_tokens and index in special:
                 continue
             if index in self.added.by_id:
-                text += (self._decode(run) if run else "") + self.added.by_id[index].content
-                run = []
+                text += (self._decode(ordinary) if ordinary else "") + self.added.by_id[index].content
+                ordinary = []
             else:
-                run.append(index)
-        text += self._decode(run) if run else ""
+                ordinary.append(index)
+        text += self._decode(ordinary) if ordinary else ""
         return self._trim(text)
 
     def _trim(self, text: str) -> str:
-        """Undo what encoding put before the first word."""
+        """Removes what encoding inserted before the first word."""
         return text
 
     def id_to_token(self, index: int) -> str:
-        """The piece with this id. Raises InputError for an id that this tokenizer cannot produce."""
+        """Returns the piece with this id. Raises InputError for an id that this tokenizer cannot produce."""
         if not 0 <= index < self.vocab_size:
             raise InputError(f"id {index} is no token of this vocabulary of {self.vocab_size}")
         return self.added.by_id[index].content if index in self.added.by_id else self._piece(index)
 
     def token_to_id(self, token: str) -> int:
-        """The id of a piece; `unk_id` for a string that is none."""
+        """Returns the id of a piece, or `unk_id` for a string that is no piece."""
         if token in self.added.by_content:
             return self.added.by_content[token].id
         index = self._index(token)
         return self.unk_id if index is None else index
 
     def fingerprint(self) -> str:
-        """sha256 in hex of everything that decides ids; equal fingerprints mean equal ids for every text."""
+        """Returns a SHA-256 in hex of everything that decides ids. Equal fingerprints mean equal ids for every text."""
         digest = hashlib.sha256(f"{self.kind}\0{self.added.identity()}\0".encode())
         for part in self._identity():
             digest.update(len(part).to_bytes(8, "little") + part)
@@ -342,6 +372,7 @@ class Tokenizer(abc.ABC):
 
 
 def _room(max_length: int, special: int) -> int:
+    """Returns how many tokens `max_length` leaves beside special tokens. Raises InputError if it is too small."""
     if max_length < special:
         raise InputError(f"max_length={max_length} does not hold the {special} special tokens; raise it")
     return max_length - special

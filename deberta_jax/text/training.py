@@ -1,4 +1,4 @@
-"""New vocabularies: SentencePiece unigram as in v3, byte-level BPE as in v1."""
+"""Trains vocabularies: SentencePiece unigram as in v3, byte-level BPE as in v1."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from deberta_jax.text.loading import load_tokenizer
 from deberta_jax.text.spm import SentencePieceTokenizer
 from deberta_jax.text.tokenizer import SURROGATES, Tokenizer
 
-# SentencePiece leaves out longer lines without a word; this is 16 MiB of text in one.
+# SentencePiece silently skips lines of more bytes than this: 16 MiB.
 LONGEST_LINE = 1 << 24
-# The sums of SentencePiece's training depend on the number of threads, so it does not follow the machine.
+# The result of SentencePiece's training depends on the number of threads, so the number is the same on all machines.
 TRAINING_THREADS = 16
 
-# transformers reads spm.model without its byte fallback, so a character of plain English without a piece of its own
-# would be [UNK] there and bytes here.
+# These characters always get pieces. transformers reads spm.model without its byte fallback, so a character of plain
+# English without a piece would be [UNK] there and bytes here.
 PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
@@ -37,23 +37,23 @@ def train_tokenizer(
     kind: str = "spm",
     character_coverage: float = 0.9995,
 ) -> Tokenizer:
-    """Make a vocabulary from text, write its files and load them. The same lines give the same files everywhere.
+    """Trains a vocabulary on text, writes its files and loads them. The same lines give the same files everywhere.
 
     Args:
-        lines: str each, consumed once.
-        vocab_size: pieces, [PAD] 0, [CLS] 1, [SEP] 2 and [UNK] 3 among them. [MASK] comes after them, so the
-            tokenizer's own `vocab_size` is one more, and so at least must the embedding be.
-        directory: where the files go; made if need be.
+        lines: strings, which are consumed once.
+        vocab_size: number of pieces, including [PAD] 0, [CLS] 1, [SEP] 2 and [UNK] 3. [MASK] gets the id after them,
+            so the tokenizer's own `vocab_size` and the embedding need one more.
+        directory: directory of the files; made if it does not exist.
         kind: "spm" for SentencePiece unigram with byte fallback and the nmt_nfkc normaliser (v2, v3: spm.model,
             added_tokens.json), "bpe" for byte-level BPE (v1: vocab.json, merges.txt).
-        character_coverage: for "spm", the share of the characters of the text that get pieces of their own, as
-            printable ASCII always does; the others are spelt in bytes.
+        character_coverage: only for "spm": fraction of the characters of the text that get pieces of their own. The
+            others are encoded as bytes. Printable ASCII always gets pieces.
 
     Returns:
         The tokenizer, loaded from `directory`.
 
     Raises:
-        InputError: the text cannot support that many pieces, or its characters need more.
+        InputError: the text has too little variety for so many pieces, or too many characters for so few.
     """
     if kind == "spm":
         tokenizer = _train_sentencepiece(_checked(lines), vocab_size, character_coverage)
@@ -137,7 +137,7 @@ def _too_many(vocab_size: int, most: int | str) -> str:
 
 
 def _why_not(message: str, vocab_size: int) -> str:
-    """SentencePiece's complaint as one line that says what to do."""
+    """Converts an error message of SentencePiece to one line that says what to do."""
     if found := re.search(r"value <= (\d+)", message):
         return (
             f"vocab_size={vocab_size} is more than this text supports; {found.group(1)} is the most, or give more text"

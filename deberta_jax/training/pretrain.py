@@ -90,7 +90,7 @@ def rtd_job(e: PretrainRTD, record: dict[str, Any], directory: Path) -> Job:
 
 def masking_of(e: Pretraining, shown: Literal["80-10-10", "mask"]) -> Masking:
     return Masking(
-        share=e.mask_share, unit=e.mask_unit, longest_span=e.longest_span, shown=shown, skip_tail=e.skip_tail
+        probability=e.mask_share, unit=e.mask_unit, longest_span=e.longest_span, shown=shown, skip_tail=e.skip_tail
     )
 
 

@@ -68,7 +68,7 @@ def test_targets_lie_on_predictable_tokens_and_nothing_else_changes(masking, cou
         there = positions[row] >= 0
         predictable = real[row] & ~SPECIAL[ids[row]]
         if masking.unit == "token" and masking.longest_span == 1 and not masking.skip_tail and predictable.any():
-            assert there.sum() == max(1, round(masking.share * predictable.sum()))
+            assert there.sum() == max(1, round(masking.probability * predictable.sum()))
         assert there.any() or not predictable.any()
         chosen = positions[row][there]
         assert (np.diff(chosen) > 0).all()
@@ -216,7 +216,12 @@ def test_draws_are_uniform_and_independent_of_each_other():
 
 
 def test_bad_options_are_refused():
-    for masking in (Masking(share=0.0), Masking(share=1.0), Masking(share=float("nan")), Masking(longest_span=0)):
+    for masking in (
+        Masking(probability=0.0),
+        Masking(probability=1.0),
+        Masking(probability=float("nan")),
+        Masking(longest_span=0),
+    ):
         with pytest.raises(InputError, match="--"):
             masking.check()
 
