@@ -11,17 +11,17 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from deberta_jax.planning.candidates import Candidate, candidates
 from deberta_jax.planning.chips import target_of
-from deberta_jax.planning.planner import first_fit, make_plan
-from deberta_jax.planning.report import ESTIMATE, as_json
+from deberta_jax.planning.planner import make_plan
+from deberta_jax.planning.report import ESTIMATE, Plan, as_json
 from deberta_jax.planning.request import Request, make_request
-from deberta_jax.planning.sweep import candidates
 from deberta_jax.presets import PRESETS
 from deberta_jax.training.experiment import Runtime
 
@@ -43,12 +43,22 @@ def request(model: str, topology: str, job: str, rows: int, length: int = LENGTH
     )
 
 
+def first_fit(found: Sequence[Candidate]) -> Plan:
+    """Returns the plan of the first candidate that fits; where none does, the one that needs least memory."""
+    plans = []
+    for candidate in found:
+        plans.append(make_plan(candidate.request))
+        if plans[-1].fits:
+            return plans[-1]
+    return min(plans, key=lambda plan: plan.needed)
+
+
 def presets(job: str) -> Iterator[tuple[str, Any]]:
     """Each preset on each slice: the first mesh of the sweep's order that fits."""
     for topology in SLICES:
         for model in MODELS:
-            guesses = lambda m=model, t=topology: candidates(request(m, t, job, ROWS), free_body=False)[:4]
-            yield f"presets/{model}/{topology}/{job}", lambda g=guesses: first_fit(g())
+            found = lambda m=model, t=topology: candidates(request(m, t, job, ROWS), free_attention=False)[:4]
+            yield f"presets/{model}/{topology}/{job}", lambda f=found: first_fit(f())
 
 
 def claims() -> Iterator[tuple[str, Any]]:

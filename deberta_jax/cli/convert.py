@@ -1,7 +1,8 @@
-"""``deberta-jax convert``."""
+"""``deberta-jax convert``: converts a checkpoint of any published form."""
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,9 @@ import tyro
 from tqdm import tqdm
 
 from deberta_jax import storage
+from deberta_jax.cli.progress import update_of
 from deberta_jax.weights.conversion import convert
+from deberta_jax.weights.report import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,32 +54,32 @@ class Args:
 
 
 def run(args: Args) -> None:
+    """Converts, and prints the account of all tensors."""
     if args.report is not None:
         storage.check_output_file("--report", str(args.report))
     with tqdm(unit=" tensors", disable=None, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        report = convert(
-            args.source,
-            args.destination,
-            to=args.to,
-            dtype=args.dtype,
-            head=args.head,
-            id2label=args.labels,
-            new_head=None if args.new_head is None else jax.random.key(args.new_head),
-            layout=args.layout,
-            max_shard_size=args.max_shard_size,
-            revision=args.revision,
-            strict=args.strict,
-            progress=progress,
-            ignore=args.ignore,
-            base_model=args.base_model,
-        )
+        report = _convert(args, update_of(bar))
     if args.report is not None:
         with storage.output_text("--report", str(args.report)) as file:
             file.write(json.dumps(report.to_json(), indent=2) + "\n")
     print(report.text())
     print(f"wrote {args.destination}")
+
+
+def _convert(args: Args, progress: Callable[[int, int], None]) -> Report:
+    return convert(
+        args.source,
+        args.destination,
+        to=args.to,
+        dtype=args.dtype,
+        head=args.head,
+        id2label=args.labels,
+        new_head=None if args.new_head is None else jax.random.key(args.new_head),
+        layout=args.layout,
+        max_shard_size=args.max_shard_size,
+        revision=args.revision,
+        strict=args.strict,
+        progress=progress,
+        ignore=args.ignore,
+        base_model=args.base_model,
+    )

@@ -1,57 +1,32 @@
-"""``deberta-jax finetune``: see ``training.experiment.Finetune`` for every argument."""
+"""``deberta-jax finetune``: ``training.experiment.Finetune`` has every argument."""
 
 import json
-import logging
-import sys
-from pathlib import Path
 
 from deberta_jax.cli.configfile import experiment_arguments
-from deberta_jax.cli.planned import starts_after_plan
-from deberta_jax.training.directory import Result
-from deberta_jax.training.distributed import is_writer
-from deberta_jax.training.dry_run import describe
+from deberta_jax.cli.output import exit_stopped, print_json, print_result
+from deberta_jax.planning.runs import starts_after_plan
+from deberta_jax.training.dry_run import describe_finetune
 from deberta_jax.training.experiment import Finetune
-from deberta_jax.training.finetune import finetune, plan_finetune
+from deberta_jax.training.finetune import finetune
 from deberta_jax.training.seeds import finetune_seeds
-
-_log = logging.getLogger(__name__)
 
 
 def parse(argv: list[str]) -> Finetune:
+    """Returns the experiment that the arguments and a ``--config`` file describe."""
     return experiment_arguments(Finetune, ["finetune", *argv])
 
 
 def run(experiment: Finetune) -> None:
-    """Trains; prints the best checkpoint's metrics as one JSON object."""
+    """Trains, and prints the best checkpoint's metrics; or prints what the run would be."""
     if not starts_after_plan(experiment):
         return
     if experiment.runtime.dry_run:
-        e, job = plan_finetune(experiment)
-        guessed = {name: getattr(e, name) for name in ("task", "text", "label", "labels", "choices")}
-        print(
-            json.dumps(
-                {**guessed, "metric": job.metric, "labels_of_model": job.objective.configs[0].id2label, **describe(job)}
-            )
-        )
+        print(json.dumps(describe_finetune(experiment)))
     elif experiment.seeds > 1:
         summary = finetune_seeds(experiment)
-        if summary["stopped"] is not None:
-            _stop(experiment.output, summary["stopped"], None)
-        if is_writer():
-            print(json.dumps({"output": experiment.output, **{k: v for k, v in summary.items() if k != "stopped"}}))
+        stopped = summary.pop("stopped")
+        if stopped is not None:
+            exit_stopped(experiment.output, stopped)
+        print_json({"output": experiment.output, **summary})
     else:
-        report(finetune(experiment), experiment.output)
-
-
-def report(result: Result, output: str) -> None:
-    if result.stopped is not None:
-        _stop(output, result.stopped, result.step)
-    if is_writer():
-        print(json.dumps({"output": output, "step": result.step, **result.metrics}))
-
-
-def _stop(output: str, signal, step: int | None) -> None:
-    if is_writer():
-        after = "" if step is None else f" after step {step}"
-        _log.info("%s: stopped by %s%s; run the same command to go on", Path(output), signal.name, after)
-    sys.exit(128 + signal)
+        print_result(finetune(experiment), experiment.output)

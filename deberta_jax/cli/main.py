@@ -45,9 +45,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if sys.stdout is None:
         _fail("standard output is closed; results could not be written")
     _write_utf_8()
-    verb = importlib.import_module(f"deberta_jax.cli.{argv[0]}")
+    _run(argv)
+
+
+def _run(argv: list[str]) -> None:
+    """Runs a command; an error of the user's becomes one line and an exit code."""
+    command = importlib.import_module(f"deberta_jax.cli.{argv[0]}")
     try:
-        verb.run(verb.parse(argv[1:]) if hasattr(verb, "parse") else parse(verb.Args, argv))
+        command.run(command.parse(argv[1:]) if hasattr(command, "parse") else parse(command.Args, argv))
     except InputError as error:
         _fail(" ".join(str(error).split("\n")))
     except FloatingPointError as error:

@@ -1,4 +1,4 @@
-"""``deberta-jax prepare``."""
+"""``deberta-jax prepare``: tokenizes text into a directory of shards for pre-training."""
 
 import dataclasses
 import sys
@@ -8,9 +8,9 @@ import tyro
 from tqdm import tqdm
 
 from deberta_jax import hub
+from deberta_jax.cli.progress import update_of
 from deberta_jax.data.documents import Source
-from deberta_jax.data.prepare import SHARD_TOKENS, Prepare, prepare
-from deberta_jax.errors import InputError
+from deberta_jax.data.prepare import SHARD_TOKENS, Prepare, Progress, prepare
 from deberta_jax.text import load_tokenizer
 
 
@@ -34,13 +34,7 @@ class Args(Source):
 
 
 def run(args: Args) -> None:
-    if not args.input:
-        raise InputError("--input: give a file or a pattern")
-    if args.workers < 0:
-        raise InputError(f"--workers {args.workers}: must be at least 0")
-    if args.shard_tokens < 1:
-        raise InputError(f"--shard-tokens {args.shard_tokens}: must be at least 1")
-    tokenizer = load_tokenizer(hub.resolve(args.tokenizer, files=hub.TEXT_FILES))
+    """Prepares the text, and prints what the directory holds."""
     options = Prepare(
         inputs=args.input,
         output=args.output,
@@ -48,17 +42,22 @@ def run(args: Args) -> None:
         shard_tokens=args.shard_tokens,
         workers=args.workers,
     )
-    # delay: input that is refused at once gets its line without an empty bar above it
-    bar = tqdm(unit="B", unit_scale=True, desc="preparing", file=sys.stderr, mininterval=0.5, delay=0.5)
-    with bar:
-
-        def progress(read: int, total: int, documents: int, tokens: int) -> None:
-            bar.total = total
-            bar.set_postfix_str(f"{documents} documents, {tokens / 1e6:.1f}M tokens", refresh=False)
-            bar.update(max(0, read - bar.n))
-
-        manifest = prepare(options, tokenizer, progress)
+    options.check()
+    tokenizer = load_tokenizer(hub.resolve(args.tokenizer, files=hub.TEXT_FILES))
+    # The delay: input that is refused at once gets its line without an empty bar above it.
+    with tqdm(unit="B", unit_scale=True, desc="preparing", file=sys.stderr, mininterval=0.5, delay=0.5) as bar:
+        manifest = prepare(options, tokenizer, _progress_of(bar))
     print(
         f"{args.output}: {manifest['documents']} documents, {manifest['tokens']} tokens in {len(manifest['shards'])} "
         f"shards of {manifest['dtype']}"
     )
+
+
+def _progress_of(bar: tqdm) -> Progress:
+    update = update_of(bar)
+
+    def progress(read: int, total: int, documents: int, tokens: int) -> None:
+        bar.set_postfix_str(f"{documents} documents, {tokens / 1e6:.1f}M tokens", refresh=False)
+        update(read, total)
+
+    return progress

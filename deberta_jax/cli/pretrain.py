@@ -1,23 +1,23 @@
-"""``deberta-jax pretrain mlm|rtd``: see ``training.experiment.PretrainMLM`` and ``PretrainRTD`` for every argument."""
+"""``deberta-jax pretrain mlm|rtd``: ``training.experiment.PretrainMLM`` and ``PretrainRTD`` have every argument."""
 
 import json
 import sys
 
 from deberta_jax.cli.configfile import experiment_arguments
-from deberta_jax.cli.finetune import report
-from deberta_jax.cli.planned import starts_after_plan
+from deberta_jax.cli.output import print_result
 from deberta_jax.errors import InputError
+from deberta_jax.planning.runs import starts_after_plan
 from deberta_jax.training.dry_run import describe
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
-from deberta_jax.training.loop import Job
-from deberta_jax.training.pretrain import begin, mlm_job, pretrain_mlm, pretrain_rtd, rtd_job
+from deberta_jax.training.pretrain import plan_pretrain, pretrain
 
 KINDS = {"mlm": PretrainMLM, "rtd": PretrainRTD}
 
 
 def parse(argv: list[str]) -> PretrainMLM | PretrainRTD:
+    """Returns the experiment that the arguments and a ``--config`` file describe; the first argument is its kind."""
     if argv[:1] in (["-h"], ["--help"]):
-        print("usage: deberta-jax pretrain mlm|rtd ...; `deberta-jax pretrain mlm --help` tells its arguments")
+        print("usage: deberta-jax pretrain mlm|rtd ...; `deberta-jax pretrain mlm --help` lists its arguments")
         sys.exit(0)
     if not argv or argv[0] not in KINDS:
         raise InputError(
@@ -28,13 +28,10 @@ def parse(argv: list[str]) -> PretrainMLM | PretrainRTD:
 
 
 def run(experiment: PretrainMLM | PretrainRTD) -> None:
-    """Trains; prints the metrics on the held-out text as one JSON object."""
-    e = experiment
-    if not starts_after_plan(e):
+    """Trains, and prints the metrics on the held-out text; or prints what the run would be."""
+    if not starts_after_plan(experiment):
         return
-    if e.runtime.dry_run:
-        record, directory = begin(e)
-        job: Job = mlm_job(e, record, directory) if isinstance(e, PretrainMLM) else rtd_job(e, record, directory)
-        print(json.dumps(describe(job)))
+    if experiment.runtime.dry_run:
+        print(json.dumps(describe(plan_pretrain(experiment))))
     else:
-        report(pretrain_mlm(e) if isinstance(e, PretrainMLM) else pretrain_rtd(e), e.output)
+        print_result(pretrain(experiment), experiment.output)

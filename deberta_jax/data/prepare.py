@@ -68,6 +68,15 @@ class Prepare:
     workers: int = 0
     """Processes that tokenise; 0: one for each core. The result does not depend on it."""
 
+    def check(self) -> None:
+        """Raises InputError for the first value that cannot be used."""
+        if not self.inputs:
+            raise InputError("--input: give a file or a pattern")
+        if self.workers < 0:
+            raise InputError(f"--workers {self.workers}: must be at least 0")
+        if self.shard_tokens < 1:
+            raise InputError(f"--shard-tokens {self.shard_tokens}: must be at least 1")
+
 
 def prepare(options: Prepare, tokenizer: Tokenizer, progress: Progress | None = None) -> dict[str, Any]:
     """Writes the directory, or goes on where it was stopped; the manifest.

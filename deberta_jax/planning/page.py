@@ -1,7 +1,6 @@
-"""A plan as one HTML page: the table, memory by cause, time by term, and the same work a chip on more chips."""
+"""Writes a plan as one HTML page: the table, memory by cause, time by term, and the same work on more chips."""
 
 import base64
-import dataclasses
 import html
 import io
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ import matplotlib.figure
 
 from deberta_jax import storage
 from deberta_jax.planning.report import ESTIMATE, Plan
+from deberta_jax.planning.scaling import Point
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -18,44 +18,20 @@ pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; } img { max-width: 1
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """Of the same work a chip on ``chips``: bytes, and seconds of a step. ``compiled``: else by rule."""
-
-    chips: int
-    memory: float
-    collective: float
-    step: float
-    compiled: bool
-
-
-def point_of(plan: Plan) -> Point:
-    assert plan.costs is not None, "of a program that was compiled"
-    return Point(plan.request.target.chips, plan.needed, plan.costs.collective_sent_bytes, plan.seconds["step"], True)
-
-
-def extended(plan: Plan, chips: int) -> Point:
-    """By rule, for more chips than can be compiled for: the axis ``data`` grows. Memory stays; a ring of n chips sends
-    (n-1)/n of an array, so collectives over ``data`` grow by that."""
-    n = plan.request.mesh["data"]
-    more = n * chips // plan.request.target.chips
-    factor = ((more - 1) / more) / ((n - 1) / n) if n > 1 else 1.0
-    chip = plan.request.target.chip
-    assert plan.costs is not None, "of a program that was compiled"
-    assert chip is not None, "for a TPU"
-    collective = sum(c.sent * (factor if "data" in c.axes else 1.0) for c in plan.costs.collectives)
-    device = plan.seconds["compute"] + plan.seconds["memory"]
-    return Point(chips, plan.needed, collective, max(device, collective / chip.ring_bandwidth), False)
-
-
 def write_page(path: Path, model: str, text: str, plan: Plan, scaling: Sequence[Point]) -> None:
-    """``text``: the plan as the terminal shows it. Written whole or not at all."""
+    """Writes the page, whole or not at all.
+
+    Args:
+      model: the model's name, as the user gave it.
+      text: the plan as the terminal shows it.
+      scaling: points for more chips; without any the page has no such plot.
+    """
     title = html.escape(f"Plan: {model}, {plan.request.job} on {plan.request.target.topology}")
-    figures = [("Memory of a chip", _memory(plan))]
+    figures = [("Memory of a chip", _plot_memory(plan))]
     if plan.seconds:
-        figures.append(("Time of a step, at least", _terms(plan)))
+        figures.append(("Time of a step, at least", _plot_seconds(plan)))
     if scaling:
-        figures.append(("The same work a chip on more chips", _scaling(scaling)))
+        figures.append(("The same work a chip on more chips", _plot_scaling(scaling)))
     body = "".join(f"<h2>{name}</h2>{_image(figure)}" for name, figure in figures)
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
@@ -71,7 +47,7 @@ def _image(figure: matplotlib.figure.Figure) -> str:
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-def _memory(plan: Plan) -> matplotlib.figure.Figure:
+def _plot_memory(plan: Plan) -> matplotlib.figure.Figure:
     figure = matplotlib.figure.Figure(figsize=(8, 2.2), layout="constrained")
     axes, left = figure.subplots(), 0.0
     for name, value in plan.memory.items():
@@ -84,7 +60,7 @@ def _memory(plan: Plan) -> matplotlib.figure.Figure:
     return figure
 
 
-def _terms(plan: Plan) -> matplotlib.figure.Figure:
+def _plot_seconds(plan: Plan) -> matplotlib.figure.Figure:
     figure = matplotlib.figure.Figure(figsize=(8, 2.2), layout="constrained")
     axes = figure.subplots()
     terms = {name: 1e3 * seconds for name, seconds in plan.seconds.items()}
@@ -94,7 +70,7 @@ def _terms(plan: Plan) -> matplotlib.figure.Figure:
     return figure
 
 
-def _scaling(points: Sequence[Point]) -> matplotlib.figure.Figure:
+def _plot_scaling(points: Sequence[Point]) -> matplotlib.figure.Figure:
     figure = matplotlib.figure.Figure(figsize=(8, 2.6), layout="constrained")
     curves = (("memory, GB", "memory", 1e9), ("collectives, GB", "collective", 1e9), ("step, ms", "step", 1e-3))
     chips = [p.chips for p in points]
@@ -105,6 +81,6 @@ def _scaling(points: Sequence[Point]) -> matplotlib.figure.Figure:
             axes.plot([p.chips], [value], "o", color="tab:blue", markerfacecolor="tab:blue" if p.compiled else "white")
         axes.set_xscale("log", base=2)
         axes.set_ylim(0, 1.2 * max(max(values), 1e-9))
-        axes.set_xlabel("chips (hollow: by rule)")
+        axes.set_xlabel("chips (hollow: extrapolated)")
         axes.set_title(name)
     return figure

@@ -28,7 +28,7 @@ from deberta_jax.text import train_tokenizer
 from deberta_jax.training.directory import Result
 from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, Runtime
 from deberta_jax.training.finetune import finetune
-from deberta_jax.training.pretrain import pretrain_mlm
+from deberta_jax.training.pretrain import pretrain
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _run_steps(output: Path, pretraining_steps: int, epochs: int) -> DemoResult:
     data = output / "data"
     _log.info("pre-training by masked LM, %d steps", pretraining_steps)
     pretrained = going_to_end(
-        pretrain_mlm(
+        pretrain(
             PretrainMLM(
                 model=str(output / "blank"),
                 from_scratch=True,

@@ -1,18 +1,27 @@
-"""What a run would be, without running it: ``--dry-run``."""
+"""Describes what a run would be, without running it: ``--dry-run``."""
 
 import math
 from typing import Any
 
 import jax
 
+from deberta_jax.training.experiment import Finetune
+from deberta_jax.training.finetune import plan_finetune
 from deberta_jax.training.loop import Job, prepare_job
 from deberta_jax.training.optimizers import split
 from deberta_jax.training.step import compile_step
 
 
 def describe(job: Job, *, compiled: bool = True) -> dict[str, Any]:
-    """Steps, programs, parameters, and the bytes of one device: of the state, and by the compiler's account of the
-    largest program's temporary arrays, where it gives one. Nothing is computed or written."""
+    """Returns steps, programs, parameters, and the memory of one device. Nothing is computed or written.
+
+    Args:
+      compiled: also compile the largest program for its temporary memory.
+
+    Returns:
+      ``steps``, ``examples_per_step``, ``programs`` (shapes of ``input_ids``), ``parameters``, ``trained_parameters``,
+      ``mesh``, ``state_bytes_per_device``; ``temporary_bytes_per_device`` where the compiler reports it.
+    """
     prepared = prepare_job(job)
     examples = list(job.batches.examples())
     largest = max(examples, key=lambda batch: math.prod(batch["input_ids"].shape))
@@ -36,6 +45,18 @@ def describe(job: Job, *, compiled: bool = True) -> dict[str, Any]:
         if memory is not None:
             out["temporary_bytes_per_device"] = int(memory.temp_size_in_bytes)
     return out
+
+
+def describe_finetune(experiment: Finetune) -> dict[str, Any]:
+    """Returns what ``describe`` returns for a fine-tuning, with the task, columns, labels and metric it resolved to.
+
+    Raises:
+      InputError: as ``training.finetune.finetune``.
+    """
+    e, job = plan_finetune(experiment)
+    resolved = {name: getattr(e, name) for name in ("task", "text", "label", "labels", "choices")}
+    labels = job.objective.configs[0].id2label
+    return {**resolved, "metric": job.metric, "labels_of_model": labels, **describe(job)}
 
 
 def _count(shapes: Any) -> int:

@@ -92,18 +92,44 @@ def with_files(e: Finetune) -> Finetune:
     return dataclasses.replace(e, train=train, eval=held_out)
 
 
-def make_job(e: Finetune, record: dict[str, Any], directory: Path, train: Table, held_out: Table) -> Job:
-    """Everything up to the first step, without writing anything but the cache of tokens."""
+@dataclasses.dataclass(frozen=True)
+class TrainingInputs:
+    """Holds what a run trains on: all that is known before the model exists.
+
+    Attributes:
+      config: the model's config as its directory has it.
+      task: the task, with the model's own labels where they are the task's.
+    """
+
+    config: DebertaConfig
+    task: Task
+    tokenizer: Tokenizer
+    mesh: Mesh
+    batches: TrainingBatches
+
+
+def read_inputs(e: Finetune, record: Mapping[str, Any], train: Table) -> TrainingInputs:
+    """Resolves config and task, and lays out the training table as batches. Writes nothing but the cache of tokens.
+
+    Raises:
+      InputError: a model, tokenizer, metric, column or length that cannot be used.
+    """
     config = resolve_config(e)
     task = keep_order(settle_task(e, train), config)
     if e.metric and e.metric not in task.metric_names:
         raise InputError(f"--metric {e.metric}: this task has {', '.join(task.metric_names)}")
     _log.info("%s", task.describe())
-    tokenizer = load_tokenizer(resolve_tokenizer(e))
-    features = [features_of(e, record, task, tokenizer, table, config) for table in (train, held_out)]
-    mesh = mesh_of(e.runtime)
-    batches = make_batches(e, features[0], mesh, tokenizer.pad_id)
-    part, objective = finetune_objective(e, config, task)
+    tokenizer, mesh = load_tokenizer(resolve_tokenizer(e)), mesh_of(e.runtime)
+    features = features_of(e, record, task, tokenizer, train, config)
+    return TrainingInputs(config, task, tokenizer, mesh, make_batches(e, features, mesh, tokenizer.pad_id))
+
+
+def make_job(e: Finetune, record: dict[str, Any], directory: Path, train: Table, held_out: Table) -> Job:
+    """Everything up to the first step, without writing anything but the cache of tokens."""
+    inputs = read_inputs(e, record, train)
+    task, tokenizer, mesh, batches = inputs.task, inputs.tokenizer, inputs.mesh, inputs.batches
+    evaluated = features_of(e, record, task, tokenizer, held_out, inputs.config)
+    part, objective = finetune_objective(e, inputs.config, task)
     predictor = Predictor(
         part.model,
         tokenizer.pad_id,
@@ -116,16 +142,16 @@ def make_job(e: Finetune, record: dict[str, Any], directory: Path, train: Table,
     details: dict[str, Any] = {}
 
     def evaluate(params, tick):
-        total = len(features[1].lengths)
+        total = len(evaluated.lengths)
         with tqdm(total=total, desc="evaluating", leave=False, file=sys.stderr, disable=not is_writer()) as bar:
 
             def progress(done: int) -> None:
                 tick()
                 bar.update(done)
 
-            found = predictor.logits(part.effective(params), features[1], progress)
-        details.update(task.details(found, features[1], held_out))
-        return task.metrics(found, features[1], held_out)
+            found = predictor.logits(part.effective(params), evaluated, progress)
+        details.update(task.details(found, evaluated, held_out))
+        return task.metrics(found, evaluated, held_out)
 
     def save_best(params):
         save_pretrained(directory, part.model, part.effective(params), tokenizer, overwrite=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jax.sharding import Mesh
@@ -72,16 +72,20 @@ def _optimizer(objective: Objective, steps: int) -> Optimizer:
     return make_optimizer(o, steps, rate_scales(o, trained))
 
 
-def masked_batch(batch_size: int, length: int, targets: int) -> dict[str, np.ndarray]:
-    """A batch of padding of the shapes that pre-training takes: for compiling.
+def masked_batch(
+    batch_size: int, length: int, targets: int, layout: Literal["packed", "contiguous"] = "packed"
+) -> dict[str, np.ndarray]:
+    """Returns a batch of padding with the shapes that pre-training has, to compile the step for.
 
-    ``input_ids`` and ``segment_ids`` (0: padding) int32 [B,T]; ``positions`` (-1: none) and ``labels`` (-100: none)
-    int32 [B,P]; ``draws`` uint32 [B,2].
+    Returns:
+      ``input_ids`` int32 [B,T]; ``segment_ids`` int32 [B,T] (0: padding) for packed rows, ``attention_mask`` bool [B,T]
+      for contiguous ones; ``positions`` (-1: none) and ``labels`` (-100: none) int32 [B,P]; ``draws`` uint32 [B,2].
     """
     tokens, masked = (batch_size, length), (batch_size, targets)
+    packed = {"segment_ids": np.zeros(tokens, np.int32)}
     return {
         "input_ids": np.zeros(tokens, np.int32),
-        "segment_ids": np.zeros(tokens, np.int32),
+        **(packed if layout == "packed" else {"attention_mask": np.zeros(tokens, bool)}),
         "positions": np.full(masked, -1, np.int32),
         "labels": np.full(masked, -100, np.int32),
         "draws": np.zeros((batch_size, 2), np.uint32),

@@ -19,43 +19,44 @@ from deberta_jax.training.resolve import resolve_tokenizer
 from deberta_jax.weights import save_pretrained
 
 
-def pretrain_mlm(experiment: PretrainMLM) -> Result:
-    """Runs, or goes on with, a pre-training; ``experiment.output`` becomes a masked-LM model directory.
+def pretrain(experiment: PretrainMLM | PretrainRTD) -> Result:
+    """Starts a pre-training, or continues it.
 
-    ``metrics`` of the result are those of ``language_metrics.masked_lm_evaluation`` on the held-out text.
+    For masked LM ``experiment.output`` becomes the model directory of the best checkpoint. For replaced-token
+    detection ``generator`` and ``discriminator`` below it become model directories, at every evaluation those of the
+    latest parameters.
 
-    Raises:
-      InputError: files, model or output directory that cannot be used; nothing is written then.
-      FloatingPointError: the run diverged.
-    """
-    return pretrain(experiment, mlm_job)
-
-
-def pretrain_rtd(experiment: PretrainRTD) -> Result:
-    """Runs, or goes on with, a pre-training; ``generator`` and ``discriminator`` below ``experiment.output`` become
-    model directories, at every evaluation those of the latest parameters.
-
-    ``metrics`` of the result are those of ``language_metrics.replaced_token_evaluation`` on the held-out text.
+    Returns:
+      The result, with the metrics of ``language_metrics.masked_lm_evaluation`` or ``replaced_token_evaluation`` on the
+      held-out text.
 
     Raises:
       InputError: files, models or output directory that cannot be used; nothing is written then.
       FloatingPointError: the run diverged.
     """
-    return pretrain(experiment, rtd_job)
-
-
-def pretrain(e: Any, make_job: Callable[[Any, dict[str, Any], Path], Job]) -> Result:
+    e = experiment
     record, directory = begin(e)
     return run(directory, record, lambda: make_job(e, record, directory))
 
 
+def plan_pretrain(experiment: PretrainMLM | PretrainRTD) -> Job:
+    """Returns the job of a pre-training without running it. Raises InputError as ``pretrain``."""
+    record, directory = begin(experiment)
+    return make_job(experiment, record, directory)
+
+
+def make_job(e: PretrainMLM | PretrainRTD, record: dict[str, Any], directory: Path) -> Job:
+    """Returns the job with everything up to its first step; writes nothing."""
+    return mlm_job(e, record, directory) if isinstance(e, PretrainMLM) else rtd_job(e, record, directory)
+
+
 def begin(e: Pretraining) -> tuple[dict[str, Any], Path]:
-    """Checks an experiment and joins its processes; its record and directory."""
+    """Checks an experiment and joins its processes. Returns its record and its directory."""
     require(e, "model", "train", "eval", "output")
     start(e.runtime)
-    # Of a prepared directory the manifest, which has the digests of all else.
-    settled = lambda path: str(manifest_of(Path(path))) if Path(path).is_dir() else path
-    record = resolved(e, {path: settled(path) for path in (*e.train, e.eval)})
+    # A prepared directory stands for its manifest, which has the digests of all its files.
+    file_of = lambda path: str(manifest_of(Path(path))) if Path(path).is_dir() else path
+    record = resolved(e, {path: file_of(path) for path in (*e.train, e.eval)})
     return record, storage.output_directory("--output", e.output)
 
 

@@ -7,10 +7,9 @@ import pickle
 import jax
 import pytest
 
-from deberta_jax.cli import plan as command
 from deberta_jax.cli.main import main
 from deberta_jax.ops.attention import BODIES
-from deberta_jax.planning import child
+from deberta_jax.planning import child, scaling
 from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.compiling import Compiled
 from deberta_jax.planning.costs import Collective, Costs
@@ -129,8 +128,8 @@ def test_more_chips_have_the_same_rows_each(monkeypatch):
         planned.append(wider)
         return quick(wider)
 
-    monkeypatch.setattr(command, "make_plan", plan)
-    points = command._scaling(quick(asked))
+    monkeypatch.setattr(scaling, "make_plan", plan)
+    points = scaling.scaling_points(quick(asked))
     assert [(r.target.chips, r.rows, r.mesh["data"]) for r in planned] == [(8, 4, 1), (256, 128, 32)]
     assert [p.chips for p in points] == [8, 256, 1024]
 
@@ -148,7 +147,7 @@ def test_help_names_every_attention_implementation_and_how_the_rest_is_chosen(ca
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "{auto,reference,shift,blocked,pallas}" in text
     assert set(BODIES) == {"reference", "shift", "blocked", "pallas"}
-    assert "the least that fits by sums on paper; --sweep compares" in text
+    assert "the least that fits by estimate; --sweep compares" in text
 
 
 @pytest.mark.system

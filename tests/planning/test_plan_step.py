@@ -9,12 +9,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from deberta_jax.cli.main import main
+from deberta_jax.planning.candidates import candidates
 from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.hlo import parse
 from deberta_jax.planning.programs import lower_for_cuda, make_program
 from deberta_jax.planning.request import make_request
-from deberta_jax.planning.sweep import candidates
 from deberta_jax.presets import PRESETS
 from deberta_jax.training.experiment import Runtime
 from tests.planning.exchanges import unexpected

@@ -7,8 +7,13 @@ import re
 import pytest
 from safetensors.numpy import load_file
 
-from deberta_jax.cli import planned
+from deberta_jax.cli import finetune as command
 from deberta_jax.cli.main import main
+from deberta_jax.planning import runs
+from deberta_jax.planning.request import shapes
+from deberta_jax.training import finetune
+from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
+from deberta_jax.training.pretrain import plan_pretrain
 from tests.made import stdout_of
 
 FEW = 64 << 10
@@ -30,7 +35,7 @@ def test_a_planned_run_ends_as_the_same_run_without_a_plan(task, tmp_path, capsy
 
 def test_a_run_that_cannot_fit_is_refused_before_it_writes(task, tmp_path, capsys, monkeypatch):
     # The machine's memory is all that is not real here.
-    monkeypatch.setattr(planned.os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 8 * FEW)
+    monkeypatch.setattr(runs.os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 8 * FEW)
     with pytest.raises(SystemExit) as ended:
         main(task.arguments(tmp_path / "run", "--plan", "here"))
     out, err = capsys.readouterr()
@@ -112,3 +117,45 @@ def test_a_plan_for_elsewhere_starts_nothing(task, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "memory a chip" in out + err
     assert not (tmp_path / "run").exists()
+
+
+def test_planning_builds_no_job(task, tmp_path, monkeypatch):
+    """A plan needs the shapes of batches and the number of steps; weights and the held-out table are not touched."""
+    monkeypatch.setattr(finetune, "make_job", None)
+    e = command.parse(task.arguments(tmp_path / "run")[1:])
+    shape = runs.shape_of_run(e)
+    monkeypatch.undo()
+    _, job = finetune.plan_finetune(e)
+    assert shape.steps == len(job.batches)
+    assert shape.batch in [shapes(example) for example in job.batches.examples()]
+    assert shape.config.num_hidden_layers == job.objective.configs[0].num_hidden_layers
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (PretrainMLM, {"layout": "contiguous"}),
+        (PretrainMLM, {"mask_unit": "word", "longest_span": 3}),
+        (PretrainRTD, {"skip_tail": True}),
+    ],
+)
+def test_a_pretraining_is_planned_for_the_batches_that_it_reads(kind, options, task, tmp_path):
+    """The shapes follow from the options alone; what the run reads and masks has the same."""
+    (tmp_path / "text.txt").write_text("ba ko ri mu te sa lo ni\n" * 400)
+    text = str(tmp_path / "text.txt")
+    e = kind(
+        model=str(task.blank),
+        from_scratch=True,
+        train=(text,),
+        eval=text,
+        output=str(tmp_path / "run"),
+        steps=7,
+        batch_size=8,
+        max_length=32,
+        **options,
+    )
+    shape = runs.shape_of_run(e)
+    job = plan_pretrain(e)
+    assert shape.batch == shapes(job.batches[0])
+    assert shape.steps == len(job.batches) == 7
+    assert shape.config == job.objective.configs[-1]

@@ -1,0 +1,34 @@
+"""Prints the result of a run, for the commands that train."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+from deberta_jax.training.directory import Result
+from deberta_jax.training.distributed import is_writer
+
+_log = logging.getLogger(__name__)
+
+
+def print_result(result: Result, output: str) -> None:
+    """Prints a run's result as one JSON object; exits with 128 + signal where a signal stopped the run."""
+    if result.stopped is not None:
+        exit_stopped(output, result.stopped, result.step)
+    print_json({"output": output, "step": result.step, **result.metrics})
+
+
+def print_json(found: dict[str, Any]) -> None:
+    """Prints one JSON object; of several processes the first one does."""
+    if is_writer():
+        print(json.dumps(found))
+
+
+def exit_stopped(output: str, signal: Signals, step: int | None = None) -> None:
+    """Logs how to continue a run that a signal stopped, and exits with 128 + signal."""
+    if is_writer():
+        after = "" if step is None else f" after step {step}"
+        _log.info("%s: stopped by %s%s; run the same command to go on", Path(output), signal.name, after)
+    sys.exit(128 + signal)

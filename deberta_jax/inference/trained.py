@@ -1,0 +1,109 @@
+"""Loads a trained model together with its task: for ``evaluate`` and ``predict``."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from deberta_jax import hub, storage
+from deberta_jax.data.table import Table
+from deberta_jax.data.tasks import read_task
+from deberta_jax.errors import InputError
+from deberta_jax.inference.pipelines import Loaded, load_model, model_config, trained_experiment
+from deberta_jax.inference.tasks import (
+    Task,
+    TaskOptions,
+    kind_of,
+    kind_of_model,
+    settle_options,
+    task_of_model,
+    without_unlabelled,
+)
+from deberta_jax.weights import load_config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedOptions(TaskOptions):
+    """Holds which trained model to load, and how to run it."""
+
+    model: str
+    """Model directory or hub id with a trained head."""
+    batch_size: int = 32
+    """Texts that are computed at once."""
+    max_length: int | None = None
+    """Longest input in tokens; what the model was trained with if not given, else 512."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation."""
+    ignore: tuple[str, ...] = ()
+    """Patterns of the model's tensors to leave out, such as 'crf.*' for a head that is not known here."""
+    base_model: str | None = None
+    """Base of a peft adapter: a directory or hub id; what adapter_config.json names if not given."""
+
+
+def load_trained(o: TrainedOptions, data: str, *, dtype: Any, labelled: bool) -> tuple[Task, Loaded, Table]:
+    """Loads a model, the table to run it on, and the task that connects them.
+
+    Task and columns are those given, else those that the model was trained with, else those of a named task, else
+    guessed from the table.
+
+    Args:
+      data: path or pattern of the table's files.
+      dtype: the JAX dtype of the computation.
+      labelled: the table has labels; rows without one are refused, or left out with ``skip_unlabelled``.
+
+    Raises:
+      InputError: a model, file or column that cannot be used.
+    """
+    directory = hub.resolve(o.model)
+    load_config(o.model, base_model=o.base_model)  # its error names what a directory without a model holds
+    recorded = trained_experiment(directory) or {}
+    kind = o.task or recorded.get("task", "") or kind_of_model(directory)
+    table = read_task(kind, [data], o.delimiter)
+    options = dataclasses.replace(merge_options(o, recorded, table), task=kind)
+    options = dataclasses.replace(options, **settle_options(options, table, labelled=labelled))
+    source = o.model if hub.split(o.model)[1] else directory
+    config = model_config(kind_of(options.task), source, ignore=o.ignore, base_model=o.base_model)
+    if labelled:
+        table = without_unlabelled(options, kind_of(options.task), table, config.id2label)
+    task = task_of_model(options, config, table)
+    model = load_model(
+        kind_of(options.task),
+        o.model,
+        task.read,
+        per_token=task.per_token,
+        dtype=dtype,
+        max_length=o.max_length,
+        batch_size=o.batch_size,
+        ignore=o.ignore,
+        base_model=o.base_model,
+    )
+    return task, model, table
+
+
+def merge_options(given: TaskOptions, recorded: dict[str, Any], table: Table) -> TaskOptions:
+    """Returns the options given, else those of the training run's record, where the table has such columns."""
+    out: dict[str, Any] = {}
+    for field in dataclasses.fields(TaskOptions):
+        value, before = getattr(given, field.name), recorded.get(field.name, field.default)
+        before = tuple(before) if isinstance(before, list) else before
+        names = (before,) if isinstance(before, str) else before
+        is_column = field.name in ("text", "label", "labels", "choices")
+        of_file = field.name in ("delimiter", "skip_unlabelled")
+        usable = not of_file and (not is_column or all(name in table.columns for name in names))
+        out[field.name] = value if value != field.default or not usable else before
+    return TaskOptions(**out)
+
+
+def check_overwrites_nothing(output: str, data: str, model: str) -> None:
+    """Checks that writing to ``output`` replaces neither the data that is read nor a file of the model.
+
+    Raises:
+      InputError: it would.
+    """
+    path = Path(output).expanduser()
+    if not path.is_file():
+        return
+    if any(path.samefile(file) for file in storage.matching(data) if Path(file).is_file()):
+        raise InputError(f"--output {output}: is the input; give another file")
+    directory = Path(model).expanduser()
+    if directory.is_dir() and path.resolve().parent == directory.resolve():
+        raise InputError(f"--output {output}: is a file of the model; give another file")
