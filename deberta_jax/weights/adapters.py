@@ -1,7 +1,7 @@
-"""LoRA adapters of the ``peft`` library: beside a base model, or inside a file of a model that was not merged.
+"""Merges LoRA adapters of the ``peft`` library, from adapter files or from files of models that were not merged.
 
-The update of a weight is added to it when the weight is read (Hu et al. 2021: W + alpha / r B A; with DoRA, Liu et al.
-2024, each row is then scaled to a trained length). What is loaded is an ordinary model.
+The update of a weight is added when the weight is read (Hu et al. 2021: W + alpha / r B A; with DoRA, Liu et al. 2024,
+each row is then scaled to a trained norm). The result is an ordinary model.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _UPDATE = re.compile(
 _BASE = ".base_layer."
 _SAVED = re.compile(r"(.+)\.modules_to_save\.([^.]+)\.(.+)")
 
-# Settings with which a weight is not W + scale B A, or the base is not the one that is named.
+# Settings with which a merged weight is not W + scale B A, or the base is not the named one.
 _OTHER_METHODS = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -47,21 +47,26 @@ _INITIAL = (None, True, False, "gaussian", "eva", "orthogonal")
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """Tensors by canonical name with every update folded in, rows for the tensors that are used up, and notes."""
+    """Holds the tensors of a model after updates were merged."""
 
     tensors: dict[str, Tensor]
+    """Tensors by canonical name."""
     rows: tuple[SourceRow, ...] = ()
+    """Report rows of the tensors that were merged or replaced."""
     notes: tuple[str, ...] = ()
+    """Notes for the report."""
 
 
 def find_adapter(directory: Path, file: str | None, *, whole: bool) -> Path | None:
-    """Returns the weights of the adapter that a directory, or a file in it, stands for; None for anything else.
+    """Returns the file of weights of an adapter, or None if the model is none.
 
     Args:
-      whole: the directory holds the weights of a whole model too.
+      directory: the directory of the model.
+      file: the file in it that the caller named, if any.
+      whole: whether the directory also has the weights of a whole model.
 
     Raises:
-      InputError: a directory with a whole model and an adapter, of which none is named.
+      InputError: the directory has both a whole model and an adapter, and the caller named no file.
     """
     if file is not None:
         return directory / file if file in FILES else None
@@ -74,39 +79,39 @@ def find_adapter(directory: Path, file: str | None, *, whole: bool) -> Path | No
 
 
 def read_adapter_config(directory: Path) -> dict[str, Any]:
-    """Returns the contents of adapter_config.json; empty where there is none.
+    """Returns the contents of adapter_config.json, or {} if there is none.
 
     Raises:
-      InputError: a file that is no JSON object.
+      InputError: the file is no JSON object.
     """
     path = directory / CONFIG
     return read_json_object(path)[0] if path.is_file() else {}
 
 
 def overlay(base: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) -> Merged:
-    """Returns a base's tensors with an adapter's beside them, or in their place where it holds the same (a head)."""
+    """Adds an adapter's tensors to those of its base. A tensor of the same name, such as a head's, is replaced."""
     own = {name.replace(_BASE, "."): tensor for name, tensor in adapter.items()}
     rows = tuple(_row(base[name], "dropped", "the adapter has its own") for name in own if name in base)
     return Merged({**base, **own}, rows)
 
 
 def holds_updates(names: Iterable[str]) -> bool:
-    """Tells whether a file is that of a peft model: an adapter, or a whole model that was not merged."""
+    """Returns whether tensor names are those of a peft model: an adapter, or a whole model that was not merged."""
     words = {word for name in names for word in name.split(".")}
     return bool(words & {"lora_A", "lora_B", "lora_embedding_A", "base_layer", "modules_to_save"})
 
 
 def merge_updates(found: Mapping[str, Tensor], config: Mapping[str, Any], where: AnyPath, *, own_base: bool) -> Merged:
-    """Folds LoRA's updates into the weights they belong to.
+    """Adds LoRA updates to the weights that they belong to.
 
     Args:
-      found: tensors by canonical name, the updates under the names that peft gives them.
+      found: tensors by canonical name; updates have the names that peft gives them.
       config: the contents of adapter_config.json.
       where: the file, for messages.
-      own_base: the base's weights are in the file itself, as training left them.
+      own_base: whether the file itself contains the base weights, as they were after training.
 
     Raises:
-      InputError: another method than LoRA, several adapters, or updates that do not fit.
+      InputError: the method is not LoRA, there are several adapters, or an update does not fit its weight.
     """
     _check_method(config, where, own_base=own_base)
     out: dict[str, Tensor] = {}
@@ -145,6 +150,7 @@ def merge_updates(found: Mapping[str, Tensor], config: Mapping[str, Any], where:
 
 
 def _check_method(config: Mapping[str, Any], where: AnyPath, *, own_base: bool) -> None:
+    """Checks that an adapter is one that can be merged. Raises InputError otherwise."""
     method = config.get("peft_type", "LORA")
     used = [name for name in _OTHER_METHODS if config.get(name)]
     if method != "LORA" or used:
@@ -162,7 +168,7 @@ def _check_method(config: Mapping[str, Any], where: AnyPath, *, own_base: bool) 
 
 
 def _alpha(config: Mapping[str, Any], module: str, where: AnyPath) -> float:
-    """alpha of one module: that of the first pattern that ends its name, as peft finds it, else lora_alpha."""
+    """Returns alpha of a module: that of the first pattern that its name ends with, as in peft, or lora_alpha."""
     alpha = config["lora_alpha"]
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         plain = str(pattern).removeprefix("^").replace("\\.", ".")
@@ -177,7 +183,15 @@ def _alpha(config: Mapping[str, Any], module: str, where: AnyPath) -> float:
 
 
 def _updated(weight: Tensor, parts: Mapping[str, Tensor], alpha: float, stable: bool, where: AnyPath) -> Folded:
-    """The weight with its update, computed when it is read, in the wider of the dtypes."""
+    """Returns a weight with its update, computed when it is read.
+
+    Args:
+      weight: the weight of the base.
+      parts: the tensors of the update by peft's names.
+      alpha: the numerator of the scale.
+      stable: whether the scale is alpha / sqrt(rank) (rsLoRA) instead of alpha / rank.
+      where: the file, for messages.
+    """
     embedding = "lora_embedding_A" in parts
     a, b = (parts.get(f"lora_embedding_{x}" if embedding else f"lora_{x}") for x in "AB")
     magnitude = parts.get("lora_magnitude_vector")
@@ -209,7 +223,7 @@ def _updated(weight: Tensor, parts: Mapping[str, Tensor], alpha: float, stable: 
 
 
 def _fit(a: Tensor, b: Tensor) -> bool:
-    """A [r, in, ...] and B [out, r], of a convolution [out, r, 1]."""
+    """Returns whether A [r, in, ...] and B [out, r], or [out, r, 1] for a convolution, can be multiplied."""
     return len(a.shape) >= 2 and len(b.shape) >= 2 and a.shape[0] == b.shape[1] > 0 and math.prod(b.shape[2:]) == 1
 
 

@@ -1,4 +1,4 @@
-"""One checkpoint into another, tensor by tensor: nothing of a model's size is ever in memory."""
+"""Converts checkpoints tensor by tensor, so a whole model is never in memory."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ from deberta_jax.weights.save import Layout, hf_config, json_text, parse_size, t
 from deberta_jax.weights.source import Tensor
 from deberta_jax.weights.values import as_dtype, broken_note, is_finite, read_layers
 
-_WORDS = "deberta/embeddings/word_embeddings/embedding"
+_WORD_EMBEDDINGS = "deberta/embeddings/word_embeddings/embedding"
 
 
 def convert(
@@ -47,27 +47,26 @@ def convert(
     strict: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Writes a checkpoint of any published form as a model directory, or as an Orbax checkpoint.
+    """Converts a checkpoint of any supported format to a model directory or an Orbax checkpoint.
 
     Args:
       source: a directory, a file of weights beside its config, an Orbax checkpoint or training state, a peft adapter,
-        a hub id.
-      destination: a new directory (or a model directory, whose files are replaced); for ``orbax`` also ``gs://...``.
-      to: ``hf``: config.json, model.safetensors and the tokenizer's files. ``orbax``: config.json, the tokenizer's
-        files and ``params/``, an Orbax checkpoint of the parameter tree.
-      dtype: f32, bf16 or f16; None keeps what the file has.
-      head: one head; None keeps every head the file has.
-      id2label, new_head: as ``from_pretrained``, for that one head: its labels, and the key to draw with what the file
-        lacks of it.
+        or a hub id.
+      destination: a new directory, or a model directory, whose files are replaced; for ``orbax`` also ``gs://...``.
+      to: ``hf`` writes config.json, model.safetensors and the tokenizer files; ``orbax`` writes config.json, the
+        tokenizer files and ``params/``, an Orbax checkpoint of the parameter tree.
+      dtype: f32, bf16 or f16; None keeps the dtypes of the file.
+      head: the head to keep; None keeps all heads of the file.
+      id2label, new_head: labels and random key for a new head, as in ``from_pretrained``; only with ``head``.
       layout: for ``hf``, ``microsoft`` names tensors as Microsoft's code does.
       max_shard_size: for ``hf``, larger files are split.
-      revision: of a hub id.
-      ignore, base_model: as ``from_pretrained``.
-      strict: NaN or infinity in the weights is an error; otherwise the report notes it.
-      progress: called with the number of tensors written, and of all, after each.
+      revision: branch, tag or commit of a hub id.
+      ignore, base_model: as in ``from_pretrained``.
+      strict: whether NaN or infinity in the weights is an error; otherwise the report notes it.
+      progress: called after each tensor with the number of tensors written and the number of all.
 
     Returns:
-      The account.
+      The report of what became of every tensor.
 
     Raises:
       InputError: as ``load``; nothing is written then.
@@ -100,13 +99,13 @@ def convert(
     config = json_text(hf_config(plan.config, plan.parts, plan.sizes["C"], _widest(tensors), known))
     files = [opened.directory / name for name in TOKENIZER_FILES if (opened.directory / name).is_file()]
     if remote:
-        with storage.reaching(destination) as place:
-            _to_bucket(place, orbax_leaves(plan, kind, broken, step))
+        with storage.reaching(destination) as path:
+            _to_bucket(path, orbax_leaves(plan, kind, broken, step))
             _check(broken, opened, strict)
-            # config.json comes last: without it nothing is a model directory.
+            # config.json is written last: a directory without it is no model directory.
             for file in files:
-                storage.write_bytes(place / file.name, storage.read_bytes(file))
-            storage.write_text(place / "config.json", config)
+                storage.write_bytes(path / file.name, storage.read_bytes(file))
+            storage.write_text(path / "config.json", config)
     else:
         with staged_model(target, PARAMS, *TOKENIZER_FILES) as stage:
             if to == "hf":
@@ -124,25 +123,35 @@ def convert(
 
 
 def _with_new_leaves(plan: Plan, head: str, key: jax.Array | None) -> Plan:
-    """The plan with what the file lacks drawn, in the dtype of its word table."""
+    """Returns a plan in which the missing leaves of a head are initialized, in the dtype of the word embeddings."""
     fresh = [row for row in plan.targets if row.initialised]
     if key is None or not fresh:
         return plan
-    dtype = plan.dtype(_WORDS)
+    dtype = plan.dtype(_WORD_EMBEDDINGS)
     drawn = {p: np.asarray(a).astype(dtype) for p, a in draw_leaves(MODELS[head](plan.config), fresh, key, {}).items()}
     fills = dict(plan.fills)
     for row in table.table(plan.config, plan.parts):
         if drawn.keys() & set(row.tree):
             read = functools.partial(row.transform.to_torch, tuple(drawn[path] for path in row.tree), plan.sizes)
             tensor = Tensor(row.torch, row.torch_shape(plan.sizes), dtype, read)
-            fills |= {path: (row, place, (tensor,)) for place, path in enumerate(row.tree)}
+            fills |= {path: (row, index, (tensor,)) for index, path in enumerate(row.tree)}
     return dataclasses.replace(plan, fills=fills)
 
 
 def orbax_leaves(
     plan: Plan, dtype: np.dtype | None, broken: list[str], progress: Callable[[str], None]
 ) -> dict[str, PendingLeaf]:
-    """The leaves of a plan, read when they are written. A bare encoder's tree is the encoder itself."""
+    """Returns the leaves of a plan by path; each is read when it is written.
+
+    Args:
+      plan: where each leaf comes from.
+      dtype: dtype of the leaves; None keeps those of the file.
+      broken: receives the paths of leaves with NaN or infinity.
+      progress: called with the path after each leaf.
+
+    Returns:
+      The leaves by path. The paths of a bare encoder have no ``deberta/`` in front.
+    """
     out = {}
     for path, (row, _, _) in plan.fills.items():
         kind = dtype or plan.dtype(path)
@@ -153,6 +162,8 @@ def orbax_leaves(
 
 
 def _reader(plan: Plan, path: str, dtype: np.dtype, broken: list[str], progress: Callable[[str], None]):
+    """Returns a function that reads layers of a leaf and checks them for NaN and infinity."""
+
     def read(start: int, stop: int) -> np.ndarray:
         value = read_layers(plan, path, start, stop, dtype)
         if path not in broken and not is_finite(value):
@@ -165,7 +176,7 @@ def _reader(plan: Plan, path: str, dtype: np.dtype, broken: list[str], progress:
 
 
 def _to_bucket(target: AnyPath, leaves: Mapping[str, PendingLeaf]) -> None:
-    """``params`` below the target, which Orbax marks as whole at the end."""
+    """Writes ``params`` below the target. Orbax marks it as complete at the end."""
     if (target / "config.json").exists():
         raise InputError(f"{target}: holds a model already; give a new directory")
     write_orbax(target / PARAMS, leaves)
@@ -177,5 +188,5 @@ def _check(broken: list[str], source: Source, strict: bool) -> None:
 
 
 def _widest(tensors: Sequence[Pending]) -> np.dtype:
-    """What config.json calls the dtype: that of the file, or the widest in it."""
+    """Returns the dtype for config.json: the one of the tensors with the largest item size."""
     return max((tensor.dtype for tensor in tensors), key=lambda dtype: dtype.itemsize)

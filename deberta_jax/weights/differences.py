@@ -1,8 +1,9 @@
-"""Files whose embedding table is kept as a difference from a generator's (gradient-disentangled sharing).
+"""Handles files that store an embedding table as the difference from a generator's (gradient-disentangled sharing).
 
-DeBERTa v3's training keeps ``word_embeddings._weight``, the discriminator's difference from the generator's table.
-Released files hold the sum as well. A file with the difference alone has no table: it is added to the generator's where
-that lies beside it. Some fine-tuned models store their whole table under that name; its size tells.
+In DeBERTa v3's training, ``word_embeddings._weight`` is the difference between the discriminator's and the generator's
+table. Released files also contain the sum. If a file has only the difference, it is added to the table of the generator
+in the same directory. Some fine-tuned models store their whole table under that name; it is recognised by the size of
+its values.
 """
 
 from collections.abc import Mapping
@@ -23,10 +24,19 @@ _TABLES = ("word_embeddings", "position_embeddings")
 def fold_differences(
     found: dict[str, Tensor], config: DebertaConfig, directory: AnyPath, path: AnyPath
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """``found`` with a ``weight`` for every table that has only a ``_weight``, and a note on how each came about.
+    """Computes the ``weight`` of every embedding table that has only a ``_weight``.
+
+    Args:
+      found: tensors by canonical name.
+      config: the architecture.
+      directory: the directory in which the generator is searched.
+      path: the file, for messages.
+
+    Returns:
+      The tensors with ``weight`` in place of ``_weight``, and a note for each.
 
     Raises:
-      InputError: a difference whose generator is not there.
+      InputError: a difference has no generator.
     """
     out, notes = dict(found), []
     for table in _TABLES:
@@ -48,7 +58,7 @@ def fold_differences(
             out[f"{name}.weight"] = Folded(difference.name, difference.shape, difference.dtype, difference.read, reason)
             notes.append(f"{difference.name} was {reason}; check the model's answers")
         elif table == "position_embeddings":
-            # Only a mask decoder reads absolute positions; the account says that they are left out.
+            # Only a mask decoder reads absolute positions; the report says that they are left out.
             out[f"{name}._weight"] = difference
         else:
             raise InputError(
@@ -67,9 +77,10 @@ def _sum(difference: Tensor, base: Tensor, generator: str) -> Folded:
 
 
 def _is_whole(difference: Tensor, found: Mapping[str, Tensor], config: DebertaConfig) -> bool:
-    """A table starts at the spread of initialisation and grows; a difference starts at zero.
+    """Returns whether a ``_weight`` is a whole table rather than a difference.
 
-    A file with ``mask_predictions`` is a discriminator as training left it, whose ``_weight`` is a difference.
+    The values of a table start with the standard deviation of the initialization and grow; a difference starts at zero.
+    In a file with ``mask_predictions``, which is a discriminator after pre-training, it is always a difference.
     """
     if any(name.startswith("mask_predictions.") for name in found):
         return False

@@ -1,4 +1,4 @@
-"""Directories that other programs write and that hold no model to load as it is: what they are, and what to do."""
+"""Recognises directories of other programs that cannot be loaded as they are, and says what to do with them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ _OTHER_FORMATS = {
 
 
 def explain(directory: Path) -> str | None:
-    """Returns what a directory is and what to do with it, in one line; None if it may hold a model."""
+    """Returns one line on why a directory cannot be loaded and what to do; None if it may hold a model."""
     if not directory.is_dir():
         return None
     if _is_gliner(directory):
@@ -57,10 +57,10 @@ def _deepspeed(directory: Path) -> str | None:
 
 
 def _fsdp(directory: Path) -> str | None:
-    for place in (directory, *sorted(path for path in directory.glob("*fsdp*") if path.is_dir())):
-        if any(place.glob("*.distcp")):
+    for path in (directory, *sorted(path for path in directory.glob("*fsdp*") if path.is_dir())):
+        if any(path.glob("*.distcp")):
             return (
-                f"a sharded FSDP checkpoint: run `accelerate merge-weights {place} OUT`, copy config.json and the "
+                f"a sharded FSDP checkpoint: run `accelerate merge-weights {path} OUT`, copy config.json and the "
                 "tokenizer's files to OUT, and give OUT"
             )
     return None

@@ -169,8 +169,8 @@ def from_pretrained(
 
 def _leaf(source: Source, plan: Plan, path: str, dtype: np.dtype, sharding: Any, broken: list[str]) -> jax.Array:
     """One leaf on its devices; ``broken`` gets its path if it has a NaN or an infinity."""
-    if source.checkpoint.place is not None:
-        value = source.checkpoint.place(path, dtype, sharding)
+    if source.checkpoint.read_sharded is not None:
+        value = source.checkpoint.read_sharded(path, dtype, sharding)
         if not bool(jnp.isfinite(value).all()):
             broken.append(path)
         return value

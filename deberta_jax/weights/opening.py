@@ -1,4 +1,4 @@
-"""A name -> an opened model: its weights under canonical names and its config, before any head is looked at."""
+"""Opens models by name: their weights under canonical names and their config, before a head is chosen."""
 
 import dataclasses
 import logging
@@ -36,36 +36,45 @@ TOKENIZER_FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An opened model: its directory, its weights under canonical names, and what its config says."""
+    """Holds an opened model: its directory, its weights under canonical names, and its config."""
 
     directory: AnyPath
+    """The directory that has the config and the tokenizer."""
     checkpoint: Checkpoint
+    """The opened files."""
     found: Mapping[str, Tensor]
+    """The tensors of the model by canonical name."""
     outside: Mapping[str, Tensor]
-    """Tensors that stand beside the model inside its wrapper, by their own names."""
+    """Tensors of the file that are outside the wrapped model, by their own names."""
     ignored: Mapping[str, tuple[str, ...]]
-    """Tensors left out on request, with the patterns that match them."""
+    """Names of tensors that the caller leaves out, with the patterns that match them."""
     config: DebertaConfig
     labelled: bool
-    """The config names its labels, or at least their number."""
+    """Whether config.json gives the labels or their number."""
     architectures: tuple[str, ...]
-    """The classes of transformers that the config names."""
+    """The transformers classes that config.json names."""
     rows: tuple[SourceRow, ...]
-    """Tensors that are accounted for whatever the head is: left out, or used up."""
+    """Report rows of tensors whose use does not depend on the head: left out, or merged into others."""
     notes: tuple[str, ...]
+    """Notes for the report."""
 
 
 def load_config(
     name: str | Path, *, revision: str | None = None, base_model: str | Path | None = None
 ) -> DebertaConfig:
-    """Returns the architecture of a model directory or hub id, without its weights; of an adapter, that of its base.
+    """Loads the config of a model directory or hub id without its weights. An adapter has the config of its base.
+
+    Args:
+      name: a directory, a file in one, a hub id, or a ``gs://`` URL.
+      revision: branch, tag or commit of a hub id.
+      base_model: the base of an adapter; None is the one that its adapter_config.json names.
 
     Raises:
-      InputError: no such directory or hub id, or a config.json that cannot be used.
+      InputError: there is no such directory or hub id, or its config.json cannot be used.
     """
     if storage.is_remote(name, ("gs",)):
-        with storage.reaching(name) as place:
-            return _read_config(place, "", None)[0]
+        with storage.reaching(name) as path:
+            return _read_config(path, "", None)[0]
     file = hub.split(str(name))[1]
     directory = hub.resolve(name, revision=revision, files=["*.json"])
     if _config_file(directory, file or "") is None and (directory / adapters.CONFIG).is_file():
@@ -74,11 +83,12 @@ def load_config(
 
 
 def tokenizer_directory(name: str | Path, *, base_model: str | Path | None = None) -> Path:
-    """Returns the directory whose tokenizer belongs to a model: the model's own; of an adapter without one, its base's.
-    Of a hub id no weights are fetched.
+    """Returns the directory that has the tokenizer of a model: its own, or that of an adapter's base.
+
+    The weights of a hub id are not downloaded.
 
     Raises:
-      InputError: no such directory or hub id, one that holds no model, or a base that cannot be opened.
+      InputError: there is no such directory or hub id, it holds no model, or the base cannot be opened.
     """
     directory = hub.resolve(name, files=hub.TEXT_FILES)
     if _has_tokenizer(directory):
@@ -101,22 +111,23 @@ def open_source(
     base_model: str | Path | None = None,
     must_match: bool = True,
 ) -> Source:
-    """Opens a directory, a file in one, a hub id, or an Orbax checkpoint at ``gs://...``: headers, no weights.
+    """Opens a directory, a file in one, a hub id, or an Orbax checkpoint at ``gs://...``. Reads no weights yet.
 
     Args:
-      revision: of a hub id.
-      ignore: patterns of tensors that are left out.
-      base_model: the base of a peft adapter; None: the one that its adapter_config.json names.
-      must_match: a pattern of ``ignore`` that matches no tensor is an error.
+      name: the name of the model.
+      revision: branch, tag or commit of a hub id.
+      ignore: glob patterns of tensors to leave out.
+      base_model: the base of a peft adapter; None is the one that its adapter_config.json names.
+      must_match: whether a pattern of ``ignore`` that matches no tensor is an error.
 
     Raises:
-      InputError: anything that cannot be read, in one line.
+      InputError: the model cannot be read.
     """
     if isinstance(ignore, str):
         raise InputError(f"ignore={ignore!r}: give a list of patterns")
     if storage.is_remote(name, ("gs",)):
-        with storage.reaching(name) as place:
-            source = _open_cloud(place, ignore)
+        with storage.reaching(name) as path:
+            source = _open_cloud(path, ignore)
     else:
         file = hub.split(str(name))[1]
         directory = hub.resolve(name, revision=revision)
@@ -135,6 +146,7 @@ def open_source(
 
 
 def _open_whole(directory: Path, file: str | None, ignore: Sequence[str]) -> Source:
+    """Opens a local model that is no adapter."""
     orbax = None if file or has_standard(directory) else find_orbax(directory)
     if orbax is not None:
         return _open_orbax(directory, orbax, ignore)
@@ -147,6 +159,7 @@ def _open_whole(directory: Path, file: str | None, ignore: Sequence[str]) -> Sou
 
 
 def _open_cloud(directory: AnyPath, ignore: Sequence[str]) -> Source:
+    """Opens an Orbax checkpoint in a bucket."""
     orbax = find_orbax(directory)
     if orbax is None:
         raise InputError(f"{directory}: no Orbax checkpoint there; files of any other form must be on a local disk")
@@ -154,14 +167,15 @@ def _open_cloud(directory: AnyPath, ignore: Sequence[str]) -> Source:
 
 
 def _open_orbax(directory: AnyPath, orbax: AnyPath, ignore: Sequence[str]) -> Source:
+    """Opens an Orbax checkpoint; its config is in the directory or at most three levels above."""
     above = (directory, *directory.absolute().parents[:3])
-    home = next((place for place in above if _config_file(place, "")), directory)
+    home = next((path for path in above if _config_file(path, "")), directory)
     config, raw = _read_config(home, "", None)
     return _make_source(directory, read_orbax(orbax, config), config, raw, ignore)
 
 
 def _open_adapter(directory: Path, path: Path, base_model: str | Path | None, ignore: Sequence[str]) -> Source:
-    """A base model with the adapter's weights in it. Its config and tokenizer are the adapter's where it has any."""
+    """Opens a base model and merges an adapter into it. The adapter's own config and tokenizer come first."""
     home = _base_directory(directory, base_model)
     base = _open_whole(home, hub.split(str(base_model))[1] if base_model is not None else None, ignore)
     checkpoint = read_weights(path)
@@ -173,11 +187,11 @@ def _open_adapter(directory: Path, path: Path, base_model: str | Path | None, ig
         config, raw = _read_config(directory, "", None)
         labelled, architectures = _said(raw)
     elif (head := own.tensors.get("classifier.weight")) is not None and head.shape[:1] != (config.num_labels,):
-        labelled = False  # the base's labels are not those of the adapter's classifier
+        labelled = False  # the adapter's classifier has other labels than the base
     files = (path, *base.checkpoint.files)
     return Source(
         directory if _has_tokenizer(directory) else base.directory,
-        # Without ``place``: the base's arrays are not the model's.
+        # Without ``read_sharded``: the arrays of the base are not those of the merged model.
         Checkpoint(path, files, {**base.checkpoint.tensors, **checkpoint.tensors}, left=base.checkpoint.left),
         merged.tensors,
         {**base.outside, **own.outside},
@@ -193,6 +207,7 @@ def _open_adapter(directory: Path, path: Path, base_model: str | Path | None, ig
 def _make_source(
     directory: AnyPath, checkpoint: Checkpoint, config: DebertaConfig, raw: Mapping[str, Any], ignore: Sequence[str]
 ) -> Source:
+    """Brings the tensors of a checkpoint to canonical names and merges updates and differences into them."""
     own = unwrap(checkpoint, ignore)
     merged = adapters.Merged(own.tensors)
     if adapters.holds_updates(own.tensors):
@@ -216,6 +231,7 @@ def _make_source(
 
 
 def _left_out(checkpoint: Checkpoint, ignored: Mapping[str, tuple[str, ...]]) -> tuple[SourceRow, ...]:
+    """Returns the report rows of tensors that the caller leaves out."""
     tensors = ((checkpoint.tensors[name], patterns) for name, patterns in ignored.items())
     return tuple(
         SourceRow(t.name, t.shape, kind(t.dtype), "dropped", f"left out by ignore {listed(patterns)}")
@@ -224,14 +240,14 @@ def _left_out(checkpoint: Checkpoint, ignored: Mapping[str, tuple[str, ...]]) ->
 
 
 def _said(raw: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
-    """Whether a config names its labels, and the classes of transformers that it names."""
+    """Returns whether a config gives labels, and the transformers classes that it names."""
     labelled = any(raw.get(key) is not None for key in ("id2label", "label2id", "num_labels"))
     classes = raw.get("architectures")
     return labelled, tuple(map(str, classes)) if isinstance(classes, list) else ()
 
 
 def _base_directory(directory: Path, base_model: str | Path | None, files: Sequence[str] | None = None) -> Path:
-    """The directory of an adapter's base model: the one that is given, or else named by adapter_config.json."""
+    """Returns the directory of an adapter's base model: ``base_model``, or the one in adapter_config.json."""
     settings = adapters.read_adapter_config(directory)
     named = base_model if base_model is not None else settings.get("base_model_name_or_path")
     advice = "give it (base_model=..., on the command line --base-model DIR)"
@@ -255,7 +271,13 @@ def _has_tokenizer(directory: Path) -> bool:
 def _read_config(
     directory: AnyPath, file: str, inside: Mapping[str, Any] | None
 ) -> tuple[DebertaConfig, Mapping[str, Any]]:
-    """The config that belongs to a file of weights, and what it was read from."""
+    """Returns the config of a file of weights, parsed and as it is stored.
+
+    Args:
+      directory: the directory of the model.
+      file: name of the file of weights, or "".
+      inside: a config that the file of weights contains, used if there is no other.
+    """
     path = _config_file(directory, file)
     if path is None and inside is not None:
         return DebertaConfig.from_hf(inside), inside
@@ -270,6 +292,7 @@ def _read_config(
 
 
 def _config_file(directory: AnyPath, file: str) -> AnyPath | None:
+    """Returns the path of the config of a file of weights, or None if there is none."""
     names = ["config.json", "model_config.json"]
     if "generator" in file:
         names.insert(0, "generator_config.json")

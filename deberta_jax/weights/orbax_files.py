@@ -1,7 +1,7 @@
-"""Orbax checkpoints: written leaf by leaf from a file that is never whole in memory, read straight into shards.
+"""Writes Orbax checkpoints leaf by leaf, and reads them directly into shards; a whole model is never in memory.
 
-Orbax writes the container (metadata, commit, cloud paths); the arrays inside are cut into chunks along the layers and
-along the model's width, because that is how they are sharded: a device then reads its own chunks and nothing else.
+Orbax writes the container: metadata, commit, cloud paths. The arrays inside are chunked along the layers and the hidden
+size, because they are sharded along these axes: a device then reads only its own chunks.
 """
 
 import asyncio
@@ -27,19 +27,22 @@ from deberta_jax.weights.source import Checkpoint, Tensor
 PARAMS = "params"
 
 _METADATA = "_METADATA"
-_SMALL = 64 << 10
-_PIECE = 128 << 20
+_SMALLEST_CHUNK = 64 << 10
+_LARGEST_BLOCK = 128 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class PendingLeaf:
-    """A leaf that is still to be written; ``read(start, stop)`` gives its layers, or all of it where there are none."""
+    """Describes a leaf to write."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     layered: bool
+    """Whether the first axis counts layers."""
     width: int
+    """The hidden size D of the model, along which chunks are split."""
     read: Callable[[int, int], np.ndarray]
+    """Returns layers ``start`` to ``stop`` of the leaf, or all of a leaf without layers."""
 
     @property
     def size(self) -> int:
@@ -50,38 +53,39 @@ class PendingLeaf:
         return self.size * self.dtype.itemsize
 
     def chunks(self) -> list[int]:
-        """One layer, and of that up to 16 parts of the width's axis, none below 64 kB."""
+        """Returns the shape of a chunk: one layer in up to 16 parts along the hidden size, each of at least 64 kB."""
         out = list(self.shape)
-        if self.nbytes <= _SMALL:
+        if self.nbytes <= _SMALLEST_CHUNK:
             return out
         first = int(self.layered)
         if self.layered:
             out[0] = 1
         axes = range(first, len(out))
         wide = [a for a in axes if out[a] == self.width] or [max(axes, key=lambda a: out[a])]
-        axis = wide[0 if len(axes) == 2 else -1]  # of [D, D] the models split the input, of a convolution [K, D, D] not
-        parts = min(16, math.prod(out) * self.dtype.itemsize // _SMALL)
+        # The models shard the input axis of a matrix [D, D], and the output axis of a convolution [K, D, D].
+        axis = wide[0 if len(axes) == 2 else -1]
+        parts = min(16, math.prod(out) * self.dtype.itemsize // _SMALLEST_CHUNK)
         while parts > 1 and out[axis] % parts:
             parts -= 1
         out[axis] //= max(parts, 1)
         return out
 
-    def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Runs of layers of at most 128 MB, or at least one."""
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yields blocks of consecutive layers of at most 128 MB, but at least one layer, with their indices."""
         if not self.layered:
             yield slice(None), self.read(0, 0)
             return
-        step = max(1, _PIECE * self.shape[0] // max(self.nbytes, 1))
+        step = max(1, _LARGEST_BLOCK * self.shape[0] // max(self.nbytes, 1))
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
             yield slice(start, stop), self.read(start, stop)
 
 
 class _LeafHandler(ocp.type_handlers.TypeHandler):
-    """Writes a ``PendingLeaf`` where Orbax expects a numpy array, two pieces at a time; cannot read.
+    """Writes ``PendingLeaf`` values as if they were numpy arrays, two blocks at a time. It cannot read.
 
-    Uses Orbax's public ``TypeHandler`` interface alone: the arrays are written by TensorStore into the folder of one
-    process, which Orbax merges into the checkpoint as it does with its own.
+    It uses only Orbax's public ``TypeHandler`` interface. TensorStore writes the arrays into the directory of one
+    process, which Orbax merges into the checkpoint.
     """
 
     def typestr(self) -> str:
@@ -96,13 +100,16 @@ class _LeafHandler(ocp.type_handlers.TypeHandler):
     async def serialize(
         self, values: Sequence[PendingLeaf], infos: Sequence[Any], args: Sequence[Any] | None = None
     ) -> list[Any]:
-        turn = asyncio.Semaphore(2)
-        await asyncio.gather(*(_write_leaf(leaf, info, turn) for leaf, info in zip(values, infos, strict=True)))
+        limit = asyncio.Semaphore(2)
+        await asyncio.gather(*(_write_leaf(leaf, info, limit) for leaf, info in zip(values, infos, strict=True)))
         return []
 
 
 def _store(directory: AnyPath) -> str | dict[str, str]:
-    """Returns TensorStore's name of a directory: locally no URL, in which ``%`` and ``#`` would mean other things."""
+    """Returns TensorStore's key-value store of a directory.
+
+    A local one is no URL, in which ``%`` and ``#`` would have a special meaning.
+    """
     return (
         f"{directory}/"
         if storage.is_remote(directory)
@@ -110,7 +117,8 @@ def _store(directory: AnyPath) -> str | dict[str, str]:
     )
 
 
-async def _write_leaf(leaf: PendingLeaf, info: Any, turn: asyncio.Semaphore) -> None:
+async def _write_leaf(leaf: PendingLeaf, info: Any, limit: asyncio.Semaphore) -> None:
+    """Writes a leaf block by block; ``limit`` bounds the number of blocks in memory over all leaves."""
     spec = {
         "driver": "zarr",
         "kvstore": {
@@ -125,27 +133,35 @@ async def _write_leaf(leaf: PendingLeaf, info: Any, turn: asyncio.Semaphore) -> 
         "store_data_equal_to_fill_value": True,
     }
     array = await ts.open(spec, create=True, open=True, context=info.ts_context)
-    pieces = leaf.pieces()
+    blocks = leaf.blocks()
     while True:
-        async with turn:
-            found = next(pieces, None)
-            if found is None:
+        async with limit:
+            item = next(blocks, None)
+            if item is None:
                 return
-            where, piece = found
-            await array[where].write(piece, can_reference_source_data_indefinitely=True)
-            del found, piece
+            index, block = item
+            await array[index].write(block, can_reference_source_data_indefinitely=True)
+            del item, block
 
 
 def write_orbax(directory: AnyPath, leaves: Mapping[str, PendingLeaf]) -> None:
-    """Writes one checkpoint; ``leaves`` are by path, and come back as a nested dict."""
+    """Writes one checkpoint.
+
+    Args:
+      directory: a local or remote directory that does not exist.
+      leaves: the leaves by path (``a/b/c``); they are stored as a nested dict.
+
+    Raises:
+      InputError: the local directory cannot be written.
+    """
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *groups, last = path.split("/")
-        place = tree
+        node = tree
         for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = leaf
-    # The handler of jax.Array serves nothing here; without it Orbax warns.
+            node = node.setdefault(group, {})
+        node[last] = leaf
+    # The handler of jax.Array is not used, but Orbax warns if there is none.
     handlers = (PendingLeaf, _LeafHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
     registry = ocp.type_handlers.create_type_handler_registry(*handlers)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, type_handler_registry=registry)) as checkpointer:
@@ -153,7 +169,7 @@ def write_orbax(directory: AnyPath, leaves: Mapping[str, PendingLeaf]) -> None:
             checkpointer.save(epath.Path(directory), args=ocp.args.PyTreeSave(tree))
         except InputError:
             raise
-        except (OSError, ValueError) as error:  # TensorStore says with a ValueError that a disk is full
+        except (OSError, ValueError) as error:  # TensorStore raises ValueError if a disk is full
             if storage.is_remote(directory):
                 raise
             why = " ".join(str(error).split())[:200]
@@ -161,11 +177,15 @@ def write_orbax(directory: AnyPath, leaves: Mapping[str, PendingLeaf]) -> None:
 
 
 def find_orbax(directory: AnyPath) -> AnyPath | None:
-    """The checkpoint in a directory: itself, its ``params``, or the newest step of a training state; else None."""
-    for place in (directory, directory / PARAMS, directory / "state"):
-        if (place / _METADATA).is_file():
-            return place
-        steps = [step for step in place.iterdir() if step.name.isdigit()] if place.is_dir() else []
+    """Finds the checkpoint in a directory.
+
+    Returns:
+      The directory itself, its ``params``, or the newest step of a training state; None if there is none of these.
+    """
+    for path in (directory, directory / PARAMS, directory / "state"):
+        if (path / _METADATA).is_file():
+            return path
+        steps = [step for step in path.iterdir() if step.name.isdigit()] if path.is_dir() else []
         for step in sorted(steps, key=lambda step: int(step.name), reverse=True):
             for item in (step, *sorted(p for p in step.iterdir() if p.is_dir())):
                 if (item / _METADATA).is_file() and _leaves_of(item):
@@ -174,10 +194,10 @@ def find_orbax(directory: AnyPath) -> AnyPath | None:
 
 
 def _leaves_of(directory: AnyPath) -> dict[str, dict[str, Any]]:
-    """Specs of the parameters by path: everything, or what is below ``params`` in a training state.
+    """Returns TensorStore specs of the parameters by path: of all leaves, or of those below ``params``.
 
     Raises:
-      InputError: metadata that is not Orbax's.
+      InputError: the metadata is not Orbax's.
     """
     try:
         raw = storage.read_json(directory / _METADATA)
@@ -201,7 +221,11 @@ def _leaves_of(directory: AnyPath) -> dict[str, dict[str, Any]]:
 
 
 class OrbaxArrays:
-    """The arrays of a checkpoint by path, each opened when it is needed."""
+    """Reads the arrays of a checkpoint by path; each is opened when it is first used.
+
+    Raises:
+      InputError: the checkpoint has no parameters of a DeBERTa model.
+    """
 
     def __init__(self, directory: AnyPath):
         self.directory = directory
@@ -214,6 +238,7 @@ class OrbaxArrays:
             self.specs = {f"{table.ENCODER}/{path}": spec for path, spec in self.specs.items()}
 
     def open(self, path: str) -> ts.TensorStore:
+        """Opens the array of a leaf. Raises InputError if it is damaged."""
         if path not in self._open:
             try:
                 self._open[path] = ts.open(self.specs[path], read=True, open=True).result()
@@ -223,11 +248,21 @@ class OrbaxArrays:
         return self._open[path]
 
     def slice(self, path: str, layer: int | None) -> np.ndarray:
+        """Reads one layer of a leaf, or all of it for None. Raises InputError if it is damaged."""
         array = self.open(path)
         return self._read(path, array if layer is None else array[layer])
 
-    def place(self, path: str, dtype: np.dtype, sharding: jax.sharding.Sharding | None) -> jax.Array:
-        """One leaf on its devices; every shard is read once, by the process that has it."""
+    def read_sharded(self, path: str, dtype: np.dtype, sharding: jax.sharding.Sharding | None) -> jax.Array:
+        """Reads a leaf onto its devices. Each process reads its own shards, each of them once.
+
+        Args:
+          path: path of the leaf.
+          dtype: dtype of the result.
+          sharding: sharding of the result; None is the first device.
+
+        Raises:
+          InputError: the array is damaged.
+        """
         array = ts.cast(self.open(path), dtype)
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         reads: dict[Any, Any] = {}
@@ -249,14 +284,19 @@ class OrbaxArrays:
 
 
 def _key(index: tuple[slice, ...] | None) -> tuple[tuple[Any, Any], ...]:
+    """Returns a hashable form of an index."""
     return tuple((part.start, part.stop) for part in index or ())
 
 
 def read_orbax(directory: AnyPath, config: DebertaConfig) -> Checkpoint:
-    """A checkpoint of ours under the names of torch tensors, so that it is accounted for like any other file.
+    """Opens a checkpoint of this package under the names of torch tensors, so that it is handled like other files.
+
+    Args:
+      directory: the checkpoint.
+      config: the architecture.
 
     Raises:
-      InputError: a checkpoint that is damaged or holds leaves that no DeBERTa model has.
+      InputError: the checkpoint is damaged, or has leaves that no DeBERTa model has.
     """
     arrays = OrbaxArrays(directory)
     shapes = {path: tuple(arrays.open(path).shape) for path in arrays.specs}
@@ -278,20 +318,22 @@ def read_orbax(directory: AnyPath, config: DebertaConfig) -> Checkpoint:
     odd = sorted(set(shapes) - used)
     if odd:
         raise InputError(f"{directory}: {len(odd)} leaves are not a DeBERTa model's: {listed(odd, 50)}")
-    return Checkpoint(directory, (directory,), tensors, place=arrays.place)
+    return Checkpoint(directory, (directory,), tensors, read_sharded=arrays.read_sharded)
 
 
 def _with_everything(config: DebertaConfig, shapes: Mapping[str, Any]) -> DebertaConfig:
-    """The config whose table has the optional leaves that are there: the position table belongs to a mask decoder."""
+    """Returns a config with all optional leaves of the checkpoint: a position table belongs to a mask decoder."""
     if "deberta/embeddings/position_embeddings/embedding" in shapes and not config.has_position_table:
         return dataclasses.replace(config, legacy=False, mask_decoder=True)
     return config
 
 
 def _torch_shape(row: table.Row, shapes: Mapping[str, tuple[int, ...]], sizes: table.Sizes) -> tuple[int, ...]:
+    """Returns the shape of the torch tensor of a row, by converting arrays of the leaves' shapes without data."""
     probes = tuple(np.broadcast_to(np.zeros((), np.int8), shapes[path][int(row.layered) :]) for path in row.tree)
     return row.transform.to_torch(probes, sizes).shape
 
 
 def _reader(arrays: OrbaxArrays, row: table.Row, layer: int | None, sizes: table.Sizes):
+    """Returns a function that reads the leaves of a row and converts them to its torch tensor."""
     return lambda: row.transform.to_torch(tuple(arrays.slice(path, layer) for path in row.tree), sizes)

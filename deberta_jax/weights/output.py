@@ -1,4 +1,4 @@
-"""Writing a model directory so that a killed process leaves nothing, or all of it."""
+"""Writes model directories atomically."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,13 +18,18 @@ _WEIGHTS = (
 
 
 def check_free(directory: Path, *, overwrite: bool) -> None:
-    """Refuses a directory that cannot be written, or whose contents would be mixed with a model's.
+    """Checks that a model can be written to a directory.
+
+    Args:
+      directory: the target, which may not exist.
+      overwrite: whether it may have contents that are no model.
 
     Raises:
-      InputError: a file, a directory that cannot be written, or one of other things than a model and not ``overwrite``.
+      InputError: it is a file, it cannot be written, or it has other contents and not ``overwrite``.
     """
     left = storage.partial_name(directory.resolve().name)
-    interrupted = (directory / left).is_dir()  # while a model was replaced, config.json first
+    # A process was killed while it replaced a model: config.json, which is removed first, is missing.
+    interrupted = (directory / left).is_dir()
     there = directory.is_dir() and any(directory.iterdir())
     if there and not overwrite and not interrupted and not (directory / _CONFIG).is_file():
         raise InputError(f"{directory}: not empty and not a model directory; give a new directory")
@@ -32,6 +37,8 @@ def check_free(directory: Path, *, overwrite: bool) -> None:
 
 
 def staged_model(directory: Path, *stale: str) -> AbstractContextManager[Path]:
-    """Returns the block in which a model directory is written, as ``storage.staged``: config.json comes last, and
-    weights that the new model does not have are removed, and files of the names in ``stale``."""
+    """Returns the context manager in which a model directory is written, as ``storage.staged``.
+
+    config.json is moved last. Weights and files named in ``stale`` that the new model does not have are removed.
+    """
     return storage.staged(directory, last=_CONFIG, stale=(*_WEIGHTS, *stale))

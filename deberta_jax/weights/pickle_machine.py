@@ -1,13 +1,13 @@
-"""Reads the pickles that ``torch.save`` writes without running anything.
+"""Reads the pickles that ``torch.save`` writes, without importing or calling anything that they name.
 
-A pickle is a program for a stack machine whose instructions can import and call. This machine has no such ability:
-it knows the instructions that containers, numbers, texts and tensors need, and where a program names a function it
-compares the name with a short list and keeps a description of the tensor instead of calling. There is nothing in it
-that a hostile file could reach, whatever it names and however deep it hides it.
+A pickle is a program for a stack machine, whose instructions can import and call any Python function. This machine has
+only the instructions that containers, numbers, strings and tensors need. If a program names a function, the name is
+compared with a short list, and a description of the tensor is kept instead of a call. So a malicious file cannot run
+code.
 
-Training programs keep more than tensors in their files: command-line arguments, paths, numpy scalars, an optimizer's
-settings. Such an object becomes a ``Placeholder`` that has its class's name and what the program handed to it, and does
-nothing. A call of a name that is not known to make such an object is refused: it is what an attack consists of.
+Training programs store more than tensors: command-line arguments, paths, numpy scalars, settings of an optimizer. Such
+an object becomes a ``Placeholder``, which keeps the name of its class and its arguments and does nothing. A call of any
+other name is refused, because it may be an attack.
 """
 
 import pickle
@@ -21,17 +21,18 @@ from deberta_jax.errors import brief
 from deberta_jax.weights.pickle_names import STORAGES, TENSORS, Global, is_harmless
 
 MAX_BYTES = 64 << 20
-"""A program for the 48-layer model has 100 kB."""
+"""Largest size of a program. That of the 48-layer model has 100 kB."""
 
 MAX_INSTRUCTIONS = 2_000_000
+"""Largest number of instructions of a program."""
 
 
 class PickleError(ValueError):
-    """The program is damaged, or does more than build tensors and plain containers."""
+    """Signals a program that is damaged, or that does more than build tensors and plain containers."""
 
 
 class Storage(NamedTuple):
-    """A run of numbers outside the program: ``key`` says where."""
+    """Describes a flat array of numbers that is stored outside the program, under ``key``."""
 
     key: str
     dtype: np.dtype
@@ -39,7 +40,7 @@ class Storage(NamedTuple):
 
 
 class StoredTensor(NamedTuple):
-    """What a tensor is made of; strides and offset count elements."""
+    """Describes a tensor as a view of a storage; strides and offset count elements."""
 
     storage: Storage
     offset: int
@@ -48,7 +49,7 @@ class StoredTensor(NamedTuple):
 
 
 class Placeholder:
-    """Stands for an object that is not built. ``parts`` is what the program gave it: tensors may be among that."""
+    """Stands for an object that is not built. ``parts`` holds its arguments, state and items, which may be tensors."""
 
     __slots__ = ("kind", "parts")
 
@@ -65,17 +66,17 @@ _SET = Global("builtins", "set")
 
 
 def run(stream: Any) -> Any:
-    """Runs one program from the stream's position to its end; the stream is then behind it.
+    """Runs one program from the stream's position, and leaves the stream directly after it.
 
     Args:
-      stream: with ``read``, ``readline`` and ``tell``; reading past its end gives less, however much is asked for.
+      stream: a binary stream with ``read``, ``readline`` and ``tell``. ``read`` may return fewer bytes at the end.
 
     Returns:
-      What the program built, of dict, list, tuple, str, bytes, int, float, bool, None, StoredTensor, Storage, Global
-      and Placeholder.
+      The value that the program builds, of dict, list, tuple, str, bytes, int, float, bool, None, StoredTensor,
+      Storage, Global and Placeholder.
 
     Raises:
-      PickleError: with the reason, in one line.
+      PickleError: the program is damaged or refused; the message is one line.
     """
     machine = _Machine()
     start = stream.tell()
@@ -103,6 +104,8 @@ def run(stream: Any) -> Any:
 
 
 class _Machine:
+    """Holds the stack and the memo of a program, and implements its instructions."""
+
     def __init__(self):
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -114,10 +117,10 @@ class _Machine:
         return value
 
     def pop_to_mark(self) -> list[Any]:
-        for place in range(len(self.stack) - 1, -1, -1):
-            if self.stack[place] is _MARK:
-                values = self.stack[place + 1 :]
-                del self.stack[place:]
+        for index in range(len(self.stack) - 1, -1, -1):
+            if self.stack[index] is _MARK:
+                values = self.stack[index + 1 :]
+                del self.stack[index:]
                 return values
         raise PickleError("the program is damaged (a mark is missing)")
 
@@ -131,7 +134,7 @@ class _Machine:
         self.memo[index] = self.stack[-1]
 
     def add(self, values: list[Any], kind: type) -> None:
-        """Values for the list or set below them."""
+        """Adds values to the list or set on top of the stack."""
         target = self.top((kind, Placeholder))
         (target.parts if isinstance(target, Placeholder) else target).extend(values)
 
@@ -160,7 +163,7 @@ class _Machine:
             )
 
     def instance(self, values: int) -> None:
-        """An object of a class, made without a call of anything but the class: of any class, for none is built."""
+        """Pushes a placeholder for an instance of any class, which is never built; ``values`` counts its arguments."""
         parts = [self.pop() for _ in range(values)]
         kind = self.pop()
         if not isinstance(kind, Global):
@@ -177,7 +180,7 @@ class _Machine:
                 raise PickleError("a persistent id that is no storage")
 
     def build(self) -> None:
-        """State for the object below: torch's OrderedDict carries version numbers there, which nothing needs."""
+        """Adds a state to a placeholder. The state of an OrderedDict is ignored: torch keeps version numbers there."""
         state = self.pop()
         target = self.top((dict, Placeholder))
         if isinstance(target, Placeholder):
@@ -185,7 +188,11 @@ class _Machine:
 
 
 def _key(key: Any) -> Any:
-    """A key of a dictionary, if it can be one: a nested tuple can take for ever to hash, a huge number to print."""
+    """Returns a value that can be a dictionary key.
+
+    A tuple becomes a placeholder, because hashing a nested one may take forever; a huge number is refused, because
+    printing it may.
+    """
     if isinstance(key, str | bytes | float | Placeholder | None) or (isinstance(key, int) and abs(key) < 2**63):
         return key
     if isinstance(key, tuple):
@@ -194,7 +201,7 @@ def _key(key: Any) -> Any:
 
 
 def _build(function: Global, arguments: tuple) -> Any:
-    """What a call of an allowed name stands for."""
+    """Returns the tensor or container that a call of an allowed name makes."""
     match function.name, arguments:
         case (
             ("_rebuild_tensor" | "_rebuild_tensor_v2"),
@@ -203,7 +210,7 @@ def _build(function: Global, arguments: tuple) -> Any:
             return StoredTensor(storage, offset, shape, stride)
         case (("_rebuild_parameter" | "_rebuild_parameter_with_state"), (StoredTensor() as tensor, *_)):
             return tensor
-        # A tensor with attributes of its own: what makes it, its class, the arguments of what makes it, the attributes.
+        # A tensor with attributes: the function that makes it, its class, the function's arguments, the attributes.
         case "_rebuild_from_type_v2", (Global() as inner, Global(), tuple(inner_arguments), _) if (
             inner in TENSORS and inner != function
         ):
@@ -264,7 +271,7 @@ def _none(stream: Any) -> None:
 
 
 def _bytes(stream: Any, count: int) -> bytes:
-    """Exactly that many; the stream gives fewer at its end, however many are asked for."""
+    """Reads exactly ``count`` bytes. Raises PickleError if the stream ends before."""
     raw = stream.read(min(count, MAX_BYTES))
     if len(raw) != count:
         raise PickleError("the program ends too early")
@@ -276,7 +283,7 @@ def _number(count: int, *, signed: bool = False) -> Callable[[Any], int]:
 
 
 def _sized(count: int) -> Callable[[Any], bytes]:
-    """Bytes after their length, which takes ``count`` bytes itself."""
+    """Returns a reader of bytes that are preceded by their length in ``count`` bytes."""
     length = _number(count)
     return lambda stream: _bytes(stream, length(stream))
 
@@ -306,7 +313,7 @@ def _get(machine: _Machine, index: int) -> None:
     machine.stack.append(machine.memo[index])
 
 
-# Instruction -> how its argument is read, and what it does.
+# Instruction -> (function that reads its argument from the stream, function that executes it).
 _STEPS: dict[bytes, tuple[Callable[[Any], Any], Callable[[_Machine, Any], None]]] = {
     pickle.PROTO: (_number(1), _nothing),
     pickle.FRAME: (_number(8), _nothing),

@@ -1,6 +1,6 @@
-"""The names that a program of ``torch.save`` may call, and what each stands for: a tensor, or an object beside weights.
+"""Lists the names that a pickle of ``torch.save`` may call: functions that make tensors, and classes of other objects.
 
-A name on one of these lists is compared with, never looked up: nothing is imported.
+Names in a pickle are only compared with these lists. Nothing is imported.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from deberta_jax.weights.source import BFLOAT16
 
 
 class Global(NamedTuple):
-    """A name that the program mentioned. Only a name."""
+    """Holds the name of a function or class that a pickle mentions, without importing it."""
 
     module: str
     name: str
@@ -42,7 +42,7 @@ TENSORS = frozenset(
     }
 )
 
-# Packages whose objects stand beside weights: arguments, paths, numpy's values, settings of trainers and optimizers.
+# Packages whose objects are stored with weights: arguments, paths, numpy values, settings of trainers and optimizers.
 _PACKAGES = frozenset(
     {
         "accelerate",
@@ -80,5 +80,5 @@ _SINGLE = frozenset(
 
 
 def is_harmless(name: Global) -> bool:
-    """Tells whether a call of a name makes an object that is known to stand beside weights, and to do nothing."""
+    """Returns whether a name belongs to objects that are commonly stored with weights and need not be built."""
     return name in _SINGLE or name.module.split(".")[0] in _PACKAGES

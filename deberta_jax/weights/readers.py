@@ -1,4 +1,4 @@
-"""A directory or file of weights -> a ``Checkpoint``. The format is told by the content, never by the file's name."""
+"""Finds and opens files of weights. The format is recognised by the content, never by the file's name."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,7 +13,7 @@ STANDARD = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 GENERATOR = ("pytorch_model.generator.bin", "model.generator.safetensors")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
-# What trainers and other programs write beside a model under such an ending.
+# Files with these suffixes that trainers and other programs write beside a model.
 _NO_WEIGHTS = (
     "training_args.bin",
     "optimizer*",
@@ -30,21 +30,21 @@ _NO_WEIGHTS = (
 
 
 def has_standard(directory: Path) -> bool:
-    """The directory has weights under a standard name."""
+    """Returns whether a directory has weights under a standard name."""
     return any((directory / name).is_file() for name in STANDARD)
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files of a directory that can hold a model's weights, by their endings."""
+    """Returns the files of a directory whose suffix is one of files of weights, except known other files."""
     files = (file for file in directory.iterdir() if file.suffix in _SUFFIXES and file.is_file())
     return sorted(file for file in files if not any(fnmatchcase(file.name, pattern) for pattern in _NO_WEIGHTS))
 
 
 def find_weights(directory: Path) -> Path:
-    """The file of weights of a model directory: a standard name, or else the only file there that can be one.
+    """Returns the file of weights of a model directory: one with a standard name, or the only candidate.
 
     Raises:
-      InputError: no such file, or several and none of a standard name.
+      InputError: there is no such file, or there are several and none has a standard name.
     """
     for name in STANDARD:
         if (directory / name).is_file():
@@ -59,10 +59,10 @@ def find_weights(directory: Path) -> Path:
 
 
 def read_weights(path: Path) -> Checkpoint:
-    """Opens one file of weights, or all shards of an index. Nothing but headers is read.
+    """Opens one file of weights, or all shards of an index. Reads only headers.
 
     Raises:
-      InputError: a format that is not known, a damaged file, or a pickle that holds more than tensors and containers.
+      InputError: the format is unknown, the file is damaged, or its pickle is refused.
     """
     if path.name.endswith(".index.json"):
         return _read_shards(path)
@@ -70,7 +70,7 @@ def read_weights(path: Path) -> Checkpoint:
         start = storage.read_range(path, 0, 16)
     except OSError as error:
         raise InputError(storage.explain(error)) from None
-    # First, because the length of a safetensors header may spell the first byte of any other format.
+    # This check comes first: the length of a safetensors header may begin with the bytes of any other format.
     if start[8:9] == b"{":
         return read_safetensors(path)
     if start.startswith(b"PK\x03\x04"):
@@ -89,6 +89,7 @@ def read_weights(path: Path) -> Checkpoint:
 
 
 def _read_shards(path: Path) -> Checkpoint:
+    """Opens all shards that an index names. Raises InputError if they do not agree with it."""
     try:
         weight_map = storage.read_json(path)["weight_map"]
         mapped = {str(name): str(file) for name, file in weight_map.items()}

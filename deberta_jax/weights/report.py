@@ -1,4 +1,4 @@
-"""The account of a conversion: what became of every tensor of the file, and where every leaf of the tree came from."""
+"""Reports what became of every tensor of a file, and where every leaf of the parameter tree came from."""
 
 import dataclasses
 from typing import Any, Literal
@@ -12,7 +12,7 @@ Fate = Literal["loaded", "folded", "dropped"]
 
 @dataclasses.dataclass(frozen=True)
 class SourceRow:
-    """One tensor of the file. ``reason`` is empty for a tensor loaded as it is."""
+    """Describes what became of one tensor of the file. ``reason`` is empty for a tensor that is loaded as it is."""
 
     name: str
     shape: tuple[int, ...]
@@ -23,7 +23,7 @@ class SourceRow:
 
 @dataclasses.dataclass(frozen=True)
 class TargetRow:
-    """One leaf of the tree: filled from the named tensors, or initialised for a reason."""
+    """Describes the origin of one leaf of the tree: the names of its tensors, or why it was initialized."""
 
     path: str
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class TargetRow:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What ``load`` and ``convert`` did. Every tensor and every leaf has exactly one row."""
+    """Holds the result of ``load`` or ``convert``. Every tensor and every leaf has exactly one row."""
 
     source: str
     files: tuple[str, ...]
@@ -46,17 +46,19 @@ class Report:
     tensors: tuple[SourceRow, ...]
     targets: tuple[TargetRow, ...]
     notes: tuple[str, ...] = ()
-    """Decisions and warnings: what was adjusted in the config, values that are no numbers, files that lack."""
+    """Decisions and warnings, such as changes of the config, NaN and infinity, and missing files."""
 
     def count(self, fate: Fate) -> int:
+        """Returns the number of tensors with this fate."""
         return sum(row.fate == fate for row in self.tensors)
 
     @property
     def initialised(self) -> tuple[TargetRow, ...]:
+        """The leaves that were not in the file."""
         return tuple(row for row in self.targets if row.initialised)
 
     def text(self) -> str:
-        """The account for people: one line a decision, names of layers collapsed."""
+        """Returns the report as text, with one line per decision; the layers of one tensor share a line."""
         files = ", ".join(self.files) if len(self.files) < 4 else f"{len(self.files)} files"
         lines = [
             f"{self.source}: {len(self.tensors)} tensors in {files}: {self.count('loaded')} loaded, "
@@ -74,6 +76,7 @@ class Report:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the report as a JSON object."""
         out = dataclasses.asdict(self)
         out["config"] = self.config.to_hf()
         return out

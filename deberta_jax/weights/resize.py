@@ -1,4 +1,4 @@
-"""Another number of rows in the vocabulary: the word table, and whatever is tied to it."""
+"""Changes the size of the vocabulary: of the word embeddings and of everything that has one entry per word."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,23 +15,25 @@ from deberta_jax.weights.names import ENCODER
 def resize_vocabulary(
     config: DebertaConfig, params: Mapping[str, Any], n: int, key: jax.Array
 ) -> tuple[DebertaConfig, dict[str, Any]]:
-    """The config and parameters of the same model with ``n`` words.
+    """Returns the config and parameters of a model with a vocabulary of ``n`` words.
 
-    The word table [V,E], a masked-LM head's bias [V], and an untied decoder [E,V] change; every other array is the
-    caller's own. Rows beyond the old end are drawn from Normal(0, initializer_range), their biases are zero; rows
-    beyond a new, lower end are gone. (transformers resizes the wrong layer of its non-legacy head.)
+    The word embeddings [V,E], the bias [V] of a masked-LM head and an untied decoder [E,V] are resized; all other
+    arrays are shared with ``params``. New rows are drawn from Normal(0, initializer_range), new biases are zero; a
+    smaller vocabulary loses its last rows. (transformers resizes the wrong layer of its non-legacy head.)
 
     Args:
-      params: of any head, or of a bare encoder.
-      key: for the new rows.
+      config: the architecture.
+      params: the parameters of a model with any head, or of a bare encoder.
+      n: the new size V.
+      key: random key for the new rows.
 
     Raises:
-      InputError: fewer than one row, or an ``n`` that cuts off the padding token.
+      InputError: ``n`` is less than 1, or does not include the padding token.
     """
     if n <= config.pad_token_id or n < 1:
         raise InputError(f"n={n}: a vocabulary keeps at least the rows up to the padding token {config.pad_token_id}")
     encoder = params.get(ENCODER, params)
-    words = encoder["embeddings"]["word_embeddings"]["embedding"]
+    word_embeddings = encoder["embeddings"]["word_embeddings"]["embedding"]
     fresh, fresh_decoder = jax.random.split(key)
 
     def resized(old: jax.Array, axis: int, draw: jax.Array | None) -> jax.Array:
@@ -44,7 +46,7 @@ def resize_vocabulary(
             new = (config.initializer_range * jax.random.normal(draw, shape)).astype(old.dtype)
         return jnp.concatenate([jnp.asarray(old), new], axis)
 
-    table = {"embedding": resized(words, 0, fresh)}
+    table = {"embedding": resized(word_embeddings, 0, fresh)}
     encoder = {**encoder, "embeddings": {**encoder["embeddings"], "word_embeddings": table}}
     out: dict[str, Any] = {**params, ENCODER: encoder} if ENCODER in params else encoder
     for outer, inner in (("cls", "predictions"), ("lm_predictions", "lm_head")):

@@ -1,7 +1,7 @@
-"""The safetensors format: eight bytes of header length, a JSON header, then the bytes of the tensors.
+"""Reads and writes safetensors files: eight bytes of header length, a JSON header, then the bytes of the tensors.
 
-Read by mapping the file, written tensor by tensor, so that neither direction holds more than one tensor in memory. The
-library of that name needs all tensors at once to write, which a file of 3 GB does not leave room for.
+Files are mapped for reading and written tensor by tensor, so at most one tensor is in memory. The safetensors library
+needs all tensors in memory to write a file.
 """
 
 import json
@@ -33,7 +33,7 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
-# The limit of the reference implementation. A header of 210 tensors has 20 kB.
+# Largest header in bytes, as in the reference implementation. A header of 210 tensors has 20 kB.
 MAX_HEADER = 100_000_000
 
 
@@ -41,16 +41,16 @@ def read_safetensors(path: Path) -> Checkpoint:
     """Opens one file.
 
     Raises:
-      InputError: anything but a well-formed file whose tensors lie one after another and fill it exactly.
+      InputError: the file is malformed, or its tensors do not fill it exactly, one after another.
     """
     size = path.stat().st_size
     header, start = _header(path, size)
     if not isinstance(header, dict):
         raise InputError(f"{path}: damaged: the header is no JSON object")
     header.pop("__metadata__", None)
-    spans = [(name, *_span(path, name, entry)) for name, entry in header.items()]
+    entries = [(name, *_parse_entry(path, name, entry)) for name, entry in header.items()]
     end = 0
-    for name, _, _, begin, stop in sorted(spans, key=lambda span: (span[3], span[4])):
+    for name, _, _, begin, stop in sorted(entries, key=lambda entry: (entry[3], entry[4])):
         if begin != end:
             raise InputError(
                 f"{path}: damaged: the bytes of {brief(name, 200)} start at {begin}, the tensor before it ends at {end}"
@@ -64,12 +64,14 @@ def read_safetensors(path: Path) -> Checkpoint:
         return lambda: np.asarray(data[start + begin : start + stop]).view(dtype).reshape(shape)
 
     tensors = {
-        name: Tensor(name, shape, dtype, reader(begin, stop, dtype, shape)) for name, dtype, shape, begin, stop in spans
+        name: Tensor(name, shape, dtype, reader(begin, stop, dtype, shape))
+        for name, dtype, shape, begin, stop in entries
     }
     return Checkpoint(path, (path,), tensors)
 
 
 def _header(path: Path, size: int) -> tuple[Any, int]:
+    """Returns the parsed header of a file of ``size`` bytes and the offset at which the tensors begin."""
     with storage.opened(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
@@ -82,6 +84,7 @@ def _header(path: Path, size: int) -> tuple[Any, int]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a dictionary of a JSON object. Raises ValueError if a key occurs twice."""
     out = dict(pairs)
     if len(out) != len(pairs):
         raise ValueError("a name occurs twice")
@@ -92,8 +95,8 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def _span(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    """dtype, shape and byte range of one header entry, checked against each other."""
+def _parse_entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    """Returns dtype, shape, first byte and end byte of a header entry. Raises InputError if they do not agree."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise InputError(f"{path}: damaged: {brief(name, 200)!r} lacks dtype, shape or data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -111,11 +114,12 @@ def _span(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...],
 
 
 def _counts(values: Any) -> bool:
+    """Returns whether a JSON value is a list of non-negative integers of reasonable size."""
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**48 for v in values)
 
 
 class Pending(NamedTuple):
-    """A tensor that is still to be written; ``produce`` is called once, when its turn comes."""
+    """Describes a tensor to write. ``produce`` returns its values and is called once, when they are written."""
 
     name: str
     shape: tuple[int, ...]
@@ -128,10 +132,10 @@ class Pending(NamedTuple):
 
 
 def write_safetensors(path: Path, tensors: Sequence[Pending], metadata: Mapping[str, str]) -> None:
-    """Writes one file, holding one tensor at a time, and flushes it to the disk."""
+    """Writes one file atomically, with one tensor at a time in memory. Raises OSError if it cannot be written."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
-    # Wide types first keeps every tensor aligned to its own size.
+    # Larger dtypes come first, so every tensor is aligned to its item size.
     ordered = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))
     for tensor in ordered:
         end = offset + tensor.nbytes

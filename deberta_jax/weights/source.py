@@ -1,4 +1,4 @@
-"""What every reader hands over: tensors by name, each read only when asked for."""
+"""Defines what all readers return: tensors by name, each of which is read only on request."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,9 +16,14 @@ FLOATS = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", BFLOAT16: "b
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file. ``read()`` gives it as an array that maps the file where the layout allows it.
+    """Describes one tensor of a file.
 
-    ``read`` raises InputError where the bytes turn out to be damaged.
+    Attributes:
+      name: its name in the file.
+      shape: its shape.
+      dtype: its dtype in the file.
+      read: returns its values as an array, which maps the file where the layout allows it. Raises InputError if the
+        bytes are damaged.
     """
 
     name: str
@@ -29,26 +34,30 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Folded(Tensor):
-    """A tensor computed from more than one of a file."""
+    """Describes a tensor that is computed from several tensors of a file."""
 
     reason: str = ""
+    """How it is computed, for the report."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A file, or the shards of one, or an array checkpoint: names to tensors, and what else it said."""
+    """Holds the opened tensors of a file, of all shards of a model, or of an Orbax checkpoint."""
 
     path: AnyPath
+    """The file, the index of the shards, or the directory."""
     files: tuple[AnyPath, ...]
+    """All files that are read."""
     tensors: Mapping[str, Tensor]
+    """Tensors by their names in the files."""
     config: Mapping[str, Any] | None = None
-    """An architecture stored inside the file, as Microsoft's task checkpoints do."""
+    """A config stored inside the file, as in Microsoft's task checkpoints."""
     left: tuple[str, ...] = ()
-    """Entries beside the tensors that are not read: an epoch, an optimizer's state."""
-    place: Callable[[str, np.dtype, Any], Any] | None = None
-    """Where the format allows it: (path, dtype, sharding) -> that leaf on its devices, each shard read once."""
+    """Names of other entries, which are not read, such as an epoch or the state of an optimizer."""
+    read_sharded: Callable[[str, np.dtype, Any], Any] | None = None
+    """Reads a leaf directly onto its devices, given (path, dtype, sharding); None if the format does not allow it."""
 
 
 def kind(dtype: np.dtype) -> str:
-    """The short name of a dtype: f32, f16, bf16, f64, or numpy's own."""
+    """Returns the short name of a dtype: f32, f16, bf16, f64, or the name that numpy gives it."""
     return FLOATS.get(np.dtype(dtype), str(dtype))

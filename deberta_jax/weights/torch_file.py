@@ -1,7 +1,7 @@
-"""PyTorch's two file formats, read without PyTorch: the zip archive (since 1.6) and the older run of pickles.
+"""Reads PyTorch's two file formats without PyTorch: the zip archive (since 1.6) and the older sequence of pickles.
 
-Both describe tensors by a pickle and keep the numbers outside it. The file is mapped; a tensor's bytes are touched when
-it is read. In the zip format every storage carries a checksum, which is compared then.
+Both describe the tensors in a pickle and store the numbers outside it. The file is mapped into memory, and the bytes of
+a tensor are read on request. In the zip format each storage has a checksum, which is verified at that time.
 """
 
 import io
@@ -32,7 +32,7 @@ Bytes = Callable[[Storage], np.ndarray]
 
 
 class Entry(NamedTuple):
-    """Where a file lies inside the archive."""
+    """Holds the offset, the size in bytes and the CRC-32 of a file inside an archive."""
 
     start: int
     size: int
@@ -40,10 +40,10 @@ class Entry(NamedTuple):
 
 
 def read_zip(path: Path) -> Checkpoint:
-    """Opens what ``torch.save`` writes by default.
+    """Opens a zip archive, the default format of ``torch.save``.
 
     Raises:
-      InputError: a damaged or compressed archive, or a pickle that holds more than tensors and plain containers.
+      InputError: the archive is damaged or compressed, or its pickle is refused.
     """
     data = mapped_array(path, np.dtype(np.uint8))
     entries = _entries(path, data)
@@ -74,10 +74,10 @@ def read_zip(path: Path) -> Checkpoint:
 
 
 def read_legacy(path: Path) -> Checkpoint:
-    """Opens what ``torch.save`` wrote before version 1.6, and still does on request.
+    """Opens the format that ``torch.save`` wrote before version 1.6.
 
     Raises:
-      InputError: a damaged file, or a pickle that holds more than tensors and plain containers.
+      InputError: the file is damaged, or one of its pickles is refused.
     """
     with mapped(path) as stream:
         if _run(path, stream) != _LEGACY_MAGIC:
@@ -93,7 +93,7 @@ def read_legacy(path: Path) -> Checkpoint:
     kinds = {storage.key: storage for storage in _all_storages(value)}
     where: dict[str, tuple[int, int]] = {}
     for key in keys:
-        # A storage of which no tensor is read has no known element size: nothing after it could be found.
+        # The element size of a storage is known only from its tensors. Without it, the next storage cannot be located.
         count = int.from_bytes(data[start : start + 8].tobytes(), "little") if start + 8 <= data.size else -1
         if key not in kinds or key in where or count != kinds[key].numel:
             raise InputError(f"{path}: damaged: storage {key[:40]!r} is not as the tensors describe it")
@@ -116,7 +116,11 @@ def read_legacy(path: Path) -> Checkpoint:
 
 
 def _entries(path: Path, data: np.ndarray) -> dict[str, Entry]:
-    """The archive's table of contents, checked: stored, inside the file, apart from each other, plainly named."""
+    """Returns the entries of an archive by name.
+
+    Raises:
+      InputError: an entry is compressed, outside the file, overlaps another, or has a name that leaves the archive.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
@@ -131,7 +135,7 @@ def _entries(path: Path, data: np.ndarray) -> dict[str, Entry]:
     ) as error:
         raise InputError(f"{path}: damaged zip archive ({' '.join(str(error).split())[:80]})") from None
     out: dict[str, Entry] = {}
-    spans = []
+    extents = []
     for info in infos:
         name = info.filename
         if name.startswith("/") or "\\" in name or ".." in name.split("/") or not name.isprintable():
@@ -144,18 +148,18 @@ def _entries(path: Path, data: np.ndarray) -> dict[str, Entry]:
         header = _LOCAL_HEADER.unpack(data[begin : begin + _LOCAL_HEADER.size].tobytes())
         start = begin + _LOCAL_HEADER.size + header[9] + header[10]
         if header[0] != b"PK\x03\x04" or start + info.file_size > data.size or name in out:
-            raise InputError(f"{path}: damaged: entry {name[:60]!r} has no place of its own in the file")
+            raise InputError(f"{path}: damaged: entry {name[:60]!r} has no header, exceeds the file, or occurs twice")
         out[name] = Entry(start, info.file_size, info.CRC)
-        spans.append((begin, start + info.file_size, name))
-    spans.sort()
-    for (_, end, name), (begin, _, _) in itertools.pairwise(spans):
+        extents.append((begin, start + info.file_size, name))
+    extents.sort()
+    for (_, end, name), (begin, _, _) in itertools.pairwise(extents):
         if begin < end:
             raise InputError(f"{path}: damaged: entry {name[:60]!r} overlaps the next")
     return out
 
 
 def _checked(path: Path, data: np.ndarray, entry: Entry, name: str) -> np.ndarray:
-    """An entry's bytes, after comparing their checksum."""
+    """Returns the bytes of an entry. Raises InputError if their checksum is wrong."""
     raw = np.asarray(data[entry.start : entry.start + entry.size])
     if zlib.crc32(raw.data) != entry.crc:
         raise InputError(f"{path}: damaged: the checksum of {name} is wrong; download or save the file again")
@@ -163,6 +167,7 @@ def _checked(path: Path, data: np.ndarray, entry: Entry, name: str) -> np.ndarra
 
 
 def _run(path: Path, stream: Any) -> Any:
+    """Returns the value of the pickle at the stream's position. Raises InputError if it is refused."""
     try:
         return pickle_machine.run(stream)
     except PickleError as error:
@@ -170,7 +175,7 @@ def _run(path: Path, stream: Any) -> Any:
 
 
 def _all_storages(value: Any) -> list[Storage]:
-    """Every storage in nested containers and placeholders, each of these visited once."""
+    """Returns all storages in nested containers and placeholders."""
     out, todo, seen = [], [value], set()
     while todo:
         item = todo.pop()
@@ -188,7 +193,14 @@ def _all_storages(value: Any) -> list[Storage]:
 
 
 def _checkpoint(path: Path, value: Any, available: Callable[[Storage], int], storage_bytes: Bytes) -> Checkpoint:
-    """The state dict inside what the pickle built, unwrapped from a training state where it is wrapped."""
+    """Makes a checkpoint of the value of a pickle: a state dict, or a training state that contains one.
+
+    Args:
+      path: the file, for messages.
+      value: the value of the pickle.
+      available: returns the number of bytes that the file has for a storage.
+      storage_bytes: returns the bytes of a storage.
+    """
     state, left = _state_dict(path, value)
     tensors: dict[str, Tensor] = {}
     for name, stored in state.items():
@@ -204,10 +216,13 @@ def _checkpoint(path: Path, value: Any, available: Callable[[Storage], int], sto
 
 
 def _state_dict(path: Path, value: Any) -> tuple[dict[Any, Any], list[str]]:
-    """The dictionary of tensors that is the model, and the names of what stands beside it.
+    """Finds the model in the value of a pickle.
+
+    Returns:
+      The dictionary of the model's tensors, and the names of all other entries on the path to it.
 
     Raises:
-      InputError: no dictionary of tensors, or several models and none under a usual name.
+      InputError: there is no dictionary of tensors, or there are several models and none has a usual name.
     """
     if isinstance(value, Placeholder):
         raise InputError(f"{path}: holds a whole object, a {brief(value.kind.name)}; save model.state_dict()")
@@ -233,11 +248,11 @@ def _state_dict(path: Path, value: Any) -> tuple[dict[Any, Any], list[str]]:
 
 
 def _dictionaries(value: Any) -> dict[tuple[Any, ...], dict[Any, Any]]:
-    """The dictionaries that hold a tensor, by the keys that lead to them: the value itself, and down to four levels."""
+    """Returns all dictionaries that hold a tensor, by the keys that lead to them, down to four levels."""
     out: dict[tuple[Any, ...], dict[Any, Any]] = {}
     todo: list[tuple[tuple[Any, ...], Any]] = [((), value)]
     seen: set[int] = set()
-    for keys, item in todo:  # which grows
+    for keys, item in todo:  # the loop extends the list
         if not isinstance(item, dict) or id(item) in seen:
             continue
         seen.add(id(item))
@@ -249,7 +264,11 @@ def _dictionaries(value: Any) -> dict[tuple[Any, ...], dict[Any, Any]]:
 
 
 def _check_layout(path: Path, name: str, tensor: StoredTensor, size: int) -> None:
-    """Shape, strides and offset describe distinct elements that all lie in the storage."""
+    """Checks that a tensor's elements are distinct and inside its storage of ``size`` bytes.
+
+    Raises:
+      InputError: they overlap or exceed the storage, or the numbers are invalid.
+    """
     numbers = (*tensor.shape, *tensor.stride, tensor.offset)
     plain = all(type(v) is int and 0 <= v < 2**48 for v in numbers) and len(tensor.shape) == len(tensor.stride) <= 8
     itemsize = tensor.storage.dtype.itemsize
@@ -266,6 +285,8 @@ def _check_layout(path: Path, name: str, tensor: StoredTensor, size: int) -> Non
 
 
 def _reader(tensor: StoredTensor, storage_bytes: Bytes) -> Callable[[], np.ndarray]:
+    """Returns a function that returns a tensor as a read-only view of its storage."""
+
     def read() -> np.ndarray:
         if 0 in tensor.shape:
             return np.zeros(tensor.shape, tensor.storage.dtype)

@@ -1,4 +1,4 @@
-"""Numbers on their way: casting, and looking for values that are none."""
+"""Reads and casts the values of tensors, and checks them for NaN and infinity."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +20,10 @@ _BLOCK = 1 << 18
 
 
 def as_dtype(dtype) -> np.dtype:
-    """A numpy dtype from ``jnp.bfloat16``, ``"bfloat16"``, ``"bf16"`` or a numpy dtype.
+    """Converts ``jnp.bfloat16``, ``"bfloat16"``, ``"bf16"`` or a numpy dtype to a numpy dtype.
 
     Raises:
-      InputError: a dtype in which no weights are kept.
+      InputError: weights cannot have this dtype.
     """
     found = DTYPES.get(dtype) if isinstance(dtype, str) else None
     if found is None:
@@ -37,7 +37,7 @@ def as_dtype(dtype) -> np.dtype:
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """No NaN and no infinity; looks at blocks so that nothing of the array's size is allocated."""
+    """Returns whether an array has neither NaN nor infinity. Works in blocks, so it allocates little memory."""
     word, exponent = _EXPONENT[array.dtype]
     flat = array.reshape(-1).view(word)
     exponent = word(exponent)
@@ -47,7 +47,7 @@ def is_finite(array: np.ndarray) -> bool:
 
 
 def copy_cast(out: np.ndarray, view: np.ndarray) -> None:
-    """``out[...] = view``, cast. A transposed view is walked in blocks of 128 of its rows, which is twice as fast."""
+    """Copies ``view`` into ``out`` and casts it. A transposed view is copied in blocks of 128 rows, which is faster."""
     with np.errstate(over="ignore", invalid="ignore"):
         if view.ndim < 2 or view.size == 0 or view.flags.c_contiguous:
             out[...] = view
@@ -60,7 +60,7 @@ def copy_cast(out: np.ndarray, view: np.ndarray) -> None:
 
 
 def contiguous(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The array in C order and ``dtype``; itself where it already is both."""
+    """Returns an array in C order and ``dtype``; without a copy if it already has both."""
     if view.dtype == dtype and view.flags.c_contiguous:
         return view
     out = np.empty(view.shape, dtype)
@@ -69,14 +69,20 @@ def contiguous(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def read_leaf(plan: Plan, path: str, dtype: np.dtype | None) -> np.ndarray:
-    """One filled leaf with its layer axis, in ``dtype`` or, for None, in that of the file."""
+    """Reads a leaf of a plan with all its layers.
+
+    Args:
+      plan: the plan, which names the tensors of the leaf.
+      path: path of the leaf.
+      dtype: dtype of the result; None is that of the file.
+    """
     row = plan.fills[path][0]
     layers = plan.config.num_hidden_layers if row.layered else 0
     return read_layers(plan, path, 0, layers, dtype or plan.dtype(path))
 
 
 def read_layers(plan: Plan, path: str, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
-    """Layers ``start`` to ``stop`` of one filled leaf, or all of a leaf that has none."""
+    """Reads layers ``start`` to ``stop`` of a leaf of a plan, or all of a leaf without layers."""
     row = plan.fills[path][0]
     shape = plan.shapes[path]
     out = np.empty((stop - start, *shape[1:]) if row.layered else shape, dtype)
@@ -89,4 +95,5 @@ def read_layers(plan: Plan, path: str, start: int, stop: int, dtype: np.dtype) -
 
 
 def broken_note(broken: list[str]) -> str:
+    """Returns the message for leaves with NaN or infinity, given their paths."""
     return f"NaN or infinity in {', '.join(broken)}; the file is damaged, or the dtype too narrow for its values"

@@ -1,8 +1,8 @@
-"""Tensor names under wrappers: what training programs put around a model is taken off.
+"""Removes from tensor names what training programs add to them.
 
-DataParallel, torch.compile, FSDP, Lightning, peft and hand-written modules each put words in front of the names of a
-model's tensors, or between their parts. None of these words has to be known: the word table's name shows where the
-model begins, and words that start with an underscore name no part of a DeBERTa model.
+DataParallel, torch.compile, FSDP, Lightning, peft and hand-written modules add components in front of the names of a
+model's tensors, or between their components. A list of these is not needed: the name of the word embeddings shows
+where the model begins, and components that start with an underscore never belong to a DeBERTa model.
 """
 
 import re
@@ -15,7 +15,7 @@ from deberta_jax.weights import names as table
 from deberta_jax.weights.source import Checkpoint, Tensor
 
 _FRONT = r"((?:[^.]+\.)*?)(?:(?:deberta|bert)\.)?"
-_WORDS = re.compile(_FRONT + r"embeddings\.word_embeddings\.")
+_WORD_EMBEDDINGS = re.compile(_FRONT + r"embeddings\.word_embeddings\.")
 _LAYERS = re.compile(
     rf"{_FRONT}(?:encoder\.(?:layer\.\d+|rel_embeddings|conv|LayerNorm)|"
     r"embeddings\.(?:position_embeddings|token_type_embeddings|embed_proj|LayerNorm))\."
@@ -24,28 +24,33 @@ _HEADS = re.compile(rf"((?:[^.]+\.)*?)(?:{'|'.join(table.PARTS)})\.")
 
 
 class Unwrapped(NamedTuple):
-    """The tensors of a file by canonical name, those outside the wrapper by their own, those left out with the patterns
-    that match them, and a note on what was taken off."""
+    """Holds the tensors of a file after ``unwrap``."""
 
     tensors: dict[str, Tensor]
+    """Tensors of the model by canonical name."""
     outside: dict[str, Tensor]
+    """Tensors outside the wrapped model, by their own names."""
     ignored: dict[str, tuple[str, ...]]
+    """Names of tensors that were left out, with the patterns that match them."""
     notes: tuple[str, ...]
+    """A note that lists what was removed from names."""
 
 
 def holds_encoder(name: Any) -> bool:
-    """Tells whether a key of a dictionary is the name of an encoder's tensor, with or without a wrapper."""
-    return isinstance(name, str) and any(pattern.match(_bare(name)[0]) for pattern in (_WORDS, _LAYERS))
+    """Returns whether a dictionary key is the name of an encoder's tensor, with or without a wrapper."""
+    return isinstance(name, str) and any(pattern.match(_bare(name)[0]) for pattern in (_WORD_EMBEDDINGS, _LAYERS))
 
 
 def unwrap(checkpoint: Checkpoint, ignore: Sequence[str] = ()) -> Unwrapped:
-    """Finds the wrapper of a checkpoint's model and takes it off.
+    """Finds the wrapper around the model of a checkpoint and removes it from the names.
 
     Args:
-      ignore: patterns (``*``, ``?``, ``[...]``) of tensors to leave out, by their names with or without the wrapper.
+      checkpoint: the opened file.
+      ignore: glob patterns (``*``, ``?``, ``[...]``) of tensors to leave out, which may match the name with or without
+        the wrapper.
 
     Raises:
-      InputError: several encoders in one file, or two spellings of one name.
+      InputError: the file has several encoders, or two names become the same.
     """
     ignored: dict[str, tuple[str, ...]] = {}
 
@@ -81,7 +86,7 @@ def unwrap(checkpoint: Checkpoint, ignore: Sequence[str] = ()) -> Unwrapped:
 
 
 def _bare(name: str) -> tuple[str, list[str]]:
-    """The name without the words that only a wrapper has, and these words."""
+    """Returns a name without the components that only wrappers add, and these components."""
     *words, last = name.split(".")
     wrapper = [word for word in words if word.startswith("_") or word == "module"]
     kept = [word for word in words if word not in wrapper]
@@ -89,9 +94,9 @@ def _bare(name: str) -> tuple[str, list[str]]:
 
 
 def _front(names: Iterable[str], checkpoint: Checkpoint) -> str:
-    """What stands in front of the encoder's names."""
+    """Returns the prefix of the encoder's names. Raises InputError if there are several."""
     names = list(names)
-    for pattern in (_WORDS, _LAYERS):
+    for pattern in (_WORD_EMBEDDINGS, _LAYERS):
         fronts = list(dict.fromkeys(match[1] for name in names if (match := pattern.match(name))))
         if len(fronts) > 1:
             shown = listed(front or "no prefix" for front in fronts)
@@ -102,6 +107,6 @@ def _front(names: Iterable[str], checkpoint: Checkpoint) -> str:
             )
         if fronts:
             return fronts[0]
-    # No encoder at all: an adapter that trained a head alone.
+    # There is no encoder: an adapter in which only a head was trained.
     fronts = {match[1] if (match := _HEADS.match(name)) else None for name in names}
     return fronts.pop() or "" if len(fronts) == 1 else ""
