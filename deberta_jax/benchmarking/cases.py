@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -36,7 +37,7 @@ class Case:
     job: str
     length: int
     rows: int
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     texts: str
     attention: str = "auto"
 
@@ -45,7 +46,7 @@ def make_cases(
     models: Sequence[str],
     jobs: Sequence[str],
     lengths: Sequence[int],
-    dtypes: Sequence[str],
+    dtypes: Sequence[Literal["float32", "bfloat16"]],
     texts: Sequence[str],
     *,
     tokens: int,

@@ -18,7 +18,7 @@ from deberta_jax.sharding import global_batch, make_mesh
 from deberta_jax.training.experiment import Finetune, Runtime, compute_dtype
 from deberta_jax.training.finetune import finetune_objective
 from deberta_jax.training.flops import forward_flops, peak_flops
-from deberta_jax.training.objective import prepare
+from deberta_jax.training.objective import prepare_step
 from deberta_jax.training.state import make_state
 from deberta_jax.training.step import compile_step
 
@@ -109,7 +109,7 @@ def _compile_forward(case: Case, batch: dict[str, np.ndarray]) -> tuple[Any, Cal
 
 def _compile_train(case: Case, batch: dict[str, np.ndarray]) -> tuple[Any, Callable[[], Any]]:
     mesh, objective = make_mesh(), finetune_objective(_experiment(case), case.config, _TASK)[1]
-    prepared = prepare(objective, mesh, steps=1000)
+    prepared = prepare_step(objective, mesh, steps=1000)
     compiled = compile_step(prepared.step, prepared.state, prepared.shardings, batch, mesh)
     params = objective.initial_params(prepared.shardings.params)
     make = jax.jit(lambda p: make_state(p, prepared.optimizer, 0), out_shardings=prepared.shardings, donate_argnums=0)

@@ -1,9 +1,9 @@
-"""``deberta-jax demo``."""
+"""``deberta-jax demo``: trains, evaluates and predicts on text that comes with Python."""
 
 import dataclasses
 
 from deberta_jax import storage
-from deberta_jax.training.demo import report, run_demo
+from deberta_jax.training.demo import format_report, run_demo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -11,9 +11,10 @@ class Args:
     """Train a vocabulary, a masked LM and a classifier on Python's own docstrings; evaluate, predict, save."""
 
     output: str = "demo-output"
-    """Directory for everything the demonstration makes."""
+    """Directory for all files of the demonstration."""
 
 
 def run(args: Args) -> None:
+    """Runs the demonstration and prints its report."""
     output = storage.output_directory("--output", args.output)
-    print(report(run_demo(output), output))
+    print(format_report(run_demo(output), output))

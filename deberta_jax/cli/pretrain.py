@@ -7,7 +7,7 @@ from deberta_jax.cli.configfile import experiment_arguments
 from deberta_jax.cli.output import print_result
 from deberta_jax.errors import InputError
 from deberta_jax.planning.runs import starts_after_plan
-from deberta_jax.training.dry_run import describe
+from deberta_jax.training.dry_run import describe_job
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
 from deberta_jax.training.pretrain import plan_pretrain, pretrain
 
@@ -32,6 +32,6 @@ def run(experiment: PretrainMLM | PretrainRTD) -> None:
     if not starts_after_plan(experiment):
         return
     if experiment.runtime.dry_run:
-        print(json.dumps(describe(plan_pretrain(experiment))))
+        print(json.dumps(describe_job(plan_pretrain(experiment))))
     else:
         print_result(pretrain(experiment), experiment.output)

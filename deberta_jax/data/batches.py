@@ -36,7 +36,7 @@ class Size:
 
     examples: int
     tokens: int
-    places: int
+    token_slots: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +224,7 @@ class TrainingBatches:
     def padding(self) -> float:
         """Share of the first epoch's places that hold no token."""
         sizes = [self.size(step) for step in range(self.steps_per_epoch)]
-        return 1 - sum(size.tokens for size in sizes) / sum(size.places for size in sizes)
+        return 1 - sum(size.tokens for size in sizes) / sum(size.token_slots for size in sizes)
 
 
 def read_ahead(source: Any, start: int) -> Iterator[dict[str, np.ndarray]]:

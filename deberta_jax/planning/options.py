@@ -77,7 +77,8 @@ class Plans:
     def to_json(self) -> dict[str, Any]:
         """Returns the best plan as ``report.as_json`` has it; after a sweep also all plans, by rank."""
         o = self.options
-        found = as_json(self.best, tokens=o.tokens, price=o.price_per_chip_hour) | {"model": o.model}
+        found: dict[str, Any] = as_json(self.best, tokens=o.tokens, price=o.price_per_chip_hour)
+        found["model"] = o.model
         if o.sweep:
             timed = bool(self.best.seconds)
             found |= {"ranked_by": "time" if timed else "memory", "ranked": [as_json(plan) for plan in self.plans]}

@@ -20,7 +20,7 @@ from deberta_jax.planning.request import Request
 from deberta_jax.sharding import batch_sharding, make_mesh, tree_shardings
 from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD, model_runtime
 from deberta_jax.training.finetune import finetune_objective
-from deberta_jax.training.objective import Objective, Prepared, prepare
+from deberta_jax.training.objective import Objective, PreparedStep, prepare_step
 from deberta_jax.training.pretrain_objectives import generator_config, mlm_objective, rtd_objective
 from deberta_jax.training.step import jit_step
 
@@ -89,18 +89,18 @@ def objective_of(request: Request) -> Objective:
     return finetune_objective(e, request.config, request.task)[1]
 
 
-def prepared_of(request: Request, mesh: Mesh) -> Prepared:
-    return prepare(objective_of(request), mesh, request.steps, accumulate=request.experiment.runtime.accumulate)
+def prepared_of(request: Request, mesh: Mesh) -> PreparedStep:
+    return prepare_step(objective_of(request), mesh, request.steps, accumulate=request.experiment.runtime.accumulate)
 
 
 def shapes_of(request: Request) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for name, (shape, dtype) in request.batch.items()}
 
 
-def held_by_state(prepared: Prepared, request: Request, mesh: Mesh) -> dict[str, int]:
+def held_by_state(prepared: PreparedStep, request: Request, mesh: Mesh) -> dict[str, int]:
     state, places = prepared.state, prepared.shardings
     return {
-        "parameters": held(state.params, places.params) + held(state.mean, places.mean),
+        "parameters": held(state.params, places.params) + held(state.ema_params, places.ema_params),
         "optimizer": held(state.opt_state, places.opt_state),
         "batch": held(shapes_of(request), {name: batch_sharding(mesh) for name in request.batch}),
     }

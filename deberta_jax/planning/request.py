@@ -16,7 +16,7 @@ from deberta_jax.inference.tasks import Task
 from deberta_jax.inference.tasks.text import TextTask
 from deberta_jax.ops.attention import expected_body
 from deberta_jax.planning.chips import Target
-from deberta_jax.text.masking import Masking
+from deberta_jax.text.mlm_masking import Masking
 from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD, Runtime, compute_dtype
 from deberta_jax.training.objective import masked_batch
 

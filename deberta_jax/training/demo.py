@@ -1,7 +1,7 @@
-"""The whole house in five minutes, from nothing but the English that every Python carries.
+"""Demonstrates the package in five minutes, on English text that comes with every Python.
 
-A vocabulary and a masked language model are trained on the standard library's docstrings and ``pydoc``'s topics; then
-the model learns to tell which package a docstring is from, with and without that pre-training.
+A vocabulary and a masked language model are trained on the standard library's docstrings and ``pydoc``'s topics. Then
+the model learns from which package a docstring is, with and without that pre-training.
 """
 
 import ast
@@ -35,14 +35,14 @@ _log = logging.getLogger(__name__)
 VOCABULARY = 4000
 CLASSES = 8
 PER_CLASS = 200
-HELD_OUT = 0.75  # few labels and much text is where pre-training shows; and a large held-out part measures well
+HELD_OUT = 0.75  # pre-training helps most with few labels; and a large held-out part measures precisely
 MAX_LENGTH = 64
 _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib-dynload"}
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration found; losses in nats a masked token, accuracies on held-out docstrings."""
+    """Holds what the demonstration measured: losses in nats a masked token, accuracies on held-out docstrings."""
 
     classes: int
     train_items: int
@@ -57,11 +57,11 @@ class DemoResult:
 
 
 def run_demo(output: Path, *, pretraining_steps: int = 700, epochs: int = 12) -> DemoResult:
-    """Runs, or goes on with, the demonstration in ``output``; prints nothing on standard output.
+    """Starts the demonstration in ``output``, or continues it. Prints nothing on standard output.
 
     Raises:
-      InputError: an output directory that holds something else.
-      Stopped by a signal: SystemExit, after the state is saved.
+      InputError: the output directory holds something else.
+      SystemExit: a signal stopped it, after the state was saved.
     """
     there = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if there - {storage.LOCK} and not (output / "data" / "pretrain.txt").is_file():
@@ -76,7 +76,7 @@ def _run_steps(output: Path, pretraining_steps: int, epochs: int) -> DemoResult:
     write_blank_model(output)
     data = output / "data"
     _log.info("pre-training by masked LM, %d steps", pretraining_steps)
-    pretrained = going_to_end(
+    pretrained = require_finished(
         pretrain(
             PretrainMLM(
                 model=str(output / "blank"),
@@ -106,11 +106,11 @@ def _run_steps(output: Path, pretraining_steps: int, epochs: int) -> DemoResult:
         optimization=Optimization(learning_rate=1e-3),
     )
     _log.info("fine-tuning: which package is a docstring from?")
-    with_it = going_to_end(
+    with_it = require_finished(
         finetune(dataclasses.replace(task, model=str(output / "pretrained"), output=str(output / "classifier")))
     )
     _log.info("the same without pre-training")
-    without = going_to_end(
+    without = require_finished(
         finetune(
             dataclasses.replace(
                 task, model=str(output / "blank"), from_scratch=True, output=str(output / "without_pretraining")
@@ -137,8 +137,8 @@ def _run_steps(output: Path, pretraining_steps: int, epochs: int) -> DemoResult:
     return result
 
 
-def report(result: DemoResult, output: Path) -> str:
-    """The result as a page of text, with a few predictions and what to type next."""
+def format_report(result: DemoResult, output: Path) -> str:
+    """Returns the result as a page of text, with a few predictions and the next command to try."""
     held_out = read_table(output / "data" / "held_out.csv")
     pipe = pipeline("text-classification", output / "classifier")
     picks = np.random.default_rng(1).choice(len(held_out), min(5, len(held_out)), replace=False)
@@ -178,8 +178,8 @@ def report(result: DemoResult, output: Path) -> str:
     )
 
 
-def going_to_end(result: Result) -> Result:
-    """Passes a finished run on; a stopped one ends the demonstration, to be gone on with."""
+def require_finished(result: Result) -> Result:
+    """Returns the result of a finished run. Raises SystemExit for one that a signal stopped."""
     if result.stopped is not None:
         _log.info("stopped by %s; run the same command to go on", result.stopped.name)
         raise SystemExit(128 + result.stopped)
@@ -187,14 +187,14 @@ def going_to_end(result: Result) -> Result:
 
 
 def parameter_count(directory: Path) -> int:
-    """Parameters in a directory's model.safetensors, from its header."""
+    """Returns the number of parameters in a directory's model.safetensors, from its header."""
     with storage.opened(directory / "model.safetensors") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(int(np.prod(t["shape"])) for name, t in header.items() if name != "__metadata__")
 
 
 def write_blank_model(output: Path) -> None:
-    """A directory with a vocabulary trained on the text, and a small v3-style architecture, without weights."""
+    """Writes a directory with a vocabulary trained on the text and the config of a small v3 model, without weights."""
     config = DebertaConfig(
         vocab_size=VOCABULARY + 8,
         hidden_size=128,
@@ -219,9 +219,9 @@ def write_blank_model(output: Path) -> None:
 
 
 def write_data(directory: Path) -> None:
-    """train.csv, held_out.csv (docstring, package), pretrain_held_out.txt and, written last, pretrain.txt.
+    """Writes train.csv and held_out.csv (docstring, package), pretrain_held_out.txt and, as the last, pretrain.txt.
 
-    Held-out docstrings are in none of the other files.
+    Held-out docstrings are in no other file.
     """
     if (directory / "pretrain.txt").is_file():
         return
@@ -252,9 +252,9 @@ def write_data(directory: Path) -> None:
 
 
 def collect_docstrings() -> list[tuple[str, str]]:
-    """(top-level module or package, docstring) of everything in the standard library, each text once, files in order.
+    """Returns (top-level module or package, docstring) for the standard library, each text once.
 
-    The sources are parsed, never imported.
+    The sources are parsed, not imported.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     found: dict[str, str] = {}
@@ -277,7 +277,7 @@ def collect_docstrings() -> list[tuple[str, str]]:
 
 
 def topics() -> list[str]:
-    """The language reference as ``help()`` knows it."""
+    """Returns the topics of Python's ``help()``, which are parts of the language reference."""
     from pydoc_data.topics import topics as texts
 
     return list(texts.values())

@@ -1,4 +1,4 @@
-"""The directory of a run: whether it may be used, and what it holds."""
+"""Checks whether a run may use a directory, and what is there already."""
 
 import dataclasses
 import logging
@@ -17,8 +17,13 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """``metrics`` of the best checkpoint and the ``step`` it is from; ``stopped`` is the signal that ended the run
-    before its last step, or None."""
+    """Holds the result of a run.
+
+    Attributes:
+      step: the step of the best checkpoint.
+      metrics: its metrics.
+      stopped: the signal that ended the run before its last step; None for a finished run.
+    """
 
     step: int
     metrics: Metrics
@@ -26,17 +31,19 @@ class Result:
 
 
 def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None:
-    """Whether a run may write here. None: begin, or go on where it stopped; a Result: it has already finished, and
-    the log says so.
+    """Checks that a run may write to a directory.
+
+    Returns:
+      None where the run is to start or to continue; its result where it has finished, which is also logged.
 
     Raises:
-      InputError: the directory holds something else, another run, or one that was not to be resumed.
+      InputError: the directory holds something else or another run, or ``--resume never`` forbids to continue.
     """
     storage.check_output_directory("--output", directory)
     if not directory.exists():
         return None
     saved = directory / "experiment.json"
-    # A run killed at its very start leaves no more than its lock and the beginning of that file.
+    # A run that is killed when it starts leaves its lock and the beginning of that file.
     left = {storage.LOCK, storage.partial_name(saved.name)}
     if all(path.name in left for path in directory.iterdir()):
         return None

@@ -1,4 +1,4 @@
-"""Several processes as one run, by JAX's own runtime: found or told, counted, stopped together."""
+"""Joins several processes to one run with JAX's distributed runtime, checks them, and stops them together."""
 
 import contextlib
 import logging
@@ -23,21 +23,22 @@ _log = logging.getLogger(__name__)
 
 
 def start(r: Runtime) -> None:
-    """Joins the other processes, if the run has any; must come before the first use of a device.
+    """Joins the other processes, if the run has any. Must be called before the first use of a device.
+
+    Ends the process with a message where another one does not arrive within the deadline.
 
     Raises:
-      InputError: flags that do not belong together. Where a process does not arrive within the deadline this one ends
-        with a line that says what is usually the cause.
+      InputError: flags that do not belong together, or processes that cannot be joined.
     """
-    told = (r.coordinator != "", r.processes > 0, r.process >= 0)
-    if not any(told) and not r.distributed:
+    given = (r.coordinator != "", r.processes > 0, r.process >= 0)
+    if not any(given) and not r.distributed:
         return
-    if any(told) and not all(told):
+    if any(given) and not all(given):
         raise InputError("--coordinator, --processes and --process belong together; give all three, or --distributed")
     if jax.distributed.is_initialized():
         return
     options: dict[str, Any] = {"heartbeat_timeout_seconds": r.heartbeat, "initialization_timeout": r.deadline + 60}
-    if all(told):
+    if all(given):
         options |= {"coordinator_address": r.coordinator, "num_processes": r.processes, "process_id": r.process}
     here = f"process {r.process} of {r.processes}" if r.processes else "this process"
     missing = (
@@ -56,9 +57,9 @@ def start(r: Runtime) -> None:
 
 @contextlib.contextmanager
 def _deadline(seconds: int, message: str) -> Iterator[None]:
-    """Ends the process with ``message`` if the block takes longer: a call that waits for others cannot be left.
+    """Ends the process with ``message`` if the block takes longer. A call that waits for others cannot be interrupted.
 
-    JAX ends the process too when its own time is up, without Python; this comes first and says more.
+    JAX would end the process at its own timeout, without an explanation; this timer fires first.
     """
 
     def give_up() -> None:
@@ -75,8 +76,10 @@ def _deadline(seconds: int, message: str) -> Iterator[None]:
 
 
 def _results_alone_on_stdout() -> None:
-    """Native code, gloo's for one, writes to file 1: from here on that is standard error, and ``print`` goes where it
-    went before."""
+    """Sends file descriptor 1 to standard error, and Python's ``print`` to where it went before.
+
+    Native code, such as gloo's, writes messages to file descriptor 1.
+    """
     sys.stdout.flush()
     before = os.dup(1)
     os.dup2(2, 1)
@@ -84,7 +87,7 @@ def _results_alone_on_stdout() -> None:
 
 
 def check_processes(deadline: int) -> list[dict[str, Any]]:
-    """Returns a report of each process; process 0 logs them.
+    """Checks that all processes are alike. Returns a report of each; process 0 logs them.
 
     Ends the process with a message if the others do not report within ``deadline`` seconds.
 
@@ -118,7 +121,7 @@ def check_processes(deadline: int) -> list[dict[str, Any]]:
 
 
 def _reports(devices: Sequence[jax.Device]) -> list[dict[str, Any]]:
-    """Returns number and kind of each process's devices."""
+    """Returns the number and kind of each process's devices."""
     by_process = [[d for d in devices if d.process_index == process] for process in range(jax.process_count())]
     return [{"devices": len(own), "kind": own[0].device_kind if own else "none"} for own in by_process]
 
@@ -134,8 +137,10 @@ def _check_alike(reports: list[dict[str, Any]], names: tuple[str, ...]) -> None:
 
 
 def leave_behind(error: Exception) -> NoReturn:
-    """Ends this process because another one is gone: with that one missing nothing can be closed in order, and the last
-    saved state is whole."""
+    """Ends this process because another one is gone.
+
+    Nothing can be closed in order without the other one, and the last saved state is whole.
+    """
     print(
         f"error: process {jax.process_index()} of {jax.process_count()} has lost another one, which ended or cannot be "
         f"reached ({' '.join(str(error).split())[:200]}); start all again to go on from the last saved state",
@@ -146,21 +151,21 @@ def leave_behind(error: Exception) -> NoReturn:
 
 
 def is_writer() -> bool:
-    """The one process that writes files and messages."""
+    """Returns True for the one process that writes files and messages."""
     return jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when all processes have come here."""
+    """Waits until all processes have called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def check_shared(directory: Path, found: bool) -> None:
-    """Waits for all processes, each of which says what it found in the run's directory.
+    """Checks that all processes found the same in the run's directory. All must call.
 
     Raises:
-      InputError: in every process, if they found different things: a run's directory is one that all see.
+      InputError: in every process, if they found different things: they do not share the directory.
     """
     if jax.process_count() == 1:
         return
@@ -175,10 +180,10 @@ def check_shared(directory: Path, found: bool) -> None:
 
 @contextlib.contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
-    """Holds a run's directory against other runs: the writer locks it for all processes of this one.
+    """Locks a run's directory against other runs; the writer does so for all processes of this run.
 
     Raises:
-      InputError: in every process, if another run holds it or it cannot be written.
+      InputError: in every process, if another run holds the lock or the directory cannot be written.
     """
     refused = None
     with contextlib.ExitStack() as stack:
@@ -196,7 +201,7 @@ def alone_in(directory: Path) -> Iterator[None]:
 
 
 class Stopped(Exception):
-    """A signal asked the run to end."""
+    """Signals that the run is to stop, and which signal asked for it."""
 
     def __init__(self, number: signal.Signals):
         super().__init__(number.name)
@@ -204,16 +209,16 @@ class Stopped(Exception):
 
 
 class GracefulStop:
-    """Within the block SIGTERM and SIGINT only set a mark; ``check`` raises Stopped where it is safe to stop.
+    """Delays SIGTERM and SIGINT within its block: they are recorded, and ``check`` raises Stopped where it is safe.
 
-    With several processes a signal to any of them, or a notice of preemption, stops all after the same step:
-    ``check_step`` must be called by all with every step.
+    With several processes a signal to any of them, or a preemption notice, stops all of them after the same step. For
+    that all must call ``check_step`` at every step.
     """
 
     def __enter__(self) -> "GracefulStop":
         self.received: signal.Signals | None = None
         self.before: dict[signal.Signals, Any] = {}
-        # With several processes JAX's own service listens for SIGTERM and tells the others.
+        # With several processes JAX's preemption service handles SIGTERM and notifies the others.
         numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
         self.before = {number: signal.signal(number, self._note) for number in numbers}
         return self
@@ -226,10 +231,12 @@ class GracefulStop:
         self.received = signal.Signals(number)
 
     def check(self) -> None:
+        """Raises Stopped if a signal has arrived."""
         if self.received is not None:
             raise Stopped(self.received)
 
     def check_step(self, step: int) -> None:
+        """Raises Stopped, in all processes at the same step, if any of them got a signal or a preemption notice."""
         self.check()
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             raise Stopped(signal.SIGTERM)

@@ -8,11 +8,11 @@ import jax
 from deberta_jax.training.experiment import Finetune
 from deberta_jax.training.finetune import plan_finetune
 from deberta_jax.training.loop import Job, prepare_job
-from deberta_jax.training.optimizers import split
+from deberta_jax.training.optimizers import split_frozen
 from deberta_jax.training.step import compile_step
 
 
-def describe(job: Job, *, compiled: bool = True) -> dict[str, Any]:
+def describe_job(job: Job, *, compiled: bool = True) -> dict[str, Any]:
     """Returns steps, programs, parameters, and the memory of one device. Nothing is computed or written.
 
     Args:
@@ -26,7 +26,7 @@ def describe(job: Job, *, compiled: bool = True) -> dict[str, Any]:
     examples = list(job.batches.examples())
     largest = max(examples, key=lambda batch: math.prod(batch["input_ids"].shape))
     parameters = job.objective.parameters
-    trained = split(parameters.shapes, parameters.frozen)[0]
+    trained = split_frozen(parameters.shapes, parameters.frozen)[0]
     out: dict[str, Any] = {
         "steps": len(job.batches),
         "examples_per_step": job.batches.size(0).examples,
@@ -48,7 +48,7 @@ def describe(job: Job, *, compiled: bool = True) -> dict[str, Any]:
 
 
 def describe_finetune(experiment: Finetune) -> dict[str, Any]:
-    """Returns what ``describe`` returns for a fine-tuning, with the task, columns, labels and metric it resolved to.
+    """Returns what ``describe_job`` returns for a fine-tuning, and the task, columns, labels and metric of it.
 
     Raises:
       InputError: as ``training.finetune.finetune``.
@@ -56,7 +56,7 @@ def describe_finetune(experiment: Finetune) -> dict[str, Any]:
     e, job = plan_finetune(experiment)
     resolved = {name: getattr(e, name) for name in ("task", "text", "label", "labels", "choices")}
     labels = job.objective.configs[0].id2label
-    return {**resolved, "metric": job.metric, "labels_of_model": labels, **describe(job)}
+    return {**resolved, "metric": job.metric, "labels_of_model": labels, **describe_job(job)}
 
 
 def _count(shapes: Any) -> int:

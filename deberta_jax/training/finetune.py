@@ -37,7 +37,7 @@ from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.training.directory import Result
 from deberta_jax.training.distributed import is_writer, start, wait_for_all
 from deberta_jax.training.experiment import Finetune, model_runtime, require, resolved
-from deberta_jax.training.loop import Job, mesh_of, run
+from deberta_jax.training.loop import Job, mesh_of, run_job
 from deberta_jax.training.lora import Lora, find_kernels, init_lora, lora_parameters, merge
 from deberta_jax.training.objective import Objective
 from deberta_jax.training.optimizers import frozen_paths
@@ -60,7 +60,7 @@ def finetune(experiment: Finetune) -> Result:
     """
     e, record, train, held_out = read(experiment)
     directory = storage.output_directory("--output", e.output)
-    return run(directory, record, lambda: make_job(e, record, directory, train, held_out))
+    return run_job(directory, record, lambda: make_job(e, record, directory, train, held_out))
 
 
 def plan_finetune(experiment: Finetune) -> tuple[Finetune, Job]:
@@ -184,7 +184,7 @@ def finetune_objective(e: Finetune, config: DebertaConfig, task: Task) -> tuple[
         parameters=part.parameters,
         initial_params=part.initial_params,
         loss=make_loss(e, task, part),
-        factors={"sift": e.sift},
+        loss_weights={"sift": e.sift},
         optimization=e.optimization,
     )
 

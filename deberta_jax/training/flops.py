@@ -1,10 +1,10 @@
-"""Arithmetic of a step, counted by hand, and what share of the devices' peak it is."""
+"""Counts the FLOPs of a step from the config, and knows the peak of common devices, for MFU."""
 
 import jax
 
 from deberta_jax.config import DebertaConfig
 
-# Peak of bfloat16 products of one device, in 1e12 operations a second, from the makers' data sheets.
+# Peak of one device for bfloat16 matmuls, in 1e12 FLOP/s, from the vendors' data sheets.
 PEAK_TFLOPS = {
     "TPU v4": 275.0,
     "TPU v5 lite": 197.0,
@@ -19,11 +19,16 @@ PEAK_TFLOPS = {
 }
 
 
-def forward_flops(config: DebertaConfig, places: int, length: int) -> float:
-    """Multiplications and additions of the encoder on ``places`` tokens in rows of ``length``, padding included.
+def forward_flops(config: DebertaConfig, token_slots: int, length: int) -> float:
+    """Returns the FLOPs of the encoder's forward pass, padding included.
 
-    Products with weights, the content scores and context, and each relative term as a product with the 2T-1 distances
-    it can have (at most the table's rows). Embeddings, LayerNorms, softmax and heads are left out: some per cent.
+    Counted are the matmuls with weights, the content scores and the context, and each relative term as a matmul with
+    the 2T-1 distances that it can have (at most the rows of the table). Embeddings, LayerNorms, softmax and heads are
+    not counted; they are some per cent.
+
+    Args:
+      token_slots: tokens of the batch, padding included.
+      length: tokens of a row.
     """
     c = config
     width, heads = c.hidden_size, c.num_attention_heads * c.head_size
@@ -31,16 +36,20 @@ def forward_flops(config: DebertaConfig, places: int, length: int) -> float:
     rows = min(2 * length - 1, 2 * c.relative_span)
     scores = 2 * length * heads + len(c.relative_terms) * rows * heads
     conv = c.conv_kernel_size * width * (width // c.conv_groups) if c.conv_kernel_size else 0
-    return 2.0 * places * (c.num_hidden_layers * (weights + scores) + conv)
+    return 2.0 * token_slots * (c.num_hidden_layers * (weights + scores) + conv)
 
 
-def step_flops(config: DebertaConfig, places: int, length: int) -> float:
-    """Forward and backward: three times the forward."""
-    return 3.0 * forward_flops(config, places, length)
+def step_flops(config: DebertaConfig, token_slots: int, length: int) -> float:
+    """Returns the FLOPs of a training step: three times the forward pass."""
+    return 3.0 * forward_flops(config, token_slots, length)
 
 
 def peak_flops(given: float) -> float | None:
-    """Of all devices together, a second; None where the device is not known and no figure is given."""
+    """Returns the peak FLOP/s of all devices together; None where it is not known.
+
+    Args:
+      given: the peak of one device in 1e12 FLOP/s; 0 looks the device up in a table.
+    """
     kind = jax.devices()[0].device_kind
     known = [peak for name, peak in PEAK_TFLOPS.items() if kind == name or kind.startswith(f"{name} ")]
     peak = given or (known[0] if known else 0.0)

@@ -1,4 +1,4 @@
-"""What a pre-training has learned, on held-out text, beside what a guess would reach."""
+"""Evaluates a pre-training on held-out text, and what a guess without reading would reach there."""
 
 import dataclasses
 import math
@@ -10,23 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from deberta_jax.data.masked import HeldOutBatches
+from deberta_jax.data.masked_batches import HeldOutBatches
 from deberta_jax.inference.tasks import Metrics
 from deberta_jax.models import DebertaForMaskedLM
 from deberta_jax.ops.losses import replaced_token_loss
 from deberta_jax.sharding import WHOLE, global_batch
-from deberta_jax.training.corpora import Text
-from deberta_jax.training.pair import Pair, masked_lm_scores, replace_tokens
+from deberta_jax.training.mlm import masked_lm_scores
+from deberta_jax.training.pretrain_data import PretrainData
+from deberta_jax.training.rtd import RTDModels, replace_tokens
 
 Tick = Callable[[], None]
 Evaluate = Callable[[Any, Tick], Metrics]
 
 
-def masked_lm_evaluation(model: DebertaForMaskedLM, text: Text, mesh: Mesh) -> Evaluate:
-    """``loss`` (nats a target), ``perplexity``, ``accuracy``; ``uniform_loss`` and ``unigram_loss``, which are those of
-    guesses that do not read (all words alike; by their counts in the text to train on); ``unigram_entropy``, the least
-    that such a guess could reach even knowing the held-out text's own counts; ``masked_positions``, the share of the
-    positions that were ever a target.
+def masked_lm_evaluation(model: DebertaForMaskedLM, data: PretrainData, mesh: Mesh) -> Evaluate:
+    """Returns the function that evaluates a masked language model: (params, tick) -> metrics.
+
+    Metrics: ``loss`` (nats a target), ``perplexity``, ``accuracy``. For comparison the losses of guesses that do not
+    read the text: ``uniform_loss``, all tokens equally likely; ``unigram_loss``, by their counts in the text to train
+    on; ``unigram_entropy``, by their counts in the held-out text itself. ``masked_positions``: the fraction of
+    positions that were a target at least once.
     """
 
     @jax.jit
@@ -34,12 +37,12 @@ def masked_lm_evaluation(model: DebertaForMaskedLM, text: Text, mesh: Mesh) -> E
         found = masked_lm_scores(model, params, batch)
         return jnp.stack([found.value.sum(), (found.right * found.weight).sum(), found.weight.sum()])
 
-    guesses = guesses_without_reading(text.held_out, text.counts)
+    guesses = guesses_without_reading(data.held_out, data.counts)
 
     def evaluate(params, tick):
         sums = np.zeros(3)
         with jax.set_mesh(mesh):
-            for _, batch in _on_devices(text, mesh, tick):
+            for _, batch in _on_devices(data, mesh, tick):
                 sums += np.asarray(jax.device_get(measure(params, batch)), np.float64)
         loss, accuracy = sums[:2] / sums[2]
         return {"loss": float(loss), "perplexity": math.exp(min(loss, 700.0)), "accuracy": float(accuracy), **guesses}
@@ -47,44 +50,49 @@ def masked_lm_evaluation(model: DebertaForMaskedLM, text: Text, mesh: Mesh) -> E
     return evaluate
 
 
-def replaced_token_evaluation(pair: Pair, factor: float, text: Text, mesh: Mesh) -> Evaluate:
-    """Of the discriminator: ``discriminator_loss`` (nats a token) beside ``prior_entropy``, that of a guess which knows
-    only how many tokens are replaced, and ``gain``, the difference; ``roc_auc`` and ``average_precision``, beside
-    ``replaced_rate``, which an average precision by chance has; ``replaced_targets``, the share of the targets that the
-    generator did not guess. Of the generator: its masked-LM figures with ``generator_`` before them. ``loss`` is that
-    which is trained: the generator's plus ``factor`` times the discriminator's. Root mean squares of the embeddings:
-    ``table_rms`` of the generator's words, ``difference_rms`` of what the discriminator's differ from them.
+def replaced_token_evaluation(
+    models: RTDModels, discriminator_weight: float, data: PretrainData, mesh: Mesh
+) -> Evaluate:
+    """Returns the function that evaluates replaced-token detection: (params, tick) -> metrics.
 
-    The drawn words are the same at every evaluation, but for what the generator has learned.
+    Metrics of the discriminator: ``discriminator_loss`` (nats a token); ``prior_entropy``, the loss of a guess that
+    knows only the rate of replaced tokens; ``gain``, their difference; ``roc_auc``, ``average_precision``;
+    ``replaced_rate``, which is also the average precision of a random guess; ``replaced_targets``, the fraction of
+    targets where the generator's sample differs from the text. Of the generator: the metrics of
+    ``masked_lm_evaluation``, prefixed with ``generator_``. ``loss``: what is trained, the generator's loss plus
+    ``discriminator_weight`` times the discriminator's. Root mean squares: ``table_rms`` of the generator's word
+    embeddings, ``difference_rms`` of the difference of the discriminator's.
+
+    The random numbers behind the samples are the same at every evaluation.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     @jax.jit
     def measure(params, batch, key):
         uniform = jax.random.uniform(key, batch["labels"].shape)
-        found = masked_lm_scores(pair.generator, params["generator"], batch, uniform)
+        found = masked_lm_scores(models.generator, params["generator"], batch, uniform)
         assert found.drawn is not None
         ids, labels = replace_tokens(batch, found.drawn)
-        logits = pair.judge(pair.discriminator_params(params), batch, ids)
+        logits = models.discriminator_logits(models.discriminator_params(params), batch, ids)
         value, weight = replaced_token_loss(logits, labels)
         sums = [found.value.sum(), (found.right * found.weight).sum(), found.weight.sum(), value.sum(), weight.sum()]
         return jnp.stack(sums), *(jax.lax.with_sharding_constraint(a, everywhere) for a in (logits, labels))
 
     @jax.jit
     def norms(params):
-        own = pair.discriminator_params(params)
+        own = models.discriminator_params(params)
         words = [p["deberta"]["embeddings"]["word_embeddings"]["embedding"] for p in (params["generator"], own)]
         rms = lambda x: jnp.sqrt(jnp.mean(jnp.square(x)))
         return rms(words[0]), rms(words[1] - words[0])
 
-    found = guesses_without_reading(text.held_out, text.counts)
+    found = guesses_without_reading(data.held_out, data.counts)
     masked = {"masked_positions": found.pop("masked_positions")}
     guesses = {f"generator_{name}": value for name, value in found.items()}
 
     def evaluate(params, tick):
         sums, scores, truth = np.zeros(5), [], []
         with jax.set_mesh(mesh):
-            for index, batch in _on_devices(text, mesh, tick):
+            for index, batch in _on_devices(data, mesh, tick):
                 found, logits, labels = jax.device_get(measure(params, batch, jax.random.key(index)))
                 sums += np.asarray(found, np.float64)
                 scores.append(logits[labels >= 0])
@@ -94,7 +102,7 @@ def replaced_token_evaluation(pair: Pair, factor: float, text: Text, mesh: Mesh)
         discriminator = sums[3] / sums[4]
         found = detection_metrics(np.concatenate(scores), np.concatenate(truth))
         return {
-            "loss": float(generator + factor * discriminator),
+            "loss": float(generator + discriminator_weight * discriminator),
             "discriminator_loss": float(discriminator),
             "gain": found["prior_entropy"] - float(discriminator),
             **found,
@@ -111,9 +119,16 @@ def replaced_token_evaluation(pair: Pair, factor: float, text: Text, mesh: Mesh)
 
 
 def detection_metrics(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Of scores [n] for labels 0 and 1 [n]: ``roc_auc`` and ``average_precision``, by scikit-learn, and what a guess
-    without reading has: ``replaced_rate``, the share of 1, and ``prior_entropy`` in nats. A single class: 0.5 and the
-    rate."""
+    """Returns how well scores tell replaced tokens from others, computed by scikit-learn.
+
+    Args:
+      scores: float [n], larger for tokens that seem replaced.
+      truth: int [n], 1 for replaced tokens and 0 for others.
+
+    Returns:
+      ``roc_auc`` and ``average_precision`` (0.5 and the rate where there is only one class); ``replaced_rate``, the
+      fraction of 1; ``prior_entropy``, the entropy of that rate in nats.
+    """
     from sklearn import metrics as sk
 
     rate = float(truth.mean())
@@ -127,27 +142,29 @@ def detection_metrics(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]
     }
 
 
-def _on_devices(text: Text, mesh: Mesh, tick: Tick) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    for index in range(len(text.held_out)):
+def _on_devices(data: PretrainData, mesh: Mesh, tick: Tick) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+    for index in range(len(data.held_out)):
         tick()
-        yield index, global_batch(text.held_out[index], mesh)
+        yield index, global_batch(data.held_out[index], mesh)
 
 
 def guesses_without_reading(held_out: HeldOutBatches, counts: np.ndarray) -> dict[str, float]:
-    """``uniform_loss``, ``unigram_loss``, ``unigram_entropy`` and ``masked_positions``, as ``masked_lm_evaluation`` has
-    them; ``counts`` [V]: how often each id is in the text to train on."""
-    every: HeldOutBatches = dataclasses.replace(held_out, share=WHOLE)  # also what other processes read
+    """Returns ``uniform_loss``, ``unigram_loss``, ``unigram_entropy`` and ``masked_positions``.
+
+    They are what ``masked_lm_evaluation`` describes. ``counts`` [V]: how often each id is in the text to train on.
+    """
+    every: HeldOutBatches = dataclasses.replace(held_out, share=WHOLE)  # the rows of all processes
     own, ever = np.zeros(len(counts)), np.zeros(every.rows.length, bool)
     for index in range(len(every)):
         batch = every[index]
         own += np.bincount(batch["labels"][batch["labels"] >= 0], minlength=len(own))
         ever[batch["positions"][batch["positions"] >= 0]] = True
-    # One is added to every count: a word that the training text lacks still has a finite loss.
-    shares, counts = own / own.sum(), counts + 1.0
-    seen = shares > 0
+    # One is added to every count, so that a token which the training text lacks has a finite loss.
+    rates, counts = own / own.sum(), counts + 1.0
+    seen = rates > 0
     return {
         "uniform_loss": math.log(len(counts)),
-        "unigram_loss": float(-(shares @ np.log(counts / counts.sum()))),
-        "unigram_entropy": float(-(shares[seen] @ np.log(shares[seen]))),
+        "unigram_loss": float(-(rates @ np.log(counts / counts.sum()))),
+        "unigram_entropy": float(-(rates[seen] @ np.log(rates[seen]))),
         "masked_positions": float(ever[1:-1].mean()),
     }

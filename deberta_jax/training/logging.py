@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a progress bar, log.jsonl, a picture of the curves, and other places if wanted."""
+"""Reports a run while it trains: a progress bar, log.jsonl, a plot of the curves, and other sinks."""
 
 import math
 import sys
@@ -15,30 +15,41 @@ from tqdm import tqdm
 from deberta_jax import storage
 from deberta_jax.data.batches import Size
 
-# What is never the same twice: kept apart from the figures of the run itself by these names.
+# Names of the figures that differ between two runs of the same experiment.
 TIMES = ("tokens_per_second", "examples_per_second", "mfu", "peak_memory")
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """Another place that figures go to."""
+    """Receives a run's figures."""
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None: ...
-    def close(self) -> None: ...
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Takes the figures of a step."""
+        ...
+
+    def close(self) -> None:
+        """Finishes what was written."""
+        ...
 
 
 class RunLog:
-    """Progress of a run of ``total`` steps in ``directory``.
+    """Logs a run of ``total`` steps to ``directory``.
 
-    log.jsonl has one object a line: every ``every`` steps, means since the line before (``step``, ``loss``,
-    ``learning_rate``, ``gradient_norm``, ``padding``) and speed since then (``tokens_per_second`` of real tokens,
-    ``examples_per_second``; ``mfu`` and ``peak_memory`` where they are known); and ``{"step", "eval": {...}}`` after
-    each evaluation.
+    log.jsonl has one object a line. Every ``every`` steps: ``step``, ``learning_rate``, the means since the last line
+    of ``loss``, ``gradient_norm`` and ``padding``, and the speed since then: ``tokens_per_second`` without padding,
+    ``examples_per_second``, and ``mfu`` and ``peak_memory`` where they are known. After each evaluation:
+    ``{"step", "eval": {...}}``.
 
-    A run goes on at step ``start``: ``pending`` are the measurements since its last line, as ``unwritten`` gave them,
-    and ``evaluated`` the last step with an evaluation. Lines beyond, of steps that an interrupted run took after its
-    last saved state, are dropped, for they come again. ``flops``: of a batch of this size; ``peak``: of the devices, a
-    second. Only the ``writer`` among several processes writes.
+    Args:
+      learning_rate: the schedule.
+      start: step at which the run starts or continues. Lines of later steps, which an interrupted run wrote after its
+        last saved state, are removed, for those steps are taken again.
+      evaluated: last step with an evaluation; lines of later evaluations are removed.
+      pending: the measurements since the last line, as ``unwritten`` returned them.
+      flops: FLOPs of a batch of a size.
+      peak: FLOP/s of the devices.
+      writer: True for the one process that writes.
+      sinks: where figures go as well.
     """
 
     def __init__(
@@ -77,8 +88,12 @@ class RunLog:
         self.restart_clock()
 
     def step(self, step: int, metrics: dict[str, jax.Array], size: Size) -> None:
-        """Records a step; raises FloatingPointError if a measurement since the last line is not finite."""
-        self.pending.append({**metrics, "padding": 1 - size.tokens / size.places})
+        """Records a step.
+
+        Raises:
+          FloatingPointError: a measurement since the last line is not finite.
+        """
+        self.pending.append({**metrics, "padding": 1 - size.tokens / size.token_slots})
         self.tokens += size.tokens
         self.examples += size.examples
         self.work += self.flops(size) if self.flops is not None else 0.0
@@ -110,7 +125,7 @@ class RunLog:
         return out
 
     def unwritten(self, step: int) -> list[dict[str, float]]:
-        """The measurements since the last line, to be saved with the state of this step.
+        """Returns the measurements since the last line, to be saved with the state of this step.
 
         Raises:
           FloatingPointError: one of them is not finite, so that the state is not worth saving.
@@ -127,19 +142,18 @@ class RunLog:
         return pending
 
     def restart_clock(self) -> None:
-        """Measures speed from now on, for instance after an evaluation."""
+        """Starts to measure speed again, for instance after an evaluation."""
         self.tokens, self.examples, self.work, self.clock = 0, 0, 0.0, time.perf_counter()
 
     def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
+        """Records an evaluation, and shows it."""
         self._write({"step": step, "eval": metrics})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if value is not None)
-        self.say(f"step {step}: {shown}")
-
-    def say(self, line: str) -> None:
         if self.writer:
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(f"step {step}: {shown}", file=sys.stderr)
 
     def close(self) -> None:
+        """Closes the progress bar and the sinks."""
         self.bar.close()
         for sink in self.sinks:
             sink.close()
@@ -155,14 +169,14 @@ class RunLog:
             sink.write(entry["step"], figures)
 
     def draw(self, path: Path, metric: str) -> None:
-        """A PNG of the curves."""
+        """Writes the curves as a PNG."""
         if self.writer:
             with storage.writing(path) as file:
                 curves(self.entries, metric).savefig(file, format="png", dpi=120)
 
 
 class NotFinite(FloatingPointError):
-    """A measurement is no number; ``step`` is the first whose batch gave it."""
+    """Reports a measurement that is not finite; ``step`` is the first step that has one."""
 
     def __init__(self, message: str, step: int):
         super().__init__(message)
@@ -170,7 +184,7 @@ class NotFinite(FloatingPointError):
 
 
 def curves(entries: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:
-    """The training loss and, if there were evaluations, their loss and chosen metric."""
+    """Returns a plot of the training loss and, if there were evaluations, of their loss and ``metric``."""
     steps = [e for e in entries if "loss" in e]
     evals = [e for e in entries if "eval" in e]
     figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
@@ -197,6 +211,6 @@ def curves(entries: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figu
 
 
 def _read_entries(path: Path, start: int, evaluated: int) -> list[dict[str, Any]]:
-    # The step of a line that a kill cut short comes again.
+    # A line that a kill cut short is left out; its step is taken again.
     entries = storage.read_json_lines(path)
     return [entry for entry in entries if entry["step"] <= (evaluated if "eval" in entry else start)]

@@ -1,4 +1,4 @@
-"""The loop that every job runs: place, compile, resume, step, evaluate, keep the best, save, stop in order."""
+"""Runs the training loop of every job: compile, restore, step, evaluate, keep the best, save, stop in order."""
 
 import contextlib
 import dataclasses
@@ -32,8 +32,8 @@ from deberta_jax.training.distributed import (
 from deberta_jax.training.experiment import Runtime, fingerprint
 from deberta_jax.training.flops import peak_flops, step_flops
 from deberta_jax.training.logging import NotFinite, RunLog
-from deberta_jax.training.objective import Objective, Prepared, prepare
-from deberta_jax.training.optimizers import schedule
+from deberta_jax.training.objective import Objective, PreparedStep, prepare_step
+from deberta_jax.training.optimizers import learning_rate_schedule
 from deberta_jax.training.report import write_report
 from deberta_jax.training.sinks import make_sinks
 from deberta_jax.training.state import TrainState, make_state
@@ -44,26 +44,41 @@ _log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Batches(Protocol):
-    """Batches by step, and one example of every shape among them."""
+    """Gives a run's batches by step."""
 
-    def __len__(self) -> int: ...
-    def __getitem__(self, step: int, /) -> dict[str, np.ndarray]: ...
-    def size(self, step: int, /) -> Size: ...
-    def position(self, step: int, /) -> int: ...
-    def examples(self) -> Iterator[dict[str, np.ndarray]]: ...
+    def __len__(self) -> int:
+        """Returns the number of steps."""
+        ...
+
+    def __getitem__(self, step: int, /) -> dict[str, np.ndarray]:
+        """Returns this process's rows of a batch."""
+        ...
+
+    def size(self, step: int, /) -> Size:
+        """Returns the size of a batch over all processes."""
+        ...
+
+    def position(self, step: int, /) -> int:
+        """Returns the number, over all epochs, of the example that a step begins with."""
+        ...
+
+    def examples(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yields one batch of all processes for every shape."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to train, on what, and what to do with it.
+    """Holds what to train, on which batches, and how to evaluate and save it.
 
     Attributes:
-      directory, record: of the run; ``record`` is the resolved experiment that is saved there.
-      evaluate: (params, tick) -> metrics, ``loss`` among them; calls ``tick`` now and then.
-      metric: the one that chooses the best parameters; the highest, or of ``loss`` the lowest. None: always the latest.
+      directory: the run's directory.
+      record: the resolved experiment, which is saved there.
+      evaluate: (params, tick) -> metrics with ``loss`` among them; calls ``tick`` now and then.
+      metric: chooses the best parameters: those with the highest value, for ``loss`` the lowest. None: the latest.
       save_best: writes parameters as the run's model directory.
       eval_every: steps from one evaluation to the next; the last step is always evaluated.
-      evaluate_first: evaluate before the first step as well.
+      evaluate_first: whether to evaluate before the first step as well.
     """
 
     directory: Path
@@ -81,22 +96,28 @@ class Job:
 
 
 def mesh_of(runtime: Runtime) -> Mesh:
+    """Returns the mesh that the run's options describe, over this run's devices."""
     return make_mesh(runtime.mesh_data, runtime.mesh_fsdp, runtime.mesh_tensor)
 
 
-def prepare_job(job: Job) -> Prepared:
-    return prepare(job.objective, job.mesh, len(job.batches), accumulate=job.runtime.accumulate)
+def prepare_job(job: Job) -> PreparedStep:
+    """Returns the step of a job, not compiled yet."""
+    return prepare_step(job.objective, job.mesh, len(job.batches), accumulate=job.runtime.accumulate)
 
 
-def run(directory: Path, record: Mapping[str, Any], make_job: Callable[[], Job]) -> Result:
-    """Goes on with the run in this directory, or begins it; one that has finished is only told of.
+def run_job(directory: Path, record: Mapping[str, Any], make_job: Callable[[], Job]) -> Result:
+    """Starts or continues the run in a directory; for one that has finished, returns its result.
+
+    Args:
+      record: the resolved experiment.
+      make_job: called once the directory is locked.
 
     Raises:
       InputError: as ``check_directory``, or the processes do not see the same directory.
       FloatingPointError: as ``fit``.
     """
     finished = check_directory(directory, record)
-    # All come here before any writes what another is still to look at.
+    # No process writes there before all have looked.
     check_shared(directory, finished is None)
     if finished:
         return finished
@@ -105,22 +126,22 @@ def run(directory: Path, record: Mapping[str, Any], make_job: Callable[[], Job])
 
 
 def fit(job: Job) -> Result:
-    """Trains to the last step, or until SIGTERM or SIGINT, after which the same call goes on from where it was.
+    """Trains to the last step, or until SIGTERM or SIGINT; then the same call continues from where it stopped.
 
     Raises:
-      FloatingPointError: the loss is no longer finite; its batch lies in the run's directory.
+      FloatingPointError: the loss is not finite any more; the batch is saved in the run's directory.
     """
     return _Run(job).to_end()
 
 
 class _Run:
-    """One session of a job: from where the last one stopped to the end, or to the next stop."""
+    """Runs one session of a job: from where the last one stopped to the end, or to the next stop."""
 
     def __init__(self, job: Job):
         self.job, self.total = job, len(job.batches)
         self.identity = fingerprint(job.record)
         prepared = prepare_job(job)
-        # Weights are read before anything is written: a model that cannot be used leaves nothing behind.
+        # Weights are read before anything is written, so a model that cannot be used leaves no files.
         states = job.directory / "state"
         fresh = None if states.is_dir() and any(states.iterdir()) else self._begin(prepared)
         self._compile(prepared)
@@ -150,8 +171,8 @@ class _Run:
             _log.info("going on from step %d of %d", self.step, self.total)
         self.log = self._open_log()
 
-    def _compile(self, prepared: Prepared) -> None:
-        """A program for every shape that is announced: nothing is compiled for training after this."""
+    def _compile(self, prepared: PreparedStep) -> None:
+        """Compiles the step for every shape of batch. Nothing is compiled for training after this."""
         job, began = self.job, time.perf_counter()
         self.programs = {}
         for example in job.batches.examples():
@@ -162,7 +183,7 @@ class _Run:
         self.compile_seconds = time.perf_counter() - began
         _log.info("%d programs compiled in %.0f s", len(self.programs), self.compile_seconds)
 
-    def _begin(self, prepared: Prepared) -> TrainState:
+    def _begin(self, prepared: PreparedStep) -> TrainState:
         o, seed = self.job.objective, self.job.seed
         params = o.initial_params(prepared.shardings.params)
         make = lambda p: make_state(p, prepared.optimizer, seed, frozen=o.parameters.frozen, ema=o.optimization.ema)
@@ -175,11 +196,11 @@ class _Run:
             job.directory,
             self.total,
             r.log_every,
-            schedule(job.objective.optimization, self.total),
+            learning_rate_schedule(job.objective.optimization, self.total),
             start=self.step,
             evaluated=self.progress["evaluated"],
             pending=self.progress["unwritten"],
-            flops=lambda size: sum(step_flops(c, size.places, length) for c in job.objective.configs),
+            flops=lambda size: sum(step_flops(c, size.token_slots, length) for c in job.objective.configs),
             peak=peak_flops(r.peak_tflops),
             writer=is_writer(),
             sinks=make_sinks(r, job.directory, self.identity, job.record) if is_writer() else (),
@@ -188,7 +209,7 @@ class _Run:
     def to_end(self) -> Result:
         job, session = self.job, _Session(self)
         with GracefulStop() as stop, contextlib.ExitStack() as closing:
-            # The last is closed first, and each even if another cannot be: a full disk must not lose a state.
+            # Closed in reverse order, each even if another fails: a full disk must not lose a state.
             closing.callback(session.write)
             closing.callback(self.checkpoints.close)
             closing.callback(self.log.close)
@@ -219,7 +240,7 @@ class _Run:
     def _take(self, batch: dict[str, np.ndarray]) -> None:
         job = self.job
         program = self.programs.get(_shapes(global_shapes(batch, job)))
-        assert program is not None, "a batch of a shape that was not announced"
+        assert program is not None, "a batch of a shape that examples() does not have"
         if self.step in job.runtime.profile[:1]:
             jax.profiler.start_trace(str(job.directory / "profile"))
         self.state, measured = program(self.state, global_batch(batch, job.mesh))
@@ -230,14 +251,14 @@ class _Run:
         self.log.step(self.step, measured, job.batches.size(self.step - 1))
 
     def _due(self, stop: GracefulStop) -> None:
-        """Evaluates and saves where this step is one to do so."""
+        """Evaluates and saves if it is time to."""
         job = self.job
         due = self.step % job.eval_every == 0 or self.step == self.total
         due = due and (self.step > 0 or job.evaluate_first)
         if due and self.progress["evaluated"] != self.step:
             self.log.unwritten(self.step)  # a run that has diverged is neither evaluated nor saved
-            params = self.state.mean or self.state.params
-            # Alone a process may stop between two batches; several stop together, between steps.
+            params = self.state.ema_params or self.state.params
+            # A single process may stop between two batches of an evaluation; several stop together, between steps.
             metrics = dict(job.evaluate(params, stop.check))
             self.log.evaluation(self.step, metrics)
             self.progress = {**self.progress, "evaluated": self.step}
@@ -251,11 +272,11 @@ class _Run:
             self._save()
 
     def _save(self) -> None:
-        place = {"position": self.job.batches.position(self.step), "unwritten": self.log.unwritten(self.step)}
-        self.checkpoints.save(self.step, self.state, self.progress | place)
+        latest = {"position": self.job.batches.position(self.step), "unwritten": self.log.unwritten(self.step)}
+        self.checkpoints.save(self.step, self.state, self.progress | latest)
 
     def _keep_batch(self, step: int) -> Path:
-        """Writes the batch of a step, as this process read it."""
+        """Writes this process's rows of the batch of a step."""
         path = self.job.directory / f"not_finite_step_{step + 1}.npz"
         if is_writer():
             with storage.writing(path) as file:
@@ -264,7 +285,7 @@ class _Run:
 
 
 class _Session:
-    """A line of sessions.jsonl: what is of this session rather than of the run."""
+    """Writes a line of sessions.jsonl, about this session of the run."""
 
     def __init__(self, run: _Run):
         self.run, self.first, self.clock = run, run.step, time.perf_counter()
@@ -290,7 +311,7 @@ class _Session:
 
 
 def global_shapes(batch: Mapping[str, np.ndarray], job: Job) -> dict[str, Any]:
-    """The shapes of a batch of all processes, from this one's share."""
+    """Returns the shapes of a batch of all processes, from this process's rows of it."""
     share = row_share(job.mesh)
     whole = lambda a: (a.shape[0] * share.count // len(share.blocks), *a.shape[1:])
     return {name: jax.ShapeDtypeStruct(whole(array), array.dtype) for name, array in batch.items()}

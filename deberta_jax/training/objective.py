@@ -1,4 +1,4 @@
-"""What is trained towards what: all that a step is made of, without data, tokenizer or an array existing."""
+"""Describes what a run trains, on which losses, with which optimizers; and makes its step, without data or arrays."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,22 +9,23 @@ from jax.sharding import Mesh
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.training.experiment import Optimization
-from deberta_jax.training.optimizers import Optimizer, SeparateOptimizers, make_optimizer, rate_scales, split
+from deberta_jax.training.optimizers import Optimizer, SeparateOptimizers, make_optimizer, rate_scales, split_frozen
 from deberta_jax.training.state import Parameters, TrainState, abstract_state, state_shardings
 from deberta_jax.training.step import Loss, Phase, Step, StepOptions, make_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Parameters, losses and their optimization.
+    """Holds parameters, losses and their optimization.
 
     Attributes:
-      configs: of the encoders that every token passes, to count arithmetic with.
-      parameters: shapes and axes of what is trained.
-      initial_params: called with the tree of shardings, gives parameters placed accordingly.
-      loss, factors: (params, batch, dropout key) -> the parts of the loss; what each is multiplied with. Or phases.
-      optimization: of everything; its rate is the one that the log tells.
-      separate: an optimization of its own for each top-level part of the tree, in place of that.
+      configs: configs of the models that every token passes, to count FLOPs.
+      parameters: shapes and axes of the parameters.
+      initial_params: a function of the tree of shardings that returns the parameters before the first step.
+      loss: (params, batch, dropout key) -> terms of the loss; or several phases.
+      loss_weights: weight of each term of the loss; 1 where a term is not named.
+      optimization: of all parameters; the log reports its learning rate.
+      separate: for each top-level part of the tree its own optimization, instead of that.
     """
 
     configs: tuple[DebertaConfig, ...]
@@ -32,15 +33,15 @@ class Objective:
     initial_params: Callable[[Any], Any]
     loss: Loss | tuple[Phase, ...]
     optimization: Optimization
-    factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    loss_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     separate: Mapping[str, Optimization] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
-    """An objective's optimizer and step, and the shapes and places of its state: all that compiling needs.
+class PreparedStep:
+    """Holds all that compiling needs: the optimizer, the step, the state's shapes and its shardings.
 
-    This is what a run compiles, and what may be compiled for devices that are not there.
+    A run compiles this; planning compiles it for devices that are not there.
     """
 
     optimizer: Any
@@ -49,12 +50,17 @@ class Prepared:
     shardings: TrainState
 
 
-def prepare(objective: Objective, mesh: Mesh, steps: int, *, accumulate: int = 1) -> Prepared:
-    """The step of an objective, for a run of so many steps on a mesh whose devices need not be there."""
+def prepare_step(objective: Objective, mesh: Mesh, steps: int, *, accumulate: int = 1) -> PreparedStep:
+    """Returns the step of an objective for a run of ``steps`` steps.
+
+    Args:
+      mesh: its devices need not be there.
+      accumulate: number of micro-batches.
+    """
     p, ema = objective.parameters, objective.optimization.ema
     optimizer = _optimizer(objective, steps)
-    options = StepOptions(factors=objective.factors, accumulate=accumulate, frozen=p.frozen, ema=ema)
-    return Prepared(
+    options = StepOptions(loss_weights=objective.loss_weights, accumulate=accumulate, frozen=p.frozen, ema=ema)
+    return PreparedStep(
         optimizer,
         make_step(objective.loss, optimizer, options),
         abstract_state(p, optimizer, mesh, ema=ema),
@@ -63,7 +69,7 @@ def prepare(objective: Objective, mesh: Mesh, steps: int, *, accumulate: int = 1
 
 
 def _optimizer(objective: Objective, steps: int) -> Optimizer:
-    trained = split(objective.parameters.shapes, objective.parameters.frozen)[0]
+    trained = split_frozen(objective.parameters.shapes, objective.parameters.frozen)[0]
     if objective.separate:
         return SeparateOptimizers(
             {name: make_optimizer(o, steps, rate_scales(o, trained[name])) for name, o in objective.separate.items()}

@@ -1,4 +1,4 @@
-"""AdamW with DeBERTa's rules: schedules, what is not decayed, what is frozen, and slower lower layers."""
+"""Makes AdamW as DeBERTa is trained with: schedules, weight decay masks, frozen parameters, layer-wise rates."""
 
 import dataclasses
 import fnmatch
@@ -16,14 +16,16 @@ from deberta_jax.training.experiment import Optimization
 
 @dataclasses.dataclass(frozen=True)
 class SeparateOptimizers:
-    """An optimizer of its own for each top-level part of the tree; updates the parts that it is given gradients of."""
+    """Holds an optimizer for each top-level part of the tree; updates the parts that ``update`` gets gradients of."""
 
     parts: Mapping[str, optax.GradientTransformation]
 
     def init(self, params: Any) -> dict[str, Any]:
+        """Returns the state of each part."""
         return {name: part.init(params[name]) for name, part in self.parts.items()}
 
     def update(self, gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """Returns the updates of the parts with gradients, and the state of all parts."""
         done = {name: self.parts[name].update(gradients[name], state[name], params[name]) for name in gradients}
         return {name: u for name, (u, _) in done.items()}, {**state, **{name: s for name, (_, s) in done.items()}}
 
@@ -32,14 +34,14 @@ Optimizer = optax.GradientTransformation | SeparateOptimizers
 
 
 def path_of(keys: Any) -> str:
-    """A leaf's path as text, ``deberta/encoder/layers/...``."""
+    """Returns a leaf's path as text, such as ``deberta/encoder/layers/...``."""
     return "/".join(key.key for key in keys)
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: everywhere but in biases and LayerNorm scales (tables are decayed).
+    """Returns True for each leaf with weight decay: all but biases and LayerNorm scales; embedding tables are decayed.
 
-    Goes by the parameter's name, not its rank: with stacked layers a bias is a matrix.
+    The parameter's name decides, not its rank: with stacked layers a bias is a matrix.
     """
 
     def decays(path, _):
@@ -49,16 +51,17 @@ def decay_mask(params: Any) -> Any:
 
 
 def warmup_steps(o: Optimization, steps: int) -> int:
+    """Returns the length of the warm-up in steps."""
     return int(o.warmup) if o.warmup >= 1 else round(o.warmup * steps)
 
 
-def schedule(o: Optimization, steps: int) -> optax.Schedule:
-    """Learning rate by step: from 0 up to the peak, then as ``o.schedule`` says."""
+def learning_rate_schedule(o: Optimization, steps: int) -> optax.Schedule:
+    """Returns the learning rate by step: from 0 up to the peak, then as ``o.schedule`` says."""
     up = min(warmup_steps(o, steps), steps)
     rise = optax.linear_schedule(0.0, o.learning_rate, max(up, 1))
     rest = max(steps - up, 1)
     if o.schedule == "original":
-        # Microsoft's warmup_linear: beyond the warm-up 1 - step / steps, not from 1.
+        # Microsoft's warmup_linear: after the warm-up 1 - step / steps, which does not begin at 1.
         fall = lambda count: o.learning_rate * (1.0 - (count + up) / steps)
     elif o.schedule == "cosine":
         fall = optax.cosine_decay_schedule(o.learning_rate, rest)
@@ -70,7 +73,7 @@ def schedule(o: Optimization, steps: int) -> optax.Schedule:
 
 
 def frozen_paths(o: Optimization, shapes: Any) -> frozenset[str]:
-    """Paths of the leaves that the patterns freeze.
+    """Returns the paths of the leaves that the patterns freeze.
 
     Raises:
       InputError: a pattern that matches nothing, or patterns that leave nothing to train.
@@ -87,13 +90,13 @@ def frozen_paths(o: Optimization, shapes: Any) -> frozenset[str]:
     return frozenset(frozen)
 
 
-def split(params: Any, frozen: frozenset[str], prefix: str = "") -> tuple[Any, Any]:
-    """The tree's leaves that are trained, and those that are frozen, each in its place."""
+def split_frozen(params: Any, frozen: frozenset[str], prefix: str = "") -> tuple[Any, Any]:
+    """Returns the tree of trained leaves and the tree of frozen leaves; ``join_trees`` undoes it."""
     trained, rest = {}, {}
     for name, value in params.items():
         path = f"{prefix}{name}"
         if isinstance(value, dict):
-            a, b = split(value, frozen, f"{path}/")
+            a, b = split_frozen(value, frozen, f"{path}/")
             trained |= {name: a} if a else {}
             rest |= {name: b} if b else {}
         else:
@@ -101,19 +104,19 @@ def split(params: Any, frozen: frozenset[str], prefix: str = "") -> tuple[Any, A
     return trained, rest
 
 
-def join(a: Any, b: Any) -> Any:
-    """The tree that ``split`` took apart."""
+def join_trees(a: Any, b: Any) -> Any:
+    """Returns one tree with the leaves of two."""
     out = dict(a)
     for name, value in b.items():
-        out[name] = join(out[name], value) if isinstance(value, dict) and name in out else value
+        out[name] = join_trees(out[name], value) if isinstance(value, dict) and name in out else value
     return out
 
 
 def rate_scales(o: Optimization, shapes: Any) -> Any:
-    """For each leaf what its update is multiplied with: a number, or one a layer for stacked leaves. None: 1 for all.
+    """Returns the factor of each leaf's update, for stacked leaves one for each layer; None where all factors are 1.
 
-    Layer-wise decay: 1 for the head, ``layer_decay`` for the last layer's successor below, and so on down to the
-    embeddings; 0 for frozen layers.
+    Layer-wise decay: the head has the factor 1, the last layer ``layer_decay``, the layer below it its square, and so
+    on down to the embeddings. Frozen layers have 0.
 
     Raises:
       InputError: more frozen layers than there are.
@@ -135,7 +138,7 @@ def rate_scales(o: Optimization, shapes: Any) -> Any:
             return by_layer.reshape(-1, *(1,) * (leaf.ndim - 1)).astype(np.float32)
         if "/embeddings/" in path:
             return np.float32(0.0 if o.freeze_layers else o.layer_decay ** (layers + 1))
-        if "/encoder/" in path:  # the relative table, read by all layers
+        if "/encoder/" in path:  # the table of relative positions, which all layers read
             return np.float32(o.layer_decay**layers)
         return np.float32(1.0)
 
@@ -143,7 +146,12 @@ def rate_scales(o: Optimization, shapes: Any) -> Any:
 
 
 def make_optimizer(o: Optimization, steps: int, scales: Any = None) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW (decoupled decay) under the schedule, then ``scales``."""
+    """Returns the optimizer: clipping by global norm, AdamW (decoupled decay) with the schedule, then ``scales``.
+
+    Args:
+      steps: number of steps of the run.
+      scales: as ``rate_scales`` returns them.
+    """
     if o.bias_correction:
         adam = optax.scale_by_adam(b1=o.beta1, b2=o.beta2, eps=o.epsilon)
     else:
@@ -152,17 +160,17 @@ def make_optimizer(o: Optimization, steps: int, scales: Any = None) -> optax.Gra
         optax.clip_by_global_norm(o.clip_norm),
         adam,
         optax.add_decayed_weights(o.weight_decay, decay_mask),
-        optax.scale_by_learning_rate(schedule(o, steps)),
+        optax.scale_by_learning_rate(learning_rate_schedule(o, steps)),
     ]
     if scales is not None:
-        # Frozen layers take no part in the norm either.
+        # Frozen layers do not count in the norm either.
         trained = jax.tree.map(lambda s: (s != 0).astype(np.float32), scales)
         parts = [_times(trained), *parts, _times(scales)]
     return optax.chain(*parts)
 
 
 def scale_by_plain_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
-    """``m / (sqrt(v) + eps)`` without bias correction: the Adam that DeBERTa was trained with."""
+    """Returns Adam without bias correction, ``m / (sqrt(v) + eps)``, as Microsoft's code trains DeBERTa with."""
 
     def update(updates, state, params=None):
         del params

@@ -1,4 +1,4 @@
-"""Pre-training: from an experiment and text to the run's Job."""
+"""Runs pre-training: turns an experiment and its text into the run's job."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 from deberta_jax import storage
 from deberta_jax.data.shards import manifest_of
-from deberta_jax.text.masking import Masking
-from deberta_jax.training.corpora import Text, read_text
+from deberta_jax.text.mlm_masking import Masking
 from deberta_jax.training.directory import Result
 from deberta_jax.training.distributed import start
 from deberta_jax.training.experiment import Pretraining, PretrainMLM, PretrainRTD, require, resolved
 from deberta_jax.training.language_metrics import masked_lm_evaluation, replaced_token_evaluation
-from deberta_jax.training.loop import Job, mesh_of, run
+from deberta_jax.training.loop import Job, mesh_of, run_job
 from deberta_jax.training.objective import Objective
+from deberta_jax.training.pretrain_data import PretrainData, read_pretrain_data
 from deberta_jax.training.pretrain_objectives import masked_lm_config, mlm_objective, rtd_configs, rtd_objective
 from deberta_jax.training.resolve import resolve_tokenizer
 from deberta_jax.weights import save_pretrained
@@ -36,7 +36,7 @@ def pretrain(experiment: PretrainMLM | PretrainRTD) -> Result:
     """
     e = experiment
     record, directory = begin(e)
-    return run(directory, record, lambda: make_job(e, record, directory))
+    return run_job(directory, record, lambda: make_job(e, record, directory))
 
 
 def plan_pretrain(experiment: PretrainMLM | PretrainRTD) -> Job:
@@ -61,35 +61,37 @@ def begin(e: Pretraining) -> tuple[dict[str, Any], Path]:
 
 
 def mlm_job(e: PretrainMLM, record: dict[str, Any], directory: Path) -> Job:
-    """Everything up to the first step, without writing anything."""
+    """Returns the job of a masked-LM pre-training."""
     config = masked_lm_config(e)
     mesh = mesh_of(e.runtime)
-    text = read_text(e, resolve_tokenizer(e), config.vocab_size, mesh, masking_of(e, e.shown))
+    data = read_pretrain_data(e, resolve_tokenizer(e), config.vocab_size, mesh, masking_of(e, e.shown))
     model, objective = mlm_objective(e, config)
-    save = lambda params: save_pretrained(directory, model, params, text.tokenizer, overwrite=True)
+    save = lambda params: save_pretrained(directory, model, params, data.tokenizer, overwrite=True)
     return language_job(
-        e, record, directory, text, objective, masked_lm_evaluation(model, text, mesh), metric="loss", save=save
+        e, record, directory, data, objective, masked_lm_evaluation(model, data, mesh), metric="loss", save=save
     )
 
 
 def rtd_job(e: PretrainRTD, record: dict[str, Any], directory: Path) -> Job:
-    """Everything up to the first step, without writing anything."""
+    """Returns the job of a pre-training by replaced-token detection."""
     generator, discriminator = rtd_configs(e)
     mesh = mesh_of(e.runtime)
-    text = read_text(e, resolve_tokenizer(e), discriminator.vocab_size, mesh, masking_of(e, "mask"))
-    pair, objective = rtd_objective(e, generator, discriminator)
+    data = read_pretrain_data(e, resolve_tokenizer(e), discriminator.vocab_size, mesh, masking_of(e, "mask"))
+    models, objective = rtd_objective(e, generator, discriminator)
 
     def save(params):
-        params = {"generator": params["generator"], "discriminator": pair.discriminator_params(params)}
-        for name, model in (("generator", pair.generator), ("discriminator", pair.discriminator)):
-            save_pretrained(directory / name, model, params[name], text.tokenizer, overwrite=True)
+        params = {"generator": params["generator"], "discriminator": models.discriminator_params(params)}
+        for name, model in (("generator", models.generator), ("discriminator", models.discriminator)):
+            save_pretrained(directory / name, model, params[name], data.tokenizer, overwrite=True)
 
-    evaluate = replaced_token_evaluation(pair, e.discriminator_weight, text, mesh)
-    # The discriminator's task grows harder as the generator learns, so no figure of it tells the best: the latest is.
-    return language_job(e, record, directory, text, objective, evaluate, metric=None, save=save)
+    evaluate = replaced_token_evaluation(models, e.discriminator_weight, data, mesh)
+    # The discriminator's task grows harder as the generator learns, so no metric shows the best parameters: the latest
+    # are saved.
+    return language_job(e, record, directory, data, objective, evaluate, metric=None, save=save)
 
 
 def masking_of(e: Pretraining, shown: Literal["80-10-10", "mask"]) -> Masking:
+    """Returns how the experiment masks tokens."""
     return Masking(
         probability=e.mask_share, unit=e.mask_unit, longest_span=e.longest_span, shown=shown, skip_tail=e.skip_tail
     )
@@ -99,13 +101,14 @@ def language_job(
     e: Pretraining,
     record: dict[str, Any],
     directory: Path,
-    text: Text,
+    data: PretrainData,
     objective: Objective,
     evaluate: Any,
     *,
     metric: str | None,
     save: Callable[[Any], None],
 ) -> Job:
+    """Returns a pre-training's job, which also evaluates before the first step."""
     return Job(
         directory=directory,
         record=record,
@@ -113,7 +116,7 @@ def language_job(
         mesh=mesh_of(e.runtime),
         runtime=e.runtime,
         seed=e.seed,
-        batches=text.train,
+        batches=data.train,
         evaluate=evaluate,
         metric=metric,
         save_best=save,

@@ -1,8 +1,8 @@
-"""The objectives of pre-training: masked language modelling, and replaced-token detection with a generator.
+"""Builds the objectives of pre-training: masked language modelling, and replaced-token detection with a generator.
 
 DeBERTa v1 and v2 were trained by the first (He et al. 2021), v3 by the second (He et al. 2023). Nothing here reads
-text, and no weights are read until parameters are asked for: with ``objective.prepare`` and
-``objective.masked_batch`` the very step of a run compiles for devices that are not there.
+text, and weights are read only when parameters are asked for. So the step of a run can be compiled for devices that
+are not there, with ``objective.prepare_step`` and ``objective.masked_batch``.
 """
 
 import dataclasses
@@ -15,10 +15,11 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, listed
 from deberta_jax.models import DebertaForMaskedLM, DebertaForReplacedTokenDetection, Model, init_params
 from deberta_jax.training.experiment import Pretraining, PretrainMLM, PretrainRTD, model_runtime
+from deberta_jax.training.mlm import masked_lm_scores
 from deberta_jax.training.objective import Objective
 from deberta_jax.training.optimizers import frozen_paths
-from deberta_jax.training.pair import Pair, masked_lm_scores, with_embeddings
 from deberta_jax.training.resolve import resolve_config
+from deberta_jax.training.rtd import RTDModels, with_embeddings
 from deberta_jax.training.state import Parameters, parameters_of
 from deberta_jax.training.step import Phase
 from deberta_jax.weights import load
@@ -28,7 +29,7 @@ from deberta_jax.weights.opening import Source, open_source
 
 
 def masked_lm_config(e: PretrainMLM) -> DebertaConfig:
-    """The architecture with the head that the experiment names.
+    """Returns the model's config with the head that the experiment names.
 
     Raises:
       InputError: weights of the other kind of head; rows longer than its table of absolute positions.
@@ -47,8 +48,7 @@ def masked_lm_config(e: PretrainMLM) -> DebertaConfig:
 
 
 def mlm_objective(e: PretrainMLM, config: DebertaConfig) -> tuple[DebertaForMaskedLM, Objective]:
-    """The model, and all that its training step is made of; reads no text, and no weights until parameters are asked
-    for. With ``objective.prepare`` and ``objective.masked_batch`` the step compiles."""
+    """Returns the model, and all that its training step is made of."""
     model = DebertaForMaskedLM(config, **model_runtime(e))
 
     def loss(params, batch, key):
@@ -58,17 +58,17 @@ def mlm_objective(e: PretrainMLM, config: DebertaConfig) -> tuple[DebertaForMask
     return model, Objective(
         configs=(config,),
         parameters=with_frozen(e, parameters_of(model)),
-        initial_params=lambda shardings: initial(e, model, e.model, "masked-lm", e.seed, shardings),
+        initial_params=lambda shardings: initial_params(e, model, e.model, "masked-lm", e.seed, shardings),
         loss=loss,
         optimization=e.optimization,
     )
 
 
 def rtd_configs(e: PretrainRTD) -> tuple[DebertaConfig, DebertaConfig]:
-    """The architectures of generator and discriminator.
+    """Returns the configs of generator and discriminator.
 
     Raises:
-      InputError: two that do not go together; rows longer than a table of absolute positions.
+      InputError: two models that do not go together; rows longer than a table of absolute positions.
     """
     if e.from_scratch:
         discriminator = dataclasses.replace(resolve_config(e), legacy=False, mask_decoder=False)
@@ -86,8 +86,13 @@ def rtd_configs(e: PretrainRTD) -> tuple[DebertaConfig, DebertaConfig]:
 
 
 def with_positions(e: Pretraining, name: str, config: DebertaConfig) -> DebertaConfig:
-    """The architecture, if it has a position for every token of the longest text that a row may hold. A packed row's
-    positions begin anew with each text, so the model itself cannot tell."""
+    """Returns the config, after checking that it has a position for every token of a row.
+
+    The model itself cannot check this: in a packed row positions begin at 0 with each text.
+
+    Raises:
+      InputError: rows longer than the table of absolute positions.
+    """
     if config.has_position_table and e.max_length > config.max_position_embeddings:
         raise InputError(
             f"--max-length {e.max_length}: {name} has absolute positions for {config.max_position_embeddings} tokens "
@@ -97,8 +102,11 @@ def with_positions(e: Pretraining, name: str, config: DebertaConfig) -> DebertaC
 
 
 def generator_config(discriminator: DebertaConfig, layers: int = 0) -> DebertaConfig:
-    """A generator beside a discriminator: of the same width, half as deep by default, with the mask decoder where
-    positions are not added to the input already."""
+    """Returns the config of a generator for a discriminator.
+
+    It has the same hidden size, ``layers`` layers or half as many as the discriminator (0), and the mask decoder unless
+    absolute positions are added to the input already.
+    """
     return dataclasses.replace(
         discriminator,
         num_hidden_layers=layers or max(1, discriminator.num_hidden_layers // 2),
@@ -107,59 +115,64 @@ def generator_config(discriminator: DebertaConfig, layers: int = 0) -> DebertaCo
     )
 
 
-def rtd_objective(e: PretrainRTD, generator: DebertaConfig, discriminator: DebertaConfig) -> tuple[Pair, Objective]:
-    """Both models, and all that their training step is made of; reads no text, and no weights until parameters are
-    asked for. With ``objective.prepare`` and ``objective.masked_batch`` the step compiles."""
+def rtd_objective(
+    e: PretrainRTD, generator: DebertaConfig, discriminator: DebertaConfig
+) -> tuple[RTDModels, Objective]:
+    """Returns both models, and all that their training step is made of."""
     runtime = model_runtime(e)
-    pair = Pair(
+    models = RTDModels(
         DebertaForMaskedLM(generator, **runtime), DebertaForReplacedTokenDetection(discriminator, **runtime), e.sharing
     )
 
     def loss_of_generator(params, batch, key):
-        items, drawn = pair.generate(params, batch, key)
-        return {"generator": items, "drawn": drawn}
+        items, sampled = models.generate(params, batch, key)
+        return {"generator": items, "sampled": sampled}
 
     def loss_of_discriminator(params, batch, key):
-        return {"discriminator": pair.discriminate(params, batch, batch["drawn"], key)}
+        return {"discriminator": models.discriminate(params, batch, batch["sampled"], key)}
 
     def loss_of_both(params, batch, key):
-        items, drawn = pair.generate(params, batch, key)
-        found = pair.discriminate(params, batch, drawn, jax.random.fold_in(key, 1))
+        items, sampled = models.generate(params, batch, key)
+        found = models.discriminate(params, batch, sampled, jax.random.fold_in(key, 1))
         return {"generator": items, "discriminator": found}
 
     phases = (
-        Phase(loss=loss_of_generator, trains=("generator",), gives=("drawn",)),
-        Phase(loss=loss_of_discriminator, trains=("discriminator",)),
+        Phase(loss=loss_of_generator, parts=("generator",), outputs=("sampled",)),
+        Phase(loss=loss_of_discriminator, parts=("discriminator",)),
     )
     rate = e.discriminator_learning_rate or e.optimization.learning_rate
     separate = {"generator": e.optimization, "discriminator": dataclasses.replace(e.optimization, learning_rate=rate)}
     decoupled = e.update == "decoupled"
-    return pair, Objective(
+    return models, Objective(
         configs=(generator, discriminator),
-        parameters=with_frozen(e, pair.parameters()),
-        initial_params=lambda shardings: initial_pair(e, pair, shardings),
+        parameters=with_frozen(e, models.parameters()),
+        initial_params=lambda shardings: initial_rtd_params(e, models, shardings),
         loss=phases if decoupled else loss_of_both,
-        factors={"discriminator": e.discriminator_weight},
+        loss_weights={"discriminator": e.discriminator_weight},
         optimization=e.optimization,
         separate=separate if decoupled else {},
     )
 
 
-def initial_pair(e: PretrainRTD, pair: Pair, shardings: Any) -> Any:
-    """Fresh parameters, differences zero; or those of two models, the differences recovered from them."""
-    places = dict(shardings["discriminator"])
-    if e.sharing == "es":  # the tables of the discriminator's file are read and left
+def initial_rtd_params(e: PretrainRTD, models: RTDModels, shardings: Any) -> Any:
+    """Returns the trained tree before the first step, by the tree of shardings.
+
+    From scratch the models are initialized, with differences of zero. Otherwise the parameters are read, and the
+    differences computed from the two models' tables.
+    """
+    own = dict(shardings["discriminator"])
+    if e.sharing == "es":  # the tables in the discriminator's file are read and not used
         embeddings = shardings["generator"]["deberta"]["embeddings"]
-        places = with_embeddings(places, {name: embeddings[name] for name in pair.shared})
+        own = with_embeddings(own, {name: embeddings[name] for name in models.shared})
     head = "replaced-token-detection"
-    generator = initial(e, pair.generator, e.generator, "masked-lm", e.seed, shardings["generator"])
-    discriminator = initial(e, pair.discriminator, e.model, head, e.seed + 1, places)
-    begin = functools.partial(pair.differences, fresh=e.from_scratch)
+    generator = initial_params(e, models.generator, e.generator, "masked-lm", e.seed, shardings["generator"])
+    discriminator = initial_params(e, models.discriminator, e.model, head, e.seed + 1, own)
+    begin = functools.partial(models.trained_tree, zero_differences=e.from_scratch)
     return jax.jit(begin, out_shardings=shardings)(generator, discriminator)
 
 
-def initial(e: Pretraining, model: Model, name: str, head: str, seed: int, shardings: Any) -> Any:
-    """Parameters where the shardings say: fresh, or those of a model directory."""
+def initial_params(e: Pretraining, model: Model, name: str, head: str, seed: int, shardings: Any) -> Any:
+    """Returns a model's parameters by the tree of shardings: initialized with ``seed``, or read from ``name``."""
     if e.from_scratch:
         return jax.jit(lambda: init_params(model, jax.random.key(seed)), out_shardings=shardings)()
     patterns = matching_patterns(open_weights(e, name))
@@ -167,9 +180,13 @@ def initial(e: Pretraining, model: Model, name: str, head: str, seed: int, shard
 
 
 def weights_config(e: Pretraining, name: str, head: str) -> DebertaConfig:
-    """The architecture that weights load as. Raises InputError where they have no such head."""
+    """Returns the config that a model's weights load with.
+
+    Raises:
+      InputError: the weights have no such head, or ``name`` is a preset, which has no weights.
+    """
     if name == e.model:
-        resolve_config(e)  # refuses the name of an architecture that has no weights
+        resolve_config(e)  # refuses a preset
     return plan_head(open_weights(e, name), Wish(head)).config
 
 
@@ -199,4 +216,5 @@ def check_ignore(e: Pretraining, *names: str) -> None:
 
 
 def with_frozen(e: Pretraining, parameters: Parameters) -> Parameters:
+    """Returns the parameters with those marked as frozen that the experiment freezes."""
     return dataclasses.replace(parameters, frozen=frozen_paths(e.optimization, parameters.shapes))

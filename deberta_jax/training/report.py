@@ -1,4 +1,4 @@
-"""``report.html``: one file that tells a run, made from the files in its directory."""
+"""Writes ``report.html``: one file that shows a run, made from the files in its directory."""
 
 import base64
 import html
@@ -21,7 +21,13 @@ th { text-align: left; background: #f4f4f4; font-weight: 600; } img { max-width:
 
 
 def write_report(directory: Path, metric: str) -> None:
-    """Reads experiment.json, log.jsonl, result.json, sessions.jsonl and, if there, evaluation.json."""
+    """Writes the report.
+
+    It reads experiment.json, log.jsonl, result.json, sessions.jsonl and, if it exists, evaluation.json.
+
+    Args:
+      metric: the one that chose the best checkpoint.
+    """
     experiment = storage.read_json(directory / "experiment.json")
     result = storage.read_json(directory / "result.json")
     entries = storage.read_json_lines(directory / "log.jsonl")
@@ -44,7 +50,7 @@ def write_report(directory: Path, metric: str) -> None:
 
 
 def _details(details: Mapping[str, Any]) -> list[str]:
-    """What a task tells beyond its metrics: a confusion matrix, a scatter, a histogram, examples."""
+    """Returns the sections for a task's details: a confusion matrix, a scatter plot, a histogram, examples."""
     parts = []
     if "confusion" in details:
         parts.append(_figure("Confusion matrix", _confusion(details["labels"], np.array(details["confusion"]))))

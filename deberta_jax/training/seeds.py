@@ -1,4 +1,4 @@
-"""The same fine-tuning with several seeds: median, spread, and the seeds that learned nothing."""
+"""Runs the same fine-tuning with several seeds: median, spread, and the seeds that learned nothing."""
 
 import dataclasses
 import statistics
@@ -12,12 +12,12 @@ from deberta_jax.training.finetune import finetune
 
 
 def finetune_seeds(experiment: Finetune) -> dict[str, Any]:
-    """Runs, or goes on with, ``experiment.seeds`` fine-tunings in ``output/seed-N``; the summary is seeds.json there.
+    """Starts ``experiment.seeds`` fine-tunings in ``output/seed-N``, or continues them; writes ``output/seeds.json``.
 
     Returns:
-      ``metric``, and of its values over seeds ``median``, ``mean``, ``deviation`` (of the sample), ``lowest``,
-      ``highest``, ``by_seed``; ``collapsed``: seeds whose best model answers alike whatever it is asked; ``best``: the
-      directory of the best. ``stopped``: the signal that ended it early, or None.
+      ``metric``, its name; of its values over seeds ``median``, ``mean``, ``deviation`` (of the sample), ``lowest``,
+      ``highest``, ``by_seed``; ``collapsed``: seeds whose best model gives every example the same answer; ``best``: the
+      directory of the best run. ``stopped``: the signal that ended a run early, or None.
     """
     e, values, collapsed = experiment, {}, []
     home = storage.output_directory("--output", e.output)
@@ -39,7 +39,7 @@ def finetune_seeds(experiment: Finetune) -> dict[str, Any]:
 
 
 def spread(values: Mapping[str, float | None], *, lowest_is_best: bool = False) -> dict[str, Any]:
-    """Median and spread over seeds; a metric that does not exist for a seed (a constant answer) counts as 0."""
+    """Returns median and spread over seeds. A value of None, as a constant answer has, counts as 0."""
     numbers = {seed: 0.0 if value is None else value for seed, value in values.items()}
     best = (min if lowest_is_best else max)(numbers, key=numbers.__getitem__)
     return {
@@ -54,8 +54,10 @@ def spread(values: Mapping[str, float | None], *, lowest_is_best: bool = False) 
 
 
 def has_collapsed(metrics: Mapping[str, float | None], details: Mapping[str, Any]) -> bool:
-    """Whether a model answers alike whatever it is asked: one column of its confusion matrix holds all, or a
-    correlation with its numbers does not exist."""
+    """Returns True for a model that gives every example the same answer.
+
+    Its confusion matrix has one column that is not zero, or the correlation of its numbers does not exist.
+    """
     if "confusion" in details:
         return sum(any(column) for column in zip(*details["confusion"], strict=True)) < 2
     return "pearson" in metrics and metrics["pearson"] is None

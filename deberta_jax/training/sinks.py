@@ -1,4 +1,4 @@
-"""Other places for a run's figures, each by an extra of the package: TensorBoard and Weights & Biases."""
+"""Sends a run's figures to TensorBoard and Weights & Biases; each needs an extra of the package."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from deberta_jax.training.logging import Sink
 
 
 class TensorBoard:
-    """Event files in ``directory``."""
+    """Writes event files to ``directory``."""
 
     def __init__(self, directory: Path):
         try:
@@ -20,15 +20,17 @@ class TensorBoard:
         self.writer = SummaryWriter(str(directory))
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes the figures of a step."""
         for name, value in figures.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Flushes and closes the files."""
         self.writer.close()
 
 
 class Wandb:
-    """A run of a project of Weights & Biases; goes on under the same id."""
+    """Logs to a run of a Weights & Biases project; a resumed run keeps its id."""
 
     def __init__(self, project: str, name: str, identity: str, record: Mapping[str, Any]):
         try:
@@ -38,14 +40,16 @@ class Wandb:
         self.run = wandb.init(project=project, name=name, id=identity, resume="allow", config=dict(record))
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Logs the figures of a step."""
         self.run.log(dict(figures), step=step)
 
     def close(self) -> None:
+        """Ends the run."""
         self.run.finish()
 
 
 def make_sinks(r: Runtime, directory: Path, identity: str, record: Mapping[str, Any]) -> tuple[Sink, ...]:
-    """Those that the runtime asks for. Raises InputError where an extra is not installed."""
+    """Returns the sinks that the run's options ask for. Raises InputError where an extra is not installed."""
     sinks: list[Sink] = []
     if r.tensorboard:
         sinks.append(TensorBoard(directory / "tensorboard"))

@@ -1,4 +1,4 @@
-"""The state of a run: parameters, optimizer state, rng and step, and where each array of it lives."""
+"""Defines the state of a run: parameters, optimizer state, rng and step, and how each array is sharded."""
 
 import dataclasses
 from typing import Any
@@ -11,12 +11,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deberta_jax.errors import InputError
 from deberta_jax.models import Model, abstract_params, logical_axes
 from deberta_jax.sharding import tree_shardings
-from deberta_jax.training.optimizers import Optimizer, SeparateOptimizers, path_of, split
+from deberta_jax.training.optimizers import Optimizer, SeparateOptimizers, path_of, split_frozen
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """What is trained, before it exists: a tree of shapes, the names of its axes, and the paths that are frozen."""
+    """Describes the parameters of a run without their arrays.
+
+    Attributes:
+      shapes: tree of ``jax.ShapeDtypeStruct``.
+      axes: the same tree with the logical axis names of each leaf.
+      frozen: paths of the leaves that are not trained.
+    """
 
     shapes: Any
     axes: Any
@@ -24,23 +30,38 @@ class Parameters:
 
 
 def parameters_of(model: Model, frozen: frozenset[str] = frozenset()) -> Parameters:
+    """Returns the description of a model's parameters."""
     return Parameters(abstract_params(model), logical_axes(model), frozen)
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: int32 scalar, steps taken; rng: raw key data, from which each step derives its own key; mean: the running
-    mean of the parameters, {} where none is kept. The optimizer's state is of the trained parameters alone.
+    """Holds the state of a run, or a tree that describes its arrays, such as their shapes or shardings.
 
-    Also a tree of whatever describes those arrays: shapes, shardings.
+    Attributes:
+      step: int32 scalar, the number of steps taken.
+      params: tree of all parameters.
+      opt_state: the optimizer's state, of the trained parameters alone.
+      rng: raw key data, from which each step derives its own key.
+      ema_params: exponential moving average of the parameters; {} where none is kept.
     """
 
     step: Any
     params: Any
     opt_state: Any
     rng: Any
-    mean: Any
+    ema_params: Any
+
+
+# States on disk call the moving average "mean".
+_SAVED_NAMES = {"step": "step", "params": "params", "opt_state": "opt_state", "rng": "rng", "ema_params": "mean"}
+
+
+def _flatten(state: TrainState) -> tuple[tuple[tuple[Any, Any], ...], None]:
+    return tuple((jax.tree_util.GetAttrKey(saved), getattr(state, n)) for n, saved in _SAVED_NAMES.items()), None
+
+
+jax.tree_util.register_pytree_with_keys(TrainState, _flatten, lambda _, children: TrainState(*children))
 
 
 def make_state(
@@ -51,14 +72,21 @@ def make_state(
     frozen: frozenset[str] = frozenset(),
     ema: float = 0.0,
 ) -> TrainState:
-    """The state before the first step."""
+    """Returns the state before the first step.
+
+    Args:
+      seed: of the rng.
+      frozen: paths of the parameters that are not trained.
+      ema: decay of the moving average of the parameters; 0: none is kept.
+    """
     rng = jax.random.key_data(jax.random.key(seed))
-    mean = jax.tree.map(jnp.copy, params) if ema else {}
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(split(params, frozen)[0]), rng, mean)
+    ema_params = jax.tree.map(jnp.copy, params) if ema else {}
+    opt_state = optimizer.init(split_frozen(params, frozen)[0])
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng, ema_params)
 
 
 def state_shardings(parameters: Parameters, optimizer: Optimizer, mesh: Mesh, *, ema: float = 0.0) -> Any:
-    """A TrainState of shardings: moments live where their parameters do, all else on every device.
+    """Returns a TrainState of shardings: an optimizer's moments as their parameters, all else on every device.
 
     Raises:
       InputError: a mesh that does not divide a parameter.
@@ -66,7 +94,7 @@ def state_shardings(parameters: Parameters, optimizer: Optimizer, mesh: Mesh, *,
     params = tree_shardings(parameters.axes, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     jax.tree_util.tree_map_with_path(_check_divides, parameters.shapes, params)
-    trained, trained_shardings = (split(tree, parameters.frozen)[0] for tree in (parameters.shapes, params))
+    trained, trained_shardings = (split_frozen(tree, parameters.frozen)[0] for tree in (parameters.shapes, params))
 
     def moments(optimizer: Any, shapes: Any, shardings: Any) -> Any:
         of_others = lambda _: everywhere
@@ -83,11 +111,11 @@ def state_shardings(parameters: Parameters, optimizer: Optimizer, mesh: Mesh, *,
 def abstract_state(
     parameters: Parameters, optimizer: Optimizer, mesh: Mesh, seed: int = 0, *, ema: float = 0.0
 ) -> TrainState:
-    """The state as ``jax.ShapeDtypeStruct`` with shardings: what a step is compiled from without an array existing."""
+    """Returns the state as ``jax.ShapeDtypeStruct`` with shardings, to compile a step without any array."""
     make = lambda p: make_state(p, optimizer, seed, frozen=parameters.frozen, ema=ema)
     shapes = jax.eval_shape(make, parameters.shapes)
-    place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
-    return jax.tree.map(place, shapes, state_shardings(parameters, optimizer, mesh, ema=ema))
+    sharded = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
+    return jax.tree.map(sharded, shapes, state_shardings(parameters, optimizer, mesh, ema=ema))
 
 
 def _check_divides(path: Any, array: jax.ShapeDtypeStruct, sharding: NamedSharding) -> None:

@@ -147,7 +147,7 @@ def test_examples_have_all_shapes_of_the_run_and_no_others(packed):
     for step in range(len(batches)):
         size, batch = batches.size(step), batches[step]
         real = batch["segment_ids"] > 0 if packed else batch["attention_mask"]
-        assert (size.examples, size.tokens, size.places) == (len(seen(batch)), real.sum(), real.size)
+        assert (size.examples, size.tokens, size.token_slots) == (len(seen(batch)), real.sum(), real.size)
 
 
 @pytest.mark.parametrize("start", [0, 7, 8])

@@ -8,11 +8,11 @@ from scipy import stats
 
 from deberta_jax.data.corpus import Corpus, open_corpus, read_documents
 from deberta_jax.data.documents import Source
-from deberta_jax.data.masked import HeldOutBatches, MaskedBatches, Masker, shuffled_index
+from deberta_jax.data.masked_batches import HeldOutBatches, MaskedBatches, Masker, shuffled_index
 from deberta_jax.data.rows import lay_out, pack_histogram
 from deberta_jax.errors import InputError
 from deberta_jax.sharding import RowShare
-from deberta_jax.text.masking import Masking, Vocabulary
+from deberta_jax.text.mlm_masking import Masking, Vocabulary
 from tests.made import make_tokenizer
 
 PAD, CLS, SEP, SIZE = 0, 1, 2, 1000
@@ -151,7 +151,7 @@ def test_an_example_follows_from_seed_and_position_alone(layout):
     assert not set(keys) & {tuple(key) for key in batches(layout, seed=1)[0]["draws"].tolist()}
     assert source.position(3) == 48
     size = source.size(3)
-    assert (size.examples, size.places) == (16, 16 * 40)
+    assert (size.examples, size.token_slots) == (16, 16 * 40)
     there = source[3].get("segment_ids", source[3].get("attention_mask"))
     assert there is not None
     assert size.tokens == (there > 0).sum()

@@ -12,7 +12,7 @@ import transformers
 from deberta_jax import DebertaForMaskedLM, init_params, save_pretrained
 from deberta_jax.sharding import global_batch, make_mesh
 from deberta_jax.training.experiment import Optimization, PretrainMLM
-from deberta_jax.training.objective import prepare
+from deberta_jax.training.objective import prepare_step
 from deberta_jax.training.pretrain_objectives import masked_lm_config, mlm_objective
 from deberta_jax.training.state import make_state
 from deberta_jax.training.step import compile_step
@@ -83,7 +83,7 @@ def test_two_hundred_steps_have_the_losses_of_transformers(tmp_path):
     )
     _, objective = mlm_objective(e, masked_lm_config(e))
     mesh = make_mesh(devices=jax.devices()[:1])
-    prepared = prepare(objective, mesh, STEPS)
+    prepared = prepare_step(objective, mesh, STEPS)
     params = objective.initial_params(prepared.shardings.params)
     state = jax.jit(lambda p: make_state(p, prepared.optimizer, 0), out_shardings=prepared.shardings)(params)
     program = compile_step(prepared.step, prepared.state, prepared.shardings, next(batches()), mesh)

@@ -17,7 +17,7 @@ import transformers
 import deberta_jax
 from deberta_jax.sharding import make_mesh
 from deberta_jax.training.experiment import PretrainRTD
-from deberta_jax.training.objective import prepare
+from deberta_jax.training.objective import prepare_step
 from deberta_jax.training.optimizers import SeparateOptimizers
 from deberta_jax.training.pretrain_objectives import generator_config, rtd_objective
 from deberta_jax.training.state import make_state
@@ -80,7 +80,7 @@ def begin(update, sharing="gdes", config=CONFIG):
     # Drawn wide, so that every gradient is far from zero; the difference too, as in the middle of a training.
     params = jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.3, a.shape), jnp.float32), shapes)
     params = jax.tree_util.tree_map_with_path(lambda path, a: a + (path[-1].key == "scale"), params)
-    step = make_step(objective.loss, optimizer, StepOptions(factors=objective.factors))
+    step = make_step(objective.loss, optimizer, StepOptions(loss_weights=objective.loss_weights))
     return pair, params, jax.jit(step), make_state(params, optimizer, 0)
 
 
@@ -212,10 +212,10 @@ def test_no_gradient_crosses_documents(batch):
 
 
 def test_the_step_of_a_run_is_this_step(batch):
-    """``prepare`` gives what a run compiles; its optimizers are the two with rates of their own."""
+    """``prepare_step`` gives what a run compiles; its optimizers are the two with rates of their own."""
     e = PretrainRTD(from_scratch=True, discriminator_learning_rate=1e-4)
     _, objective = rtd_objective(e, GENERATOR, CONFIG)
-    prepared = prepare(objective, make_mesh(devices=jax.devices()[:1]), 10)
+    prepared = prepare_step(objective, make_mesh(devices=jax.devices()[:1]), 10)
     assert {name: o.learning_rate for name, o in objective.separate.items()} == {
         "generator": 1e-3,
         "discriminator": 1e-4,

@@ -18,7 +18,7 @@ from deberta_jax.planning.request import make_request
 from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import global_batch
 from deberta_jax.training.experiment import Runtime
-from deberta_jax.training.objective import prepare
+from deberta_jax.training.objective import prepare_step
 from deberta_jax.training.step import compile_step
 
 def kilobytes(name):
@@ -30,7 +30,7 @@ config = dataclasses.replace(PRESETS["deberta-v3-base"], vocab_size=30000, num_h
 request = make_request(job, config, target_of("cpu:1"), batch_size=rows, length=length, dtype="float32",
                        runtime=Runtime(mesh_data=1, remat=remat))
 mesh = request_mesh(request, jax.devices())
-prepared = prepare(objective_of(request), mesh, 10)
+prepared = prepare_step(objective_of(request), mesh, 10)
 batch = {name: np.zeros(shape, dtype) for name, (shape, dtype) in request.batch.items()}
 program = compile_step(prepared.step, prepared.state, prepared.shardings, batch, mesh)
 memory = program.memory_analysis()

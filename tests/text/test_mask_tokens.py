@@ -8,7 +8,7 @@ from scipy import stats
 
 from deberta_jax.errors import InputError
 from deberta_jax.text import load_tokenizer, train_tokenizer
-from deberta_jax.text.masking import Masking, Vocabulary, draws, mask_tokens, span_lengths, spans, word_starts
+from deberta_jax.text.mlm_masking import Masking, Vocabulary, draws, mask_tokens, span_lengths, spans, word_starts
 
 SIZE, MASK = 5000, 4999
 SPECIAL = np.zeros(SIZE, bool)

@@ -87,7 +87,7 @@ def test_a_run_that_diverges_ends_with_an_error_and_saves_no_such_state(task, tm
     assert all(np.isfinite(entry["eval"]["loss"]) for entry in log_of(tmp_path / "run") if "eval" in entry)
 
 
-SIZE = Size(examples=1, tokens=3, places=4)
+SIZE = Size(examples=1, tokens=3, token_slots=4)
 
 
 def measured(value):

@@ -12,7 +12,7 @@ import deberta_jax
 from deberta_jax.sharding import make_mesh
 from deberta_jax.training import finetune as finetuning
 from deberta_jax.training.lora import find_kernels, init_lora, lora_parameters, merge
-from deberta_jax.training.optimizers import split
+from deberta_jax.training.optimizers import split_frozen
 from deberta_jax.training.state import parameters_of
 from tests.made import TINY, rows, start, stdout_of, weighted_model, write_table
 
@@ -117,7 +117,7 @@ def test_only_updates_and_head_are_trained_and_the_model_begins_as_it_was():
     parameters = lora_parameters(base, lora)
     trained = {
         "/".join(k.key for k in path)
-        for path, _ in jax.tree_util.tree_flatten_with_path(split(parameters.shapes, parameters.frozen)[0])[0]
+        for path, _ in jax.tree_util.tree_flatten_with_path(split_frozen(parameters.shapes, parameters.frozen)[0])[0]
     }
     name = "deberta.encoder.layers.attention.self.value_proj.kernel"
     assert trained == {

@@ -13,11 +13,11 @@ from deberta_jax.training.experiment import Optimization
 from deberta_jax.training.optimizers import (
     decay_mask,
     frozen_paths,
-    join,
+    join_trees,
+    learning_rate_schedule,
     make_optimizer,
     rate_scales,
-    schedule,
-    split,
+    split_frozen,
 )
 from tests.made import TINY
 
@@ -35,13 +35,13 @@ def rates(found, steps):
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.1, 40), (7.0, 40), (0.0, 5), (1.0, 5), (0.5, 3), (0.06, 900)])
 def test_the_linear_schedule_rises_and_falls_in_straight_lines(warmup, steps):
-    found = schedule(Optimization(learning_rate=3e-4, warmup=warmup), steps)
+    found = learning_rate_schedule(Optimization(learning_rate=3e-4, warmup=warmup), steps)
     expected = [rate(i, steps, 3e-4, warmup) for i in range(steps)]
     np.testing.assert_allclose(rates(found, steps), expected, rtol=1e-5, atol=1e-12)
 
 
 def test_a_warm_up_longer_than_the_run_only_rises():
-    found = schedule(Optimization(learning_rate=1.0, warmup=100.0), 10)
+    found = learning_rate_schedule(Optimization(learning_rate=1.0, warmup=100.0), 10)
     np.testing.assert_allclose(rates(found, 10), np.arange(10) / 10, rtol=1e-6)
 
 
@@ -125,15 +125,15 @@ def test_microsofts_adam_has_no_bias_correction_and_its_schedule_a_step():
         rate = 1e-2 * (step / 4 if step < 4 else 1 - step / 10)
         p = p - rate * (m / (np.sqrt(v) + o.epsilon) + 0.1 * p)
         np.testing.assert_allclose(ours["dense"]["kernel"], p, rtol=1e-5)
-    assert float(schedule(o, 10)(4)) == pytest.approx(0.6e-2)
-    assert float(schedule(o, 10)(3)) == pytest.approx(0.75e-2)
+    assert float(learning_rate_schedule(o, 10)(4)) == pytest.approx(0.6e-2)
+    assert float(learning_rate_schedule(o, 10)(3)) == pytest.approx(0.75e-2)
 
 
 @pytest.mark.parametrize(("kind", "at"), [("cosine", 0.5 * (1 + np.cos(np.pi / 3))), ("constant", 1.0)])
 def test_other_schedules(kind, at):
     o = Optimization(learning_rate=2.0, warmup=3, schedule=kind)
-    assert float(schedule(o, 12)(6)) == pytest.approx(2.0 * at)
-    assert float(schedule(o, 12)(1)) == pytest.approx(2 / 3)
+    assert float(learning_rate_schedule(o, 12)(6)) == pytest.approx(2.0 * at)
+    assert float(learning_rate_schedule(o, 12)(1)) == pytest.approx(2 / 3)
 
 
 def test_lower_layers_are_slower_and_the_lowest_may_stay():
@@ -168,11 +168,11 @@ def test_lower_layers_are_slower_and_the_lowest_may_stay():
 def test_patterns_freeze_and_what_is_frozen_has_no_moments():
     shapes = abstract_params(DebertaForSequenceClassification(TINY))
     frozen = frozen_paths(Optimization(freeze=("deberta/embeddings/*", "*/rel_embeddings/*")), shapes)
-    trained, rest = split(shapes, frozen)
+    trained, rest = split_frozen(shapes, frozen)
     assert "embeddings" not in trained["deberta"]
     assert set(rest["deberta"]) == {"embeddings", "encoder"}
     assert set(rest["deberta"]["encoder"]) == {"rel_embeddings"}
-    assert jax.tree.structure(join(trained, rest)) == jax.tree.structure(shapes)
+    assert jax.tree.structure(join_trees(trained, rest)) == jax.tree.structure(shapes)
     state = jax.eval_shape(make_optimizer(Optimization(), 10).init, trained)
     sizes = [leaf.size for leaf in jax.tree.leaves(state)]
     assert sum(sizes) < 2.1 * sum(leaf.size for leaf in jax.tree.leaves(trained)) + 10

@@ -11,7 +11,7 @@ import pytest
 from deberta_jax import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 from deberta_jax.cli import pretrain
 from deberta_jax.text import load_tokenizer
-from deberta_jax.training.dry_run import describe
+from deberta_jax.training.dry_run import describe_job
 from tests.made import TINY, blank_model, rows, saved_model, stdout_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ def test_the_commands_of_a_docstring(name, count, tmp_path, monkeypatch):
         "microsoft/deberta-v3-small/pytorch_model.generator.bin": "generator/model.safetensors",
     }
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(pretrain, "describe", functools.partial(describe, compiled=False))
+    monkeypatch.setattr(pretrain, "describe_job", functools.partial(describe_job, compiled=False))
     # Shorter rows, and the released architectures' place is taken by a small one; all else is as it stands there.
     small = ["--max-length", "32", "--batch-size", "8", "--eval-every", "1", "--dry-run"]
     found = commands(name)

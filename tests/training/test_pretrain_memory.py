@@ -13,7 +13,7 @@ from deberta_jax import PRESETS
 from deberta_jax.ops.vocabulary import vocabulary_scores
 from deberta_jax.sharding import make_mesh
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
-from deberta_jax.training.objective import masked_batch, prepare
+from deberta_jax.training.objective import masked_batch, prepare_step
 from deberta_jax.training.pretrain_objectives import generator_config, mlm_objective, rtd_objective
 from deberta_jax.training.step import compile_step
 
@@ -71,7 +71,7 @@ def check_no_array_has_the_logits(config, kind, sizes):
         _, objective = rtd_objective(PretrainRTD(**runtime), generator_config(config), config)
     data, fsdp, tensor = sizes
     mesh = make_mesh(data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor])
-    prepared = prepare(objective, mesh, 1000)
+    prepared = prepare_step(objective, mesh, 1000)
     compiled = compile_step(
         prepared.step, prepared.state, prepared.shardings, masked_batch(batch_size, length, 77), mesh
     )

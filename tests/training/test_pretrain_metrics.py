@@ -7,10 +7,10 @@ import pytest
 from sklearn import metrics as sk
 
 from deberta_jax.data.corpus import Corpus
-from deberta_jax.data.masked import HeldOutBatches, Masker
+from deberta_jax.data.masked_batches import HeldOutBatches, Masker
 from deberta_jax.data.rows import lay_out
 from deberta_jax.sharding import WHOLE, RowShare
-from deberta_jax.text.masking import Masking, Vocabulary
+from deberta_jax.text.mlm_masking import Masking, Vocabulary
 from deberta_jax.training.language_metrics import detection_metrics, guesses_without_reading
 
 SPECIAL = np.arange(10) < 4

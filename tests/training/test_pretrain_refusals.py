@@ -7,8 +7,8 @@ import pytest
 
 from deberta_jax import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 from deberta_jax.text import load_tokenizer, train_tokenizer
-from deberta_jax.training.corpora import check_generator
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
+from deberta_jax.training.pretrain_data import check_generator
 from deberta_jax.training.pretrain_objectives import masked_lm_config, rtd_configs
 from tests.cli.test_bad_input import refused
 from tests.made import TINY, blank_model, pretraining_home, rows, saved_model, stdout_of

@@ -39,7 +39,7 @@ def by_numpy(params, batch):
 @pytest.mark.parametrize("accumulate", [1, 2, 6])
 def test_means_are_over_the_batch_however_many_parts_it_has(case, accumulate):
     params, batch = case
-    options = StepOptions(factors={"other": 0.5}, accumulate=accumulate)
+    options = StepOptions(loss_weights={"other": 0.5}, accumulate=accumulate)
     optimizer = optax.sgd(1.0)
     state, measured = jax.jit(make_step(loss, optimizer, options))(make_state(params, optimizer, 0), batch)
     value, of_w, of_b = by_numpy(params, batch)
@@ -64,6 +64,6 @@ def test_frozen_parameters_stay_and_the_moving_average_follows(case):
         state, measured = step(state, batch)
         mean = 0.9 * mean + 0.1 * np.asarray(state.params["head"]["b"], np.float64)
     np.testing.assert_array_equal(state.params["body"]["w"], params["body"]["w"])
-    np.testing.assert_array_equal(state.mean["body"]["w"], params["body"]["w"])
-    np.testing.assert_allclose(state.mean["head"]["b"], mean, rtol=1e-5)
+    np.testing.assert_array_equal(state.ema_params["body"]["w"], params["body"]["w"])
+    np.testing.assert_allclose(state.ema_params["head"]["b"], mean, rtol=1e-5)
     assert float(measured["gradient_norm"]) > 0

@@ -12,7 +12,7 @@ import numpy as np
 from deberta_jax.data.batches import Size
 from deberta_jax.data.rows import Rows
 from deberta_jax.sharding import WHOLE, RowShare
-from deberta_jax.text.masking import Masking, Vocabulary, mask_tokens
+from deberta_jax.text.mlm_masking import Masking, Vocabulary, mask_tokens
 
 # Keeps the masks of held-out rows apart from those of the first visit in training.
 _HELD_OUT = 1 << 62
@@ -20,7 +20,7 @@ _HELD_OUT = 1 << 62
 
 @dataclasses.dataclass(frozen=True)
 class Masker:
-    """Masks rows: see ``text.masking.mask_tokens``."""
+    """Masks rows: see ``text.mlm_masking.mask_tokens``."""
 
     vocabulary: Vocabulary
     masking: Masking

@@ -1,4 +1,4 @@
-"""The text of a pre-training: tokenizer, batches to train on, batches held out, and how often each word is."""
+"""Reads what a pre-training trains on: the tokenizer, batches of text, held-out batches, and token counts."""
 
 import dataclasses
 import logging
@@ -8,26 +8,27 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deberta_jax import hub, storage
-from deberta_jax.data import corpus as data
-from deberta_jax.data.masked import HeldOutBatches, MaskedBatches, Masker
+from deberta_jax.data.corpus import open_corpus
+from deberta_jax.data.masked_batches import HeldOutBatches, MaskedBatches, Masker
 from deberta_jax.data.rows import lay_out
 from deberta_jax.errors import InputError
 from deberta_jax.sharding import row_share
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.text.loading import FILES
-from deberta_jax.text.masking import Masking, Vocabulary
+from deberta_jax.text.mlm_masking import Masking, Vocabulary
 from deberta_jax.training.experiment import Pretraining, PretrainRTD
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
-    """What a pre-training reads.
+class PretrainData:
+    """Holds what a pre-training reads.
 
     Attributes:
-      train, held_out: batches; the latter are masked once for all.
-      counts: how often each id is in the text to train on, int64 [V of the tokenizer].
+      train: the run's batches.
+      held_out: batches of held-out text, masked the same way at every evaluation.
+      counts: int64 [V of the tokenizer], how often each id is in the text to train on.
     """
 
     tokenizer: Tokenizer
@@ -36,12 +37,12 @@ class Text:
     counts: np.ndarray
 
 
-def read_text(e: Pretraining, directory: Path, vocab_size: int, mesh: Mesh, masking: Masking) -> Text:
+def read_pretrain_data(e: Pretraining, directory: Path, vocab_size: int, mesh: Mesh, masking: Masking) -> PretrainData:
     """Reads text and tokenizer; writes nothing.
 
     Args:
-      directory: of the tokenizer.
-      vocab_size: of the model.
+      directory: the tokenizer's directory.
+      vocab_size: the model's number of token ids.
 
     Raises:
       InputError: files or sizes that cannot be used; a generator with another tokenizer.
@@ -53,10 +54,10 @@ def read_text(e: Pretraining, directory: Path, vocab_size: int, mesh: Mesh, mask
         raise InputError(
             f"{named}: the tokenizer has {tokenizer.vocab_size} ids, the model a vocab_size of {vocab_size}"
         )
-    split = mesh.shape["data"] * mesh.shape["fsdp"] * e.runtime.accumulate
-    if e.batch_size % split:
-        raise InputError(f"--batch-size {e.batch_size}: must be a multiple of the {split} parts it is computed in")
-    corpus, held_out = (data.open_corpus(paths, tokenizer, e.source) for paths in (e.train, [e.eval]))
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * e.runtime.accumulate
+    if e.batch_size % parts:
+        raise InputError(f"--batch-size {e.batch_size}: must be a multiple of the {parts} parts it is computed in")
+    corpus, held_out = (open_corpus(paths, tokenizer, e.source) for paths in (e.train, [e.eval]))
     rows, rows_held_out = (lay_out(each, e.max_length, e.layout) for each in (corpus, held_out))
     _log.info(
         "text: %d tokens in %d rows of %d to train on, %d rows held out",
@@ -68,11 +69,15 @@ def read_text(e: Pretraining, directory: Path, vocab_size: int, mesh: Mesh, mask
     masker, share = Masker(Vocabulary.of(tokenizer), masking), row_share(mesh)
     train = MaskedBatches(rows=rows, masker=masker, batch_size=e.batch_size, steps=e.steps, seed=e.seed, share=share)
     evaluated = HeldOutBatches(rows=rows_held_out, masker=masker, batch_size=e.batch_size, seed=e.seed, share=share)
-    return Text(tokenizer, train, evaluated, corpus.unigrams)
+    return PretrainData(tokenizer, train, evaluated, corpus.unigrams)
 
 
 def check_generator(generator: str, tokenizer_name: str, tokenizer: Tokenizer) -> None:
-    """Raises InputError where a generator's directory has the files of another tokenizer: its words would be others."""
+    """Checks that a generator's directory has no tokenizer, or the same one as the model.
+
+    Raises:
+      InputError: it has another tokenizer, so the generator's ids mean other tokens.
+    """
     if storage.is_remote(generator, ("gs",)):  # weights alone are read from there
         return
     directory = hub.resolve(generator, files=hub.TEXT_FILES)

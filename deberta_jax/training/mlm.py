@@ -1,0 +1,29 @@
+"""Masked language modelling: the loss of every target, without a tensor of logits over the vocabulary."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from deberta_jax.models import DebertaForMaskedLM
+from deberta_jax.ops.vocabulary import Scores, vocabulary_scores
+
+_INPUTS = ("input_ids", "attention_mask", "segment_ids", "positions")
+
+
+def masked_lm_scores(
+    model: DebertaForMaskedLM,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    uniform: jax.Array | None = None,
+    **options: Any,
+) -> Scores:
+    """Returns the loss of every target [B,P], and whether the model's best guess is right.
+
+    Args:
+      uniform: float32 [B,P] in [0, 1); with it also a token is sampled for every target.
+      options: keyword arguments of the model, such as ``deterministic``.
+    """
+    inputs = {name: batch[name] for name in _INPUTS if name in batch}
+    out = model.apply({"params": params}, **inputs, factored=True, **options)  # pyright: ignore
+    return vocabulary_scores(out.states, out.table, out.bias, batch["labels"], uniform=uniform)  # pyright: ignore
