@@ -1,1 +1,1 @@
-"""From files to batches: tables, labels, token features, and the plan of which example is in which batch."""
+"""Turns files into batches: tables, labels, token features, and the assignment of examples to batches."""

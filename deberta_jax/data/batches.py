@@ -1,8 +1,7 @@
-"""Which examples make up which batch, and the batch itself.
+"""Assigns examples to batches, and builds the batches.
 
-Everything is planned from (seed, epoch, lengths) by numpy, the same on every process, so that a run's place in the
-data is one number: the step, or the example it begins with. grain reads the planned batches by index, ahead of the
-device.
+All processes compute the same assignment from (seed, epoch, lengths) with numpy. So the position of a run in its data
+is one number: the step, or the first example of the step. grain builds the batches by index, ahead of the device.
 """
 
 import dataclasses
@@ -16,14 +15,21 @@ from deberta_jax.data.features import TOKEN, Features
 from deberta_jax.data.packing import Packing, choose_packing, empty_labels, pack, packed_batch
 from deberta_jax.sharding import WHOLE, RowShare
 
-# Batches sorted by length among themselves: enough to fill the buckets well, few enough to keep the order random.
+# Number of batches whose examples are sorted by length together: enough for little padding, few enough for a random
+# order.
 _SORTED_TOGETHER = 32
 
 
 def length_buckets(lengths: np.ndarray, max_length: int, count: int = 4) -> tuple[int, ...]:
-    """A few padded lengths, multiples of 8, that hold all examples: each is one compiled program.
+    """Chooses padded lengths, at evenly spaced quantiles of the lengths, so that all buckets are used about equally.
 
-    They lie at evenly spaced quantiles of the lengths, so that no bucket is rare.
+    Args:
+      lengths: int [n], tokens of each example.
+      max_length: longer examples are truncated.
+      count: most buckets. Each is one compiled program.
+
+    Returns:
+      Ascending multiples of 8, at most ``max_length``.
     """
     lengths = np.minimum(lengths, max_length)
     quantiles = np.quantile(lengths, np.arange(1, count + 1) / count, method="higher")
@@ -32,35 +38,48 @@ def length_buckets(lengths: np.ndarray, max_length: int, count: int = 4) -> tupl
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Of a batch over all processes: its examples, their tokens, and the places for tokens that it has."""
+    """Counts the contents of a batch over all processes."""
 
     examples: int
     tokens: int
+    """Tokens of the examples, without padding."""
     token_slots: int
+    """Rows times row length: tokens and padding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One epoch: batch i holds the examples ``members[i]`` padded to ``padded[i]`` tokens."""
+    """Describes an epoch: batch i has the examples ``members[i]`` in rows of ``padded[i]`` tokens."""
 
     members: tuple[np.ndarray, ...]
     padded: tuple[int, ...]
 
 
 def shuffled(count: int, batch_size: int, *, seed: int, epoch: int) -> tuple[np.ndarray, ...]:
-    """Every example once, in random order, in batches; the last may be smaller."""
+    """Divides the numbers 0 to ``count - 1`` in random order into batches. The last batch may be smaller.
+
+    Returns:
+      int64 arrays of at most ``batch_size`` numbers.
+    """
     order = np.random.default_rng([seed, epoch]).permutation(count)
     return tuple(order[i : i + batch_size] for i in range(0, count, batch_size))
 
 
 def plan_epoch(lengths: np.ndarray, batch_size: int, buckets: Sequence[int], *, seed: int, epoch: int) -> Plan:
-    """Every example once, in random order; examples of like length together; the last batch may be smaller."""
+    """Plans an epoch in random order, with examples of similar length in one batch. One batch may be smaller.
+
+    Args:
+      lengths: int [n], tokens of each example.
+      batch_size: examples per batch.
+      buckets: row lengths, ascending.
+      seed, epoch: determine the order.
+    """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
-    stretch = batch_size * _SORTED_TOGETHER
+    group = batch_size * _SORTED_TOGETHER
     batches = []
-    for start in range(0, len(order), stretch):
-        together = order[start : start + stretch]
+    for start in range(0, len(order), group):
+        together = order[start : start + group]
         together = together[np.argsort(lengths[together], kind="stable")]
         batches += [together[i : i + batch_size] for i in range(0, len(together), batch_size)]
     batches = [batches[i] for i in rng.permutation(len(batches))]
@@ -68,22 +87,30 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, buckets: Sequence[int], *, 
 
 
 def plan_in_order(lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> Plan:
-    """Every example once, longest first, so that the largest program meets its memory limit at once."""
+    """Plans a pass over all examples, longest first, so that a lack of memory shows at once. Args as ``plan_epoch``."""
     order = np.argsort(-lengths, kind="stable")
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return Plan(tuple(batches), tuple(_bucket(lengths[members], buckets) for members in batches))
 
 
 def _bucket(lengths: np.ndarray, buckets: Sequence[int]) -> int:
+    """Returns the smallest bucket that holds the longest example."""
     longest = int(lengths.max())
     return next(bucket for bucket in buckets if bucket >= longest)
 
 
 def pad_texts(features: Features, texts: Iterable[Any], rows: int, length: int, pad_id: int) -> dict[str, np.ndarray]:
-    """These texts as arrays [rows, length]; rows beyond them are padding.
+    """Pads texts to a batch, one per row. Rows after the last text are padding.
+
+    Args:
+      features: tokens of all texts.
+      texts: indices of the texts of this batch.
+      rows: rows of the batch.
+      length: length of a row.
+      pad_id: the token id of padding.
 
     Returns:
-      input_ids and token_type_ids int32, attention_mask bool.
+      input_ids and token_type_ids int32 [rows, length], attention_mask bool [rows, length].
     """
     batch = {
         "input_ids": np.full((rows, length), pad_id, np.int32),
@@ -99,12 +126,19 @@ def pad_texts(features: Features, texts: Iterable[Any], rows: int, length: int, 
 
 
 def pad_batch(features: Features, members: np.ndarray, rows: int, length: int, pad_id: int) -> dict[str, np.ndarray]:
-    """The examples ``members``, one a row; rows beyond them are padding that counts nowhere.
+    """Pads examples to a batch, one per row. Rows after the last example are padding and have no label.
+
+    Args:
+      features: tokens and labels of all examples.
+      members: int [n], the examples of this batch.
+      rows: rows of the batch.
+      length: length of a row.
+      pad_id: the token id of padding.
 
     Returns:
-      What ``pad_texts`` gives, [rows, length], or [rows, choices, length] where examples have choices; and labels where
-      the features have them: [rows] or [rows, C]; [rows, length] for tokens; [rows, 2] for answers. In rows of padding
-      they are -100, -1 for an answer, NaN for a float.
+      The arrays of ``pad_texts`` [rows, length], or [rows, choices, length] for multiple choice; and ``labels`` if the
+      features have them: [rows] or [rows, C] for examples, [rows, length] for tokens, [rows, 2] for answers. Without a
+      label they are -100, -1 for answers, NaN for floats.
     """
     texts = [text for i in members for text in features.texts_of(int(i))]
     batch = pad_texts(features, texts, rows * features.choices, length, pad_id)
@@ -123,18 +157,18 @@ def pad_batch(features: Features, members: np.ndarray, rows: int, length: int, p
 
 
 def example_lengths(features: Features) -> np.ndarray:
-    """The longest text of each example: what a row of padded choices must hold."""
+    """Returns the tokens of the longest text of each example, which determine the length of a padded row: int64 [n]."""
     return features.lengths.reshape(-1, features.choices).max(axis=1)
 
 
 def example_tokens(features: Features) -> np.ndarray:
-    """All tokens of each example: what a packed row must hold."""
+    """Returns the tokens of all texts of each example, which a packed row must hold: int64 [n]."""
     return features.lengths.reshape(-1, features.choices).sum(axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Order:
-    """What decides which examples are in which step: everything but how they are laid out in rows."""
+    """Determines which examples are in which step, independent of their layout in rows."""
 
     batch_size: int
     seed: int
@@ -142,11 +176,19 @@ class Order:
 
 
 class TrainingBatches:
-    """The batches of a whole run by step, for this process's share of each batch's rows.
+    """Provides the batches of a whole run by step: of each batch the rows of this process.
 
-    ``batch_size`` examples make a step, however they are laid out: in rows of their own, padded to one of
-    ``buckets``; or, without buckets, packed several to a row. ``multiple``: row counts are multiples of it, so that
-    devices and micro-batches divide them. ``share``: the rows that this process reads; it reads no other's tokens.
+    A step has ``order.batch_size`` examples, either one per row and padded to one of ``buckets``, or, without buckets,
+    several packed in a row.
+
+    Args:
+      features: tokens and labels of all examples.
+      order: which examples are in which step.
+      pad_id: the token id of padding.
+      buckets: row lengths of padded batches, ascending; empty for packed batches.
+      row_length: row length of packed batches; 0 chooses one.
+      multiple: numbers of rows are multiples of this, so that devices and micro-batches divide them.
+      share: the rows of each batch that this process reads.
     """
 
     def __init__(
@@ -185,16 +227,17 @@ class TrainingBatches:
         return plan_epoch(lengths, self.order.batch_size, self.buckets, seed=self.order.seed, epoch=epoch)
 
     def members(self, step: int) -> np.ndarray:
-        """The examples of a step, in the order of the global batch."""
+        """Returns the examples of a step, in the order of the global batch: int64 [n]."""
         epoch, index = divmod(int(step), self.steps_per_epoch)
         return self.plan(epoch).members[index]
 
     def position(self, step: int) -> int:
-        """The number, over all epochs, of the example that a step begins with."""
+        """Returns the number, over all epochs, of the first example of a step."""
         epoch, index = divmod(int(step), self.steps_per_epoch)
         return epoch * len(self.features) + index * self.order.batch_size
 
     def size(self, step: int) -> Size:
+        """Returns the size of a step over all processes."""
         epoch, index = divmod(int(step), self.steps_per_epoch)
         members, length = self.plan(epoch).members[index], self.plan(epoch).padded[index]
         rows = self.padded_rows * self.features.choices
@@ -213,23 +256,23 @@ class TrainingBatches:
         return pad_batch(self.features, members[local[local < len(members)]], len(local), length, self.pad_id)
 
     def examples(self) -> Iterator[dict[str, np.ndarray]]:
-        """One batch of padding, of all processes' rows, for every shape that the run will meet."""
-        nobody = np.empty(0, np.int64)
+        """Yields one batch of padding, with the rows of all processes, for every shape of the run."""
+        empty = np.empty(0, np.int64)
         if self.packing is not None:
             for count in self.packing.counts:
-                yield packed_batch(self.features, nobody, nobody, np.arange(count), self.packing, self.pad_id)
+                yield packed_batch(self.features, empty, empty, np.arange(count), self.packing, self.pad_id)
         for length in self.buckets:
-            yield pad_batch(self.features, nobody, self.padded_rows, length, self.pad_id)
+            yield pad_batch(self.features, empty, self.padded_rows, length, self.pad_id)
 
     def padding(self) -> float:
-        """Share of the first epoch's places that hold no token."""
+        """Returns the fraction of the token slots of the first epoch that hold padding."""
         sizes = [self.size(step) for step in range(self.steps_per_epoch)]
         return 1 - sum(size.tokens for size in sizes) / sum(size.token_slots for size in sizes)
 
 
 def read_ahead(source: Any, start: int) -> Iterator[dict[str, np.ndarray]]:
-    """``source[start], source[start + 1], ...`` to its end, made by threads ahead of their use."""
-    import grain  # as slow to import as JAX, and only training needs it
+    """Yields ``source[start], source[start + 1], ...`` to the end, computed in advance by threads."""
+    import grain  # slow to import, and only training needs it
 
     dataset = grain.MapDataset.source(source)[start:]
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))

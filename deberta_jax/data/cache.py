@@ -1,4 +1,4 @@
-"""Tokenised data kept on disk under the hash of what made them, and mapped into memory when wanted again."""
+"""Caches tokenised data on disk, under a hash of everything that determines them."""
 
 import contextlib
 import dataclasses
@@ -18,34 +18,40 @@ _log = logging.getLogger(__name__)
 
 
 def cached_features(identity: Any, make: Callable[[], Features], directory: Path | None) -> Features:
-    """Returns the features that ``make`` gives, from disk if this identity (JSON) has been made before.
+    """Returns the features that ``make`` computes, from the cache if it has them.
 
-    A directory appears whole, in one rename, so that processes may race; arrays come back as memory maps. Without a
-    directory, or with one that cannot be used, the features are made anew and kept in memory; the log says so.
+    An entry of the cache appears in one rename, so several processes can write it at once. Cached arrays are mapped
+    into memory. If the cache cannot be used, a warning is logged and the features are kept in memory.
+
+    Args:
+      identity: a JSON value that determines the features.
+      make: computes the features.
+      directory: the directory of the cache; None: there is none.
     """
     if directory is None:
         _log.warning("no home directory: tokens are not kept for the next run; set XDG_CACHE_HOME to keep them")
         return make()
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    place = directory / "tokens" / key
+    entry = directory / "tokens" / key
     try:
-        if place.is_dir():
-            return _read(place)
+        if entry.is_dir():
+            return _read(entry)
     except (OSError, ValueError, TypeError, EOFError) as error:
-        _log.warning("%s: cannot be read (%s); the tokens are made anew", place, " ".join(str(error).split()))
+        _log.warning("%s: cannot be read (%s); the tokens are made anew", entry, " ".join(str(error).split()))
         with contextlib.suppress(OSError):
-            storage.remove(place)
+            storage.remove(entry)
     features = make()
     try:
-        _write(place, features)
-        return _read(place)
+        _write(entry, features)
+        return _read(entry)
     except OSError as error:
         _log.warning("tokens are not kept for the next run: %s", storage.explain(error))
         return features
 
 
-def _write(place: Path, features: Features) -> None:
-    with storage.made_once(place) as stage:
+def _write(directory: Path, features: Features) -> None:
+    """Writes each array as ``.npy`` and everything else as JSON."""
+    with storage.made_once(directory) as stage:
         rest = {}
         for field in dataclasses.fields(features):
             value = getattr(features, field.name)
@@ -57,7 +63,8 @@ def _write(place: Path, features: Features) -> None:
         storage.write_json(stage / "rest.json", rest)
 
 
-def _read(place: Path) -> Features:
-    rest = storage.read_json(place / "rest.json")
-    arrays = {path.stem: storage.mapped_npy(path) for path in storage.files_in(place, "*.npy")}
+def _read(directory: Path) -> Features:
+    """Reads what ``_write`` wrote, with arrays mapped into memory."""
+    rest = storage.read_json(directory / "rest.json")
+    arrays = {path.stem: storage.mapped_npy(path) for path in storage.files_in(directory, "*.npy")}
     return Features(**(rest | arrays))

@@ -1,4 +1,4 @@
-"""Files of a word a line: CoNLL's columns and CoNLL-U."""
+"""Reads files with one word per line: CoNLL's columns and CoNLL-U."""
 
 import collections
 import logging
@@ -16,12 +16,12 @@ Line = tuple[int, str]
 
 
 def sentences(text: str) -> Iterator[list[Line]]:
-    """Yields the numbered lines of each sentence: what stands between blank lines and ``-DOCSTART-`` lines."""
+    """Yields the (number, text) of the lines of each sentence, which end at blank lines and ``-DOCSTART-`` lines."""
     if "\n" not in text:
         text = text.replace("\r", "\n")
     lines: list[Line] = []
     for number, line in enumerate([*text.split("\n"), ""], 1):
-        # A line of other white space, such as a no-break space, holds a word.
+        # A line of other white space, such as a no-break space, is a word.
         line = line.rstrip("\r").removeprefix("\ufeff")
         if line.strip(" \t") and not _begins_document(line):
             lines.append((number, line))
@@ -36,15 +36,22 @@ def _begins_document(line: str) -> bool:
 
 
 def read_conll(name: str, text: str) -> Table:
-    """Reads a word a line, its tag in the last column, into ``tokens`` and ``tags`` of each sentence.
+    """Reads a file with one word per line and its tag in the last column.
 
-    Where lines have tabs, only tabs separate columns, so that a word may hold a space or be empty; elsewhere blanks do.
-    Other white space belongs to the word. Lines at the start of a sentence that begin with ``#`` are comments unless
-    they have the columns and a tag of the other lines. A first column that numbers the words of every sentence is left
-    out. A file of one column has no tags.
+    If any line has a tab, only tabs separate columns, so a word may contain a space or be empty; otherwise spaces do.
+    Other white space belongs to the word. Lines at the start of a sentence that begin with ``#`` are comments, unless
+    they have as many columns and a tag as other lines. A first column that numbers the words of every sentence is left
+    out. A file with one column has no tags.
+
+    Args:
+      name: the name of the file, for messages.
+      text: its contents.
+
+    Returns:
+      A table with one sentence per row, in the columns ``tokens`` and ``tags``.
 
     Raises:
-      InputError: a word without a tag, or with other columns than the others; with the line.
+      InputError: a word has no tag, or another number of columns than the others.
     """
     groups = list(sentences(text))
     words, comments = _columns(groups)
@@ -66,7 +73,11 @@ def read_conll(name: str, text: str) -> Table:
 
 
 def _columns(groups: Sequence[Sequence[Line]]) -> tuple[list[list[tuple[int, list[str]]]], int]:
-    """The numbered fields of each word of each sentence, and the number of comments."""
+    """Splits lines into fields and removes comments.
+
+    Returns:
+      For each sentence the (line number, fields) of its words, and the number of comments.
+    """
     leading = [
         next((i for i, (_, line) in enumerate(group) if not line.startswith("#")), len(group)) for group in groups
     ]
@@ -93,6 +104,7 @@ def _columns(groups: Sequence[Sequence[Line]]) -> tuple[list[list[tuple[int, lis
 
 
 def _check(name: str, words: Sequence[Sequence[tuple[int, list[str]]]]) -> None:
+    """Checks that all words have the same number of fields. Raises InputError otherwise."""
     counts = collections.Counter(len(fields) for group in words for _, fields in group)
     usual = counts.most_common(1)[0][0]
     if len(counts) == 1:
@@ -109,6 +121,7 @@ def _check(name: str, words: Sequence[Sequence[tuple[int, list[str]]]]) -> None:
 
 
 def _numbered(words: Sequence[Sequence[tuple[int, list[str]]]]) -> bool:
+    """Returns whether the first field numbers the words of each sentence from 1."""
     numbers = all(fields[0] == str(i) for group in words for i, (_, fields) in enumerate(group, 1))
     return numbers and any(len(group) > 1 for group in words)
 
@@ -117,10 +130,10 @@ _CONLLU = {"tokens": 1, "lemmas": 2, "upos": 3, "xpos": 4, "heads": 6, "deprels"
 
 
 def read_conllu(name: str, text: str) -> Table:
-    """Reads CoNLL-U into ``tokens`` and its other fields, a sentence a row.
+    """Reads CoNLL-U into a table with one sentence per row, in ``tokens`` and columns for the other fields.
 
     Raises:
-      InputError: a word that has not ten fields.
+      InputError: a word does not have ten fields.
     """
     columns: dict[str, list[Any]] = {key: [] for key in _CONLLU}
     lines = []

@@ -1,6 +1,7 @@
-"""From the files of some named tasks to plain columns: one function a task, from a row of a file to the task's.
+"""Converts the files of some named tasks to plain columns.
 
-A function takes what it needs and lets Python complain: ``convert`` says which row was none of the task's.
+Each task has a function that converts a row of a file to rows of the task. A row of another form makes it raise an
+ordinary Python exception, of which ``convert`` makes an InputError that names the row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,15 @@ Row = Mapping[str, Any]
 
 
 def convert(table: Table, task: str, rows_of: Callable[[Row], Sequence[Row]]) -> Table:
-    """The task's rows from each row of a file.
+    """Converts all rows of a table.
+
+    Args:
+      table: the table of the file.
+      task: the name of the task, for messages.
+      rows_of: converts one row of the file to rows of the task.
 
     Raises:
-      InputError: a row that is none of the task's, with its line; or none that is.
+      InputError: a row does not have the form of the task, or there are no rows.
     """
     rows, lines = [], []
     for i, line in enumerate(table.lines):
@@ -33,6 +39,7 @@ def convert(table: Table, task: str, rows_of: Callable[[Row], Sequence[Row]]) ->
 
 
 def _text(row: Row, name: str) -> str:
+    """Returns a field that must be text. Raises KeyError, TypeError."""
     value = row[name]
     if not isinstance(value, str):
         raise TypeError(f"{name!r} is {value!r}; a text is needed")
@@ -40,7 +47,7 @@ def _text(row: Row, name: str) -> str:
 
 
 def copa(row: Row) -> list[Row]:
-    """A cause comes before the premise, an effect after it."""
+    """Makes pairs of texts in temporal order: a cause comes before the premise, an effect after it."""
     choices, same = [_text(row, "choice1"), _text(row, "choice2")], [_text(row, "premise")] * 2
     if row["question"] not in ("cause", "effect"):
         raise ValueError(f"'question' is {row['question']!r}; it must be 'cause' or 'effect'")
@@ -49,18 +56,18 @@ def copa(row: Row) -> list[Row]:
 
 
 def wic(row: Row) -> list[Row]:
-    """The word before the first sentence."""
+    """Puts the word before the first sentence."""
     return [{**row, "sentence1": f"{_text(row, 'word')}: {_text(row, 'sentence1')}"}]
 
 
 def wsc(row: Row) -> list[Row]:
-    """The claim that the second span means the first."""
+    """Adds the claim that the second span refers to the first."""
     spans = row.get("target", row)
     return [{**row, "claim": f"{_text(spans, 'span2_text')} refers to {_text(spans, 'span1_text')}"}]
 
 
 def multirc(row: Row) -> list[Row]:
-    """A row for each answer of each question; ``group`` says which question. No label where the file has none."""
+    """Makes a row for each answer of each question, with ``group`` for the question. The label is None if missing."""
     if "passage" not in row:
         paragraph, question = _text(row, "paragraph"), _text(row, "question")
         return [{**row, "answer": f"{question} {_text(row, 'answer')}", "group": f"{paragraph}\0{question}"}]
@@ -77,7 +84,10 @@ def multirc(row: Row) -> list[Row]:
 
 
 def record(row: Row) -> list[Row]:
-    """A choice for each entity of the passage: the query with it in the gap. No label where no answer is given."""
+    """Makes a choice for each entity of the passage: the query with the entity filled in.
+
+    The label is None if the file gives no answers.
+    """
     if "qas" in row:
         text = _text(row["passage"], "text")
         names = [text[entity["start"] : entity["end"] + 1] for entity in row["passage"]["entities"]]
@@ -101,19 +111,19 @@ def record(row: Row) -> list[Row]:
 
 
 def anli(row: Row) -> list[Row]:
-    """The original jsonl shortens the labels."""
+    """Expands the labels, which the original jsonl abbreviates."""
     names = {"e": "entailment", "n": "neutral", "c": "contradiction"}
     return [{**row, "label": names.get(row["label"], row["label"])}] if "label" in row else [row]
 
 
 def xnli(row: Row) -> list[Row]:
-    """The original tsv writes contradiction in two ways."""
+    """Unifies the labels: the original tsv spells contradiction in two ways."""
     spelled = {"contradictory": "contradiction"}
     return [{**row, "label": spelled.get(row["label"], row["label"])}] if "label" in row else [row]
 
 
 def arc(row: Row) -> list[Row]:
-    """Texts of the choices in a list; the right one by its number, where the file says which it is."""
+    """Puts the choices in a list and the index of the right one in ``label``, which is None if the file has none."""
     if "label" in row:
         return [row]
     if isinstance(row["question"], dict):
@@ -128,7 +138,11 @@ def arc(row: Row) -> list[Row]:
 
 
 def read_race(name: str, text: str) -> Table:
-    """A file of the published archive: JSON in .txt, an article with its questions. Raises InputError for another."""
+    """Reads a file of the published archive: an article with its questions, as JSON in a .txt file.
+
+    Raises:
+      InputError: the file has another form.
+    """
 
     def questions(row: Row) -> list[Row]:
         passage = row["passage"]

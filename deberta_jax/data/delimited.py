@@ -1,4 +1,4 @@
-"""Tables of delimited text: csv and tsv in the dialects that spreadsheets, pandas and the GLUE benchmark write."""
+"""Reads csv and tsv files in the dialects that spreadsheets, pandas and the GLUE benchmark write."""
 
 import csv
 import dataclasses
@@ -21,13 +21,15 @@ _UNNAMED = re.compile(r"(Unnamed: \d+)?")
 
 @dataclasses.dataclass(frozen=True)
 class _Dialect:
-    """``quoted``: fields may be quoted, else a quote is a character. ``blanks``: blanks after a delimiter are none of
-    the field's. ``backslash``: a quote in a quoted field stands after a backslash, instead of twice."""
+    """Describes how fields are written."""
 
     delimiter: str
     quoted: bool = True
+    """Whether fields may be quoted; otherwise a quote is an ordinary character."""
     blanks: bool = False
+    """Whether spaces after a delimiter are ignored."""
     backslash: bool = False
+    """Whether a quote in a quoted field is escaped by a backslash instead of being doubled."""
 
     def __str__(self) -> str:
         said = [f"{self.delimiter!r} between the fields"]
@@ -37,10 +39,10 @@ class _Dialect:
 
 
 def check_delimiter(delimiter: str) -> str:
-    """Returns the one character that ``--delimiter`` means ("tab" and ``\\t`` are a tab).
+    """Returns the character that ``--delimiter`` means: itself, or a name such as "tab"; ``\\t`` is a tab too.
 
     Raises:
-      InputError: more than one character, or one that cannot separate fields.
+      InputError: it is more than one character, or cannot separate fields.
     """
     named = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}.get(delimiter, delimiter)
     if named and (len(named) > 1 or named in '"\r\n'):
@@ -49,20 +51,28 @@ def check_delimiter(delimiter: str) -> str:
 
 
 def read_csv(name: str, text: str, delimiter: str = "") -> Table:
-    """Reads csv. The first line names the columns.
+    """Reads csv, whose first line names the columns.
 
-    Fields are separated by commas, or by the character that a first line ``sep=;`` names; where commas do not make a
-    table, by the one of ``;``, tab and ``|`` that does, and the log says so.
+    The delimiter is a comma, or the character that a first line such as ``sep=;`` names. If commas give no table,
+    ``;``, tab and ``|`` are tried, and the choice is logged.
+
+    Args:
+      name: the name of the file, for messages.
+      text: its contents.
+      delimiter: the delimiter, if it is known.
 
     Raises:
-      InputError: a line that has not a field for each column, or quotes that do not fit; with the line.
+      InputError: a line has another number of fields than the header, or quotes are wrong.
     """
     return _lists(_read(name, text, ",", delimiter))
 
 
 def read_tsv(name: str, text: str, delimiter: str = "") -> Table:
-    """Reads tab-separated text. As ``read_csv``, but a quote is a character like any other unless every field with a
-    quote is a validly quoted one: GLUE's files have unpaired quotes, those that pandas writes have not."""
+    """Reads tab-separated text; otherwise as ``read_csv``.
+
+    A quote is an ordinary character unless every field that contains one is correctly quoted: GLUE's files have
+    unpaired quotes, while pandas quotes fields.
+    """
     return _lists(_read(name, text, "\t", delimiter))
 
 
@@ -102,7 +112,18 @@ def _read(name: str, text: str, usual: str, given: str) -> Table:
 
 
 def _table(name: str, text: str, delimiter: str, plain: bool, first: int) -> tuple[Table, _Dialect]:
-    """``plain``: quotes are characters unless all of them quote fields, as in tsv."""
+    """Reads a table with a known delimiter.
+
+    Args:
+      name: the name of the file, for messages.
+      text: its contents.
+      delimiter: the delimiter.
+      plain: whether quotes are ordinary characters unless all of them quote fields, as in tsv.
+      first: the number of the first line.
+
+    Returns:
+      The table, and how it was read.
+    """
     clean, blanks = _quotes(text, delimiter) if '"' in text else (True, False)
     if plain and '"' in text:
         quoted = None
@@ -119,8 +140,7 @@ def _table(name: str, text: str, delimiter: str, plain: bool, first: int) -> tup
     if plain:
         return table_of_lines(name, tab_separated(text, first)), _Dialect(delimiter, quoted=False)
     dialects = [_Dialect(delimiter, blanks=blanks)]
-    # Where a backslash stands only before quotes and backslashes, its meaning is certain, unless every quote has one
-    # without it.
+    # If backslashes occur only before quotes and backslashes, they are escapes, unless all quotes are correct without.
     if '\\"' in text and not re.search(r'\\(?:[^"\\]|\Z)', text.replace("\\\\", "")):
         dialects.insert(len(dialects) if clean else 0, dataclasses.replace(dialects[0], backslash=True))
     errors = {}
@@ -133,7 +153,7 @@ def _table(name: str, text: str, delimiter: str, plain: bool, first: int) -> tup
 
 
 def _fits_raw(name: str, text: str, quoted: Table) -> bool:
-    """Whether lines taken as they stand make a table of more rows: then quotes at the ends of two texts were paired."""
+    """Returns whether reading without quoting gives more rows: then quotes of two different texts had been paired."""
     try:
         raw = table_of_lines(name, tab_separated(text))
     except InputError:
@@ -142,11 +162,7 @@ def _fits_raw(name: str, text: str, quoted: Table) -> bool:
 
 
 def _quotes(text: str, delimiter: str) -> tuple[bool, bool]:
-    """Looks at every quote of a text.
-
-    Returns:
-      Whether every one belongs to a quoted field, and whether blanks stand before some quoted field.
-    """
+    """Returns whether every quote belongs to a quoted field, and whether spaces precede any quoted field."""
     end = re.escape(delimiter) + r"\r\n"
     field = re.compile(rf'"(?:[^"]++|"")*+"(?=[{end}]|\Z)')
     border = re.compile(rf"[{end}]")
@@ -168,12 +184,13 @@ def _quotes(text: str, delimiter: str) -> tuple[bool, bool]:
 
 
 def _parsed(name: str, text: str, dialect: _Dialect, first: int) -> Table:
-    begins = True  # the next line is the first of a row
+    """Reads a table with Python's csv module. Raises InputError with the line of an error."""
+    begins = True  # whether the next line is the first of a row
 
     def lines() -> Iterator[str]:
         nonlocal begins
         for line in io.StringIO(text):
-            # Files that were joined keep the byte-order mark that each began with.
+            # Concatenated files keep the byte-order mark of each.
             if begins:
                 line = line.removeprefix(_MARK)
                 begins = False
@@ -190,7 +207,7 @@ def _parsed(name: str, text: str, dialect: _Dialect, first: int) -> Table:
             if row:
                 yield start, row
 
-    limit = csv.field_size_limit(len(text) + 1)  # the default refuses fields above 128 KiB
+    limit = csv.field_size_limit(len(text) + 1)  # the default limit is 128 KiB
     try:
         return table_of_lines(name, rows())
     except csv.Error as error:
@@ -202,20 +219,19 @@ def _parsed(name: str, text: str, dialect: _Dialect, first: int) -> Table:
 
 
 def tab_separated(text: str, first: int = 1) -> list[tuple[int, list[str]]]:
-    """Returns number and fields of every line that is not empty; a quote is a character like any other, as GLUE's files
-    have unpaired ones."""
+    """Splits text into (line number, fields) of each line that is not empty. Quotes are ordinary characters."""
     lines = ((number, line.rstrip("\r").removeprefix(_MARK)) for number, line in enumerate(text.split("\n"), first))
     return [(number, line.split("\t")) for number, line in lines if line]
 
 
 def table_of_lines(name: str, lines: Iterable[tuple[int, list[str]]]) -> Table:
-    """Makes a table of numbered lines of fields, of which the first names the columns.
+    """Makes a table of (line number, fields), of which the first names the columns.
 
-    A line that repeats the header, as in files that were joined, is left out and counted. So is a column without a name
-    that is empty or numbers the rows, as pandas writes its index.
+    A line that repeats the header, as in concatenated files, is left out, and the number of these is logged. A column
+    without a name that is empty or numbers the rows, such as the index that pandas writes, is left out too.
 
     Raises:
-      InputError: a column named twice, or a line that has not a field for each.
+      InputError: a column name occurs twice, or a line has another number of fields.
     """
     header: list[str] = []
     first: list[str] = []
@@ -250,11 +266,12 @@ def table_of_lines(name: str, lines: Iterable[tuple[int, list[str]]]) -> Table:
 
 
 def _counts(values: list[str]) -> bool:
+    """Returns whether a column is empty or holds only numbers."""
     return not any(values) or all(value.isdecimal() for value in values)
 
 
 def _lists(table: Table) -> Table:
-    """The table with columns of lists or objects that were written as text, read."""
+    """Parses the columns whose values are lists or objects that were written as text."""
     columns = {}
     for name, values in table.columns.items():
         if next((value for value in values if value.strip()), "").lstrip()[:1] not in tuple("[{"):

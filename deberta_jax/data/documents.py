@@ -1,8 +1,8 @@
-"""Running text from files, in blocks of about a mebibyte: text, jsonl, parquet; compressed; local or in a bucket.
+"""Reads documents for pre-training from files (text, jsonl, parquet; compressed; local or remote), in blocks of 1 MiB.
 
-A block is a function of the file and of the place that it begins at, so that reading may stop after any block and go
-on there. Documents longer than a block come as several blocks: nothing but one line of jsonl, or the rows that parquet
-stores together, is ever held whole.
+A block depends only on the file and the offset at which it begins, so reading can stop after any block and continue
+there. A document that is longer than a block is read as several blocks. Only a line of jsonl and a row group of parquet
+are held in memory as a whole.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from deberta_jax.data.json_files import parse_json
 from deberta_jax.errors import InputError
 
 BLOCK = 1 << 20
-# Longer texts are given to the tokenizer in pieces, or its own memory would grow with the text.
+# Longer texts are tokenised in parts of this many characters, because a tokenizer's memory grows with the text.
 PIECE = 1 << 17
 LONGEST_LINE = 1 << 28
 _PARQUET_ROWS = 256
@@ -26,31 +26,33 @@ _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 _MARK = re.compile(r"^\ufeff", re.MULTILINE)
 _SUFFIXES = {".txt": "text", ".text": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
-"""Texts -> ids of all, one after the other, and the number of each; such as ``Tokenizer.encode_flat``."""
+"""Converts texts to the ids of all texts one after the other, and the number of ids of each: see ``encode_flat``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """How files are cut into documents."""
+    """Says how files are divided into documents."""
 
     documents: Literal["line", "paragraph", "file"] = "line"
-    """What a document is in a text file: a line, as ``datasets`` reads text; what stands between blank lines, as BERT's
-    and fairseq's files are laid out; or the whole file. A row of jsonl or parquet is always one."""
+    """What a document is in a text file: a line (as in ``datasets``), a paragraph between blank lines (as in the files
+    of BERT and fairseq), or the whole file. In jsonl and parquet each row is a document."""
     text: str = "text"
     """Column of jsonl and parquet that holds the text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Consecutive text of one file.
+    """Holds consecutive text of one file.
 
     Attributes:
-      file, kind: its name; text, jsonl or parquet.
-      content: bytes, or the texts of parquet's rows.
-      start, end: where it begins and ends in the file's decompressed bytes, or in its rows.
-      line: the line of the file, from 1, that it begins in.
-      opens, closes: whether its first document begins in it, and its last one ends.
-      read: how many bytes of the file as it is stored have been read so far.
+      file: the name of the file.
+      kind: "text", "jsonl" or "parquet".
+      content: bytes, or the values of parquet rows.
+      start, end: first and end offset, in decompressed bytes, or in rows of parquet.
+      line: the line, or row, at which it begins, counted from 1.
+      opens: whether its first document begins in this block.
+      closes: whether its last document ends in this block.
+      read: bytes of the stored (compressed) file that have been read so far.
     """
 
     file: str
@@ -65,15 +67,15 @@ class Block:
 
     @property
     def next_line(self) -> int:
-        """The line, or row, that the next block begins in."""
+        """The line, or row, at which the next block begins."""
         return self.line + (self.content.count(b"\n") if isinstance(self.content, bytes) else len(self.content))
 
 
 def text_files(paths: Sequence[str]) -> list[str]:
-    """The files that paths and patterns mean, in the order given, each of a known kind.
+    """Returns the files that match paths and patterns, in the given order.
 
     Raises:
-      InputError: a pattern without a match, a file named twice, a directory, an unknown ending.
+      InputError: a pattern matches no file, a file is given twice, is a directory, or has an unknown suffix.
     """
     files = [file for path in paths for file in matching(str(path))]
     for file in files:
@@ -87,7 +89,7 @@ def text_files(paths: Sequence[str]) -> list[str]:
 
 
 def kind_of(file: str) -> str:
-    """text, jsonl or parquet, by the ending. Raises InputError for another."""
+    """Returns "text", "jsonl" or "parquet", by the suffix of a file. Raises InputError for another suffix."""
     name = Path(file)
     if name.suffix in COMPRESSED:
         name = name.with_suffix("")
@@ -100,10 +102,17 @@ def kind_of(file: str) -> str:
 
 
 def blocks(file: str, source: Source, start: int = 0, line: int = 1) -> Iterator[Block]:
-    """The file's blocks from a place where one of them ended and closed a document.
+    """Yields the blocks of a file, from the beginning or from where a block ended that closed a document.
+
+    Args:
+      file: the name of the file.
+      source: how it is divided into documents.
+      start: ``end`` of that block.
+      line: ``next_line`` of that block.
 
     Raises:
-      InputError: what is no text, no parquet, or not compressed as its ending says; a line of jsonl above 256 MiB.
+      InputError: the file is no text or parquet, is not compressed as its suffix says, or has a line of jsonl above
+        256 MiB.
     """
     kind = kind_of(file)
     with stored(file) as stream:
@@ -121,6 +130,7 @@ def blocks(file: str, source: Source, start: int = 0, line: int = 1) -> Iterator
 def _byte_blocks(
     file: str, content: Any, stream: Any, kind: str, source: Source, start: int, line: int
 ) -> Iterator[Block]:
+    """Yields the blocks of text or jsonl. ``stream`` is the stored file that ``content`` decompresses."""
     how = "line" if kind == "jsonl" else source.documents
     rest, opens, over = b"", True, False
     while True:
@@ -148,7 +158,7 @@ def _byte_blocks(
 
 
 def _last_border(data: bytes, how: str) -> int:
-    """Where the last whole document in ``data`` ends, or -1."""
+    """Returns the offset at which the last complete document in ``data`` ends, or -1."""
     if how == "file":
         return -1
     if how == "line":
@@ -160,9 +170,10 @@ def _last_border(data: bytes, how: str) -> int:
 
 
 def lone_space(data: Any) -> int:
-    """Where to cut a long text, bytes or str: before its last space that has no white space beside it.
+    """Returns the offset at which to split a long text (bytes or str): before its last lone space.
 
-    Both kinds of tokenizers give the two parts the tokens that the whole has. A text without such a space is cut at
+    A lone space has no other white space beside it.
+    Both kinds of tokenizers give the two parts the same tokens as the whole. A text without such a space is split at
     its end, between two characters.
     """
     space: Any = b" " if isinstance(data, bytes) else " "
@@ -177,13 +188,14 @@ def lone_space(data: Any) -> int:
             end -= 1
         if data[end - 1] < 0x80:
             return end
-        # The character that begins here may be whole.
-        width = 2 + (data[end - 1] >= 0xE0) + (data[end - 1] >= 0xF0)
-        return len(data) if len(data) - (end - 1) >= width else end - 1
+        # The character that begins here may be complete.
+        size = 2 + (data[end - 1] >= 0xE0) + (data[end - 1] >= 0xF0)
+        return len(data) if len(data) - (end - 1) >= size else end - 1
     return end
 
 
 def _parquet_blocks(file: str, stream: Any, column: str, start: int) -> Iterator[Block]:
+    """Yields the blocks of a parquet file from row ``start``."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -220,10 +232,10 @@ def _parquet_blocks(file: str, stream: Any, column: str, start: int) -> Iterator
 
 
 def texts_of(block: Block, source: Source) -> list[str]:
-    """The texts of a block's documents, blank ones too.
+    """Returns the texts of the documents of a block, including blank ones.
 
     Raises:
-      InputError: naming file and line of what is no UTF-8, no JSON object, or has no text in its column.
+      InputError: the text is not UTF-8, or a row is no JSON object or has no text in the column; with file and line.
     """
     if block.kind == "parquet":
         for i, value in enumerate(block.content):
@@ -236,7 +248,7 @@ def texts_of(block: Block, source: Source) -> list[str]:
     except UnicodeDecodeError as error:
         at = block.start + error.start
         raise InputError(f"{block.file}: not UTF-8 at byte {at}; convert the file to UTF-8") from None
-    # Files that were joined keep the byte-order mark that each began with.
+    # Concatenated files keep the byte-order mark of each.
     if "\ufeff" in text:
         text = _MARK.sub("", text)
     if block.kind == "jsonl":
@@ -246,7 +258,7 @@ def texts_of(block: Block, source: Source) -> list[str]:
             return [line.rstrip("\r") for line in text.split("\n")]
         return text.split("\n")
     if source.documents == "paragraph":
-        # A block may begin with the blank lines that its predecessor's last paragraph ended with.
+        # A block may begin with the blank lines after the last paragraph of the block before.
         parts = re.split(r"\n(?:[ \t\r]*\n)+", f"\n{text}" if block.opens else text)
         return [part.strip("\r\n") for part in parts]
     return [text]
@@ -254,7 +266,7 @@ def texts_of(block: Block, source: Source) -> list[str]:
 
 def _json_texts(block: Block, text: str, column: str) -> list[str]:
     out = []
-    # Not splitlines: JSON strings may hold U+2028 and its like unescaped.
+    # Not splitlines, because JSON strings may contain U+2028 and similar characters unescaped.
     for number, line in enumerate(text.split("\n"), block.line):
         if not line.strip():
             continue
@@ -275,31 +287,43 @@ def _check_text(value: Any, where: str, column: str) -> None:
 
 
 def encode_block(encode: Encode, block: Block, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of a block's documents one after the other, without special tokens, and int64 how many each has.
+    """Tokenises a block without special tokens.
 
-    A document that is cut by the block's borders has its part here; a blank one has no tokens.
+    Returns:
+      The ids of all documents one after the other, int32 [sum of lengths], and the number of ids of each document,
+      int64 [documents]. Of a document that continues in another block only this part counts; a blank one has 0.
+
+    Raises:
+      InputError: as ``texts_of``.
     """
     texts = texts_of(block, source)
-    pieces: list[str] = []
+    parts: list[str] = []
     owner: list[int] = []
     for i, text in enumerate(texts):
         at = 0
         while len(text) - at > PIECE:
             cut = at + lone_space(text[at : at + PIECE])
-            pieces.append(text[at:cut])
+            parts.append(text[at:cut])
             owner.append(i)
             at = cut
         if at or (text and not text.isspace()):
-            pieces.append(text[at:] if at else text)
+            parts.append(text[at:] if at else text)
             owner.append(i)
-    ids, lengths = encode(pieces)
+    ids, lengths = encode(parts)
     return ids, np.bincount(np.array(owner, np.int64), lengths, len(texts)).astype(np.int64)
 
 
 def join_parts(lengths: np.ndarray, block: Block, carried: int) -> tuple[np.ndarray, int]:
-    """The lengths of the documents that end in a block, without blank ones, and the tokens so far of one that does not.
+    """Joins the parts of documents that continue over several blocks.
 
-    ``carried``: what this returned for the block before.
+    Args:
+      lengths: int64, the lengths that ``encode_block`` returned for the block.
+      block: the block.
+      carried: the second result for the block before; 0 for the first block.
+
+    Returns:
+      The lengths of the documents that end in the block, without blank ones, and the number of tokens so far of the
+      document that continues in the next block.
     """
     lengths = lengths.copy()
     if not block.opens and len(lengths):

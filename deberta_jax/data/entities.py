@@ -1,4 +1,4 @@
-"""Raw texts as the tokens of a tagger: the first token of each word answers for it."""
+"""Tokenises raw texts for a tagger, in which the first token of each word carries the word's tag."""
 
 import re
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ from deberta_jax.data.spans import Span
 from deberta_jax.errors import InputError
 from deberta_jax.text import Tokenizer
 
-# Scripts whose words no blank separates, or whose names have endings attached: a character is a word.
+# Scripts without spaces between words, or whose names have suffixes attached: each character counts as a word.
 _ALONE = (
     "\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
     "\uf900-\ufaff\U00020000-\U0003ffff"
 )
-# A character of those, letters and digits side by side, or any other character alone.
+# One character of these scripts, consecutive letters and digits, or any other single character.
 _WORD = re.compile(rf"[{_ALONE}]|(?:(?![{_ALONE}])\w)+|[^\w\s]")
 
 
 def word_starts(text: str) -> np.ndarray:
-    """Returns for each character of a text, and one beyond, whether a word begins there: bool [len(text) + 1].
+    """Returns for each character of a text, and for its end, whether a word begins there: bool [len(text) + 1].
 
-    A word is a run of letters and digits, or one other character that is not white space; of Chinese, Japanese, Korean,
-    Thai and other scripts that blanks do not separate every character is one.
+    A word is a sequence of letters and digits, or one other character that is not white space. In Chinese, Japanese,
+    Korean, Thai and other scripts without spaces between words, each character is a word.
     """
     starts = np.zeros(len(text) + 1, bool)
     starts[[match.start() for match in _WORD.finditer(text)]] = True
@@ -38,20 +38,23 @@ def text_features(
     *,
     max_length: int,
 ) -> Features:
-    """Tokenises raw texts for a tagger. The first token of each word carries its tag, all others -100.
+    """Tokenises raw texts for a tagger. The first token of each word has its tag as label, all others -100.
 
-    A text longer than ``max_length`` goes on in further windows, so that no word is without an answer.
+    A text longer than ``max_length`` continues in further windows, so every word has a token.
 
     Args:
-      spans: of each text, in order; None: no labels.
-      names: of the tags.
+      tokenizer: the tokenizer.
+      texts: the texts.
+      spans: the labelled spans of each text in order, or None without labels.
+      names: the names of the tags.
+      max_length: the largest number of tokens of a window, including special tokens.
 
     Returns:
-      Features whose ``offsets`` are the characters of a word, at the token that begins it, (0, 0) elsewhere; ``words``
-      numbers the words of a text at those tokens.
+      Features in which ``offsets`` holds the first and end character of a word at its first token, and (0, 0)
+      elsewhere; ``words`` holds the number of the word in its text at these tokens.
 
     Raises:
-      InputError: tags that have no name for a span's.
+      InputError: the label of a span is no tag.
     """
     encoded = tokenizer(
         list(texts),
@@ -99,7 +102,17 @@ def text_features(
 def _words(
     begins: np.ndarray, real: np.ndarray, owner: np.ndarray, offsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The number of each word in its text, and its characters, at the tokens that begin words."""
+    """Returns the number of each word in its text and its characters, at the tokens that begin words.
+
+    Args:
+      begins: bool [N], tokens that begin a word.
+      real: bool [N], tokens that have characters.
+      owner: int [N], the text of each token, ascending.
+      offsets: int [N, 2], first and end character of each token.
+
+    Returns:
+      int32 [N], -1 for all other tokens, and int32 [N, 2], (0, 0) for all other tokens.
+    """
     at = np.flatnonzero(begins)
     words, spread = np.full(len(begins), -1, np.int32), np.zeros((len(begins), 2), np.int32)
     if not len(at):
@@ -114,7 +127,7 @@ def _words(
 
 
 class Tags:
-    """The ids of a span's words in a scheme of tags: IOB2, IOB1 or IO, IOBES, BILOU, whichever the names follow."""
+    """Finds the tags of words in spans, in the scheme of the given names: IOB2, IOB1, IO, IOBES or BILOU."""
 
     def __init__(self, names: Sequence[str]):
         self.ids = {name.casefold(): i for i, name in enumerate(names)}
@@ -124,7 +137,7 @@ class Tags:
         self.names = tuple(names)
 
     def of_word(self, spans: Sequence[Span], start: int, end: int) -> int:
-        """Returns the id of the tag of the word at these characters: of the first span that it shares one with."""
+        """Returns the tag id of the word from ``start`` to ``end``, determined by the first span that overlaps it."""
         span = next((span for span in spans if span.start < end and start < span.end), None)
         if span is None:
             return self._id("O")
@@ -133,6 +146,7 @@ class Tags:
         return self._id(f"{prefix}-{span.label}", f"I-{span.label}", f"B-{span.label}", span.label)
 
     def _id(self, *names: str) -> int:
+        """Returns the id of the first of these names that is a tag. Raises InputError if there is none."""
         for name in names:
             if name.casefold() in self.ids:
                 return self.ids[name.casefold()]

@@ -1,4 +1,4 @@
-"""Tokenised examples in flat arrays, whatever their lengths: kept on disk, mapped into memory, read by index."""
+"""Tokenises examples of any length into flat arrays, which can be cached on disk and mapped into memory."""
 
 import dataclasses
 import logging
@@ -17,7 +17,7 @@ EXAMPLE, TOKEN, SPAN = "example", "token", "span"
 
 @runtime_checkable
 class TokenizerLike(Protocol):
-    """What plain texts need of a tokenizer."""
+    """Declares the method of a tokenizer that plain texts need."""
 
     def encode_ragged(
         self,
@@ -29,20 +29,25 @@ class TokenizerLike(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features:
-    """Texts as tokens: text i is ``ids[starts[i]:starts[i+1]]``, int32, special tokens included.
+    """Holds tokenised texts. Text i has the tokens ``ids[starts[i]:starts[i+1]]``.
 
-    An example is ``choices`` texts one after the other (1 but in multiple choice; a choice that an example lacks is a
-    text of no tokens).
+    An example consists of ``choices`` consecutive texts: 1, or more in multiple choice, where a missing choice is a
+    text without tokens. N is the number of all tokens, n that of texts.
 
     Attributes:
-      types: token type ids, int8, beside ``ids``.
-      labels: by ``level``: of each example, int32 or float32 [n] or float32 [n, C]; of each token, int32 beside ``ids``
-        (-100: none); or the first and last token of the answer in each text, int32 [n, 2] (-1: not in this text).
-      row: the row of the table that each text is from, int32.
-      offsets: where each token is in its text, int32 [N, 2], characters; (0, 0) outside the part that answers are in.
-        Of a tagger's raw texts: where each word is, at the token that begins it.
-      words: the word that each token begins, int32 beside ``ids``; -1 for all others.
-      cut: the examples that were longer than the limit and lost something.
+      ids: int32 [N], token ids including special tokens.
+      types: int8 [N], token type ids.
+      starts: int64 [n + 1], the first token of each text.
+      labels: depends on ``level``. For EXAMPLE, of each example: int32 or float32 [examples], or float32 [examples, C].
+        For TOKEN, of each token: int32 [N], -100 for none. For SPAN, the first and last token of the answer in each
+        text: int32 [n, 2], -1 if it is not in this text.
+      level: EXAMPLE, TOKEN or SPAN: what has a label.
+      choices: texts per example.
+      row: int32 [n], the row of the table of each text.
+      offsets: int32 [N, 2], first and end character of each token in its text, (0, 0) outside the context. For the raw
+        texts of a tagger: those of each word, at its first token.
+      words: int32 [N], the number of the word that a token begins; -1 for all others.
+      cut: number of texts that were longer than the limit, and were truncated or split.
     """
 
     ids: np.ndarray
@@ -57,15 +62,16 @@ class Features:
     cut: int = 0
 
     def __len__(self) -> int:
-        """Examples."""
+        """Returns the number of examples."""
         return (len(self.starts) - 1) // self.choices
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text."""
+        """The number of tokens of each text: int64 [n]."""
         return np.diff(self.starts)
 
     def texts_of(self, example: int) -> range:
+        """Returns the indices of the texts of an example."""
         return range(example * self.choices, (example + 1) * self.choices)
 
 
@@ -77,7 +83,15 @@ def make_features(
     max_length: int,
     labels: np.ndarray | None = None,
 ) -> Features:
-    """Tokenises texts or pairs, cutting the longer part's end where an example exceeds ``max_length`` tokens."""
+    """Tokenises texts or pairs. Where one exceeds ``max_length`` tokens, the end of the longer part is removed.
+
+    Args:
+      tokenizer: the tokenizer.
+      texts: the texts, or the first parts of pairs.
+      text_pairs: the second parts, or None.
+      max_length: the largest number of tokens, including special tokens.
+      labels: the labels of the examples, if any.
+    """
     encoded = tokenizer.encode_ragged(texts, text_pairs, max_length=max_length)
     lengths = np.asarray([len(ids) for ids, _ in encoded], np.int64)
     at_limit = np.flatnonzero(lengths >= max_length).tolist()
@@ -103,7 +117,15 @@ def choice_features(
     max_length: int,
     labels: np.ndarray | None = None,
 ) -> Features:
-    """Each example's choices as pairs of texts; examples with fewer choices than others get texts of no tokens."""
+    """Tokenises the choices of each example as pairs of texts. Missing choices become texts without tokens.
+
+    Args:
+      tokenizer: the tokenizer.
+      firsts: for each example the first parts of its pairs.
+      seconds: for each example the second parts.
+      max_length: the largest number of tokens of a pair.
+      labels: int32 [examples], the right choices, if known.
+    """
     count = max(map(len, firsts))
     flat = make_features(
         tokenizer, [a for row in firsts for a in row], [b for row in seconds for b in row], max_length=max_length
@@ -117,9 +139,15 @@ def choice_features(
 def word_features(
     tokenizer: Tokenizer, sentences: Sequence[list[str]], tags: Sequence[Sequence[int]] | None, *, max_length: int
 ) -> Features:
-    """Pre-split words; the first token of each word carries its tag, all others -100.
+    """Tokenises sentences that are split into words. The first token of each word has its tag as label, others -100.
 
-    A sentence longer than ``max_length`` goes on in further texts, so that no word is without an answer.
+    A sentence longer than ``max_length`` continues in further texts, so every word has a token.
+
+    Args:
+      tokenizer: the tokenizer.
+      sentences: the words of each sentence.
+      tags: the tag ids of the words, or None without labels.
+      max_length: the largest number of tokens of a text.
     """
     encoded = tokenizer(
         list(sentences), max_length=max_length, truncation="only_first", stride=0, is_split_into_words=True
@@ -128,8 +156,8 @@ def word_features(
     ids, words = _flat(encoded.input_ids), _flat(encoded.word_ids)
     lengths = np.asarray([len(text) for text in encoded.input_ids], np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    # A word is begun by the token whose predecessor is of another word of the same sentence. A text may begin within
-    # a word; the token before it, in the text before, then is of the same word.
+    # A token begins a word if the token before it belongs to another word or sentence. A text may begin within a word:
+    # then the token before it, in the text before, belongs to the same word.
     owner = np.repeat(row, lengths)
     real = words >= 0
     key = np.where(real, owner.astype(np.int64) << 32 | words.astype(np.int64), -1)
@@ -164,14 +192,21 @@ def span_features(
     max_length: int,
     stride: int,
 ) -> Features:
-    """``[CLS] question [SEP] context [SEP]`` in windows that overlap by ``stride`` tokens of the context.
+    """Tokenises questions with their contexts: ``[CLS] question [SEP] context [SEP]``.
+
+    A long context is split into windows that overlap by ``stride`` tokens.
 
     Args:
-      answers: the characters of each context that answer, first and one beyond the last, or None for "no answer"; a
-        window without the whole answer is taught its first token, [CLS], as BERT's script does.
+      tokenizer: the tokenizer.
+      questions: the questions.
+      contexts: their contexts.
+      answers: first and end character of each answer in its context, or None if a question has no answer. The label of
+        a window without the whole answer is its first token, [CLS], as in BERT's script. None without labels.
+      max_length: the largest number of tokens of a window.
+      stride: tokens that consecutive windows share.
 
     Raises:
-      InputError: a question that leaves no room for the context.
+      InputError: a question leaves no room for the context.
     """
     limit = max_length - stride - 4  # [CLS], two [SEP], and one token beyond the overlap
     lengths = [len(ids) - 2 for ids, _ in tokenizer.encode_ragged(questions)]
@@ -216,23 +251,25 @@ def span_features(
 
 
 def _answer_tokens(offsets: np.ndarray, context: np.ndarray, answer: tuple[int, int]) -> tuple[int, int]:
-    """First and last token of the answer, (0, 0) where the text does not hold all of it."""
+    """Returns the first and last token of the answer; (0, 0) if the text does not contain all of it."""
     first, last = answer[0], answer[1] - 1
     inside = np.flatnonzero(context & (offsets[:, 0] < offsets[:, 1]))
     if not len(inside) or offsets[inside[0], 0] > first or offsets[inside[-1], 1] <= last:
         return 0, 0
-    # Offsets ascend: the first token that ends beyond the answer's first character, the last that begins by its last.
+    # Offsets ascend. The answer begins with the first token that ends after the answer's first character, and ends with
+    # the last token that begins at or before the answer's last character.
     begin = inside[np.searchsorted(offsets[inside, 1], first, side="right")]
     end = inside[np.searchsorted(offsets[inside, 0], last, side="right") - 1]
     return int(begin), int(max(begin, end))
 
 
 def _flat(rows: Any) -> np.ndarray:
+    """Concatenates rows to one int32 array."""
     return np.concatenate([np.asarray(row) for row in rows]).astype(np.int32)
 
 
 def log_cut(features: Features, where: str, max_length: int) -> None:
-    """Logs how many examples were longer than the limit, and whether they lost something."""
+    """Logs how many texts were longer than the limit, and whether they were truncated or split."""
     if not features.cut:
         return
     count = int((features.lengths > 0).sum()) if features.row is None else int(features.row.max()) + 1
@@ -244,7 +281,11 @@ def log_cut(features: Features, where: str, max_length: int) -> None:
 
 
 def check_vocabulary(features: Features, vocab_size: int, where: str) -> None:
-    """Raises InputError where an id has no row in the word table; on a device such a lookup cannot fail."""
+    """Checks that all ids have word embeddings; on a device, a lookup of other ids would not fail.
+
+    Raises:
+      InputError: an id is outside the vocabulary.
+    """
     top = int(features.ids.max())
     if top >= vocab_size:
         raise InputError(

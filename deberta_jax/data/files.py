@@ -1,6 +1,6 @@
-"""Files by a path or a pattern: local ones, those in a zip as ``CoLA.zip/CoLA/train.tsv``, and ``gs://`` ones.
+"""Finds and reads data files: local ones, files in a zip (``CoLA.zip/CoLA/train.tsv``), and ``gs://`` objects.
 
-Any of them may be compressed with gzip (``.gz``) or Zstandard (``.zst``).
+All of them may be compressed with gzip (``.gz``) or Zstandard (``.zst``).
 """
 
 import fnmatch
@@ -20,10 +20,10 @@ COMPRESSED = (".gz", ".zst")
 
 
 def matching(path: str) -> list[str]:
-    """The files that a path or pattern means, sorted; a path is itself, whether there is a file or not.
+    """Returns the sorted names of the files that match a pattern; a path is returned even if no file exists.
 
     Raises:
-      InputError: a pattern that matches none.
+      InputError: the pattern matches no file.
     """
     names = found(path) if storage.is_pattern(path) else [path]
     if not names:
@@ -32,7 +32,7 @@ def matching(path: str) -> list[str]:
 
 
 def found(path: str) -> list[str]:
-    """The files that there are of a path or pattern, sorted. Raises InputError for a zip that cannot be read."""
+    """Returns the sorted names of existing files that match a path or pattern. Raises InputError for a damaged zip."""
     inside = None if storage.is_remote(path) else _split(path)
     if inside is None:
         return storage.matching(path)
@@ -42,7 +42,7 @@ def found(path: str) -> list[str]:
 
 
 def ending(path: str) -> str:
-    """Returns the ending that says what a file holds, in lower case and without that of its compression."""
+    """Returns the suffix of a file in lower case, without that of its compression."""
     name = Path(path)
     if name.suffix.lower() in COMPRESSED:
         name = name.with_suffix("")
@@ -50,13 +50,13 @@ def ending(path: str) -> str:
 
 
 def decompressed(path: str, stream: Any) -> tuple[Any, tuple[type[Exception], ...]]:
-    """Opens what a binary stream holds, by the ending of its path.
+    """Opens a binary stream for decompression, by the suffix of its path.
 
     Returns:
-      A binary stream of the decompressed bytes, and the exceptions that it raises where the file is damaged.
+      A binary stream of the decompressed bytes, and the exceptions that it raises if the file is damaged.
 
     Raises:
-      InputError: a ``.zst`` without the library for it.
+      InputError: the library for ``.zst`` is missing.
     """
     compression = Path(path).suffix.lower()
     if compression == ".gz":
@@ -74,7 +74,7 @@ def decompressed(path: str, stream: Any) -> tuple[Any, tuple[type[Exception], ..
 
 
 def read_content(path: str) -> bytes:
-    """Returns the contents of a file, decompressed. Raises InputError where there are none, or they are damaged."""
+    """Returns the decompressed contents of a file. Raises InputError if it cannot be read or is damaged."""
     content, damage = decompressed(path, io.BytesIO(read_bytes(path)))
     try:
         return content.read()
@@ -84,7 +84,7 @@ def read_content(path: str) -> bytes:
 
 @contextmanager
 def stored(path: str) -> Iterator[BinaryIO]:
-    """Yields the bytes of a file as they are stored. Raises InputError where there are none to read."""
+    """Yields a file opened for reading the stored bytes. Raises InputError if it cannot be read."""
     try:
         with storage.opened(path) as stream:
             yield stream
@@ -96,7 +96,7 @@ def stored(path: str) -> Iterator[BinaryIO]:
 
 
 def read_bytes(path: str) -> bytes:
-    """Returns the bytes of a file as they are stored. Raises InputError where there are none to read."""
+    """Returns the stored bytes of a file, which may be in a zip. Raises InputError if it cannot be read."""
     inside = None if storage.is_remote(path) else _split(path)
     if inside is None:
         with stored(path) as stream:
@@ -109,7 +109,7 @@ def read_bytes(path: str) -> bytes:
 
 
 def members(archive: Path) -> list[str]:
-    """The files in a zip, sorted. Raises InputError for one that cannot be read."""
+    """Returns the sorted names of the files in a zip. Raises InputError if it cannot be read."""
     with _opened(archive) as file:
         return sorted(name for name in file.namelist() if not name.endswith("/"))
 
@@ -124,7 +124,7 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _split(path: str) -> tuple[Path, str] | None:
-    """The zip that a path leads into, and the name in it."""
+    """Splits a path into a zip and the name in it; None if no part of the path is a zip."""
     for parent in Path(path).parents:
         if parent.suffix == ".zip" and parent.is_file():
             return parent, Path(path).relative_to(parent).as_posix()
@@ -132,5 +132,6 @@ def _split(path: str) -> tuple[Path, str] | None:
 
 
 def _matches(name: str, pattern: str) -> bool:
+    """Returns whether a name in a zip matches a pattern, in which wildcards do not match ``/``."""
     ours, theirs = PurePosixPath(name).parts, PurePosixPath(pattern).parts
     return len(ours) == len(theirs) and all(map(fnmatch.fnmatchcase, ours, theirs))

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, and folders that ``save_to_disk`` wrote, through the library ``datasets``."""
+"""Reads data sets of the Hugging Face hub and directories of ``save_to_disk``, with the library ``datasets``."""
 
 import hashlib
 import json
@@ -16,18 +16,19 @@ _FOLDER, _FOLDERS = "state.json", "dataset_dict.json"
 
 
 def is_dataset(path: str) -> bool:
-    """Returns whether a path is ``hub:NAME...`` or a folder that ``save_to_disk`` wrote."""
+    """Returns whether a path is ``hub:NAME...`` or a directory that ``save_to_disk`` wrote."""
     return path.startswith(PREFIX) or any((Path(path) / name).is_file() for name in (_FOLDER, _FOLDERS))
 
 
 def read_dataset(path: str) -> Table:
     """Reads one split of a data set, with the names of its classes.
 
-    ``hub:OWNER/NAME``, ``hub:OWNER/NAME/CONFIG`` and ``hub:NAME/CONFIG``, each with ``@SPLIT`` behind it where there
-    are several; or a folder of ``save_to_disk``, a split's where there are several.
+    Args:
+      path: ``hub:OWNER/NAME``, ``hub:OWNER/NAME/CONFIG`` or ``hub:NAME/CONFIG``, followed by ``@SPLIT`` if there are
+        several splits; or a directory of ``save_to_disk``, or of a split in it.
 
     Raises:
-      InputError: no such data set, several splits, or ``datasets`` missing.
+      InputError: the data set does not exist, has several splits, or ``datasets`` is missing.
     """
     try:
         import datasets  # pyright: ignore[reportMissingImports]
@@ -44,7 +45,7 @@ def read_dataset(path: str) -> Table:
 
 
 def digest(path: str) -> str:
-    """Returns the SHA-256 of a file, of all files of a folder of ``save_to_disk``, or of a hub's rows."""
+    """Returns the SHA-256 in hex of a file, of a directory of ``save_to_disk``, or of the rows of a hub data set."""
     if path.startswith(PREFIX):
         table = read_dataset(path)
         content = json.dumps([table.columns, dict(table.class_names)], sort_keys=True, default=str).encode()
@@ -62,6 +63,7 @@ def digest(path: str) -> str:
 
 
 def _from_hub(datasets: Any, path: str) -> tuple[Any, str]:
+    """Loads ``hub:...`` and returns the data set and the name of the split, "" if none is given."""
     name, _, split = path.removeprefix(PREFIX).partition("@")
     parts = name.split("/")
     if not all(parts) or len(parts) > 3:
@@ -78,13 +80,15 @@ def _from_hub(datasets: Any, path: str) -> tuple[Any, str]:
 
 
 def _call(path: str, load: Any, *arguments: str) -> Any:
+    """Calls a function of ``datasets`` and converts its errors to InputError."""
     try:
         return load(*arguments)
-    except Exception as error:  # of any library that it reads with
+    except Exception as error:  # of any library that datasets uses
         raise InputError(f"{path}: cannot be loaded ({reason(error)[:300]})") from None
 
 
 def _one_split(path: str, found: dict[str, Any], split: str) -> Any:
+    """Returns the named split, or the only one. Raises InputError if it does not exist or is ambiguous."""
     how = f"{path.partition('@')[0]}@NAME" if path.startswith(PREFIX) else f"{path}/NAME"
     if not split and len(found) == 1:
         return next(iter(found.values()))

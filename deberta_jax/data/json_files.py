@@ -1,4 +1,4 @@
-"""Tables of JSON: an array of objects, an object a line, SQuAD's documents, and pandas' objects of columns."""
+"""Reads JSON files: arrays of objects, one object per line, SQuAD's documents, and the columns that pandas writes."""
 
 import json
 import logging
@@ -16,6 +16,7 @@ _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a dict of a JSON object. Raises ValueError if a key occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -27,10 +28,14 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def parse_json(where: str, text: str) -> Any:
-    """Returns the value of a JSON text.
+    """Parses a JSON text.
+
+    Args:
+      where: file and line, for messages.
+      text: the JSON text.
 
     Raises:
-      InputError: text that is no JSON, names a key twice, or is too deep or long a number to be read.
+      InputError: the text is not JSON, has a key twice, is nested too deeply, or has a number with too many digits.
     """
     try:
         return _DECODER.decode(text)
@@ -42,15 +47,15 @@ def parse_json(where: str, text: str) -> Any:
 
 
 def read_jsonl(name: str, text: str) -> Table:
-    """Reads an object a line, or one array of objects. Raises InputError with the line of anything else."""
+    """Reads one object per line, or an array of objects. Raises InputError with the line of anything else."""
     return _read(name, text, lines=True)
 
 
 def read_json(name: str, text: str) -> Table:
-    """Reads an array of objects, an object a line, SQuAD 1 or 2 (a question a row), or what pandas' ``to_json`` writes.
+    """Reads an array of objects, one object per line, SQuAD 1 or 2 (one row per question), or pandas' ``to_json``.
 
     Raises:
-      InputError: JSON of another form, or no JSON.
+      InputError: the file is not JSON, or has another form.
     """
     return _read(name, text, lines=False)
 
@@ -61,7 +66,7 @@ def _read(name: str, text: str, *, lines: bool) -> Table:
 
 
 def _table(name: str, text: str, *, lines: bool) -> Table:
-    # Not splitlines: JSON strings may hold U+2028 and its like unescaped.
+    # Not splitlines, because JSON strings may contain U+2028 and similar characters unescaped.
     split = ((number, line.removeprefix("\ufeff")) for number, line in enumerate(text.split("\n"), 1))
     numbered = [(number, line) for number, line in split if line.strip()]
     if not numbered:
@@ -79,7 +84,7 @@ def _table(name: str, text: str, *, lines: bool) -> Table:
 
 
 def _is_row(value: Any, *, lines: bool) -> bool:
-    """Whether a file's only value is a row, and not a document of many."""
+    """Returns whether the only value of a file is a row, rather than a document with many rows."""
     if not isinstance(value, dict):
         return True
     scalars = any(not isinstance(field, (dict, list)) for field in value.values())
@@ -92,12 +97,12 @@ def _is_json(text: str) -> bool:
     except json.JSONDecodeError:
         return False
     except (ValueError, RecursionError):
-        pass  # the one who parses it says what is wrong
+        pass  # parsing it later raises the right error
     return True
 
 
 def _array_items(name: str, text: str) -> list[tuple[int, Any]]:
-    """The elements of an array, each with the line that it begins in; with its number where there is but one line."""
+    """Returns (line, value) of the elements of an array; in a file of one line, (number of the element, value)."""
     items: list[tuple[int, Any]] = []
     at, line, counted = text.index("[") + 1, 1, 0
     blank = re.compile(r"[ \t\r\n]*")
@@ -130,6 +135,7 @@ def _array_items(name: str, text: str) -> list[tuple[int, Any]]:
 
 
 def _rows(name: str, items: Sequence[tuple[int, Any]]) -> Table:
+    """Makes a table of (line, object). A string counts as an object with the key ``text``."""
     rows: list[dict[str, Any]] = []
     for number, item in items:
         row = {"text": item} if isinstance(item, str) else item
@@ -142,7 +148,7 @@ def _rows(name: str, items: Sequence[tuple[int, Any]]) -> Table:
 
 
 def _document(name: str, value: dict[str, Any]) -> Table:
-    """A file of one object: SQuAD's, one with its rows under ``data``, or one of columns."""
+    """Reads a file that is one object: SQuAD's, one with its rows under ``data``, or one of columns."""
     data = value.get("data")
     if isinstance(data, list) and data and all(isinstance(row, dict) and "paragraphs" not in row for row in data):
         return _rows(name, list(enumerate(data, 1)))
@@ -156,6 +162,7 @@ def _document(name: str, value: dict[str, Any]) -> Table:
 
 
 def _squad(name: str, content: Any) -> Table:
+    """Makes a table of SQuAD's JSON, with one row per question. Raises InputError if it has another form."""
     try:
         rows = [
             {
@@ -182,7 +189,7 @@ def _squad(name: str, content: Any) -> Table:
 
 
 def _answers(value: Any) -> Any:
-    """A list of answers as an object of lists, the form of the hub's copies; what has another form stays."""
+    """Converts a list of answers to an object of lists, as in the hub's copies. Other values stay as they are."""
     if value is None:
         value = []
     if isinstance(value, list) and all(isinstance(a, dict) and "text" in a and "answer_start" in a for a in value):
@@ -191,7 +198,7 @@ def _answers(value: Any) -> Any:
 
 
 def _without_surrogates(table: Table) -> Table:
-    """Replaces halves of surrogate pairs, which no text can hold, by U+FFFD, as the tokenizers do."""
+    """Replaces lone surrogates, which UTF-8 cannot represent, by U+FFFD, as the tokenizers do."""
     count = 0
 
     def clean(value: Any) -> Any:

@@ -1,6 +1,6 @@
-"""What the label column means: which problem it poses, and the id of each label.
+"""Interprets label columns: finds the type of problem, and converts labels to ids.
 
-One rule says which label a value names, for every kind of task: see ``label_name``.
+For all kinds of tasks, ``label_name`` decides which label a value means.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ _log = logging.getLogger(__name__)
 
 REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classification", "multi_label_classification"
 
-# More whole numbers than this are a quantity to predict, not names of classes.
+# A column with more different integers than this is a regression.
 _MOST_NUMBERED_CLASSES = 50
-# What pandas, Python and databases write for a value that is not there.
+# What pandas, Python and databases write for a missing value.
 _MISSING = frozenset(("", "nan", "NaN", "None", "null", "NULL", "<NA>"))
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _TRUTH = ("false", "true")
@@ -33,21 +33,23 @@ SKIP = "mend the row, or leave such rows out with --skip-unlabelled"
 
 @dataclasses.dataclass(frozen=True)
 class LabelSpec:
-    """``problem_type`` as in ``config.json``; ``names`` in the order of the ids (one name for regression)."""
+    """Describes the labels of a task."""
 
     problem_type: str
+    """As in ``config.json``."""
     names: tuple[str, ...]
+    """Names in the order of their ids; one name for a regression."""
 
 
 def label_name(value: Any) -> str | None:
-    """Returns the name of the label that a value of a file means; None where it means that there is none.
+    """Returns the name of the label that a value of a file means, or None if it means that there is none.
 
-    Equal numbers are one label, written as integers where they are whole (``1``, ``1.0`` and ``"1.0"`` are ``1``).
-    True and False are ``true`` and ``false`` however they are written. Text is composed (NFC), blanks around it do not
-    count. None, NaN, empty text and the words that writers leave for a missing value (nan, None, null) are no label.
+    Equal numbers are one label, written as an integer if possible (``1``, ``1.0`` and ``"1.0"`` are ``1``). True and
+    False are ``true`` and ``false`` in any case. Text is normalised to NFC without white space around it. None, NaN,
+    empty text and the usual words for a missing value (nan, None, null) are no label.
 
     Raises:
-      ValueError: a list or an object.
+      ValueError: the value is a list or an object.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -72,7 +74,7 @@ def _name_of_text(text: str) -> str | None:
 
 
 def number_of(value: Any) -> int | None:
-    """Returns the whole number that a value of a file is, also as text or as 1.0; None for any other value."""
+    """Converts a value of a file that is an integer, also as text or as 1.0, to int; returns None for other values."""
     try:
         name = label_name(value)
     except ValueError:
@@ -81,16 +83,19 @@ def number_of(value: Any) -> int | None:
 
 
 def generic_names(count: int) -> tuple[str, ...]:
-    """Returns LABEL_0, LABEL_1, ...: the names of labels that nobody has named."""
+    """Returns LABEL_0, LABEL_1, ...: the names of labels without names."""
     return tuple(f"LABEL_{i}" for i in range(count))
 
 
 class LabelIds:
     """Finds the ids of labels.
 
-    A value is a label's if it is its name, else if both are the same label by ``label_name``, else if they differ in
-    case alone (the released checkpoints shout ENTAILMENT where the task's files say entailment). 1 and 0 are true and
-    false. Of a model whose labels nobody has named (LABEL_0, ...) the ids are names too.
+    A value matches a label if it is equal to its name, or else if ``label_name`` gives both the same name, or else if
+    these names differ only in case (released checkpoints have ENTAILMENT where the files of the task have entailment).
+    1 and 0 match true and false. For labels without names (LABEL_0, ...) the ids match too.
+
+    Args:
+      names: the names of the labels in the order of their ids.
     """
 
     def __init__(self, names: Sequence[str]):
@@ -99,7 +104,7 @@ class LabelIds:
         self.canonical = [label_name(name) or name for name in names]
         folded = [name.casefold() for name in self.canonical]
         self.exact = dict(zip(names, range(len(names)), strict=True))
-        # A way to write the names serves only where it keeps them distinct.
+        # (function of a name, result -> id), tried in order. A function is used only if it keeps the names distinct.
         self.layers = [(str, self._numbered(self.canonical)), (str.casefold, self._numbered(folded))]
         if sorted(folded) == list(_TRUTH):
             self.layers.append((str, self._numbered([str(_TRUTH.index(name)) for name in folded])))
@@ -117,7 +122,7 @@ class LabelIds:
         return {key: i for i, key in enumerate(keys)} if len(set(keys)) == len(keys) else {}
 
     def find(self, value: Any) -> int | None:
-        """Returns the id of the label that a value names, or None. Raises ValueError for a list or an object."""
+        """Returns the id of the label that a value means, or None. Raises ValueError for a list or an object."""
         if isinstance(value, str) and value in self.exact:
             return self.exact[value]
         name = label_name(value)
@@ -132,22 +137,27 @@ class LabelIds:
         return None
 
     def by_number(self, written: Any, number: Any) -> int | None:
-        """Returns the number of a label as its id, or None where there is no such id; ``tell`` then names both."""
+        """Returns ``number`` if it is the id of a label, else None. Notes a different name for ``log_renamed``.
+
+        Args:
+          written: the name that the file gives the label.
+          number: its number in the file.
+        """
         if type(number) is not int or not 0 <= number < len(self.names):
             return None
         if str(written) not in (self.names[number], str(number) if self.unnamed else None):
             self.others[str(written)] = self.names[number]
         return number
 
-    def tell(self, where: str) -> None:
-        """Logs the values found so far that are written otherwise than the labels' names."""
+    def log_renamed(self, where: str) -> None:
+        """Logs the values found so far that differ from the names of their labels. ``where`` names the file."""
         if self.others:
             pairs = ", ".join(f"{ours} as {theirs}" for ours, theirs in sorted(self.others.items()))
             _log.info("%s: labels are read as the model's: %s", where, pairs)
 
 
 def same_labels(ours: Sequence[str], theirs: Sequence[str]) -> bool:
-    """Returns whether these are the same labels, in any order and however they are written; ids are no names."""
+    """Returns whether two lists have the same labels, in any order and spelling; ids do not count as names."""
     if len(ours) != len(theirs) or tuple(ours) == generic_names(len(ours)) != tuple(theirs):
         return False
     ids = LabelIds(ours)
@@ -156,7 +166,13 @@ def same_labels(ours: Sequence[str], theirs: Sequence[str]) -> bool:
 
 
 def value_of(table: Table, column: str, row: int) -> Any:
-    """Returns a value of a label column; numbers of which the file names the classes as those names, -1 as None."""
+    """Returns a value of a label column.
+
+    If the file names the classes of the column, their numbers are converted to names, and -1 to None.
+
+    Raises:
+      InputError: a number has no name.
+    """
     value = table.column(column)[row]
     names = table.class_names.get(column)
     if names is None:
@@ -173,14 +189,14 @@ def value_of(table: Table, column: str, row: int) -> Any:
 
 
 def discover_labels(table: Table, column: str) -> LabelSpec:
-    """Reads the problem off the column: numbers that are not all whole make a regression, lists of names several labels
-    a text, anything else classes.
+    """Determines the type of problem and the labels from a column.
 
-    Classes are those that the file names, in its order; else those found, sorted, as numbers where all of them are
-    whole numbers.
+    Numbers that are not all integers give a regression, lists of names give several labels per text, and all other
+    values give classes. The classes are those that the file names, in its order; otherwise those in the column, sorted,
+    numerically if all are integers.
 
     Raises:
-      InputError: a missing value, the same in every row, or more classes than half the rows.
+      InputError: a value is missing, all rows have the same, or there are more classes than half the rows.
     """
     named = tuple(label_name(name) or name for name in table.class_names.get(column, ()))
     if any(isinstance(value, list) for value in table.column(column)):
@@ -211,11 +227,19 @@ def discover_labels(table: Table, column: str) -> LabelSpec:
 
 
 def encode_labels(table: Table, columns: Sequence[str], spec: LabelSpec) -> np.ndarray:
-    """Label ids, int32 [n]; for a regression float32 [n]; for several labels a text float32 [n, C] of 0 and 1, from one
-    column of lists of names or from a column of 0 and 1 a label.
+    """Converts label columns to an array.
+
+    Args:
+      table: the table.
+      columns: one column; or, for several labels per text, one column of 0 and 1 per label.
+      spec: the labels.
+
+    Returns:
+      Label ids, int32 [n]; for a regression the numbers, float32 [n]; for several labels per text 0 and 1,
+      float32 [n, C].
 
     Raises:
-      InputError: a label that ``spec`` does not have, or a value that is no finite number; with the line.
+      InputError: a label is unknown, or a number is not finite; with the line.
     """
     if spec.problem_type == MULTI_LABEL:
         return _several(table, columns, spec)
@@ -224,12 +248,18 @@ def encode_labels(table: Table, columns: Sequence[str], spec: LabelSpec) -> np.n
         return np.asarray([_quantity(table, column, row) for row in range(len(table))], np.float32)
     ids = LabelIds(spec.names)
     out = np.asarray([_id(table, column, row, ids) for row in range(len(table))], np.int32)
-    ids.tell(table.name)
+    ids.log_renamed(table.name)
     return out
 
 
 def unlabelled_rows(table: Table, columns: Sequence[str], known: Collection[str] = ()) -> list[int]:
-    """Returns the rows that have no label in one of these columns. ``known``: names that are labels in any case."""
+    """Returns the rows that have no label in one of the columns.
+
+    Args:
+      table: the table.
+      columns: the label columns.
+      known: names that are labels even if they are usual words for a missing value.
+    """
     out = []
     for row in range(len(table)):
         values = [value_of(table, column, row) for column in columns]
@@ -241,13 +271,14 @@ def unlabelled_rows(table: Table, columns: Sequence[str], known: Collection[str]
 
 
 def _several(table: Table, columns: Sequence[str], spec: LabelSpec) -> np.ndarray:
+    """Returns the labels of texts with several labels: float32 [n, C] of 0 and 1."""
     out = np.zeros((len(table), len(spec.names)), np.float32)
     ids = LabelIds(spec.names)
     if len(columns) == 1:
         for row in range(len(table)):
             for name in _names(table, columns[0], row):
                 out[row, _known_id(table, columns[0], row, ids, name)] = 1
-        ids.tell(table.name)
+        ids.log_renamed(table.name)
         return out
     for column in columns:
         at = _known_id(table, column, 0, ids, column)
@@ -256,11 +287,12 @@ def _several(table: Table, columns: Sequence[str], spec: LabelSpec) -> np.ndarra
             if name not in ("0", "1", *_TRUTH):
                 raise InputError(f"{table.where(row)}: {column!r} is {name!r}; several label columns hold 0 or 1")
             out[row, at] = name in ("1", "true")
-    ids.tell(table.name)
+    ids.log_renamed(table.name)
     return out
 
 
 def _id(table: Table, column: str, row: int, ids: LabelIds) -> int:
+    """Returns the label id of a row. Raises InputError if it has no known label."""
     value = value_of(table, column, row)
     try:
         found = ids.find(value)
@@ -272,6 +304,7 @@ def _id(table: Table, column: str, row: int, ids: LabelIds) -> int:
 
 
 def _known_id(table: Table, column: str, row: int, ids: LabelIds, name: str) -> int:
+    """Returns the id of a label by name. Raises InputError if it is unknown."""
     found = ids.find(name)
     if found is None:
         known = shorten(ids.names)
@@ -280,6 +313,7 @@ def _known_id(table: Table, column: str, row: int, ids: LabelIds, name: str) -> 
 
 
 def _quantity(table: Table, column: str, row: int) -> float:
+    """Returns the label of a row in a regression. Raises InputError if it is no finite number."""
     value = table.column(column)[row]
     try:
         number = float(label_name(value) or "nan")
@@ -299,6 +333,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _names(table: Table, column: str, row: int) -> list[str]:
+    """Returns the label names of a row with several labels. Raises InputError if they are no list of names."""
     value = value_of(table, column, row)
     if not isinstance(value, list):
         raise InputError(f"{table.where(row)}: {column!r} is {shown(value)}; a list of labels is needed")
@@ -312,6 +347,7 @@ def _names(table: Table, column: str, row: int) -> list[str]:
 
 
 def _name(table: Table, column: str, row: int) -> str:
+    """Returns the label name of a row. Raises InputError if it has none."""
     value = value_of(table, column, row)
     try:
         name = label_name(value)
@@ -323,5 +359,6 @@ def _name(table: Table, column: str, row: int) -> str:
 
 
 def shorten(names: Sequence[str], most: int = 10) -> str:
+    """Returns at most ``most`` names for a message, and how many more there are."""
     listed = ", ".join(map(repr, names[:most]))
     return listed if len(names) <= most else f"{listed} and {len(names) - most} more"

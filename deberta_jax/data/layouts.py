@@ -1,4 +1,4 @@
-"""What annotation tools and spreadsheets write, as the columns that tasks have: a text or a sentence a row."""
+"""Converts tables of annotation tools and spreadsheets to the columns of tasks, with one text or sentence per row."""
 
 import collections
 import logging
@@ -19,13 +19,17 @@ _NUMBERED = re.compile(r"\D{0,20}\d+")
 
 
 def arrange(table: Table, *, words: bool) -> Table:
-    """Returns the table with a text, or a sentence, a row.
+    """Converts a table to one text or sentence per row.
 
-    Understood are Label Studio's tasks, Prodigy's (a task that was not accepted has no label), and with ``words`` a
-    table of a word a row, whose sentences a column numbers. Other tables stay as they are.
+    It recognises the tasks of Label Studio and of Prodigy, in which a task that was not accepted has no label. Other
+    tables are returned as they are.
+
+    Args:
+      table: the table of the file.
+      words: whether to recognise a table with one word per row and a column that numbers the sentences.
 
     Raises:
-      InputError: a task of Label Studio that cannot be used, with its line.
+      InputError: a task of Label Studio cannot be used; with its line.
     """
     columns = table.columns
     if "data" in columns and ("annotations" in columns or "completions" in columns):
@@ -36,13 +40,16 @@ def arrange(table: Table, *, words: bool) -> Table:
 
 
 def named_column(table: Table, names: tuple[str, ...]) -> str | None:
-    """Returns the first of these columns that the table has, in upper or lower case."""
+    """Returns the first of these columns that the table has, regardless of case, or None."""
     folded = {name.casefold(): name for name in reversed(table.columns)}
     return next((folded[name] for name in names if name in folded), None)
 
 
 def _sentences(table: Table) -> Table:
-    """A word a row: the first column of sentences' numbers, which may stand at the first word alone."""
+    """Joins a table with one word per row to sentences, by a column that numbers them.
+
+    The number may be given at the first word of each sentence only.
+    """
     sentence = next((name for name in table.columns if _numbers_sentences(table, name)), None)
     word = named_column(table, WORD_COLUMNS)
     if sentence is None or word is None or not all(isinstance(value, str) for value in table.columns[word]):
@@ -67,7 +74,7 @@ def _sentences(table: Table) -> Table:
 
 
 def _numbers_sentences(table: Table, name: str) -> bool:
-    """A column named so, and not one of the sentences themselves."""
+    """Returns whether a column has a name such as "Sentence #" and numbers sentences, rather than contains them."""
     match = _SENTENCE.fullmatch(name)
     if match is None:
         return False
@@ -76,17 +83,19 @@ def _numbers_sentences(table: Table, name: str) -> bool:
 
 
 def _prodigy(table: Table) -> Table:
+    """Converts the tasks of Prodigy. Those that were not accepted have None as ``spans``."""
     answers = table.columns["answer"]
     rest = {row for row, answer in enumerate(answers) if answer not in ("accept", None)}
     if rest:
         _log.info("%s: %d of %d tasks were not accepted; they have no label", table.name, len(rest), len(table))
     spans = [None if row in rest else spans or [] for row, spans in enumerate(table.columns["spans"])]
-    # Its tokens are objects; the text has all that they say.
+    # Prodigy's tokens are objects that repeat the text.
     kept = {name: values for name, values in table.columns.items() if name not in ("tokens", "answer")}
     return Table(table.name, {**kept, "spans": spans}, table.lines, table.parts)
 
 
 def _label_studio(table: Table) -> Table:
+    """Converts the tasks of Label Studio to ``text`` with ``spans`` or ``label``."""
     annotations = table.columns.get("annotations") or table.columns["completions"]
     texts, spans, choices, several = [], [], [], 0
     for row, data in enumerate(table.columns["data"]):
@@ -114,7 +123,11 @@ def _label_studio(table: Table) -> Table:
 
 
 def _text(table: Table, row: int, data: Any, results: list[Any]) -> str:
-    """The text of a task of Label Studio: the field that its results are about, else the only one of text."""
+    """Returns the text of a Label Studio task: the field to which its results refer, or its only text field.
+
+    Raises:
+      InputError: there is no such field.
+    """
     fields = (
         {name: value for name, value in data.items() if isinstance(value, str)} if isinstance(data, Mapping) else {}
     )

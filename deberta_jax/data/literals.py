@@ -1,4 +1,4 @@
-"""Lists and objects that were written into a field of a csv file as text: by JSON, Python or numpy."""
+"""Parses lists and objects that JSON, Python or numpy wrote as text into a field of a csv file."""
 
 import ast
 import json
@@ -17,13 +17,13 @@ _DEEPEST = 20
 
 
 def parse_literal(text: str) -> Any:
-    """Returns the list or dict that ``text`` is the printed form of.
+    """Parses the printed form of a list or dict.
 
-    Understood are JSON, Python's ``repr`` of lists, tuples and dicts, and numpy's printed arrays, whose elements have
-    no commas between them (Python itself would join ``['a' 'b']`` to one string).
+    It reads JSON, Python's ``repr`` of lists, tuples and dicts, and numpy's printed arrays, whose elements are not
+    separated by commas (Python would join ``['a' 'b']`` to one string).
 
     Raises:
-      ValueError: anything else, a list that was printed with ``...`` for what it leaves out among it.
+      ValueError: the text has another form, such as a list that was abbreviated with ``...``.
     """
     stripped = text.strip()
     if not stripped or stripped[0] not in "[{":
@@ -40,7 +40,7 @@ def parse_literal(text: str) -> Any:
 
 
 class _Parser:
-    """Reads one value after the other from a text."""
+    """Parses values from the tokens of a text. Raises ValueError if it has another form."""
 
     def __init__(self, text: str):
         self.tokens: list[tuple[str, str]] = []
@@ -55,15 +55,18 @@ class _Parser:
         self.at = 0
 
     def peek(self) -> str | None:
+        """Returns the next token without consuming it, or None at the end."""
         return self.tokens[self.at][1] if self.at < len(self.tokens) else None
 
     def take(self, expected: str | None = None) -> tuple[str, str]:
+        """Consumes the next token, which must be ``expected`` if given, and returns its kind and text."""
         if self.at == len(self.tokens) or (expected is not None and self.tokens[self.at][1] != expected):
             raise ValueError("not the printed form of a list")
         self.at += 1
         return self.tokens[self.at - 1]
 
     def value(self, depth: int) -> Any:
+        """Consumes and returns one value, which is nested ``depth`` levels deep."""
         if depth > _DEEPEST:
             raise ValueError("too deep")
         kind, token = self.take()
@@ -103,7 +106,7 @@ class _Parser:
         if word == "array" and self.peek() == "(":
             self.take()
             value = self.value(depth + 1)
-            while self.peek() == ",":  # dtype=object
+            while self.peek() == ",":  # such as "dtype=object"
                 self.take()
                 self.take("dtype")
                 self.take("=")
@@ -119,8 +122,9 @@ class _Parser:
 
 
 def _string(token: str) -> str:
+    """Returns the value of a quoted string."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # '\d' is a backslash and a d
+        warnings.simplefilter("ignore", SyntaxWarning)  # '\d' is valid: a backslash and a d
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             return ast.literal_eval(token)

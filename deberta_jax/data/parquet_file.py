@@ -1,4 +1,4 @@
-"""Tables of parquet, and the names of classes that the Hugging Face hub keeps in a file's schema."""
+"""Reads parquet files, and the names of classes that ``datasets`` stores in their schema."""
 
 import io
 import json
@@ -10,10 +10,14 @@ from deberta_jax.errors import InputError
 
 
 def read_parquet(name: str, content: bytes) -> Table:
-    """Reads parquet. Values are what its types mean in Python; ``class_names`` are those in the schema's metadata.
+    """Reads a parquet file. Values have the Python types of pyarrow's ``to_pydict``.
+
+    Args:
+      name: the name of the file, for messages.
+      content: its bytes.
 
     Raises:
-      InputError: content that is no parquet, two columns of one name, or pyarrow missing.
+      InputError: the file is not parquet, has two columns of one name, or pyarrow is missing.
     """
     try:
         import pyarrow as pa
@@ -29,7 +33,7 @@ def read_parquet(name: str, content: bytes) -> Table:
 
 
 def table_of_arrow(name: str, table: Any) -> Table:
-    """Makes a table of one of pyarrow's. Raises InputError for two columns of one name."""
+    """Converts a table of pyarrow. Raises InputError for two columns of one name."""
     names = table.column_names
     if len(set(names)) < len(names):
         raise InputError(f"{name}: the file names a column twice: {', '.join(names)}")
@@ -41,9 +45,9 @@ def table_of_arrow(name: str, table: Any) -> Table:
 
 
 def class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
-    """Returns the names of the classes of columns, by their numbers, from what ``datasets`` writes into a schema.
+    """Returns the class names of columns, in the order of their numbers, from the metadata that ``datasets`` writes.
 
-    Metadata that cannot be read names nothing.
+    Metadata that cannot be read gives {}.
     """
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
@@ -54,7 +58,7 @@ def class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
 
 
 def names_of(feature: Any) -> tuple[str, ...]:
-    """Returns the names of a ClassLabel, or of a list of them; () for any other feature."""
+    """Returns the class names of a ClassLabel, or of a list of ClassLabels; () for any other feature."""
     while True:
         if isinstance(feature, list) and len(feature) == 1:
             feature = feature[0]

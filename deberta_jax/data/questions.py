@@ -1,7 +1,7 @@
-"""Answers to questions about a text: the forms that files have them in, and one rule for "no answer".
+"""Reads answers to questions about a text, in the forms that files have them, and decides which have none.
 
-A question has no answer where its answers are empty or missing, where ``is_impossible`` is true, or where the texts of
-its answers are empty. Reading, labelling, metrics and "may there be none" all ask this module.
+A question has no answer if its answers are empty or missing, if ``is_impossible`` is true, or if the texts of its
+answers are empty. Reading, labels and metrics all use this module.
 """
 
 import bisect
@@ -17,13 +17,13 @@ IMPOSSIBLE = "is_impossible"
 
 
 def answer_lists(table: Table, column: str, row: int) -> tuple[list[str], list[int]]:
-    """Returns texts and starts (in characters) of a row's answers; two empty lists where it has no answer.
+    """Returns the texts and starts (in characters) of a row's answers; two empty lists if it has no answer.
 
-    Understood are ``{"text": [...], "answer_start": [...]}`` (the hub's form), ``[{"text": ..., "answer_start": ...}]``
-    (SQuAD's), and a text with its start in a column ``answer_start``. A start may be written as text or as 30.0.
+    It reads ``{"text": [...], "answer_start": [...]}`` (as on the hub), ``[{"text": ..., "answer_start": ...}]`` (as in
+    SQuAD), and a text whose start is in the column ``answer_start``. A start may be text, or 30.0.
 
     Raises:
-      InputError: another form, with the line.
+      InputError: the answers have another form; with the line.
     """
     value = table.column(column)[row]
     if _is_impossible(table, row):
@@ -39,6 +39,7 @@ def answer_lists(table: Table, column: str, row: int) -> tuple[list[str], list[i
 
 
 def _is_impossible(table: Table, row: int) -> bool:
+    """Returns whether ``is_impossible`` is true. Raises InputError if it is neither true nor false."""
     values = table.columns.get(IMPOSSIBLE)
     if values is None:
         return False
@@ -52,6 +53,7 @@ def _is_impossible(table: Table, row: int) -> bool:
 
 
 def _parts(value: Any, start: Any) -> tuple[list[str], list[Any]]:
+    """Returns the texts and starts of answers in any form. Raises TypeError, KeyError if they have another."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return [], []
     if isinstance(value, dict):
@@ -70,6 +72,7 @@ def _parts(value: Any, start: Any) -> tuple[list[str], list[Any]]:
 
 
 def _start(value: Any) -> int:
+    """Returns the start of an answer. Raises ValueError if it is no non-negative integer."""
     number = None if isinstance(value, bool) else number_of(value)
     if number is None or number < 0:
         raise ValueError
@@ -77,9 +80,9 @@ def _start(value: Any) -> int:
 
 
 def locate(context: str, text: str, start: int) -> int | None:
-    """Returns where ``text`` stands in ``context``, at ``start`` or as near to it as it does; None where it does not.
+    """Returns the position of ``text`` in ``context`` that is closest to ``start``, or None if it does not occur.
 
-    A start that was counted in the UTF-16 units of JavaScript and Java is understood first.
+    If ``text`` is at ``start``, or at ``start`` counted in UTF-16 units (as in JavaScript and Java), that is returned.
     """
     if context.startswith(text, start):
         return start
@@ -94,11 +97,19 @@ def locate(context: str, text: str, start: int) -> int | None:
 
 
 def answer_span(table: Table, column: str, row: int, context: str) -> tuple[int, int, bool] | None:
-    """Returns the first and the last character, one beyond, of a row's first answer, and whether its start had to be
-    corrected; None where the question has no answer.
+    """Finds the first answer of a row in its context.
+
+    Args:
+      table: the table.
+      column: the column of answers.
+      row: the row.
+      context: the text of the context.
+
+    Returns:
+      First and end character, and whether the start in the file was wrong; None if the question has no answer.
 
     Raises:
-      InputError: an answer that is not in its context.
+      InputError: the answer is not in its context.
     """
     texts, starts = answer_lists(table, column, row)
     if not texts:

@@ -155,7 +155,7 @@ def encode_tags(table: Table, text: str, label: str, names: Sequence[str]) -> li
                 f"known tags: {shorten(tuple(names), 20)}"
             )
         out.append(found)
-    ids.tell(table.name)
+    ids.log_renamed(table.name)
     return out
 
 
