@@ -264,10 +264,10 @@ def objective(case: Case, out: Any, batch: Mapping[str, Any]) -> jax.Array:
 
 
 LOSSES = {
-    "masked-lm": losses.masked_lm_loss,
+    "masked-lm": losses.cross_entropy,
     "token-classification": losses.cross_entropy,
     "sequence-classification": losses.cross_entropy,
-    "multiple-choice": losses.multiple_choice_loss,
+    "multiple-choice": losses.cross_entropy,
     "replaced-token-detection": losses.replaced_token_loss,
     "regression": losses.mean_squared_error,
     "multi_label": losses.binary_cross_entropy,

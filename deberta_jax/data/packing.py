@@ -2,11 +2,33 @@
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from deberta_jax.data.features import EXAMPLE, SPAN, TOKEN, Features
+
+T = TypeVar("T")
+
+
+class OpenRows(Generic[T]):
+    """Keeps the rows that have room, each with a number and a value, and finds the best fit for an item."""
+
+    def __init__(self):
+        self._rows: list[tuple[int, int, T]] = []  # ascending
+
+    def add(self, room: int, number: int, value: T) -> None:
+        """Adds a row with room for ``room`` tokens. No two rows with the same room have the same number."""
+        bisect.insort(self._rows, (room, number, value))
+
+    def take(self, size: int) -> tuple[int, int, T] | None:
+        """Removes and returns the fullest row that holds ``size`` tokens, of equal ones the lowest number, or None."""
+        at = bisect.bisect_left(self._rows, (size,))
+        return self._rows.pop(at) if at < len(self._rows) else None
+
+    def __iter__(self) -> Iterator[tuple[int, int, T]]:
+        return iter(self._rows)
 
 
 def pack(lengths: np.ndarray, row_length: int, slots: int) -> tuple[np.ndarray, int]:
@@ -15,19 +37,15 @@ def pack(lengths: np.ndarray, row_length: int, slots: int) -> tuple[np.ndarray, 
     A row holds at most ``row_length`` tokens and ``slots`` items. An item longer than a row must not be.
     """
     rows = np.empty(len(lengths), np.int64)
-    free: list[tuple[int, int, int]] = []  # (tokens left, row, slots left), ascending
+    open_rows: OpenRows[int] = OpenRows()  # by number, with their free slots
     count = 0
     for i in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[i])
-        at = bisect.bisect_left(free, (length, -1, -1))
-        if at < len(free):
-            left, row, places = free.pop(at)
-        else:
-            left, row, places = row_length, count, slots
-            count += 1
+        room, row, free_slots = open_rows.take(length) or (row_length, count, slots)
+        count = max(count, row + 1)
         rows[i] = row
-        if places > 1 and left > length:
-            bisect.insort(free, (left - length, row, places - 1))
+        if free_slots > 1 and room > length:
+            open_rows.add(room - length, row, free_slots - 1)
     return rows, count
 
 

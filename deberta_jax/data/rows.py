@@ -8,13 +8,14 @@ the best fit, the longest first): the cost is that of the number of lengths, not
 """
 
 import dataclasses
-from bisect import bisect_left, insort
+import itertools
 from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from deberta_jax.data.corpus import Corpus
+from deberta_jax.data.packing import OpenRows
 from deberta_jax.errors import InputError
 
 Layout = Literal["packed", "contiguous"]
@@ -104,39 +105,34 @@ def pack_histogram(counts: np.ndarray, row_length: int) -> list[Pattern]:
 
     Equal rows are one pattern, so the cost is of the number of sizes.
     """
-    open_rows: dict[int, list[Pattern]] = {}  # tokens left -> patterns
-    spaces: list[int] = []  # the keys, ascending
+    open_rows: OpenRows[Pattern] = OpenRows()
     done: list[Pattern] = []
+    number = itertools.count(0, -1)  # of rows with the same room the newest is taken first
 
-    def put(pattern: Pattern, left: int) -> None:
-        if left < 1:
+    def put(pattern: Pattern, room: int) -> None:
+        if room < 1:
             done.append(pattern)
-        elif left in open_rows:
-            open_rows[left].append(pattern)
         else:
-            open_rows[left] = [pattern]
-            insort(spaces, left)
+            open_rows.add(room, next(number), pattern)
 
     for size in np.flatnonzero(counts)[::-1].tolist():
         items = int(counts[size])
         while items:
-            at = bisect_left(spaces, size)
-            if at == len(spaces):
+            found = open_rows.take(size)
+            if found is None:
                 # New rows hold as many of this size as fit; of the last row, what is left.
                 each = min(row_length // size, items)
                 put(Pattern((size,) * each, items // each), row_length - each * size)
                 items %= each
                 continue
-            left = spaces[at]
-            pattern = open_rows[left].pop()
-            if not open_rows[left]:
-                del open_rows[left], spaces[at]
+            room, _, pattern = found
             used = min(items, pattern.repeats)
             if used < pattern.repeats:
-                put(dataclasses.replace(pattern, repeats=pattern.repeats - used), left)
-            put(Pattern((*pattern.sizes, size), used), left - size)
+                put(dataclasses.replace(pattern, repeats=pattern.repeats - used), room)
+            put(Pattern((*pattern.sizes, size), used), room - size)
             items -= used
-    return done + [pattern for left in spaces for pattern in open_rows[left]]
+    oldest_first = sorted(open_rows, key=lambda row: (row[0], -row[1]))
+    return done + [pattern for _, _, pattern in oldest_first]
 
 
 class PackedRows:

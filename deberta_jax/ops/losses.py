@@ -118,16 +118,6 @@ def span_loss(
     return value / jnp.where(weight > 0, weight, 1.0), weight
 
 
-def multiple_choice_loss(scores: Float[Array, "B C"], labels: Int[Array, "..."]) -> Items:
-    """Cross-entropy over the choices; labels [B], negative ignored."""
-    return cross_entropy(scores, labels)
-
-
-def masked_lm_loss(logits: Float[Array, "B P V"], labels: Int[Array, "B P"]) -> Items:
-    """Cross-entropy over the vocabulary; negative labels, tokens that were not masked, are ignored."""
-    return cross_entropy(logits, labels)
-
-
 def replaced_token_loss(logits: Float[Array, "B T"], labels: Int[Array, "B T"]) -> Items:
     """Binary cross-entropy of "this token was replaced"; labels 1, 0, negative for padding."""
     counts = labels >= 0

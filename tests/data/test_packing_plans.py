@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from deberta_jax.data.features import SPAN, TOKEN, Features
 from deberta_jax.data.packing import Packing, choose_packing, pack, packed_batch
+from deberta_jax.data.rows import pack_histogram
 
 
 @settings(deadline=None)
@@ -20,6 +21,33 @@ def test_rows_hold_what_is_put_into_them_and_are_few(lengths, slots):
     # Best fit decreasing is within 11/9 of the best there is, and one row; with slots to spare.
     if slots == 9 and lengths.min() * 9 > 32:
         assert count <= 11 / 9 * -(-int(lengths.sum()) // 32) * 2 + 1
+
+
+def best_fit(lengths, row_length, slots):
+    """The row of each item by the definition: longest first, into the row with least room that holds it."""
+    rows, room = [0] * len(lengths), []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fits = [(left, row) for row, (left, free) in enumerate(room) if left >= lengths[i] and free]
+        row = min(fits)[1] if fits else len(room)
+        if row == len(room):
+            room.append((row_length, slots))
+        room[row] = (room[row][0] - lengths[i], room[row][1] - 1)
+        rows[i] = row
+    return rows, [left for left, _ in room]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 24), min_size=1, max_size=90), st.integers(1, 9))
+def test_both_packers_are_best_fit(lengths, slots):
+    rows, room = best_fit(lengths, 24, slots)
+    found, count = pack(np.array(lengths), 24, slots)
+    assert (found.tolist(), count) == (rows, len(room))
+    # By sizes alone: as many rows, filled alike; which rows of equal room are taken first does not change that.
+    patterns = pack_histogram(np.bincount(lengths), 24)
+    left = [24 - sum(pattern.sizes) for pattern in patterns for _ in range(pattern.repeats)]
+    assert sorted(left) == sorted(best_fit(lengths, 24, 25)[1])
+    sizes = [size for pattern in patterns for _ in range(pattern.repeats) for size in pattern.sizes]
+    assert sorted(sizes) == sorted(lengths)
 
 
 def test_row_counts_hold_every_batch_and_are_multiples():

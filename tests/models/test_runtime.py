@@ -35,7 +35,7 @@ def loss_and_gradients(drop: bool = False, **runtime):
             deterministic=not drop,
             rngs=rngs,
         )
-        return losses.weighted_mean(*losses.masked_lm_loss(out.logits, batch["labels"])), out.logits
+        return losses.weighted_mean(*losses.cross_entropy(out.logits, batch["labels"])), out.logits
 
     return execute(jax.value_and_grad(loss, has_aux=True), params, batch), batch["attention_mask"] != 0
 
@@ -121,7 +121,7 @@ def train_step(model, length: int = 16, scored: int = 4):
                 deterministic=False,
                 rngs={"dropout": key},
             )
-            return losses.weighted_mean(*losses.masked_lm_loss(out.logits, batch["labels"]))
+            return losses.weighted_mean(*losses.cross_entropy(out.logits, batch["labels"]))
 
         value, gradients = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(gradients, state, params)
