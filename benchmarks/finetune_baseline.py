@@ -13,7 +13,6 @@ its questions are long. With a core for each of several jobs, ``OMP_NUM_THREADS=
 
 import argparse
 import collections
-import dataclasses
 import json
 import math
 import statistics
@@ -31,11 +30,11 @@ import deberta_jax
 from deberta_jax import DebertaConfig
 from deberta_jax.data.batches import Order, TrainingBatches, pad_batch, pad_texts
 from deberta_jax.data.tables import Table, read_table
-from deberta_jax.data.tasks import read_task
 from deberta_jax.inference.predict import Predictor, model_inputs
-from deberta_jax.inference.tasks import TaskOptions, settle_options, settle_task
-from deberta_jax.models import MODELS
+from deberta_jax.models import HEADS
 from deberta_jax.sharding import global_batch, make_mesh
+from deberta_jax.tasks import TaskOptions, resolve_options, resolve_task
+from deberta_jax.tasks.named import read_task
 from deberta_jax.training.experiment import Optimization
 from deberta_jax.training.optimizers import make_optimizer
 from deberta_jax.training.state import make_state, parameters_of, state_shardings
@@ -85,7 +84,7 @@ def tables(data: Path, name: str) -> tuple[TaskOptions, Table, Table]:
         table = read_table(data / "qa" / "xquad_en_train.json")
         cut = len(table) * 4 // 5
         train, held_out = table.select(range(cut)), table.select(range(cut, len(table)))
-    return dataclasses.replace(options, **settle_options(options, train)), train, held_out
+    return resolve_options(options, train), train, held_out
 
 
 def texts_of(table: Table, options: TaskOptions) -> list[str]:
@@ -120,7 +119,7 @@ def ours(task, model, params, batches, held, held_out, pad_id, seed) -> float:
         if shape not in programs:
             programs[shape] = compile_step(step, state, shardings, batch, mesh)
         state, _ = programs[shape](state, global_batch(batch, mesh))
-    predictor = Predictor(model, pad_id, max_length=256, mesh=mesh, read=task.read, per_token=task.per_token)
+    predictor = Predictor(model, pad_id, max_length=256, mesh=mesh)
     return task.metrics(predictor.logits(state.params, held), held, held_out)[task.metric]
 
 
@@ -164,19 +163,22 @@ def theirs(task, directory, batches, held, held_out, pad_id, seed) -> float:
             logits = torch.stack([out.start_logits, out.end_logits], -1).numpy()
         else:
             logits = out.logits.numpy()
-        found += [row[: held.lengths[i]] if task.per_token else row[None] for i, row in zip(part, logits, strict=True)]
+        found += [
+            row[: held.lengths[i]] if HEADS[task.head].per_token else row[None]
+            for i, row in zip(part, logits, strict=True)
+        ]
     return task.metrics(np.concatenate(found), held, held_out)[task.metric]
 
 
 def compare(data: Path, name: str, args) -> dict:
     options, train, held_out = tables(data, name)
     train = train.select(np.random.default_rng(0).permutation(len(train))[: args.examples].tolist())
-    task = settle_task(options, train)
+    task = resolve_task(options, train)
     found: collections.defaultdict[str, list[float]] = collections.defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = deberta_jax.train_tokenizer(texts_of(train, options), VOCABULARY, Path(folder) / "tokenizer")
         features, held = (task.features(t, tokenizer, args.max_length, labelled=True) for t in (train, held_out))
-        model = MODELS[task.head](task.configure(CONFIG))
+        model = HEADS[task.head].model(task.configure(CONFIG))
         for seed in range(args.seeds):
             params = jax.jit(lambda key: deberta_jax.init_params(model, key))(jax.random.key(seed))
             directory = Path(folder) / f"seed{seed}"

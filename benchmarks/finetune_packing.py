@@ -20,10 +20,10 @@ import numpy as np
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification, init_params, train_tokenizer
 from deberta_jax.data.batches import Order, TrainingBatches, pad_batch
 from deberta_jax.data.labels import LabelSpec
-from deberta_jax.data.tasks import read_task
 from deberta_jax.inference.predict import model_inputs
-from deberta_jax.inference.tasks import TextTask
 from deberta_jax.sharding import global_batch, make_mesh
+from deberta_jax.tasks import TextTask
+from deberta_jax.tasks.named import read_task
 from deberta_jax.training.experiment import Optimization
 from deberta_jax.training.optimizers import make_optimizer
 from deberta_jax.training.state import abstract_state, make_state, parameters_of, state_shardings

@@ -23,7 +23,7 @@ from deberta_jax.planning.planner import make_plan
 from deberta_jax.planning.report import ESTIMATE, Plan, as_json
 from deberta_jax.planning.request import Request, make_request
 from deberta_jax.presets import PRESETS
-from deberta_jax.training.experiment import Runtime
+from deberta_jax.training.experiment import RunOptions
 
 SLICES = ("v5e-16", "v5e-256", "v5p-128", "v6e-256")
 LENGTH, ROWS = 512, 8  # of a chip
@@ -39,7 +39,7 @@ def request(model: str, topology: str, job: str, rows: int, length: int = LENGTH
         batch_size=rows * target.chips,
         length=length,
         dtype="bfloat16",
-        runtime=Runtime(**runtime),
+        runtime=RunOptions(**runtime),
     )
 
 

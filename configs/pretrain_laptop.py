@@ -7,7 +7,7 @@ stand beside it.
     deberta-jax pretrain mlm --config configs/pretrain_laptop.py:mlm --model DIR --train A.txt --eval B.txt --output RUN
 """
 
-from deberta_jax.training.experiment import Optimization, Pretraining, PretrainMLM, PretrainRTD, Runtime
+from deberta_jax.training.experiment import Optimization, Pretraining, PretrainMLM, PretrainRTD, RunOptions
 
 
 def get_config(kind: str) -> Pretraining:
@@ -19,7 +19,7 @@ def get_config(kind: str) -> Pretraining:
         "max_length": 64,
         "mask_share": 0.2,
         "eval_every": 1000,
-        "runtime": Runtime(log_every=50, checkpoint_every=500),
+        "runtime": RunOptions(log_every=50, checkpoint_every=500),
     }
     if kind == "mlm":
         return PretrainMLM(

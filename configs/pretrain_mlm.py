@@ -8,7 +8,7 @@ what they mean, that the last tenth of a row is almost never masked, is had by `
     deberta-jax pretrain mlm --config configs/pretrain_mlm.py:base --tokenizer TOK --train TOKENS --eval F --output RUN
 """
 
-from deberta_jax.training.experiment import Optimization, PretrainMLM, Runtime
+from deberta_jax.training.experiment import Optimization, PretrainMLM, RunOptions
 from deberta_jax.training.recipes import recipe
 
 # Architecture, batch size, warm-up in steps.
@@ -38,5 +38,5 @@ def get_config(size: str = "base") -> PretrainMLM:
         optimization=Optimization(
             learning_rate=1e-4, warmup=warmup, schedule="original", bias_correction=False, weight_decay=0.01
         ),
-        runtime=Runtime(remat="dots", log_every=100, checkpoint_every=1000),
+        runtime=RunOptions(remat="dots", log_every=100, checkpoint_every=1000),
     )

@@ -10,7 +10,7 @@ Their weight of the discriminator's loss is 10; the papers' is 50, which is the 
         microsoft/deberta-v3-small/pytorch_model.generator.bin --train TOKENS --eval F --output RUN
 """
 
-from deberta_jax.training.experiment import Optimization, PretrainRTD, Runtime
+from deberta_jax.training.experiment import Optimization, PretrainRTD, RunOptions
 from deberta_jax.training.recipes import recipe
 
 # Architecture, learning rate, batch size, steps.
@@ -39,5 +39,5 @@ def get_config(size: str = "base") -> PretrainRTD:
         optimization=Optimization(
             learning_rate=rate, warmup=10_000, schedule="original", bias_correction=False, weight_decay=0.01
         ),
-        runtime=Runtime(remat="dots", log_every=100, checkpoint_every=1000),
+        runtime=RunOptions(remat="dots", log_every=100, checkpoint_every=1000),
     )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.models import MODELS, Model, abstract_params
+from deberta_jax.models import HEADS, Model, abstract_params
 from deberta_jax.ops import losses
 
 Arrays = dict[str, np.ndarray]
@@ -82,7 +82,7 @@ class Case:
         return dataclasses.replace(DebertaConfig.from_hf(self.raw), long_positions=self.long_positions)
 
     def model(self, **runtime: Any) -> Model:
-        return MODELS[self.head](self.config, **runtime)
+        return HEADS[self.head].model(self.config, **runtime)
 
     @property
     def lengths(self) -> list[int]:

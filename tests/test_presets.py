@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from deberta_jax.models import MODELS, abstract_params, logical_axes
+from deberta_jax.models import HEADS, abstract_params, logical_axes
 from deberta_jax.presets import PRESETS
 
 # Bare encoder; transformers' models on PyTorch's meta device.
@@ -69,17 +69,17 @@ def test_there_are_ten_released_architectures_and_their_mnli_models():
 def test_parameter_counts_of_every_head(name):
     config, base = PRESETS[name], name.removesuffix("-mnli")
     for head, size in head_sizes(config).items():
-        assert count(MODELS[head](config)) == ENCODER[base] + size, head
+        assert count(HEADS[head].model(config)) == ENCODER[base] + size, head
     if name == base:
-        assert count(MODELS["sequence-classification"](config)) == WITH_TWO_LABELS[name]
+        assert count(HEADS["sequence-classification"].model(config)) == WITH_TWO_LABELS[name]
     decoder = dataclasses.replace(config, mask_decoder=True)
     table = config.max_position_embeddings * config.hidden_size
-    assert count(MODELS["masked-lm"](decoder)) == ENCODER[base] + head_sizes(config)["masked-lm"] + table
+    assert count(HEADS["masked-lm"].model(decoder)) == ENCODER[base] + head_sizes(config)["masked-lm"] + table
 
 
-@pytest.mark.parametrize("head", MODELS)
+@pytest.mark.parametrize("head", HEADS)
 def test_every_array_has_a_name_for_each_axis(head):
-    model = MODELS[head](PRESETS["deberta-v2-xlarge"], param_dtype=jnp.bfloat16)
+    model = HEADS[head].model(PRESETS["deberta-v2-xlarge"], param_dtype=jnp.bfloat16)
     names = {"embed", "heads", "kv", "mlp", "vocab", "relpos", "layers", None}
 
     def check(leaf, axes):

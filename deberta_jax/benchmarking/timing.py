@@ -12,10 +12,10 @@ import numpy as np
 from deberta_jax.benchmarking.cases import Case, count_tokens, make_batch
 from deberta_jax.data.labels import SINGLE_LABEL, LabelSpec
 from deberta_jax.inference.predict import Predictor
-from deberta_jax.inference.tasks import TextTask
 from deberta_jax.models import init_params, prepare_for_inference
 from deberta_jax.sharding import global_batch, make_mesh
-from deberta_jax.training.experiment import Finetune, Runtime, compute_dtype
+from deberta_jax.tasks import TextTask
+from deberta_jax.training.experiment import Finetune, RunOptions, compute_dtype
 from deberta_jax.training.finetune import finetune_objective
 from deberta_jax.training.flops import forward_flops, peak_flops
 from deberta_jax.training.objective import prepare_step
@@ -89,7 +89,7 @@ def _experiment(case: Case) -> Finetune:
         batch_size=case.rows,
         max_length=case.length,
         dtype=case.dtype,
-        runtime=Runtime(attention=case.attention),  # pyright: ignore[reportArgumentType]
+        runtime=RunOptions(attention=case.attention),  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -100,7 +100,7 @@ def _compile_forward(case: Case, batch: dict[str, np.ndarray]) -> tuple[Any, Cal
     model, params = prepare_for_inference(model, jax.jit(lambda: init_params(model, jax.random.key(0)))())
     params = jax.device_put(params, everywhere)
     batch = {name: array for name, array in batch.items() if name != "labels"}
-    program = Predictor(model, 0, max_length=case.length, batch_size=case.rows, mesh=mesh, read=_TASK.read).forward
+    program = Predictor(model, 0, max_length=case.length, batch_size=case.rows, mesh=mesh).forward
     with jax.set_mesh(mesh):
         arrays = global_batch(batch, mesh)
         compiled = program.lower(params, arrays).compile()

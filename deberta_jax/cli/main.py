@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import tyro
 
 from deberta_jax import storage
+from deberta_jax.cli.plugins import import_plugins
 from deberta_jax.errors import InputError
 
 # Verb -> what it does; the module of that name in this package has Args and run.
@@ -50,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(argv: list[str]) -> None:
     """Runs a command; an error of the user's becomes one line and an exit code."""
-    command = importlib.import_module(f"deberta_jax.cli.{argv[0]}")
     try:
+        argv = import_plugins(argv)
+        command = importlib.import_module(f"deberta_jax.cli.{argv[0]}")
         command.run(command.parse(argv[1:]) if hasattr(command, "parse") else parse(command.Args, argv))
     except InputError as error:
         _fail(" ".join(str(error).split("\n")))
@@ -100,7 +102,9 @@ def _write_utf_8() -> None:
 def usage() -> str:
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
-    return "\n".join(["usage: deberta-jax COMMAND ...; `deberta-jax COMMAND --help` tells its arguments", "", *lines])
+    plugin = "--plugin MODULE, with any command, imports a Python module of yours that adds heads or kinds of task"
+    first = "usage: deberta-jax COMMAND ...; `deberta-jax COMMAND --help` tells its arguments"
+    return "\n".join([first, "", *lines, "", plugin])
 
 
 def _fail(message: str, code: int = 2) -> None:

@@ -14,10 +14,10 @@ from deberta_jax import hub
 from deberta_jax.data.batches import length_buckets, pad_texts, plan_in_order
 from deberta_jax.data.features import Features, check_vocabulary, make_features
 from deberta_jax.errors import InputError
-from deberta_jax.models import Model, prepare_for_inference
+from deberta_jax.models import Model, Runtime, prepare_for_inference
 from deberta_jax.sharding import batch_sharding, global_batch, make_mesh
 from deberta_jax.text import Tokenizer, load_tokenizer
-from deberta_jax.weights import from_pretrained, tokenizer_directory
+from deberta_jax.weights import load, tokenizer_directory
 
 FILL_MASK = "fill-mask"
 
@@ -91,10 +91,9 @@ class MaskFiller:
 def load_mask_filler(
     model: str | Path,
     *,
-    dtype: Any,
+    runtime: Runtime,
     max_length: int | None,
     batch_size: int,
-    attention: str,
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
 ) -> MaskFiller:
@@ -106,9 +105,7 @@ def load_mask_filler(
     directory, mesh = hub.resolve(model), make_mesh()
     tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
     source = model if hub.split(str(model))[1] else directory
-    network, params = from_pretrained(
-        source, head="masked-lm", dtype=dtype, attention=attention, ignore=ignore, base_model=base_model
-    )
+    network, params, _ = load(source, "masked-lm", runtime, ignore=ignore, base_model=base_model)
     network, params = prepare_for_inference(network, params)
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     everywhere = batch_sharding(mesh)

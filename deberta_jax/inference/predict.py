@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from deberta_jax.data.batches import length_buckets, pad_texts, plan_in_order
 from deberta_jax.data.features import Features
 from deberta_jax.errors import InputError
-from deberta_jax.models import DebertaForMultipleChoice, Model
+from deberta_jax.models import Model, spec_of_model
 from deberta_jax.sharding import batch_sharding, global_batch, make_mesh, row_share
 
 Progress = Callable[[int], object]
@@ -35,7 +35,6 @@ class Predictor:
       max_length: tokens of the longest text.
       batch_size: rows of a batch, rounded up to what the mesh divides.
       mesh: devices to use; all by default, the batch split over them.
-      read: the part of the model's output that is wanted, [B, K], or [B, T, K] with ``per_token``.
 
     Raises:
       InputError: sizes that cannot be used.
@@ -49,8 +48,6 @@ class Predictor:
         max_length: int,
         batch_size: int = 32,
         mesh: Mesh | None = None,
-        read: Callable[[Any], jax.Array] = lambda out: out.logits,
-        per_token: bool = False,
     ):
         if batch_size < 1:
             raise InputError(f"batch size {batch_size}: must be at least 1")
@@ -59,18 +56,17 @@ class Predictor:
         self.max_length = max_length
         self.mesh = make_mesh() if mesh is None else mesh
         self.pad_id = pad_id
-        self.per_token = per_token
+        _, spec = spec_of_model(model)
+        self.per_token = spec.per_token
         split = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.rows = -(-batch_size // split) * split
         self.share = row_share(self.mesh)
-        # A choice is read as the one text of its row.
-        first = isinstance(model, DebertaForMultipleChoice)
 
         def forward(params, batch):
             inputs = model_inputs(batch)
-            if first:
+            if model.reads_choices:  # a choice is read as the one text of its row
                 inputs["positions"] = jax.numpy.zeros((batch["input_ids"].shape[0], 1), jax.numpy.int32)
-            return read(model.apply({"params": params}, **inputs))
+            return spec.read(model.apply({"params": params}, **inputs))
 
         self.forward = jax.jit(forward, out_shardings=batch_sharding(self.mesh))
 

@@ -6,15 +6,16 @@ from typing import Any, Literal
 
 from deberta_jax import hub, storage
 from deberta_jax.data.table import Table
-from deberta_jax.data.tasks import read_task
 from deberta_jax.errors import InputError
 from deberta_jax.inference.pipelines import Loaded, load_model, model_config, trained_experiment
-from deberta_jax.inference.tasks import (
+from deberta_jax.models import Runtime
+from deberta_jax.tasks import (
     Task,
     TaskOptions,
-    kind_of,
+    kind_name,
     kind_of_model,
-    settle_options,
+    read_task,
+    resolve_options,
     task_of_model,
     without_unlabelled,
 )
@@ -59,18 +60,16 @@ def load_trained(o: TrainedOptions, data: str, *, dtype: Any, labelled: bool) ->
     kind = o.task or recorded.get("task", "") or kind_of_model(directory)
     table = read_task(kind, [data], o.delimiter)
     options = dataclasses.replace(merge_options(o, recorded, table), task=kind)
-    options = dataclasses.replace(options, **settle_options(options, table, labelled=labelled))
+    options = resolve_options(options, table, labelled=labelled)
     source = o.model if hub.split(o.model)[1] else directory
-    config = model_config(kind_of(options.task), source, ignore=o.ignore, base_model=o.base_model)
+    config = model_config(kind_name(options.task), source, ignore=o.ignore, base_model=o.base_model)
     if labelled:
-        table = without_unlabelled(options, kind_of(options.task), table, config.id2label)
+        table = without_unlabelled(options, table, config.id2label)
     task = task_of_model(options, config, table)
     model = load_model(
-        kind_of(options.task),
+        kind_name(options.task),
         o.model,
-        task.read,
-        per_token=task.per_token,
-        dtype=dtype,
+        runtime=Runtime(dtype),
         max_length=o.max_length,
         batch_size=o.batch_size,
         ignore=o.ignore,

@@ -1,9 +1,6 @@
 """The models as Flax modules: the only place that knows Flax."""
 
-from deberta_jax.models.parameters import abstract_params, init_params, logical_axes, redraw_layers
-from deberta_jax.models.prepare import prepare_for_inference
-from deberta_jax.models.tasks import (
-    MODELS,
+from deberta_jax.models.classes import (
     DebertaEncoder,
     DebertaForMaskedLM,
     DebertaForMultipleChoice,
@@ -13,3 +10,7 @@ from deberta_jax.models.tasks import (
     DebertaForTokenClassification,
     Model,
 )
+from deberta_jax.models.layers import Runtime
+from deberta_jax.models.parameters import abstract_params, init_params, logical_axes, redraw_layers
+from deberta_jax.models.prepare import prepare_for_inference
+from deberta_jax.models.registry import HEADS, HeadSpec, all_parts, head_spec, spec_of_model

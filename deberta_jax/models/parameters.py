@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deberta_jax.models.classes import Model
 from deberta_jax.models.encoder import Encoder
-from deberta_jax.models.tasks import Model
 
 
 def _boxed_init(model: Model, key: jax.Array) -> Any:

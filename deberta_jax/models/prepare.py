@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from deberta_jax.models.attention import head_projection, table_projections
+from deberta_jax.models.classes import DebertaEncoder, Model
 from deberta_jax.models.layers import LayerNorm
-from deberta_jax.models.tasks import DebertaEncoder, Model
 
 
 def prepare_for_inference(model: Model, params: dict[str, Any]) -> tuple[Model, dict[str, Any]]:

@@ -19,7 +19,7 @@ from deberta_jax.planning.request import Request, check_mesh, make_request
 from deberta_jax.planning.table import describe, ranking, size
 from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import MESH_AXES
-from deberta_jax.training.experiment import Runtime
+from deberta_jax.training.experiment import RunOptions
 from deberta_jax.weights import load_config
 
 
@@ -169,7 +169,7 @@ def request_of(o: PlanOptions) -> Request:
     known = o.model in PRESETS and not Path(o.model).is_dir()
     config = PRESETS[o.model] if known else load_config(o.model)
     mesh = parse_mesh(o.mesh, target.chips)
-    runtime = Runtime(
+    runtime = RunOptions(
         mesh_data=mesh["data"],
         mesh_fsdp=mesh["fsdp"],
         mesh_tensor=mesh["tensor"],

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from deberta_jax.inference.predict import Predictor
-from deberta_jax.models import MODELS, abstract_params, logical_axes
+from deberta_jax.models import HEADS, abstract_params, logical_axes
 from deberta_jax.ops.pallas.selfcheck import lower_kernel
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.hlo import parse
@@ -117,15 +117,13 @@ def _predict_program(request: Request, mesh: Mesh) -> Made:
     e, task = request.experiment, request.task
     assert isinstance(e, Finetune)
     assert task is not None
-    model = MODELS[task.head](task.configure(request.config), **model_runtime(e))
+    model = HEADS[task.head].model.create(task.configure(request.config), model_runtime(e))
     predictor = Predictor(
         model,
         request.config.pad_token_id,
         max_length=e.max_length,
         batch_size=e.batch_size,
         mesh=mesh,
-        read=task.read,
-        per_token=task.per_token,
     )
     shapes, places = abstract_params(model), tree_shardings(logical_axes(model), mesh)
     place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)

@@ -12,12 +12,12 @@ from deberta_jax.data.batches import pad_batch, pad_texts
 from deberta_jax.data.features import Features
 from deberta_jax.data.labels import SINGLE_LABEL, LabelSpec
 from deberta_jax.errors import InputError
-from deberta_jax.inference.tasks import Task
-from deberta_jax.inference.tasks.text import TextTask
 from deberta_jax.ops.attention import expected_body
 from deberta_jax.planning.chips import Target
+from deberta_jax.tasks import Task
+from deberta_jax.tasks.text_classification import TextTask
 from deberta_jax.text.mlm_masking import Masking
-from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD, Runtime, compute_dtype
+from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD, RunOptions, compute_dtype
 from deberta_jax.training.objective import masked_batch
 
 JOBS = ("finetune", "mlm", "rtd", "predict")
@@ -75,7 +75,7 @@ class Request:
 
 
 def make_request(
-    job: str, config: DebertaConfig, target: Target, *, batch_size: int, length: int, dtype: str, runtime: Runtime
+    job: str, config: DebertaConfig, target: Target, *, batch_size: int, length: int, dtype: str, runtime: RunOptions
 ) -> Request:
     """A request for a job on made-up data: rows of ``length`` tokens, two classes where there are classes.
 

@@ -11,12 +11,12 @@ import jax
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
-from deberta_jax.inference.tasks import Task
 from deberta_jax.planning.chips import Target, target_of
 from deberta_jax.planning.planner import make_plan
 from deberta_jax.planning.report import as_json
 from deberta_jax.planning.request import Batch, Experiment, Request, named_body, shapes
 from deberta_jax.planning.table import causes, describe, size
+from deberta_jax.tasks import Task
 from deberta_jax.training.experiment import Finetune, Pretraining, PretrainMLM, PretrainRTD
 from deberta_jax.training.finetune import read, read_inputs
 from deberta_jax.training.objective import masked_batch

@@ -26,7 +26,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.inference.pipelines import pipeline
 from deberta_jax.text import train_tokenizer
 from deberta_jax.training.directory import Result
-from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, Runtime
+from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, RunOptions
 from deberta_jax.training.finetune import finetune
 from deberta_jax.training.pretrain import pretrain
 
@@ -91,7 +91,7 @@ def _run_steps(output: Path, pretraining_steps: int, epochs: int) -> DemoResult:
                 layout="contiguous",
                 mask_share=0.25,
                 optimization=Optimization(learning_rate=4e-3, warmup=0.06),
-                runtime=Runtime(log_every=25, checkpoint_every=1000),
+                runtime=RunOptions(log_every=25, checkpoint_every=1000),
             )
         )
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError
-from deberta_jax.inference.tasks import Metrics
+from deberta_jax.tasks import Metrics
 from deberta_jax.training.experiment import difference
 
 _log = logging.getLogger(__name__)

@@ -17,12 +17,12 @@ from jax.experimental import multihost_utils
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError
-from deberta_jax.training.experiment import Runtime
+from deberta_jax.training.experiment import RunOptions
 
 _log = logging.getLogger(__name__)
 
 
-def start(r: Runtime) -> None:
+def start(r: RunOptions) -> None:
     """Joins the other processes, if the run has any. Must be called before the first use of a device.
 
     Ends the process with a message where another one does not arrive within the deadline.

@@ -11,7 +11,8 @@ from deberta_jax.data.documents import Source
 from deberta_jax.data.files import matching
 from deberta_jax.data.hub_datasets import digest
 from deberta_jax.errors import InputError
-from deberta_jax.inference.tasks import TaskOptions
+from deberta_jax.models import Runtime
+from deberta_jax.tasks import TaskOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,8 @@ class Optimization:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """How the run is computed: may change when a run is continued, for it does not say what is computed."""
+class RunOptions:
+    """How a run is computed. It may change when a run is continued: what is computed does not depend on it."""
 
     mesh_data: int = -1
     """Devices along the mesh axis ``data``; -1: all that the other axes leave."""
@@ -149,7 +150,7 @@ class Finetune(TaskOptions):
     lora_targets: tuple[str, ...] = ("*/query_proj/kernel", "*/value_proj/kernel")
     """Patterns of the kernels that get them."""
     optimization: Optimization = dataclasses.field(default_factory=Optimization)
-    runtime: Runtime = dataclasses.field(default_factory=Runtime)
+    runtime: RunOptions = dataclasses.field(default_factory=RunOptions)
 
     def check(self) -> None:
         """Raises InputError for the first value that cannot be used."""
@@ -215,7 +216,7 @@ class Pretraining:
     eval_every: int = 500
     """Steps from one evaluation to the next."""
     optimization: Optimization = dataclasses.field(default_factory=lambda: Optimization(learning_rate=1e-3))
-    runtime: Runtime = dataclasses.field(default_factory=Runtime)
+    runtime: RunOptions = dataclasses.field(default_factory=RunOptions)
 
     def check(self) -> None:
         """Raises InputError for the first value that cannot be used."""
@@ -325,13 +326,14 @@ def require(experiment: Any, *names: str) -> None:
 
 
 def compute_dtype(name: str) -> Any:
+    """Returns the dtype that an experiment calls by this name."""
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
 
 
-def model_runtime(experiment: Any) -> dict[str, Any]:
-    """The runtime choices of an experiment, as keyword arguments of a model class."""
+def model_runtime(experiment: Any) -> Runtime:
+    """Returns how an experiment's models are computed."""
     r = experiment.runtime
-    return {"dtype": compute_dtype(experiment.dtype), "attention": r.attention, "remat": r.remat, "scan": r.scan}
+    return Runtime(compute_dtype(experiment.dtype), attention=r.attention, remat=r.remat, scan=r.scan)
 
 
 def resolved(experiment: Experiment, files: dict[str, str]) -> dict[str, Any]:

@@ -16,23 +16,14 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.data.batches import Order, TrainingBatches, example_lengths, length_buckets
 from deberta_jax.data.cache import cached_features
 from deberta_jax.data.features import Features, check_vocabulary, log_cut
-from deberta_jax.data.labels import REGRESSION, LabelIds, same_labels
+from deberta_jax.data.labels import LabelIds
 from deberta_jax.data.table import Table
-from deberta_jax.data.tasks import TASKS, find_file, read_task
 from deberta_jax.errors import InputError, listed
 from deberta_jax.inference.predict import Predictor, model_inputs
-from deberta_jax.inference.tasks import (
-    Task,
-    TextTask,
-    WordTask,
-    kind_of,
-    settle_options,
-    settle_task,
-    without_unlabelled,
-)
-from deberta_jax.models import MODELS, Model, init_params, redraw_layers
+from deberta_jax.models import Model, head_spec, init_params, redraw_layers
 from deberta_jax.models.embeddings import check_length
 from deberta_jax.sharding import row_share
+from deberta_jax.tasks import NAMED_TASKS, Task, find_file, read_task, resolve_options, resolve_task, without_unlabelled
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.training.directory import Result
 from deberta_jax.training.distributed import is_writer, start, wait_for_all
@@ -75,10 +66,10 @@ def read(experiment: Finetune) -> tuple[Finetune, dict[str, Any], Table, Table]:
     require(e, "model", "train", "eval", "output")
     start(e.runtime)
     train, held_out = (read_task(e.task, [path], e.delimiter) for path in (e.train, e.eval))
-    e = dataclasses.replace(e, **settle_options(e, train))
+    e = resolve_options(e, train)
     record = resolved(e, {"train": e.train, "eval": e.eval})
-    names = TASKS[e.task].names if e.task in TASKS else ()
-    train, held_out = (without_unlabelled(e, kind_of(e.task), table, names) for table in (train, held_out))
+    names = NAMED_TASKS[e.task].names if e.task in NAMED_TASKS else ()
+    train, held_out = (without_unlabelled(e, table, names) for table in (train, held_out))
     return e, record, train, held_out
 
 
@@ -86,8 +77,8 @@ def with_files(e: Finetune) -> Finetune:
     """The experiment with the files of a named task in its directory, where those are not given."""
     if not e.data_dir:
         return e
-    if e.task not in TASKS:
-        raise InputError(f"--data-dir: goes with a named --task, one of {', '.join(TASKS)}")
+    if e.task not in NAMED_TASKS:
+        raise InputError(f"--data-dir: goes with a named --task, one of {', '.join(NAMED_TASKS)}")
     train, held_out = e.train or find_file(e.task, e.data_dir, "train"), e.eval or find_file(e.task, e.data_dir, "dev")
     return dataclasses.replace(e, train=train, eval=held_out)
 
@@ -115,7 +106,7 @@ def read_inputs(e: Finetune, record: Mapping[str, Any], train: Table) -> Trainin
       InputError: a model, tokenizer, metric, column or length that cannot be used.
     """
     config = resolve_config(e)
-    task = keep_order(settle_task(e, train), config)
+    task = resolve_task(e, train).with_labels_of(config)
     if e.metric and e.metric not in task.metric_names:
         raise InputError(f"--metric {e.metric}: this task has {', '.join(task.metric_names)}")
     _log.info("%s", task.describe())
@@ -136,8 +127,6 @@ def make_job(e: Finetune, record: dict[str, Any], directory: Path, train: Table,
         max_length=e.max_length,
         batch_size=e.batch_size,
         mesh=mesh,
-        read=task.read,
-        per_token=task.per_token,
     )
     details: dict[str, Any] = {}
 
@@ -187,17 +176,6 @@ def finetune_objective(e: Finetune, config: DebertaConfig, task: Task) -> tuple[
         loss_weights={"sift": e.sift},
         optimization=e.optimization,
     )
-
-
-def keep_order(task: Task, config: DebertaConfig) -> Task:
-    """The model's own labels where they are the task's but for order and case, so that its classifier goes on from what
-    it is."""
-    if isinstance(task, TextTask):
-        if task.spec.problem_type != REGRESSION and same_labels(config.id2label, task.spec.names):
-            return dataclasses.replace(task, spec=dataclasses.replace(task.spec, names=config.id2label))
-    elif isinstance(task, WordTask) and same_labels(config.id2label, task.names):
-        return dataclasses.replace(task, names=config.id2label)
-    return task
 
 
 def log_assumed_names(model: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
@@ -294,24 +272,26 @@ def make_model(e: Finetune, config: DebertaConfig, task: Task) -> Trained:
         rest = f", {e.optimization.freeze_layers} of them frozen" if e.optimization.freeze_layers else ""
         raise InputError(f"--reinit-layers {e.reinit_layers}: the model has {config.num_hidden_layers}{rest}")
     runtime = model_runtime(e)
-    model = MODELS[task.head](config, **runtime)
+    spec = head_spec(task.head)
+    model = spec.model.create(config, runtime)
     key = jax.random.key(e.seed)
 
     def initial_params(shardings):
         if e.from_scratch:
             return jax.jit(lambda: init_params(model, key), out_shardings=shardings)()
-        names = None if task.head == "multiple-choice" else config.id2label
+        names = None if spec.classifier and not spec.named_labels else config.id2label
         _, params, report = load(
             e.model,
             task.head,
+            runtime,
             id2label=names,
             new_head=key,
             shardings=shardings,
             ignore=e.ignore,
             base_model=e.base_model or None,
-            **runtime,
         )
-        if any(row.path.startswith("classifier/") and not row.initialised for row in report.targets):
+        classifier = f"{spec.classifier.partition('.')[0]}/"
+        if any(row.path.startswith(classifier) and not row.initialised for row in report.targets):
             log_assumed_names(e.model, labels_of_model, names or ())
         if not e.reinit_layers:
             return params
@@ -349,11 +329,10 @@ def make_loss(e: Finetune, task: Task, part: Trained) -> Loss:
 
     if not e.sift:
         return plain
-    if not isinstance(task, (TextTask, WordTask)):
+    if task.sift is None:
         raise InputError(f"--sift: is for text-classification, regression and token-classification, not for {e.task}")
     check_sift(part.model.config)
-    regression = isinstance(task, TextTask) and task.spec.problem_type == REGRESSION
-    sift = Sift(e.sift, e.sift_sigma, e.sift_step, regression)
+    sift = Sift(e.sift, e.sift_sigma, e.sift_step, task.sift == "numbers")
 
     def with_sift(params, batch, key):
         params = part.effective(params)

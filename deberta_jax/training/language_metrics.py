@@ -11,10 +11,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deberta_jax.data.masked_batches import HeldOutBatches
-from deberta_jax.inference.tasks import Metrics
 from deberta_jax.models import DebertaForMaskedLM
 from deberta_jax.ops.losses import replaced_token_loss
 from deberta_jax.sharding import WHOLE, global_batch
+from deberta_jax.tasks import Metrics
 from deberta_jax.training.mlm import masked_lm_scores
 from deberta_jax.training.pretrain_data import PretrainData
 from deberta_jax.training.rtd import RTDModels, replace_tokens

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from deberta_jax import storage
 from deberta_jax.data.batches import Size, read_ahead
 from deberta_jax.errors import InputError
-from deberta_jax.inference.tasks import Metrics
 from deberta_jax.sharding import global_batch, make_mesh, row_share
+from deberta_jax.tasks import Metrics
 from deberta_jax.training.checkpoints import Checkpoints
 from deberta_jax.training.directory import Result, check_directory
 from deberta_jax.training.distributed import (
@@ -29,7 +29,7 @@ from deberta_jax.training.distributed import (
     leave_behind,
     wait_for_all,
 )
-from deberta_jax.training.experiment import Runtime, fingerprint
+from deberta_jax.training.experiment import RunOptions, fingerprint
 from deberta_jax.training.flops import peak_flops, step_flops
 from deberta_jax.training.logging import NotFinite, RunLog
 from deberta_jax.training.objective import Objective, PreparedStep, prepare_step
@@ -85,7 +85,7 @@ class Job:
     record: dict[str, Any]
     objective: Objective
     mesh: Mesh
-    runtime: Runtime
+    runtime: RunOptions
     seed: int
     batches: Batches
     evaluate: Callable[[Any, Callable[[], None]], Metrics]
@@ -95,7 +95,7 @@ class Job:
     evaluate_first: bool = False
 
 
-def mesh_of(runtime: Runtime) -> Mesh:
+def mesh_of(runtime: RunOptions) -> Mesh:
     """Returns the mesh that the run's options describe, over this run's devices."""
     return make_mesh(runtime.mesh_data, runtime.mesh_fsdp, runtime.mesh_tensor)
 

@@ -15,9 +15,7 @@ import numpy as np
 from deberta_jax.errors import InputError
 from deberta_jax.training.optimizers import path_of
 from deberta_jax.training.state import Parameters
-
-# The head: drawn anew for most tasks, so it has to be trained whole.
-HEAD = ("pooler", "classifier", "qa_outputs", "proj")
+from deberta_jax.weights.names import ENCODER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,7 @@ def find_kernels(base: Parameters, targets: tuple[str, ...], rank: int, alpha: f
     leaves = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(base.shapes)[0]}
     kernels = {}
     for pattern in targets:
-        found = [path for path in fnmatch.filter(leaves, pattern) if path.endswith("/kernel") and _body(path)]
+        found = [path for path in fnmatch.filter(leaves, pattern) if path.endswith("/kernel") and _in_encoder(path)]
         if not found:
             raise InputError(f"--lora-targets {pattern}: matches no kernel of the encoder; try */kernel")
         for path in found:
@@ -80,7 +78,9 @@ def find_kernels(base: Parameters, targets: tuple[str, ...], rank: int, alpha: f
 
 def lora_parameters(base: Parameters, lora: Lora) -> Parameters:
     """Shapes and axes of the trained tree; all of the encoder is frozen."""
-    frozen = {f"base/{path}" for path in _paths(base.shapes) if _body(path)} | {f"base/{path}" for path in base.frozen}
+    frozen = {f"base/{path}" for path in _paths(base.shapes) if _in_encoder(path)} | {
+        f"base/{path}" for path in base.frozen
+    }
     shapes = {
         _name(path): {
             "a": jax.ShapeDtypeStruct(k.stacked(k.fan_in, lora.rank), jnp.float32),
@@ -118,8 +118,9 @@ def _added(tree: Any, keys: list[str], delta: jax.Array) -> Any:
     return {**tree, first: _added(tree[first], rest, delta) if rest else tree[first] + delta}
 
 
-def _body(path: str) -> bool:
-    return path.split("/")[0] not in HEAD
+def _in_encoder(path: str) -> bool:
+    """True for a parameter of the encoder. A head is trained whole, as most tasks initialize it."""
+    return path.startswith(f"{ENCODER}/")
 
 
 def _name(path: str) -> str:

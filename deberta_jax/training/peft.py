@@ -10,21 +10,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from deberta_jax import storage
-from deberta_jax.models import Model
+from deberta_jax.models import Model, spec_of_model
 from deberta_jax.training.distributed import is_writer
-from deberta_jax.training.lora import HEAD, Lora
-from deberta_jax.weights.names import Row, classifier_rows, head_parts, sizes, table
+from deberta_jax.training.lora import Lora
+from deberta_jax.weights.names import ENCODER, Row, sizes, table
 from deberta_jax.weights.safetensors_file import Pending, write_safetensors
-from deberta_jax.weights.save import head_of
 
 _log = logging.getLogger(__name__)
-
-_TASKS = {
-    "sequence-classification": "SEQ_CLS",
-    "token-classification": "TOKEN_CLS",
-    "question-answering": "QUESTION_ANS",
-    "multiple-choice": "SEQ_CLS",
-}
 
 
 def save_adapter(directory: Path, model: Model, params: Mapping[str, Any], lora: Lora, base_model: str) -> None:
@@ -32,8 +24,8 @@ def save_adapter(directory: Path, model: Model, params: Mapping[str, Any], lora:
 
     ``params`` is the trained tree ``{"base", "lora"}``. With several processes all must call.
     """
-    head = head_of(model)
-    rows = table(model.config, head_parts(model.config, head))
+    _, spec = spec_of_model(model)
+    rows = table(model.config, spec.parts_in(model.config))
     of_leaf = {leaf: row for row in rows for leaf in row.tree}
     shared = [path for path in lora.kernels if len(of_leaf[path].tree) > 1]
     if shared:
@@ -53,7 +45,7 @@ def save_adapter(directory: Path, model: Model, params: Mapping[str, Any], lora:
         directory / "adapter_config.json",
         {
             "peft_type": "LORA",
-            "task_type": _TASKS[head],
+            "task_type": spec.peft_task,
             "base_model_name_or_path": base_model,
             "r": lora.rank,
             "lora_alpha": lora.alpha,
@@ -62,7 +54,7 @@ def save_adapter(directory: Path, model: Model, params: Mapping[str, Any], lora:
             "inference_mode": True,
             "fan_in_fan_out": False,
             "target_modules": rf".*\.layer\.\d+\.({'|'.join(name.replace('.', chr(92) + '.') for name in modules)})",
-            "modules_to_save": [part for part in head_parts(model.config, head) if part in HEAD],
+            "modules_to_save": list(spec.parts_in(model.config)),
         },
     )
 
@@ -80,10 +72,10 @@ def _updates(params: Mapping[str, Any], lora: Lora, of_leaf: Mapping[str, Row]) 
 
 
 def _head(params: Mapping[str, Any], model: Model, rows: tuple[Row, ...]) -> dict[str, np.ndarray]:
-    shapes = sizes(model.config, classifier_rows(model.config, head_of(model)))
+    shapes = sizes(model.config, spec_of_model(model)[1].num_outputs(model.config))
     out = {}
     for row in rows:
-        if row.tree and row.tree[0].split("/")[0] in HEAD:
+        if row.tree and not row.tree[0].startswith(f"{ENCODER}/"):
             leaves = []
             for path in row.tree:
                 leaf: Any = params["base"]

@@ -23,7 +23,7 @@ from deberta_jax.training.rtd import RTDModels, with_embeddings
 from deberta_jax.training.state import Parameters, parameters_of
 from deberta_jax.training.step import Phase
 from deberta_jax.weights import load
-from deberta_jax.weights.choose import Wish
+from deberta_jax.weights.choose import HeadRequest
 from deberta_jax.weights.load import plan_head
 from deberta_jax.weights.opening import Source, open_source
 
@@ -49,7 +49,7 @@ def masked_lm_config(e: PretrainMLM) -> DebertaConfig:
 
 def mlm_objective(e: PretrainMLM, config: DebertaConfig) -> tuple[DebertaForMaskedLM, Objective]:
     """Returns the model, and all that its training step is made of."""
-    model = DebertaForMaskedLM(config, **model_runtime(e))
+    model = DebertaForMaskedLM.create(config, model_runtime(e))
 
     def loss(params, batch, key):
         found = masked_lm_scores(model, params, batch, deterministic=False, rngs={"dropout": key})
@@ -121,7 +121,9 @@ def rtd_objective(
     """Returns both models, and all that their training step is made of."""
     runtime = model_runtime(e)
     models = RTDModels(
-        DebertaForMaskedLM(generator, **runtime), DebertaForReplacedTokenDetection(discriminator, **runtime), e.sharing
+        DebertaForMaskedLM.create(generator, runtime),
+        DebertaForReplacedTokenDetection.create(discriminator, runtime),
+        e.sharing,
     )
 
     def loss_of_generator(params, batch, key):
@@ -176,7 +178,7 @@ def initial_params(e: Pretraining, model: Model, name: str, head: str, seed: int
     if e.from_scratch:
         return jax.jit(lambda: init_params(model, jax.random.key(seed)), out_shardings=shardings)()
     patterns = matching_patterns(open_weights(e, name))
-    return load(name, head, shardings=shardings, ignore=patterns, base_model=base_of(e, name), **model_runtime(e))[1]
+    return load(name, head, model_runtime(e), shardings=shardings, ignore=patterns, base_model=base_of(e, name))[1]
 
 
 def weights_config(e: Pretraining, name: str, head: str) -> DebertaConfig:
@@ -187,7 +189,7 @@ def weights_config(e: Pretraining, name: str, head: str) -> DebertaConfig:
     """
     if name == e.model:
         resolve_config(e)  # refuses a preset
-    return plan_head(open_weights(e, name), Wish(head)).config
+    return plan_head(open_weights(e, name), HeadRequest(head)).config
 
 
 def open_weights(e: Pretraining, name: str) -> Source:

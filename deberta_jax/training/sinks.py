@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deberta_jax.errors import InputError
-from deberta_jax.training.experiment import Runtime
+from deberta_jax.training.experiment import RunOptions
 from deberta_jax.training.logging import Sink
 
 
@@ -48,7 +48,7 @@ class Wandb:
         self.run.finish()
 
 
-def make_sinks(r: Runtime, directory: Path, identity: str, record: Mapping[str, Any]) -> tuple[Sink, ...]:
+def make_sinks(r: RunOptions, directory: Path, identity: str, record: Mapping[str, Any]) -> tuple[Sink, ...]:
     """Returns the sinks that the run's options ask for. Raises InputError where an extra is not installed."""
     sinks: list[Sink] = []
     if r.tensorboard:

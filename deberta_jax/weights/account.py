@@ -13,6 +13,7 @@ import numpy as np
 
 from deberta_jax.config import V1, V2, DebertaConfig
 from deberta_jax.errors import InputError, listed
+from deberta_jax.models import all_parts
 from deberta_jax.weights import names as table
 from deberta_jax.weights.names import Row
 from deberta_jax.weights.report import SourceRow, TargetRow
@@ -23,7 +24,6 @@ Foreign = Literal["refused", "dropped"]
 _WORDS = "deberta.embeddings.word_embeddings.weight"
 _POSITIONS = "deberta.embeddings.position_embeddings.weight"
 _DECODER = {"cls.predictions.decoder.weight": _WORDS, "cls.predictions.decoder.bias": "cls.predictions.bias"}
-_PART_NAMES = {row.torch for rows in table._PART_ROWS.values() for row in rows} | set(_DECODER)
 
 # In a message that says what does not fit.
 _MOST_SHOWN, _MOST_COMPARED = 50, 500
@@ -62,8 +62,8 @@ class Plan:
 
 def parts_present(found: Iterable[str]) -> tuple[str, ...]:
     """Returns the parts of which a file has a tensor, by their canonical names."""
-    present = {table.part_of(name) for name in found if name in _PART_NAMES}
-    return tuple(part for part in table.PARTS if part in present)
+    present = {table.part_of(name) for name in found if table.is_head_name(name)}
+    return tuple(part for part in all_parts() if part in present)
 
 
 def layout_of(config: DebertaConfig, found: Mapping[str, Tensor]) -> tuple[DebertaConfig, str, list[str]]:
@@ -115,7 +115,9 @@ def make_plan(
     absent |= new
     match = _match(found, table_rows, config, sizes, absent)
     sources, odd = _explain(found, match.used, config, parts, absent)
-    strange = {name: found[name] for name in odd if table.part_of(name) != table.ENCODER and name not in _PART_NAMES}
+    strange = {
+        name: found[name] for name in odd if table.part_of(name) != table.ENCODER and not table.is_head_name(name)
+    }
     odd = [name for name in odd if name not in strange]
     strange |= outside or {}
     if match.missing or match.wrong or odd or (strange and foreign == "refused"):
@@ -219,9 +221,9 @@ def _reason(
             return f"the difference that training kept apart; {sum_name} is the sum"
         if sum_name == _POSITIONS and not config.has_position_table:
             return "absolute positions, which only the masked-lm head's mask decoder reads"
-    if name in _PART_NAMES and part in absent:
+    if table.is_head_name(name) and part in absent:
         return f"replaced: {absent[part]}"
-    if name in _PART_NAMES and part not in parts:
+    if table.is_head_name(name) and part not in parts:
         return f"belongs to another head ({part})"
     twin = found.get(_DECODER.get(name, ""))
     if twin is not None and config.tie_word_embeddings and np.array_equal(tensor.read(), twin.read()):
@@ -262,7 +264,7 @@ def _complaint(match: _Match, odd: list[str], strange: Mapping[str, Tensor], fou
             f"command line --ignore {listed(map(repr, patterns), 5).replace(',', '')}), or take the encoder alone "
             "(head 'encoder')"
         )
-    heads = sorted({table.part_of(name) for name in missing} & set(table.PARTS))
+    heads = sorted({table.part_of(name) for name in missing} & set(all_parts()))
     if heads:
         has = ", ".join(parts_present(found)) or "none"
         says.append(
@@ -295,12 +297,12 @@ def _more(names: Sequence[str]) -> str:
 def _pattern(name: str) -> str:
     """A pattern for ``ignore`` that matches a tensor of a head that is not known, and those that belong with it."""
     words = name.split(".")
-    kept = words[: 2 if words[0] in table.PARTS else 1]
+    kept = words[: 2 if words[0] in all_parts() else 1]
     return ".".join([*kept, "*"]) if len(kept) < len(words) else name
 
 
 def _is_quantized(name: str, tensor: Tensor) -> bool:
     """A tensor that only quantized weights have: integers in place of a matrix, or what makes floats of them."""
-    if table.part_of(name) not in (table.ENCODER, *table.PARTS):
+    if table.part_of(name) not in (table.ENCODER, *all_parts()):
         return False
     return _SCALES.search(name) is not None or (tensor.dtype.kind in "iu" and name.endswith(".weight"))

@@ -12,11 +12,11 @@ import numpy as np
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError
-from deberta_jax.models import MODELS
+from deberta_jax.models import HEADS, head_spec
 from deberta_jax.storage import AnyPath
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import Plan
-from deberta_jax.weights.choose import Wish
+from deberta_jax.weights.choose import HeadRequest
 from deberta_jax.weights.load import draw_leaves, make_report, plan_all, plan_head
 from deberta_jax.weights.opening import TOKENIZER_FILES, Source, open_source
 from deberta_jax.weights.orbax_files import PARAMS, PendingLeaf, write_orbax
@@ -81,13 +81,15 @@ def convert(
         check_free(target, overwrite=False)
     if head is None and (new_head is not None or id2label is not None):
         raise InputError("a new head, or labels: of which head? Name it (head=..., on the command line --head)")
-    if id2label is not None and head not in ("sequence-classification", "token-classification"):
+    if id2label is not None and head in HEADS and not HEADS[head].named_labels:
         raise InputError(f"labels: {head} has none to choose")
     opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model)
     if head is None:
         plan = plan_all(opened)
     else:
-        plan = _with_new_leaves(plan_head(opened, Wish(head, None, id2label, new_head is not None)), head, new_head)
+        plan = _with_new_leaves(
+            plan_head(opened, HeadRequest(head, None, id2label, new_head is not None)), head, new_head
+        )
     broken: list[str] = []
     bare = not plan.parts and layout == "hf"
     done = itertools.count(1)
@@ -128,7 +130,8 @@ def _with_new_leaves(plan: Plan, head: str, key: jax.Array | None) -> Plan:
     if key is None or not fresh:
         return plan
     dtype = plan.dtype(_WORD_EMBEDDINGS)
-    drawn = {p: np.asarray(a).astype(dtype) for p, a in draw_leaves(MODELS[head](plan.config), fresh, key, {}).items()}
+    leaves = draw_leaves(head_spec(head).model(plan.config), fresh, key, {})
+    drawn = {path: np.asarray(leaf).astype(dtype) for path, leaf in leaves.items()}
     fills = dict(plan.fills)
     for row in table.table(plan.config, plan.parts):
         if drawn.keys() & set(row.tree):

@@ -3,18 +3,18 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deberta_jax.config import V1
 from deberta_jax.errors import InputError, listed
+from deberta_jax.models import HEADS
 from deberta_jax.storage import AnyPath
 from deberta_jax.text import load_tokenizer
 from deberta_jax.weights.account import parts_present
-from deberta_jax.weights.choose import Wish
+from deberta_jax.weights.choose import HeadRequest
 from deberta_jax.weights.load import make_report, plan_all, plan_head
-from deberta_jax.weights.names import HEADS
 from deberta_jax.weights.opening import TOKENIZER_FILES, open_source
 from deberta_jax.weights.report import Report
 
@@ -92,12 +92,12 @@ def inspect(
         group = "embeddings" if path.endswith("_embeddings/embedding") and "/embeddings/" in path else part
         counts[group] += math.prod(shape)
     uses = {}
-    for head in HEADS:
+    for head, spec in HEADS.items():
         try:
-            plan_head(opened, Wish(head))
+            plan_head(opened, HeadRequest(head))
             uses[head] = "ready"
         except InputError as error:
-            absent = sorted(set(_lacking(opened.found, head)))
+            absent = sorted(spec.missing_parts(parts_present(opened.found)))
             uses[head] = f"the file has no {' and no '.join(absent)}" if absent else str(error)
     config = plan.config
     generation = "v1" if config.model_type == V1 else "v2" if config.conv_kernel_size else "v3"
@@ -124,18 +124,3 @@ def _tokenizer_rule(directory: AnyPath) -> str | None:
         return load_tokenizer(directory).rule
     except InputError:
         return None
-
-
-def _lacking(found: Iterable[str], head: str) -> list[str]:
-    """The parts of a head of which a file has nothing."""
-    present = set(parts_present(found))
-    needs = {
-        "sequence-classification": ("pooler", "classifier"),
-        "multiple-choice": ("pooler", "classifier"),
-        "token-classification": ("classifier",),
-        "question-answering": ("qa_outputs",),
-        "replaced-token-detection": ("mask_predictions",),
-    }
-    if head == "masked-lm":
-        return [] if present & {"cls", "lm_predictions"} else ["masked-LM head"]
-    return [part for part in needs.get(head, ()) if part not in present]

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from deberta_jax.errors import InputError, printable
-from deberta_jax.models import MODELS, Model, init_params
+from deberta_jax.models import Model, Runtime, head_spec, init_params
 from deberta_jax.weights.account import Foreign, Plan, make_plan
-from deberta_jax.weights.choose import Choice, Wish, choose_all, choose_head
+from deberta_jax.weights.choose import Choice, HeadRequest, choose_all, choose_head
 from deberta_jax.weights.names import ENCODER
 from deberta_jax.weights.opening import Source, open_source
 from deberta_jax.weights.report import Report, TargetRow
@@ -21,12 +21,12 @@ from deberta_jax.weights.values import as_dtype, broken_note, is_finite, read_le
 logger = logging.getLogger(__name__)
 
 
-def plan_head(source: Source, wish: Wish) -> Plan:
+def plan_head(source: Source, request: HeadRequest) -> Plan:
     """Returns the account for one head, before anything is read; of the encoder alone, tensors of heads that are not
     known are left out. Raises InputError where it does not add up."""
-    choice = choose_head(wish, source.config, source.found, labelled=source.labelled, where=source.checkpoint.path)
-    foreign: Foreign = "dropped" if wish.head == "encoder" else "refused"
-    return _plan(source, choice, may_be_new=wish.new_head, foreign=foreign)
+    choice = choose_head(request, source.config, source.found, labelled=source.labelled, where=source.checkpoint.path)
+    foreign: Foreign = "dropped" if request.head == "encoder" else "refused"
+    return _plan(source, choice, may_be_new=request.new_head, foreign=foreign)
 
 
 def plan_all(source: Source, *, foreign: Foreign = "refused") -> Plan:
@@ -60,12 +60,8 @@ def make_report(name: str | Path, source: Source, plan: Plan, notes: Sequence[st
 def load(
     name: str | Path,
     head: str = "encoder",
+    runtime: Runtime = Runtime(),
     *,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    attention: str = "auto",
-    remat: str = "none",
-    scan: bool = True,
     num_labels: int | None = None,
     id2label: Sequence[str] | Mapping[int, str] | None = None,
     new_head: jax.Array | None = None,
@@ -75,9 +71,10 @@ def load(
     shardings: Any = None,
     strict: bool = False,
 ) -> tuple[Model, dict[str, Any], Report]:
-    """Loads as ``from_pretrained`` does, and gives the account of it.
+    """Loads as ``from_pretrained`` does, and returns the account of it too.
 
     Args:
+      runtime: how the model is computed, and the dtype of its parameters.
       shardings: a tree of ``jax.sharding.Sharding`` like that of the parameters; each array is put there as soon as it
         is read, so that the host never holds two of them. None: the default device.
       strict: NaN or infinity in the weights is an error; otherwise the report notes it.
@@ -85,15 +82,16 @@ def load(
     Raises:
       InputError: as ``from_pretrained``.
     """
-    as_dtype(dtype)
+    as_dtype(runtime.dtype)
+    param_dtype = as_dtype(runtime.param_dtype)
     source = open_source(name, revision=revision, ignore=ignore, base_model=base_model)
-    plan = plan_head(source, Wish(head, num_labels, id2label, new_head is not None))
-    model = MODELS[head](plan.config, dtype, param_dtype, attention, remat, scan)
+    plan = plan_head(source, HeadRequest(head, num_labels, id2label, new_head is not None))
+    model = head_spec(head).model.create(plan.config, runtime)
     placed = _flatten(shardings, head)
     params: dict[str, Any] = {}
     broken: list[str] = []
     for path in plan.fills:
-        value = _leaf(source, plan, path, as_dtype(param_dtype), placed.get(path), broken)
+        value = _leaf(source, plan, path, param_dtype, placed.get(path), broken)
         _insert(params, path, value)
     if broken and strict:
         raise InputError(f"{source.checkpoint.path}: {broken_note(broken)}")
@@ -152,11 +150,7 @@ def from_pretrained(
     model, params, _ = load(
         name_or_dir,
         head,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        attention=attention,
-        remat=remat,
-        scan=scan,
+        Runtime(dtype, param_dtype, attention, remat, scan),
         num_labels=num_labels,
         id2label=id2label,
         new_head=new_head,

@@ -9,28 +9,18 @@ T token types, K conv kernel, G conv input channels a group, C labels. ``N*H`` i
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from deberta_jax.config import V1, DebertaConfig
 from deberta_jax.errors import InputError, brief
-
-HEADS = (
-    "encoder",
-    "masked-lm",
-    "sequence-classification",
-    "token-classification",
-    "question-answering",
-    "multiple-choice",
-    "replaced-token-detection",
-)
-
-# Everything a checkpoint can hold beside the encoder, by the first word of its names.
-PARTS = ("cls", "lm_predictions", "mask_predictions", "pooler", "proj", "classifier", "qa_outputs")
+from deberta_jax.models import HEADS, abstract_params, all_parts
 
 ENCODER = "deberta"
 
@@ -269,29 +259,40 @@ _PART_ROWS: dict[str, tuple[Row, ...]] = {
 }
 
 
-def head_parts(config: DebertaConfig, head: str) -> tuple[str, ...]:
-    """The parts beside the encoder that a head's tree has.
-
-    Raises:
-      InputError: a head that does not exist.
-    """
-    table = {
-        "encoder": (),
-        "masked-lm": ("cls",) if config.legacy else ("lm_predictions",),
-        "sequence-classification": ("pooler", "classifier"),
-        "token-classification": ("proj", "classifier") if config.classifier_proj else ("classifier",),
-        "question-answering": ("qa_outputs",),
-        "multiple-choice": ("pooler", "classifier"),
-        "replaced-token-detection": ("mask_predictions",),
-    }
-    if head not in table:
-        raise InputError(f"head {head!r} does not exist; choose one of {', '.join(HEADS)}")
-    return table[head]
+# The end of a leaf's path -> the end of the name that torch gives it.
+_TORCH_ENDS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
-def classifier_rows(config: DebertaConfig, head: str) -> int:
-    """How many outputs the classifier of a head has."""
-    return 1 if head == "multiple-choice" else config.num_labels
+def part_rows(config: DebertaConfig, part: str) -> tuple[Row, ...]:
+    """Returns the rows of a part of a head; those of a part that only a head from outside the package has are derived
+    from its parameters."""
+    return _PART_ROWS[part] if part in _PART_ROWS else _derived_rows(config, part)
+
+
+@functools.lru_cache(maxsize=16)
+def _derived_rows(config: DebertaConfig, part: str) -> tuple[Row, ...]:
+    """Returns a row for every parameter: kernels of two axes as a torch ``Linear``, all others as they are."""
+    spec = next(spec for spec in HEADS.values() if part in spec.parts)
+    leaves = jax.tree_util.tree_flatten_with_path(abstract_params(spec.model(config))[part])[0]
+    rows = []
+    for keys, leaf in leaves:
+        *modules, end = (part, *(key.key for key in keys))
+        linear = end == "kernel" and leaf.ndim == 2
+        shape = " ".join(map(str, leaf.shape[::-1] if linear else leaf.shape))
+        torch = ".".join([*modules, _TORCH_ENDS.get(end, end)])
+        rows.append(Row(torch, ("/".join([*modules, end]),), shape, LINEAR if linear else SAME))
+    return tuple(rows)
+
+
+def is_head_name(name: str) -> bool:
+    """Tells whether a canonical name is that of a tensor of a head that is known."""
+    return name in _HEAD_NAMES or part_of(name) in set(all_parts()) - set(_PART_ROWS)
+
+
+_HEAD_NAMES = {row.torch for rows in _PART_ROWS.values() for row in rows} | {
+    "cls.predictions.decoder.weight",
+    "cls.predictions.decoder.bias",
+}
 
 
 def sizes(config: DebertaConfig, labels: int) -> dict[str, int]:
@@ -334,7 +335,7 @@ def table(config: DebertaConfig, parts: Iterable[str], layout: str = "hf") -> tu
             names = [row.torch for row in _PART_ROWS["lm_predictions"]]
             rows += [dataclasses.replace(row, torch=name) for row, name in zip(legacy, names, strict=True)]
         else:
-            rows += _PART_ROWS[part]
+            rows += part_rows(config, part)
     return tuple(row for row in rows if row.when(config))
 
 

@@ -20,6 +20,7 @@ from etils import epath
 from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, listed
+from deberta_jax.models import all_parts
 from deberta_jax.storage import AnyPath
 from deberta_jax.weights import names as table
 from deberta_jax.weights.source import Checkpoint, Tensor
@@ -301,7 +302,7 @@ def read_orbax(directory: AnyPath, config: DebertaConfig) -> Checkpoint:
     arrays = OrbaxArrays(directory)
     shapes = {path: tuple(arrays.open(path).shape) for path in arrays.specs}
     present = {path.split("/", 1)[0] for path in shapes}
-    parts = tuple(part for part in table.PARTS if part in present)
+    parts = tuple(part for part in all_parts() if part in present)
     classifier = shapes.get("classifier/bias", (config.num_labels,))
     sizes = table.sizes(config, classifier[0])
     tensors: dict[str, Tensor] = {}

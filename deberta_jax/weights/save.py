@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from deberta_jax import storage
 from deberta_jax.config import V1, DebertaConfig
 from deberta_jax.errors import InputError
-from deberta_jax.models import MODELS, Model
+from deberta_jax.models import HEADS, Model, spec_of_model
 from deberta_jax.weights import names as table
 from deberta_jax.weights.output import check_free, staged_model
 from deberta_jax.weights.safetensors_file import Pending, write_safetensors
@@ -155,23 +155,13 @@ def hf_config(
     """The contents of config.json, with a class that transformers loads these parts into, unless it is ``known``."""
     out = config.to_hf()
     prefix = "Deberta" if config.model_type == V1 else "DebertaV2"
-    task = "Model"
-    if "cls" in parts or "lm_predictions" in parts:
-        task = "ForMaskedLM"
-    elif "pooler" in parts and "classifier" in parts:
-        task = "ForSequenceClassification"
-        if labels == 1 and config.num_labels != 1:
-            # transformers has no multiple choice for v1; there the class of the same tensors serves.
-            task = "ForMultipleChoice" if config.model_type != V1 else task
-            names = ["LABEL_0"] if config.model_type == V1 else list(config.id2label)
-            out |= {
-                "id2label": {str(i): n for i, n in enumerate(names)},
-                "label2id": {n: i for i, n in enumerate(names)},
-            }
-    elif "classifier" in parts:
-        task = "ForTokenClassification"
-    elif "qa_outputs" in parts:
-        task = "ForQuestionAnswering"
+    ends = (spec.transformers for spec in HEADS.values() if spec.parts and not spec.missing_parts(parts))
+    task = next((end for end in ends if end), "Model")
+    if task == "ForSequenceClassification" and labels == 1 and config.num_labels != 1:
+        # transformers has no multiple choice for v1; there the class of the same tensors serves.
+        task = "ForMultipleChoice" if config.model_type != V1 else task
+        names = ["LABEL_0"] if config.model_type == V1 else list(config.id2label)
+        out |= {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
     return out | {"architectures": list(known) or [prefix + task], "dtype": dtype.name}
 
 
@@ -206,9 +196,9 @@ def save_pretrained(
     """
     target = Path(directory).expanduser()
     check_free(target, overwrite=overwrite)
-    head = head_of(model)
+    head, spec = spec_of_model(model)
     tree = {table.ENCODER: params} if head == "encoder" else params
-    parts, labels = table.head_parts(model.config, head), table.classifier_rows(model.config, head)
+    parts, labels = spec.parts_in(model.config), spec.num_outputs(model.config)
     _check_tree(TreeLeaves(tree).shapes, model.config, parts, labels)
     leaves = TreeLeaves(on_first_process(tree))
     kind = None if dtype is None else as_dtype(dtype)
@@ -238,11 +228,6 @@ def on_first_process(tree: Any) -> Any:
         return whole if jax.process_index() == 0 else np.broadcast_to(np.zeros((), whole.dtype), whole.shape)
 
     return jax.tree.map(gather, tree)
-
-
-def head_of(model: Model) -> str:
-    """The name of the head of a model."""
-    return next(head for head, kind in MODELS.items() if type(model) is kind)
 
 
 def _check_tree(

@@ -11,10 +11,10 @@ import numpy as np
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError
-from deberta_jax.models import MODELS
+from deberta_jax.models import HEADS, head_spec
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import Plan, make_plan
-from deberta_jax.weights.choose import Wish
+from deberta_jax.weights.choose import HeadRequest
 from deberta_jax.weights.load import plan_head
 from deberta_jax.weights.opening import Source, open_source
 from deberta_jax.weights.save import torch_tensors
@@ -128,9 +128,9 @@ def fixed_inputs(vocabulary: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 def outputs(source: Source, *, round_trip: bool = False) -> dict[str, np.ndarray]:
     """Hidden states by layer and the logits of every head that the source has, float32."""
     out: dict[str, np.ndarray] = {}
-    for head in table.HEADS:
+    for head in HEADS:
         try:
-            plan = plan_head(source, Wish(head))
+            plan = plan_head(source, HeadRequest(head))
         except InputError:
             if head == "encoder":
                 raise
@@ -149,10 +149,11 @@ def _run(head: str, plan: Plan) -> dict[str, np.ndarray]:
         for group in groups:
             place = place.setdefault(group, {})
         place[last] = jnp.asarray(read_leaf(plan, path, np.dtype(np.float32)))
-    model = MODELS[head](plan.config)
+    spec = head_spec(head)
+    model = spec.model(plan.config)
     ids, mask = fixed_inputs(plan.config.vocab_size, min(_LENGTH, plan.config.max_position_embeddings))
     variables = {"params": params[table.ENCODER] if head == "encoder" else params}
-    if head == "multiple-choice":
+    if model.reads_choices:
         ids, mask = ids[None], mask[None]
     states_too: dict[str, Any] = {"output_hidden_states": True} if head == "encoder" else {}
     run = jax.jit(lambda variables, ids, mask: model.apply(variables, ids, attention_mask=mask, **states_too))
@@ -160,9 +161,9 @@ def _run(head: str, plan: Plan) -> dict[str, np.ndarray]:
     if head == "encoder":
         states = [np.asarray(state, np.float32) for state in found.hidden_states]
         return {"embeddings": states[0]} | {f"layer {i}": state for i, state in enumerate(states[1:], 1)}
-    if head == "question-answering":
-        return {f"{head} start": np.asarray(found.start_logits), f"{head} end": np.asarray(found.end_logits)}
-    return {f"{head} logits": np.asarray(found.logits, np.float32)}
+    if len(spec.outputs) == 1:
+        return {f"{head} {name}": np.asarray(getattr(found, name), np.float32) for name in spec.outputs}
+    return {f"{head} {name.removesuffix('_logits')}": np.asarray(getattr(found, name)) for name in spec.outputs}
 
 
 def _there_and_back(plan: Plan) -> Plan:

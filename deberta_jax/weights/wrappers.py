@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from deberta_jax.errors import InputError, brief, listed
+from deberta_jax.models import all_parts
 from deberta_jax.weights import names as table
 from deberta_jax.weights.source import Checkpoint, Tensor
 
@@ -20,7 +21,6 @@ _LAYERS = re.compile(
     rf"{_FRONT}(?:encoder\.(?:layer\.\d+|rel_embeddings|conv|LayerNorm)|"
     r"embeddings\.(?:position_embeddings|token_type_embeddings|embed_proj|LayerNorm))\."
 )
-_HEADS = re.compile(rf"((?:[^.]+\.)*?)(?:{'|'.join(table.PARTS)})\.")
 
 
 class Unwrapped(NamedTuple):
@@ -108,5 +108,6 @@ def _front(names: Iterable[str], checkpoint: Checkpoint) -> str:
         if fronts:
             return fronts[0]
     # There is no encoder: an adapter in which only a head was trained.
-    fronts = {match[1] if (match := _HEADS.match(name)) else None for name in names}
+    heads = re.compile(rf"((?:[^.]+\.)*?)(?:{'|'.join(map(re.escape, all_parts()))})\.")
+    fronts = {match[1] if (match := heads.match(name)) else None for name in names}
     return fronts.pop() or "" if len(fronts) == 1 else ""

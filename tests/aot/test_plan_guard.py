@@ -17,7 +17,7 @@ from deberta_jax.planning.kernels import kernel_cost
 from deberta_jax.planning.programs import make_program, objective_of
 from deberta_jax.planning.request import make_request
 from deberta_jax.presets import PRESETS
-from deberta_jax.training.experiment import Runtime
+from deberta_jax.training.experiment import RunOptions
 from tests.planning.exchanges import unexpected
 
 pytestmark = [
@@ -31,7 +31,7 @@ ROWS = {128: 32, 512: 8}  # of a chip
 
 
 def step_of(length):
-    runtime = Runtime(mesh_data=1, mesh_fsdp=CHIPS, attention="pallas")
+    runtime = RunOptions(mesh_data=1, mesh_fsdp=CHIPS, attention="pallas")
     request = make_request(
         "finetune",
         PRESETS["deberta-v3-base"],

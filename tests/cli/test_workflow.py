@@ -12,7 +12,7 @@ import pytest
 import deberta_jax
 from deberta_jax.cli.main import main
 from deberta_jax.data.labels import LabelSpec
-from deberta_jax.inference.tasks import TextTask
+from deberta_jax.tasks import TextTask
 from deberta_jax.training.finetune import keep_order
 from tests.made import MAX_LENGTH, TINY, blank_model, log_of, rows, start, stdout_of, weighted_model, write_table
 

@@ -1,11 +1,10 @@
 """What tests of data files share: a file written, its table, and what is made of it without a model."""
 
-import dataclasses
 from pathlib import Path
 
 from deberta_jax.data.table import Table
-from deberta_jax.data.tasks import read_task
-from deberta_jax.inference.tasks import Task, TaskOptions, kind_of, settle_options, settle_task, without_unlabelled
+from deberta_jax.tasks import Task, TaskOptions, resolve_options, resolve_task, without_unlabelled
+from deberta_jax.tasks.named import read_task
 
 
 def written(directory: Path, name: str, content: str | bytes) -> str:
@@ -20,6 +19,5 @@ def read(directory: Path, name: str, content: str | bytes, task: str = "", delim
 
 def recognised(table: Table, **options) -> tuple[TaskOptions, Task]:
     """Task and columns as they are guessed, and the task."""
-    given = TaskOptions(**options)
-    resolved = dataclasses.replace(given, **settle_options(given, table))
-    return resolved, settle_task(resolved, without_unlabelled(resolved, kind_of(resolved.task), table))
+    resolved = resolve_options(TaskOptions(**options), table)
+    return resolved, resolve_task(resolved, without_unlabelled(resolved, table))

@@ -5,8 +5,8 @@ import zipfile
 import pytest
 
 from deberta_jax.data.files import found, matching
-from deberta_jax.data.tasks import find_file, read_task
 from deberta_jax.errors import InputError
+from deberta_jax.tasks.named import find_file, read_task
 
 
 def zipped(path, **contents):

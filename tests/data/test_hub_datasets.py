@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from deberta_jax.data.hub_datasets import digest, is_dataset
-from deberta_jax.data.tasks import read_task
 from deberta_jax.errors import InputError
+from deberta_jax.tasks.named import read_task
 from tests.data.reading import recognised
 
 

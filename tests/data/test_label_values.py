@@ -9,7 +9,7 @@ import pytest
 
 from deberta_jax.data.labels import LabelIds, discover_labels, encode_labels, label_name, same_labels
 from deberta_jax.errors import InputError
-from deberta_jax.inference.tasks import TaskOptions, without_unlabelled
+from deberta_jax.tasks import TaskOptions, without_unlabelled
 from tests.data.reading import read_task, recognised
 
 

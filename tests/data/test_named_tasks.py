@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from deberta_jax.data.columns import KINDS
-from deberta_jax.data.tasks import NLI, TASKS, find_file, read_task
 from deberta_jax.errors import InputError
 from deberta_jax.presets import PRESETS
+from deberta_jax.tasks import TASK_KINDS
+from deberta_jax.tasks.named import NAMED_TASKS, NLI, find_file, read_task
 
 
 def written(directory, name, lines):
@@ -90,7 +90,7 @@ def test_glues_files_without_labels(tmp_path, task):
     lines = ["\t".join(["index", *columns]), "\t".join(["0", *"ABCDEFGHI"[: len(columns)]])]
     table = read_task(task, [written(tmp_path, "test.tsv", lines)])
     assert {name: table.texts(name) for name in expected} == {name: [text] for name, text in expected.items()}
-    assert TASKS[task].label not in table.columns
+    assert NAMED_TASKS[task].label not in table.columns
     with pytest.raises(InputError, match="line 3: 1 fields where the header names"):
         read_task(task, [written(tmp_path, "test.tsv", [*lines, "torn"])])
 
@@ -130,17 +130,17 @@ def test_any_character_but_tab_and_line_feed_may_be_in_a_tsv(tmp_path):
 )
 def test_the_hubs_numbers_become_names(tmp_path, task, number, name):
     """The hub counts entailment first; DeBERTa's checkpoints do not."""
-    row = dict.fromkeys(TASKS[task].text, "x") | {"label": number}
+    row = dict.fromkeys(NAMED_TASKS[task].text, "x") | {"label": number}
     table = read_task(task, [jsonl(tmp_path, "validation.jsonl", row)])
     assert table.columns["label"] == [name]
-    assert name in TASKS[task].names
+    assert name in NAMED_TASKS[task].names
 
 
 def test_labels_stand_in_the_order_of_the_released_checkpoints():
     assert tuple(label.lower() for label in PRESETS["deberta-large-mnli"].id2label) == NLI
-    assert TASKS["rte"].names == TASKS["qnli"].names == ("not_entailment", "entailment")
-    assert TASKS["conll2003"].names[:3] == ("O", "B-MISC", "I-MISC")
-    assert all(task.kind in KINDS for task in TASKS.values())
+    assert NAMED_TASKS["rte"].names == NAMED_TASKS["qnli"].names == ("not_entailment", "entailment")
+    assert NAMED_TASKS["conll2003"].names[:3] == ("O", "B-MISC", "I-MISC")
+    assert all(task.kind in TASK_KINDS for task in NAMED_TASKS.values())
 
 
 def test_super_glue(tmp_path):
@@ -288,6 +288,6 @@ def test_real_files(data_dir):
     assert len(read_task("sst2", [str(data_dir / "classification" / "sst2" / "dev.tsv")])) == 872
     wnut = read_task("wnut17", [str(data_dir / "ner" / "wnut17" / "train.conll")])
     assert len(wnut) == 3394
-    assert {tag for tags in wnut.columns["tags"] for tag in tags} <= set(TASKS["wnut17"].names)
+    assert {tag for tags in wnut.columns["tags"] for tag in tags} <= set(NAMED_TASKS["wnut17"].names)
     xquad = read_task("squad", [str(data_dir / "qa" / "xquad_en_train.json")])
     assert len(xquad) == 725

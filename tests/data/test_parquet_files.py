@@ -5,9 +5,9 @@ import json
 import pytest
 
 from deberta_jax.data.labels import LabelSpec, encode_labels
-from deberta_jax.data.tasks import read_task
 from deberta_jax.errors import InputError
-from deberta_jax.inference.tasks.words import encode_tags
+from deberta_jax.tasks.named import read_task
+from deberta_jax.tasks.token_classification import encode_tags
 from tests.data.reading import recognised
 
 pa = pytest.importorskip("pyarrow")

@@ -7,8 +7,8 @@ import pytest
 
 from deberta_jax.data.questions import answer_lists, locate
 from deberta_jax.errors import InputError
-from deberta_jax.inference.squad import squad_metrics
-from deberta_jax.inference.tasks import without_unlabelled
+from deberta_jax.tasks import without_unlabelled
+from deberta_jax.tasks.squad import squad_metrics
 from tests.data.reading import read, recognised
 from tests.made import make_tokenizer
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from deberta_jax.data.columns import guess_columns
 from deberta_jax.errors import InputError
+from deberta_jax.tasks import TaskOptions, resolve_options
 from tests.data.reading import read, recognised
 
 TEXTS = {"text": ["good", "bad"], "label": ["pos", "neg"]}
@@ -153,7 +153,7 @@ def test_dup_header(tmp_path):
 def test_pandas_index(tmp_path):
     assert read(tmp_path, "pandas_index.csv", ",text,label\n0,good,pos\n1,bad,neg\n").columns == TEXTS
     table = read(tmp_path, "again.csv", "Unnamed: 0,id,remark,label\n0,7,good,pos\n1,8,bad,neg\n")
-    assert guess_columns(table, "text-classification", (), "", (), labelled=True).text == ("remark",)
+    assert resolve_options(TaskOptions(task="text-classification"), table).text == ("remark",)
     assert list(read(tmp_path, "c.csv", "text,label,\ngood,pos,\n").columns) == ["text", "label"]
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from deberta_jax.data.labels import discover_labels, encode_labels
 from deberta_jax.data.literals import parse_literal
 from deberta_jax.data.table import Table
-from deberta_jax.data.tasks import read_task
 from deberta_jax.errors import InputError
-from deberta_jax.inference.chunks import chunk_metrics, chunks
+from deberta_jax.tasks.chunks import chunk_metrics, chunks
+from deberta_jax.tasks.named import read_task
 
 try:
     import pandas

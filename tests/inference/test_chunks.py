@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deberta_jax.inference.chunks import chunk_metrics, chunks, is_chunk_tag
+from deberta_jax.tasks.chunks import chunk_metrics, chunks, is_chunk_tag
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "E-PER", "S-LOC"]
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from deberta_jax.data.features import Features
 from deberta_jax.data.labels import LabelSpec
 from deberta_jax.data.tables import Table
-from deberta_jax.inference.metrics import classification_metrics, multi_label_metrics, regression_metrics
-from deberta_jax.inference.tasks.choices import ChoiceTask
-from deberta_jax.inference.tasks.text import TextTask
+from deberta_jax.tasks.metrics import classification_metrics, multi_label_metrics, regression_metrics
+from deberta_jax.tasks.multiple_choice import ChoiceTask
+from deberta_jax.tasks.text_classification import TextTask
 
 
 def logits_for(predicted, classes):

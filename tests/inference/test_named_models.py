@@ -9,9 +9,9 @@ from safetensors.numpy import load_file
 
 from deberta_jax.data.tables import Table
 from deberta_jax.errors import InputError
-from deberta_jax.inference.tasks import TaskOptions, kind_of_model, settle_task
-from deberta_jax.inference.tasks.words import discover_tags, encode_tags
 from deberta_jax.presets import PRESETS
+from deberta_jax.tasks import TaskOptions, kind_of_model, resolve_task
+from deberta_jax.tasks.token_classification import discover_tags, encode_tags
 from tests.made import TINY, WORDS, stdout_of, weighted_model
 
 
@@ -133,4 +133,4 @@ def test_an_answer_starts_at_a_whole_number(start):
     table = Table("f.jsonl", {"question": ["q"], "context": ["ba"], "answers": [answers]}, [7])
     options = TaskOptions(task="squad", text=("question", "context"), label="answers")
     with pytest.raises(InputError, match=r"f\.jsonl, line 7: 'answers' is .*it must be"):
-        settle_task(options, table)
+        resolve_task(options, table)

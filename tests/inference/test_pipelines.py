@@ -59,7 +59,7 @@ def test_pairs_are_pairs(pipe):
     encoded = pipe.tokenizer([first], [second], max_length=16)
     apply = jax.jit(lambda p, i, t: pipe.model.apply({"params": p}, i, token_type_ids=t).logits)
     logits = apply(pipe.params, encoded.input_ids, encoded.token_type_ids)
-    np.testing.assert_allclose(pipe.logits([first], [second]), logits, atol=1e-5)
+    np.testing.assert_allclose(pipe.logits([{"text": first, "text_pair": second}]), logits, atol=1e-5)
     assert pipe({"text": first, "text_pair": second}) == pipe([{"text": first, "text_pair": second}])[0]
 
 

@@ -7,8 +7,8 @@ import pytest
 import deberta_jax
 from deberta_jax.data.features import make_features
 from deberta_jax.inference.predict import Predictor
-from deberta_jax.inference.tasks.text import probabilities, score
 from deberta_jax.sharding import make_mesh
+from deberta_jax.tasks.text_classification import probabilities, score
 from tests.made import rows
 
 

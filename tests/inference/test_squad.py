@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deberta_jax.inference.squad import (
+from deberta_jax.tasks.squad import (
     answer_scores,
     collect_answers,
     normalize_answer,

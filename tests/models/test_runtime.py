@@ -13,7 +13,7 @@ from jax.ad_checkpoint import print_saved_residuals
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
-from deberta_jax.models import MODELS, DebertaEncoder, DebertaForMaskedLM, abstract_params, init_params
+from deberta_jax.models import HEADS, DebertaEncoder, DebertaForMaskedLM, abstract_params, init_params
 from deberta_jax.ops import losses
 from deberta_jax.ops.attention import BODIES
 from deberta_jax.presets import PRESETS
@@ -303,7 +303,7 @@ OUTPUTS = {
 }
 
 
-@pytest.mark.parametrize("head", MODELS)
+@pytest.mark.parametrize("head", HEADS)
 def test_outputs_are_frozen_and_hold_what_was_asked_for(head):
     case = Case("outputs", "v3", head)
     params, ids = abstract_params(case.model()), make_batch(case)["input_ids"]
@@ -326,7 +326,7 @@ def test_outputs_are_frozen_and_hold_what_was_asked_for(head):
 
 
 def test_every_model_names_its_task():
-    assert list(MODELS) == [
+    assert list(HEADS) == [
         "encoder",
         "masked-lm",
         "sequence-classification",
@@ -335,4 +335,4 @@ def test_every_model_names_its_task():
         "multiple-choice",
         "replaced-token-detection",
     ]
-    assert MODELS["encoder"] is DebertaEncoder
+    assert HEADS["encoder"].model is DebertaEncoder

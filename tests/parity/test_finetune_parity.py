@@ -10,8 +10,8 @@ from transformers import AutoModelForSequenceClassification
 
 import deberta_jax
 from deberta_jax.inference.predict import model_inputs
-from deberta_jax.inference.tasks.text import sequence_loss
 from deberta_jax.sharding import global_batch, make_mesh
+from deberta_jax.tasks.text_classification import sequence_loss
 from deberta_jax.training.experiment import Optimization
 from deberta_jax.training.optimizers import make_optimizer
 from deberta_jax.training.state import make_state, parameters_of, state_shardings

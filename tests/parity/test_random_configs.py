@@ -10,7 +10,7 @@ import torch
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 from deberta_jax.config_json import V2_ONLY
-from deberta_jax.models import MODELS
+from deberta_jax.models import HEADS
 from deberta_jax.ops.relative_position import log_bucket
 from tests.cases import Case, apply, to_tree
 from tests.parity import hugging_face
@@ -21,7 +21,7 @@ COUNT, QUICK = 120, 24
 TOLERANCE = 2e-5
 
 # What is drawn, and from where; spans reach from far below the text's length to above it.
-HEADS = tuple(head for head in MODELS if head != "replaced-token-detection")
+TESTED = tuple(head for head in HEADS if head != "replaced-token-detection")
 FIELDS: dict[str, tuple[Any, ...]] = {
     "num_attention_heads": (1, 2, 3, 4),
     "head size": (4, 6, 8),
@@ -66,7 +66,7 @@ def draw(seed: int) -> Case:
 
 
 def _case(seed: int, v: dict[str, Any]) -> Case | None:
-    head = HEADS[seed % len(HEADS)]
+    head = TESTED[seed % len(TESTED)]
     v1 = head != "multiple-choice" and seed % 3 == 0
     size, ratio, padding = (v.pop(name) for name in ("head size", "length / max_position_embeddings", "padding"))
     v["hidden_size"] = size * v["num_attention_heads"]
@@ -114,7 +114,7 @@ def test_the_draws_reach_what_they_are_to_reach():
     for name, choices in FIELDS.items():
         if name not in ("head size", "length / max_position_embeddings", "padding"):
             assert all(seen[name, str(choice)] for choice in choices if choice is not None), name
-    assert {case.head for case in CASES} == set(HEADS)
+    assert {case.head for case in CASES} == set(TESTED)
     assert {case.config.model_type for case in CASES} == {"deberta", "deberta-v2"}
     assert {case.padding for case in CASES} == set(FIELDS["padding"])
     relative = [case for case in CASES if case.config.relative_terms]

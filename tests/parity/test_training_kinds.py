@@ -17,9 +17,9 @@ from deberta_jax.data.batches import Order, TrainingBatches, pad_batch
 from deberta_jax.data.labels import LabelSpec
 from deberta_jax.data.tables import Table
 from deberta_jax.inference.predict import model_inputs
-from deberta_jax.inference.tasks import ChoiceTask, SpanTask, TextTask, WordTask
-from deberta_jax.models import MODELS
+from deberta_jax.models import HEADS
 from deberta_jax.sharding import global_batch, make_mesh
+from deberta_jax.tasks import ChoiceTask, SpanTask, TextTask, WordTask
 from deberta_jax.training.experiment import Optimization
 from deberta_jax.training.optimizers import make_optimizer
 from deberta_jax.training.state import make_state, parameters_of, state_shardings
@@ -126,7 +126,7 @@ def test_a_hundred_steps_have_the_losses_of_a_torch_loop(make, tmp_path):
     task, table = make()
     tokenizer = make_tokenizer(tmp_path / "tokenizer")
     config = task.configure(dataclasses.replace(without_dropout(), num_hidden_layers=1))
-    model = MODELS[task.head](config)
+    model = HEADS[task.head].model(config)
     params = jax.jit(lambda: deberta_jax.init_params(model, jax.random.key(3)))()
     deberta_jax.save_pretrained(tmp_path / "model", model, params, tokenizer)
     features = task.features(table, tokenizer, LENGTH, labelled=True)

@@ -165,9 +165,9 @@ def test_original_head_and_mask_decoder_load_in_transformers(generation, tmp_pat
 
 def test_multiple_choice_of_v1_loads_as_the_class_transformers_has(tmp_path):
     from deberta_jax.config import DebertaConfig
-    from deberta_jax.models import MODELS, init_params
+    from deberta_jax.models import HEADS, init_params
 
-    model = MODELS["multiple-choice"](DebertaConfig.from_hf(BASE["v1"]))
+    model = HEADS["multiple-choice"].model(DebertaConfig.from_hf(BASE["v1"]))
     params = init_params(model, jax.random.key(0))
     save_pretrained(tmp_path, model, params)
     net, report = transformers.DebertaForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)

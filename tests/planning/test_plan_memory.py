@@ -17,7 +17,7 @@ from deberta_jax.planning.programs import objective_of, request_mesh
 from deberta_jax.planning.request import make_request
 from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import global_batch
-from deberta_jax.training.experiment import Runtime
+from deberta_jax.training.experiment import RunOptions
 from deberta_jax.training.objective import prepare_step
 from deberta_jax.training.step import compile_step
 
@@ -28,7 +28,7 @@ def kilobytes(name):
 job, rows, length, remat = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 config = dataclasses.replace(PRESETS["deberta-v3-base"], vocab_size=30000, num_hidden_layers=4)
 request = make_request(job, config, target_of("cpu:1"), batch_size=rows, length=length, dtype="float32",
-                       runtime=Runtime(mesh_data=1, remat=remat))
+                       runtime=RunOptions(mesh_data=1, remat=remat))
 mesh = request_mesh(request, jax.devices())
 prepared = prepare_step(objective_of(request), mesh, 10)
 batch = {name: np.zeros(shape, dtype) for name, (shape, dtype) in request.batch.items()}

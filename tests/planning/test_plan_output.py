@@ -19,7 +19,7 @@ from deberta_jax.planning.report import Plan, as_json, plan_of
 from deberta_jax.planning.request import make_request
 from deberta_jax.planning.table import causes, describe, number
 from deberta_jax.presets import PRESETS
-from deberta_jax.training.experiment import Runtime
+from deberta_jax.training.experiment import RunOptions
 
 CONFIG = dataclasses.replace(
     PRESETS["deberta-v3-base"],
@@ -41,7 +41,7 @@ def request(topology, **runtime):
         batch_size=8,
         length=32,
         dtype="bfloat16",
-        runtime=Runtime(**{"mesh_data": target.chips, **runtime}),
+        runtime=RunOptions(**{"mesh_data": target.chips, **runtime}),
     )
 
 

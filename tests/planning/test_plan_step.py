@@ -16,7 +16,7 @@ from deberta_jax.planning.hlo import parse
 from deberta_jax.planning.programs import lower_for_cuda, make_program
 from deberta_jax.planning.request import make_request
 from deberta_jax.presets import PRESETS
-from deberta_jax.training.experiment import Runtime
+from deberta_jax.training.experiment import RunOptions
 from tests.planning.exchanges import unexpected
 
 # A length whose multiples are no sizes of the model: so arrays with a place for each token can be told.
@@ -39,7 +39,7 @@ def request(devices, **runtime):
         batch_size=ROWS,
         length=LENGTH,
         dtype="float32",
-        runtime=Runtime(**{"mesh_data": 1, "attention": "reference", **runtime}),
+        runtime=RunOptions(**{"mesh_data": 1, "attention": "reference", **runtime}),
     )
 
 
@@ -97,7 +97,7 @@ def test_products_of_a_step_for_gpus_within_two_percent_of_a_count_by_hand():
         batch_size=ROWS,
         length=LENGTH,
         dtype="float32",
-        runtime=Runtime(mesh_data=8, attention="shift"),
+        runtime=RunOptions(mesh_data=8, attention="shift"),
     )
     _, flops = lower_for_cuda(asked, jax.devices())
     repeated = 7 * 3 * 2 * LAYERS * 2 * (2 * LENGTH - 1) * WIDTH * WIDTH

@@ -12,8 +12,8 @@ from deberta_jax import DebertaForSequenceClassification, init_params
 from deberta_jax.data.batches import Order, TrainingBatches
 from deberta_jax.data.features import make_features
 from deberta_jax.inference.predict import model_inputs
-from deberta_jax.inference.tasks.text import sequence_loss
 from deberta_jax.sharding import global_batch, make_mesh
+from deberta_jax.tasks.text_classification import sequence_loss
 from deberta_jax.training.checkpoints import Checkpoints
 from deberta_jax.training.experiment import Optimization
 from deberta_jax.training.optimizers import make_optimizer

@@ -14,7 +14,7 @@ from deberta_jax.data.features import make_features
 from deberta_jax.storage import write_json
 from deberta_jax.text import load_tokenizer
 from deberta_jax.training.directory import check_directory
-from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, Runtime, difference, resolved
+from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, RunOptions, difference, resolved
 from deberta_jax.training.finetune import finetune
 from deberta_jax.training.logging import RunLog
 from deberta_jax.training.loop import _better
@@ -63,7 +63,7 @@ def test_lengths_of_all_sorts_are_the_announced_programs_and_no_more(
                 batch_size=4,
                 max_length=max_length,
                 batching=batching,
-                runtime=Runtime(attention="shift"),
+                runtime=RunOptions(attention="shift"),
             )
         )
     told = [record.getMessage() for record in caplog.records]

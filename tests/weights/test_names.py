@@ -8,7 +8,7 @@ import pytest
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
-from deberta_jax.models import MODELS, abstract_params
+from deberta_jax.models import HEADS, abstract_params, all_parts, head_spec
 from deberta_jax.weights import names
 from deberta_jax.weights.source import Checkpoint, Tensor
 from deberta_jax.weights.wrappers import unwrap
@@ -21,19 +21,19 @@ OPTIONS = {
     "v3": [{}, {"legacy": False, "mask_decoder": True}, {"tie_word_embeddings": False}],
     "xl": [{}, {"conv_groups": 2, "classifier_proj": True}],
 }
-CASES = [(base, head, options) for base in BASE for head in MODELS for options in OPTIONS[base]]
+CASES = [(base, head, options) for base in BASE for head in HEADS for options in OPTIONS[base]]
 
 
 @pytest.mark.parametrize(("base", "head", "options"), CASES)
 def test_table_describes_every_leaf_of_every_model(base, head, options):
     config = DebertaConfig.from_hf(raw_config(base, **options))
-    expected = abstract_params(MODELS[head](config))
+    expected = abstract_params(HEADS[head].model(config))
     expected = {"deberta": expected} if head == "encoder" else expected
     paths, _ = jax.tree_util.tree_flatten_with_path(expected)
     shapes = {"/".join(key.key for key in path): leaf.shape for path, leaf in paths}
     found = {}
-    sizes = names.sizes(config, names.classifier_rows(config, head))
-    for row in names.table(config, names.head_parts(config, head)):
+    sizes = names.sizes(config, HEADS[head].num_outputs(config))
+    for row in names.table(config, HEADS[head].parts_in(config)):
         for path, shape in zip(row.tree, row.leaf_shapes(sizes), strict=True):
             assert path not in found
             found[path] = (config.num_hidden_layers, *shape) if row.layered else shape
@@ -79,9 +79,13 @@ def test_names_of_layers_collapse_for_people():
     assert names.collapse(listed) == ["a.layer.{0-2}.x", "b", "a.layer.{1,4}.y"]
 
 
+def test_the_table_has_rows_for_the_parts_of_every_head_and_for_no_others():
+    assert set(names._PART_ROWS) == set(all_parts())
+
+
 def test_unknown_head_is_refused():
     with pytest.raises(InputError, match="choose one of encoder, masked-lm"):
-        names.head_parts(DebertaConfig(), "fill-mask")
+        head_spec("fill-mask")
 
 
 def test_untied_head_exists_only_under_its_legacy_name():

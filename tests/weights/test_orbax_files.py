@@ -12,7 +12,7 @@ import tensorstore as ts
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
-from deberta_jax.models import MODELS, abstract_params, logical_axes
+from deberta_jax.models import HEADS, abstract_params, logical_axes
 from deberta_jax.sharding import make_mesh, tree_shardings
 from deberta_jax.weights import convert, load, save_pretrained
 from deberta_jax.weights.orbax_files import PARAMS
@@ -131,7 +131,7 @@ def test_safetensors_are_placed_too(tmp_path, converted):
 def test_a_training_state_is_a_source(wrapped, tmp_path):
     """Parameters beside an optimizer's, at the newest step of a run whose config.json is above."""
     config = DebertaConfig.from_hf(raw_config("v3"))
-    model = MODELS["masked-lm"](config)
+    model = HEADS["masked-lm"].model(config)
     run = tmp_path / "run"
     run.mkdir()
     drawn = to_tree(config, state_of("v3", ("cls",)))
@@ -156,7 +156,7 @@ def test_bare_encoder_round_trip(tmp_path, write):
     _, direct, _ = load(source, param_dtype=jnp.bfloat16)
     assert jax.tree.all(jax.tree.map(np.array_equal, params, direct))
     assert jax.tree.structure(params) == jax.tree.structure(
-        abstract_params(MODELS["encoder"](DebertaConfig.from_hf(raw)))
+        abstract_params(HEADS["encoder"].model(DebertaConfig.from_hf(raw)))
     )
 
 

@@ -1,24 +1,27 @@
-"""A tag for each word of pre-split sentences; the first token of a word answers for it."""
+"""Defines the kind of task with a tag for each word. The first token of a word answers for it.
+
+Texts are lists of words (``WordTask``, here) or raw texts with named spans of characters (``EntityTask``).
+"""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features, word_features
-from deberta_jax.data.labels import SKIP, LabelIds, generic_names, label_name, shorten, value_of
+from deberta_jax.data.labels import SKIP, LabelIds, generic_names, label_name, same_labels, shorten, value_of
 from deberta_jax.data.table import Table, shown
 from deberta_jax.errors import InputError
-from deberta_jax.inference.chunks import chunk_metrics, chunks, is_chunk_tag
-from deberta_jax.inference.metrics import classification_metrics
-from deberta_jax.inference.tasks.base import Metrics
-from deberta_jax.inference.tasks.text import by_label, confusion, mean_loss, probabilities
 from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
+from deberta_jax.tasks.base import Metrics, Task
+from deberta_jax.tasks.chunks import chunk_metrics, chunks, is_chunk_tag
+from deberta_jax.tasks.metrics import classification_metrics
+from deberta_jax.tasks.text_classification import by_label, confusion, mean_loss, probabilities
 from deberta_jax.text import Tokenizer
 
 # A number beyond this is no tag's.
@@ -26,18 +29,23 @@ _MOST_TAGS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
-class WordTask:
-    """``text``: the column of word lists. ``label``: that of their tags, names or ids."""
+class WordTask(Task):
+    """Predicts a tag for each word of sentences that are split into words.
 
+    Attributes:
+      text: the column of lists of words.
+      label: the column of their tags, names or ids.
+      names: the tags' names.
+    """
+
+    head: ClassVar[str] = "token-classification"
     text: str
     label: str
     names: tuple[str, ...]
-    head: str = "token-classification"
-    per_token: bool = True
 
     @property
     def spans(self) -> bool:
-        """Tags mark spans (``B-PER``, ``I-PER``, ``O``); others, such as parts of speech, stand each for itself."""
+        """True if tags mark spans (``B-PER``, ``I-PER``, ``O``); others, such as parts of speech, stand alone."""
         return all(map(is_chunk_tag, self.names)) and self.names != ("O",)
 
     @property
@@ -45,8 +53,11 @@ class WordTask:
         return ("f1", "precision", "recall", "accuracy", "loss") if self.spans else ("accuracy", "f1", "loss")
 
     @property
-    def metric(self) -> str:
-        return self.metric_names[0]
+    def sift(self) -> Literal["classes"]:
+        return "classes"
+
+    def with_labels_of(self, config: DebertaConfig) -> "Task":
+        return dataclasses.replace(self, names=config.id2label) if same_labels(config.id2label, self.names) else self
 
     def configure(self, config: DebertaConfig) -> DebertaConfig:
         return dataclasses.replace(config, id2label=self.names, problem_type=None)
@@ -62,13 +73,10 @@ class WordTask:
     def loss(self, out: Any, batch: Mapping[str, jax.Array]) -> Items:
         return losses.cross_entropy(out.logits, batch["labels"])
 
-    def read(self, out: Any) -> jax.Array:
-        return out.logits
-
-    def metrics(self, found: np.ndarray, features: Features, table: Table) -> Metrics:
+    def metrics(self, logits: np.ndarray, features: Features, table: Table) -> Metrics:
         assert features.labels is not None
         there = features.labels >= 0
-        logits, labels = found[there], features.labels[there]
+        logits, labels = logits[there], features.labels[there]
         loss = {"loss": float(mean_loss(logits, labels))}
         flat = classification_metrics(logits, labels)
         if not self.spans:
@@ -78,20 +86,22 @@ class WordTask:
         guess = by_sentence(logits.argmax(-1), owner, len(table), self.names)
         return chunk_metrics(truth, guess) | {"accuracy": flat["accuracy"]} | loss
 
-    def answers(self, found: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
+    def answers(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
         assert features.words is not None
         begins = features.words >= 0
-        logits, owner = found[begins], owners(features)[begins]
+        logits, owner = logits[begins], owners(features)[begins]
         tags = by_sentence(logits.argmax(-1), owner, len(table), self.names)
-        shares = probabilities(logits).max(-1)
-        scores = [part.tolist() for part in np.split(shares, np.cumsum(np.bincount(owner, minlength=len(table)))[:-1])]
+        certainty = probabilities(logits).max(-1)
+        scores = [
+            part.tolist() for part in np.split(certainty, np.cumsum(np.bincount(owner, minlength=len(table)))[:-1])
+        ]
         words = table.word_lists(self.text)
         return [word_answer(words[row], tags[row], scores[row], spans=self.spans) for row in range(len(table))]
 
-    def details(self, found: np.ndarray, features: Features, table: Table) -> dict[str, Any]:
+    def details(self, logits: np.ndarray, features: Features, table: Table) -> dict[str, Any]:
         assert features.labels is not None
         there = features.labels >= 0
-        guess, truth = found[there].argmax(-1), features.labels[there]
+        guess, truth = logits[there].argmax(-1), features.labels[there]
         classes = np.arange(len(self.names))
         return confusion(guess, truth, self.names) | {
             "by_label": by_label(guess[:, None] == classes, truth[:, None] == classes, self.names)
@@ -99,7 +109,7 @@ class WordTask:
 
 
 def word_answer(words: Sequence[str], tags: Sequence[str], scores: Sequence[float], *, spans: bool) -> dict[str, Any]:
-    """Tags and their probabilities, and where tags mark spans those, with their words."""
+    """Returns tags and their probabilities, and where tags mark spans also the spans, with their words."""
     answer: dict[str, Any] = {"tags": list(tags), "scores": list(scores)}
     if spans:
         answer["spans"] = [
@@ -110,8 +120,8 @@ def word_answer(words: Sequence[str], tags: Sequence[str], scores: Sequence[floa
 
 
 def discover_tags(table: Table, text: str, label: str) -> tuple[str, ...]:
-    """All tags of a column: those that the file names, in its order; else those found, ``O`` first, then the kinds in
-    alphabetical order, each with its B before its I.
+    """Returns all tags of a column: those that the file names, in its order; else those found, ``O`` first, then the
+    kinds in alphabetical order, each with its B before its I.
 
     Raises:
       InputError: a row whose words and tags are not equally many, or tags of which some are names and some numbers.
@@ -139,8 +149,12 @@ def sorted_tags(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def encode_tags(table: Table, text: str, label: str, names: Sequence[str]) -> list[list[int]]:
-    """Ids of each row's tags. Tags that are numbers are ids of the model, which is logged; where the file names its
-    numbers they are that only of a model whose labels nobody has named."""
+    """Returns the ids of each row's tags. Tags that are numbers are ids of the model, which is logged; where the file
+    names its numbers they are ids only for a model whose labels nobody has named.
+
+    Raises:
+      InputError: a tag that is not among the names.
+    """
     ids, out = LabelIds(names), []
     numbers = label in table.class_names and tuple(names) == generic_names(len(names))
     for row, tags in enumerate(_tag_lists(table, text, label)):

@@ -1,4 +1,4 @@
-"""Named tasks: where their files are, what their columns mean, the order of their labels, the metric they go by.
+"""Lists the published tasks: where their files are, what their columns mean, the order of their labels, their metric.
 
 Files are read as users have them: GLUE's zips (tsv, some without a header), SuperGLUE's jsonl, SQuAD's json, CoNLL's
 text, and the parquet or jsonl copies of the Hugging Face hub, whose label numbers mean another order for some tasks.
@@ -9,20 +9,21 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deberta_jax.data import conversions
-from deberta_jax.data.columns import CHOICES, CLASSIFICATION, REGRESSION_TASK, SPANS, WORDS
 from deberta_jax.data.conll import read_conll
 from deberta_jax.data.delimited import tab_separated, table_of_lines
 from deberta_jax.data.files import COMPRESSED, ending, found, matching, members
 from deberta_jax.data.labels import number_of
 from deberta_jax.data.layouts import arrange
 from deberta_jax.data.table import Table, join_tables
-from deberta_jax.data.tables import Reader, Reading, read_table, read_tables
+from deberta_jax.data.tables import Reading, read_table, read_tables
 from deberta_jax.errors import InputError
+from deberta_jax.tasks.base import NamedTask
+from deberta_jax.tasks.registry import TASK_KINDS
 
 _log = logging.getLogger(__name__)
 
@@ -36,44 +37,12 @@ _WNUT = ("corporation", "creative-work", "group", "location", "person", "product
 WNUT = ("O", *(f"{prefix}-{kind}" for kind in _WNUT for prefix in "BI"))
 
 
-@dataclasses.dataclass(frozen=True)
-class NamedTask:
-    """A task as a user names it.
-
-    Attributes:
-      text, label, choices: columns of the rows that ``convert`` gives, which may be several of each.
-      names: labels in DeBERTa's order; () where none are needed.
-      hub_names: what the numbers in the label column of the hub's copies mean; () where numbers are the labels.
-      metric: chooses the best checkpoint.
-      dev: stems of the file to evaluate on, the first that is there; train: likewise.
-      called: what else a column is called in the published files.
-      readers: of files with these endings that are of the task's own form.
-      group: rows with the same value are one question; all must be right (MultiRC).
-      gold: column of all texts that are right (ReCoRD).
-    """
-
-    kind: str
-    text: tuple[str, ...]
-    label: str
-    metric: str
-    names: tuple[str, ...] = ()
-    hub_names: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    called: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    readers: Mapping[str, Reader] = dataclasses.field(default_factory=dict)
-    convert: Callable[[conversions.Row], Sequence[conversions.Row]] | None = None
-    train: tuple[str, ...] = ("train",)
-    dev: tuple[str, ...] = ("dev", "validation", "val", "valid")
-    group: str = ""
-    gold: str = ""
-
-
 def _pair(a: str, b: str, metric: str, names: tuple[str, ...], **more: Any) -> NamedTask:
-    return NamedTask(CLASSIFICATION, (a, b), "label", metric, names, **more)
+    return NamedTask("text-classification", (a, b), "label", metric, names, **more)
 
 
 def _read_cola(name: str, text: str) -> Table:
-    """The files with labels have no header, that of the test does."""
+    """Reads CoLA's files: those with labels have no header, that of the test has one."""
     lines = tab_separated(text)
     if lines and len(lines[0][1]) == 4 and lines[0][1][1] in BINARY:
         lines.insert(0, (0, ["source", "label", "original", "sentence"]))
@@ -81,8 +50,8 @@ def _read_cola(name: str, text: str) -> Table:
 
 
 def _read_qqp(name: str, text: str) -> Table:
-    """A question with a line break tears its line: those pairs are left out, as in Microsoft's reader, but not where
-    every line is to get an answer."""
+    """Reads QQP's files. A question with a line break tears its line: those pairs are left out of labelled files, as in
+    Microsoft's reader, but not where every line is to get an answer."""
     lines = tab_separated(text)
     if lines and "is_duplicate" in lines[0][1]:
         whole = [(number, fields) for number, fields in lines if len(fields) == len(lines[0][1])]
@@ -100,12 +69,12 @@ _SENTENCES = {
 _MATCHED = ("dev_matched", "validation_matched", "dev", "validation")
 _SWAG = ("ending0", "ending1", "ending2", "ending3")
 
-TASKS: dict[str, NamedTask] = {
+NAMED_TASKS: dict[str, NamedTask] = {
     # GLUE
     "cola": NamedTask(
-        CLASSIFICATION, ("sentence",), "label", "matthews_correlation", BINARY, readers={".tsv": _read_cola}
+        "text-classification", ("sentence",), "label", "matthews_correlation", BINARY, readers={".tsv": _read_cola}
     ),
-    "sst2": NamedTask(CLASSIFICATION, ("sentence",), "label", "accuracy", BINARY),
+    "sst2": NamedTask("text-classification", ("sentence",), "label", "accuracy", BINARY),
     "mrpc": _pair(
         "sentence1",
         "sentence2",
@@ -113,7 +82,7 @@ TASKS: dict[str, NamedTask] = {
         BINARY,
         called={"sentence1": ("#1 String",), "sentence2": ("#2 String",), "label": ("Quality",)},
     ),
-    "stsb": NamedTask(REGRESSION_TASK, ("sentence1", "sentence2"), "label", "pearson", called={"label": ("score",)}),
+    "stsb": NamedTask("regression", ("sentence1", "sentence2"), "label", "pearson", called={"label": ("score",)}),
     "qqp": _pair(
         "question1", "question2", "accuracy", BINARY, called={"label": ("is_duplicate",)}, readers={".tsv": _read_qqp}
     ),
@@ -134,11 +103,13 @@ TASKS: dict[str, NamedTask] = {
     # SuperGLUE
     "boolq": _pair("question", "passage", "accuracy", YES_NO, hub_names=YES_NO),
     "cb": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=("entailment", "contradiction", "neutral")),
-    "copa": NamedTask(CHOICES, ("first",), "label", "accuracy", choices=("second",), convert=conversions.copa),
+    "copa": NamedTask(
+        "multiple-choice", ("first",), "label", "accuracy", choices=("second",), convert=conversions.copa
+    ),
     "wic": _pair("sentence1", "sentence2", "accuracy", YES_NO, hub_names=YES_NO, convert=conversions.wic),
     "multirc": _pair("paragraph", "answer", "f1", BINARY, convert=conversions.multirc, group="group"),
     "record": NamedTask(
-        CHOICES, ("passage",), "label", "f1", choices=("queries",), convert=conversions.record, gold="gold"
+        "multiple-choice", ("passage",), "label", "f1", choices=("queries",), convert=conversions.record, gold="gold"
     ),
     "wsc": _pair("text", "claim", "accuracy", YES_NO, hub_names=YES_NO, convert=conversions.wsc),
     # Natural language inference
@@ -166,7 +137,7 @@ TASKS: dict[str, NamedTask] = {
     ),
     # Questions
     "squad": NamedTask(
-        SPANS,
+        "question-answering",
         ("question", "context"),
         "answers",
         "f1",
@@ -174,7 +145,7 @@ TASKS: dict[str, NamedTask] = {
         dev=("dev-v1.1", "dev", "validation"),
     ),
     "squad2": NamedTask(
-        SPANS,
+        "question-answering",
         ("question", "context"),
         "answers",
         "f1",
@@ -183,7 +154,7 @@ TASKS: dict[str, NamedTask] = {
     ),
     # Entities
     "conll2003": NamedTask(
-        WORDS,
+        "token-classification",
         ("tokens",),
         "tags",
         "f1",
@@ -195,7 +166,7 @@ TASKS: dict[str, NamedTask] = {
         dev=("valid", "dev", "eng.testa", "validation"),
     ),
     "wnut17": NamedTask(
-        WORDS,
+        "token-classification",
         ("tokens",),
         "tags",
         "f1",
@@ -208,10 +179,10 @@ TASKS: dict[str, NamedTask] = {
     ),
     # Multiple choice
     "swag": NamedTask(
-        CHOICES, ("sent1", "sent2"), "label", "accuracy", choices=_SWAG, dev=("val", "validation", "dev")
+        "multiple-choice", ("sent1", "sent2"), "label", "accuracy", choices=_SWAG, dev=("val", "validation", "dev")
     ),
     "race": NamedTask(
-        CHOICES,
+        "multiple-choice",
         ("article", "question"),
         "answer",
         "accuracy",
@@ -221,7 +192,7 @@ TASKS: dict[str, NamedTask] = {
         dev=("dev/*/*", "test_*", "dev", "validation", "test"),
     ),
     "arc": NamedTask(
-        CHOICES,
+        "multiple-choice",
         ("question",),
         "label",
         "accuracy",
@@ -236,14 +207,14 @@ _ENDINGS = (".tsv", ".jsonl", ".json", ".conll", ".txt", ".csv", ".parquet", "-*
 
 
 def find_file(task: str, directory: str, split: str) -> str:
-    """Path or pattern of a task's training (``train``) or evaluation (``dev``) file.
+    """Returns the path or pattern of a task's training (``train``) or evaluation (``dev``) file.
 
     ``directory`` may be a zip, or hold one of the task's name: then the file in it that lies in the fewest folders.
 
     Raises:
       InputError: no file of a name that it may have, or several in a zip.
     """
-    named = TASKS[task]
+    named = NAMED_TASKS[task]
     stems = named.train if split == "train" else named.dev
     here = _find(directory, stems)
     if here:
@@ -272,25 +243,29 @@ def _find(directory: str, stems: Sequence[str]) -> str | None:
 
 
 def _archives(task: str, directory: Path) -> list[Path]:
-    """A zip, or those in a directory whose names begin with the task's: SST-2.zip, QQP-clean.zip."""
+    """Returns a zip, or those in a directory whose names begin with the task's: SST-2.zip, QQP-clean.zip."""
     if directory.suffix == ".zip" and directory.is_file():
         return [directory]
     return [file for file in sorted(directory.glob("*.zip")) if re.sub(r"\W", "", file.stem.lower()).startswith(task)]
 
 
 def read_task(task: str, paths: Sequence[str], delimiter: str = "") -> Table:
-    """Files as a table; a named task's with its columns and the names of its labels.
+    """Reads files as one table; a named task's with its columns and the names of its labels.
 
-    ``task``: a named task, a kind of task, or "" where it is to be guessed. ``delimiter``: of csv and tsv.
+    Args:
+      task: a named task, a kind of task, or "" where the kind is to be guessed.
+      paths: files or patterns.
+      delimiter: of csv and tsv files; "" finds it.
 
     Raises:
       InputError: as ``read_tables``, or a row that is none of the task's.
     """
-    named = TASKS.get(task)
+    named = NAMED_TASKS.get(task)
     kind = named.kind if named else task
-    reading = Reading(delimiter, words=kind == WORDS)
+    word_lists = kind in TASK_KINDS and TASK_KINDS[kind].word_lists
+    reading = Reading(delimiter, words=word_lists)
     if named is None:
-        return arrange(read_tables(paths, reading), words=kind in ("", WORDS))
+        return arrange(read_tables(paths, reading), words=word_lists or not kind)
     tables = []
     for path in (file for pattern in paths for file in matching(pattern)):
         table = _renamed(named, read_table(path, named.readers.get(ending(path)), reading))
@@ -301,7 +276,7 @@ def read_task(task: str, paths: Sequence[str], delimiter: str = "") -> Table:
 
 
 def _renamed(named: NamedTask, table: Table) -> Table:
-    """The columns of a published file by the task's names, where the file has none of these."""
+    """Returns the table with columns renamed to the task's names, where a published file calls them otherwise."""
     ours: dict[str, str] = {}
     for name, others in named.called.items():
         there = [other for other in others if other in table.columns]
@@ -313,7 +288,7 @@ def _renamed(named: NamedTask, table: Table) -> Table:
 
 
 def _named_labels(named: NamedTask, table: Table) -> Table:
-    """Numbers in the label column become names, in the order that they have on the hub; booleans too."""
+    """Returns the table with names for the numbers and booleans in the label column, in the hub's order."""
     if not named.hub_names or named.label not in table.columns:
         return table
     values = [_named(value, named.hub_names) for value in table.columns[named.label]]

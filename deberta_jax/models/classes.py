@@ -1,11 +1,12 @@
-"""The models a user names, one class a task. All take the same call; ``Inputs`` describes it.
+"""Defines the model classes, one for each head. All are called in the same way; ``Inputs`` describes the arguments.
 
 model = DebertaForSequenceClassification(config, dtype=jnp.bfloat16)
 params = init_params(model, jax.random.key(0))
 out = model.apply({"params": params}, input_ids, attention_mask=mask)
 """
 
-from typing import Any, Unpack
+import dataclasses
+from typing import Any, ClassVar, TypeVar, Unpack
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from deberta_jax.models.layers import Dropout, Runtime
 from deberta_jax.models.outputs import EncoderOutput, FactoredOutput, HeadOutput, SpanOutput
 from deberta_jax.ops.activations import activate
 
+M = TypeVar("M", bound="Model")
 Ids = Int[Array, "B T"] | None
 Positions = Int[Array, "B P"] | None
 
@@ -51,13 +53,23 @@ class Model(nn.Module):
     scan: bool = True
     prepared: bool = False
 
+    reads_choices: ClassVar[bool] = False
+    """The inputs have an axis of choices, [B,C,T], and the model scores each choice as a text of its own."""
+
     @property
     def runtime(self) -> Runtime:
-        return Runtime(self.dtype, self.param_dtype, self.attention, self.remat, self.scan, self.prepared)
+        """The runtime choices as the one object that all layers are given."""
+        return Runtime(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Runtime)})
 
-    def example_shape(self) -> tuple[int, ...]:
-        """Shape of the smallest ``input_ids`` that the model takes."""
-        return (1, 2)
+    @classmethod
+    def create(cls: type[M], config: DebertaConfig, runtime: Runtime) -> M:
+        """Returns the model of a config with these runtime choices."""
+        return cls(config, **{field.name: getattr(runtime, field.name) for field in dataclasses.fields(runtime)})
+
+    @classmethod
+    def example_shape(cls) -> tuple[int, ...]:
+        """Returns the shape of the smallest ``input_ids`` that the model takes."""
+        return (1, 1, 2) if cls.reads_choices else (1, 2)
 
     def backbone(self, input_ids, inputs: Inputs, mask_decoder: bool = False) -> Hidden:
         return Backbone(self.config, self.runtime, mask_decoder, name="deberta")(input_ids, **inputs)
@@ -138,8 +150,7 @@ class DebertaForQuestionAnswering(Model):
 class DebertaForMultipleChoice(Model):
     """One score a choice: inputs [B,C,T] give [B,C]; packed rows [B,T] with ``positions`` [B,P] give [B,P]."""
 
-    def example_shape(self) -> tuple[int, ...]:
-        return (1, 1, 2)
+    reads_choices: ClassVar[bool] = True
 
     @nn.compact
     def __call__(
@@ -170,14 +181,3 @@ class DebertaForReplacedTokenDetection(Model):
         h = self.backbone(input_ids, inputs)
         logits = ReplacedTokenHead(self.config, self.runtime, name="mask_predictions")(h.states, h.starts)
         return HeadOutput(logits, h.hidden_states, h.attentions)
-
-
-MODELS: dict[str, type[Model]] = {
-    "encoder": DebertaEncoder,
-    "masked-lm": DebertaForMaskedLM,
-    "sequence-classification": DebertaForSequenceClassification,
-    "token-classification": DebertaForTokenClassification,
-    "question-answering": DebertaForQuestionAnswering,
-    "multiple-choice": DebertaForMultipleChoice,
-    "replaced-token-detection": DebertaForReplacedTokenDetection,
-}

@@ -1,0 +1,160 @@
+"""Lists the heads. One ``HeadSpec`` describes a head to the whole package; nothing else lists heads.
+
+To add a head, write a model class and register it under a name:
+
+    deberta_jax.models.HEADS["mean-pooling"] = HeadSpec(model=MeanPooling, parts=("mlp",), ...)
+
+Loading, saving, inspection, verification, LoRA, peft's files, tasks and the command line read this table.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import InputError
+from deberta_jax.models.classes import (
+    DebertaEncoder,
+    DebertaForMaskedLM,
+    DebertaForMultipleChoice,
+    DebertaForQuestionAnswering,
+    DebertaForReplacedTokenDetection,
+    DebertaForSequenceClassification,
+    DebertaForTokenClassification,
+    Model,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """Describes a head: its model class, what a checkpoint stores of it, and what its output holds.
+
+    Attributes:
+      model: the model class. Its parameters are the encoder's, under ``deberta``, and those of ``parts``.
+      parts: the first words of the head's tensor names in a checkpoint: all that it may have, under any config.
+      parts_of: returns the parts that it has under a config; None: all of ``parts``.
+      optional: parts that some files lack and that the head does without.
+      spellings: ``parts`` are spellings of one thing, of which a file has one.
+      transformers: the end of the class name that config.json gives, such as ``ForSequenceClassification``; empty
+        where transformers has no such class.
+      peft_task: ``task_type`` in a peft adapter's config; None where peft has none.
+      outputs: the fields of the model's output that predictions are made from.
+      per_token: these fields have an axis of tokens, [B,T], rather than one value a text.
+      num_outputs: returns the number of rows of the classifier under a config.
+      named_labels: users choose the labels and their number (``num_labels``, ``id2label``).
+      fixed_labels: the labels that the head always has, whatever a file names.
+      classifier: the tensor whose rows are the labels, by its name in a checkpoint; empty where there is none.
+    """
+
+    model: type[Model]
+    parts: tuple[str, ...] = ()
+    parts_of: Callable[[DebertaConfig], tuple[str, ...]] | None = None
+    optional: tuple[str, ...] = ()
+    spellings: bool = False
+    transformers: str = ""
+    peft_task: str | None = None
+    outputs: tuple[str, ...] = ("logits",)
+    per_token: bool = False
+    num_outputs: Callable[[DebertaConfig], int] = lambda config: config.num_labels
+    named_labels: bool = False
+    fixed_labels: tuple[str, ...] = ()
+    classifier: str = ""
+
+    def parts_in(self, config: DebertaConfig) -> tuple[str, ...]:
+        """Returns the parts that the head has under a config."""
+        return self.parts if self.parts_of is None else self.parts_of(config)
+
+    def missing_parts(self, present: Collection[str]) -> list[str]:
+        """Returns the parts that the head needs and that are not among those present."""
+        if self.spellings:
+            return [] if set(self.parts) & set(present) else [" or ".join(self.parts)]
+        return [part for part in self.parts if part not in present and part not in self.optional]
+
+    def read(self, output: Any) -> jax.Array:
+        """Returns what predictions are made from: [B,K], or [B,T,K] if ``per_token``. Several outputs are stacked on
+        the last axis."""
+        fields = [getattr(output, name) for name in self.outputs]
+        return fields[0] if len(fields) == 1 else jnp.stack(fields, axis=-1)
+
+
+HEADS: dict[str, HeadSpec] = {
+    "encoder": HeadSpec(model=DebertaEncoder, transformers="Model", outputs=("last_hidden_state",), per_token=True),
+    "masked-lm": HeadSpec(
+        model=DebertaForMaskedLM,
+        parts=("cls", "lm_predictions"),
+        parts_of=lambda config: ("cls",) if config.legacy else ("lm_predictions",),
+        spellings=True,
+        transformers="ForMaskedLM",
+        per_token=True,
+    ),
+    "sequence-classification": HeadSpec(
+        model=DebertaForSequenceClassification,
+        parts=("pooler", "classifier"),
+        transformers="ForSequenceClassification",
+        peft_task="SEQ_CLS",
+        named_labels=True,
+        classifier="classifier.weight",
+    ),
+    "token-classification": HeadSpec(
+        model=DebertaForTokenClassification,
+        parts=("proj", "classifier"),
+        parts_of=lambda config: ("proj", "classifier") if config.classifier_proj else ("classifier",),
+        optional=("proj",),
+        transformers="ForTokenClassification",
+        peft_task="TOKEN_CLS",
+        per_token=True,
+        named_labels=True,
+        classifier="classifier.weight",
+    ),
+    "question-answering": HeadSpec(
+        model=DebertaForQuestionAnswering,
+        parts=("qa_outputs",),
+        transformers="ForQuestionAnswering",
+        peft_task="QUESTION_ANS",
+        outputs=("start_logits", "end_logits"),
+        per_token=True,
+        fixed_labels=("LABEL_0", "LABEL_1"),
+    ),
+    "multiple-choice": HeadSpec(
+        model=DebertaForMultipleChoice,
+        parts=("pooler", "classifier"),
+        transformers="ForMultipleChoice",
+        peft_task="SEQ_CLS",
+        num_outputs=lambda config: 1,
+        classifier="classifier.weight",
+    ),
+    "replaced-token-detection": HeadSpec(
+        model=DebertaForReplacedTokenDetection, parts=("mask_predictions",), per_token=True
+    ),
+}
+
+
+def head_spec(head: str) -> HeadSpec:
+    """Returns the entry of a head.
+
+    Raises:
+      InputError: a head that does not exist.
+    """
+    if head not in HEADS:
+        raise InputError(f"head {head!r} does not exist; choose one of {', '.join(HEADS)}")
+    return HEADS[head]
+
+
+def spec_of_model(model: Model) -> tuple[str, HeadSpec]:
+    """Returns the name and the entry of a model's head.
+
+    Raises:
+      InputError: a model of a class that no entry of ``HEADS`` has.
+    """
+    for head, spec in HEADS.items():
+        if type(model) is spec.model:
+            return head, spec
+    raise InputError(f"{type(model).__name__}: is no entry of deberta_jax.models.HEADS; register its HeadSpec there")
+
+
+def all_parts() -> tuple[str, ...]:
+    """Returns the parts of all heads, each once."""
+    return tuple(dict.fromkeys(part for spec in HEADS.values() for part in spec.parts))

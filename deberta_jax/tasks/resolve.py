@@ -1,0 +1,102 @@
+"""Resolves what the user left open about a task: its kind, its columns, its labels."""
+
+import dataclasses
+import logging
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.data.table import Table
+from deberta_jax.errors import InputError
+from deberta_jax.tasks.base import Task, TaskKind, TaskOptions
+from deberta_jax.tasks.named import NAMED_TASKS
+from deberta_jax.tasks.registry import MULTI_LABEL_NAME, TASK_KINDS, guess_kind
+
+_log = logging.getLogger(__name__)
+Options = TypeVar("Options", bound=TaskOptions)
+
+
+def kind_name(task: str) -> str:
+    """Returns the key of ``TASK_KINDS`` for a task that may be a named one.
+
+    Raises:
+      InputError: a task that does not exist.
+    """
+    name = NAMED_TASKS[task].kind if task in NAMED_TASKS else task
+    if name not in TASK_KINDS:
+        raise InputError(
+            f"--task {task}: is no task; there are {', '.join(TASK_KINDS)}, and by name {', '.join(NAMED_TASKS)}"
+        )
+    return name
+
+
+def kind_of(options: TaskOptions) -> TaskKind:
+    """Returns the kind of a task that is given. Raises InputError as ``kind_name``."""
+    return TASK_KINDS[kind_name(options.task)]
+
+
+def resolve_options(options: Options, table: Table, *, labelled: bool = True) -> Options:
+    """Returns the options with task and columns: those given, those of a named task, or guesses, which are logged.
+
+    Args:
+      labelled: the table has labels, so that their column is needed.
+
+    Raises:
+      InputError: a task that does not exist, or columns that cannot be guessed.
+    """
+    o = options
+    if len(o.text) > 2:
+        raise InputError(f"--text: give one column, or two for a pair, not {len(o.text)}")
+    if o.task in NAMED_TASKS:
+        named = NAMED_TASKS[o.task]
+        return dataclasses.replace(
+            o, text=o.text or named.text, label=o.label or named.label, choices=o.choices or named.choices
+        )
+    name = kind_name(o.task or guess_kind(table))
+    columns = TASK_KINDS[name].columns(table, o, labelled)
+    if o.labels:
+        name, columns = MULTI_LABEL_NAME, dataclasses.replace(columns, label="")
+    fields: dict[str, Any] = {"task": name} | dataclasses.asdict(columns)
+    guessed = [f"--{key} {_shown(value)}" for key, value in fields.items() if value and not getattr(o, key)]
+    if guessed:
+        _log.info("%s: guessed %s", table.name, "  ".join(guessed))
+    return dataclasses.replace(o, **fields)
+
+
+def resolve_task(options: TaskOptions, table: Table) -> Task:
+    """Returns the task of resolved options; labels are those of the named task, or those in the table to train on.
+
+    Raises:
+      InputError: columns that are not there, or that hold something else.
+    """
+    return kind_of(options).task(options, table, NAMED_TASKS.get(options.task))
+
+
+def task_of_model(options: TaskOptions, config: DebertaConfig, table: Table) -> Task:
+    """Returns the task of resolved options for a trained model, whose config has the labels, and a table to answer."""
+    return kind_of(options).task_of_model(options, config, table, NAMED_TASKS.get(options.task))
+
+
+def without_unlabelled(options: TaskOptions, table: Table, known: Collection[str] = ()) -> Table:
+    """Returns the table without the rows that have no usable label, where ``skip_unlabelled`` asks for that.
+
+    Args:
+      options: with task and columns resolved.
+      known: names that are labels, even those that look like a missing value.
+
+    Raises:
+      InputError: no row has a label.
+    """
+    if not options.skip_unlabelled:
+        return table
+    rows = set(kind_of(options).unlabelled(options, table, known))
+    if not rows:
+        return table
+    if len(rows) == len(table):
+        raise InputError(f"{table.name}: no row has a usable label")
+    _log.warning("%s: %d of %d rows have no usable label and are left out", table.name, len(rows), len(table))
+    return table.select([row for row in range(len(table)) if row not in rows])
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else " ".join(value)

@@ -1,0 +1,281 @@
+"""Defines the kinds of task with one answer for a text or a pair: a class, several labels, or a number."""
+
+import dataclasses
+import functools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.data.features import Features, make_features
+from deberta_jax.data.labels import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    LabelSpec,
+    discover_labels,
+    encode_labels,
+    same_labels,
+    unlabelled_rows,
+)
+from deberta_jax.data.table import Table
+from deberta_jax.errors import InputError
+from deberta_jax.ops import losses
+from deberta_jax.ops.losses import Items
+from deberta_jax.tasks.base import Metrics, NamedTask, PipelineForm, PipelineInputs, Task, TaskKind, TaskOptions
+from deberta_jax.tasks.columns import Columns, guess_text, label_column
+from deberta_jax.tasks.metrics import classification_metrics, multi_label_metrics, regression_metrics
+from deberta_jax.text import Tokenizer
+
+_LABELS = ("label", "labels", "target", "class", "category", "score", "gold_label", "sentiment", "y")
+
+_METRICS = {
+    SINGLE_LABEL: ("accuracy", "f1", "matthews_correlation", "loss"),
+    MULTI_LABEL: ("f1", "micro_f1", "accuracy", "loss"),
+    REGRESSION: ("pearson", "spearman", "loss"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTask(Task):
+    """Predicts a class, several labels or a number for each text or pair.
+
+    Attributes:
+      text: one column, or the two of a pair.
+      label: the label's column, or several columns of 0 and 1.
+      spec: the problem (classes, several labels, or a number) and the labels' names.
+      group: rows with the same value in this column are one question; ``exact_match`` counts those all right.
+      usual: the metric that a named task goes by; empty: the first of ``metric_names``.
+    """
+
+    head: ClassVar[str] = "sequence-classification"
+    text: tuple[str, ...]
+    label: tuple[str, ...]
+    spec: LabelSpec
+    group: str = ""
+    usual: str = ""
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return (*_METRICS[self.spec.problem_type], *(("exact_match",) if self.group else ()))
+
+    @property
+    def metric(self) -> str:
+        return self.usual or self.metric_names[0]
+
+    @property
+    def sift(self) -> Literal["classes", "numbers"]:
+        return "numbers" if self.spec.problem_type == REGRESSION else "classes"
+
+    def with_labels_of(self, config: DebertaConfig) -> "Task":
+        if self.spec.problem_type == REGRESSION or not same_labels(config.id2label, self.spec.names):
+            return self
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, names=config.id2label))
+
+    def configure(self, config: DebertaConfig) -> DebertaConfig:
+        return dataclasses.replace(config, id2label=self.spec.names, problem_type=self.spec.problem_type)
+
+    def describe(self) -> str:
+        if self.spec.problem_type == REGRESSION:
+            return "labels: numbers, so this is a regression"
+        several = " (several may hold)" if self.spec.problem_type == MULTI_LABEL else ""
+        return f"labels{several}: {', '.join(f'{i} = {name}' for i, name in enumerate(self.spec.names))}"
+
+    def features(self, table: Table, tokenizer: Tokenizer, max_length: int, *, labelled: bool) -> Features:
+        labels = encode_labels(table, self.label, self.spec) if labelled else None
+        texts = [table.texts(column) for column in self.text]
+        pairs = texts[1] if len(texts) > 1 else None
+        return make_features(tokenizer, texts[0], pairs, max_length=max_length, labels=labels)
+
+    def loss(self, out: Any, batch: Mapping[str, jax.Array]) -> Items:
+        return sequence_loss(out.logits, batch["labels"], self.spec.problem_type)
+
+    def metrics(self, logits: np.ndarray, features: Features, table: Table) -> Metrics:
+        assert features.labels is not None
+        metrics = score(logits, features.labels, self.spec.problem_type)
+        if not self.group:
+            return metrics
+        wrong = {
+            group
+            for group, right in zip(table.column(self.group), logits.argmax(-1) == features.labels, strict=True)
+            if not right
+        }
+        return {**metrics, "exact_match": 1 - len(wrong) / len(set(table.column(self.group)))}
+
+    def answers(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
+        return [text_answer(row, self.spec) for row in logits]
+
+    def details(self, logits: np.ndarray, features: Features, table: Table) -> dict[str, Any]:
+        labels, names = features.labels, self.spec.names
+        assert labels is not None
+        if self.spec.problem_type == REGRESSION:
+            return {"scatter": [labels.tolist(), logits[:, 0].tolist()]}
+        if self.spec.problem_type == MULTI_LABEL:
+            return {"by_label": by_label(logits > 0, labels > 0.5, names)}
+        guess, certainty = logits.argmax(-1), probabilities(logits).max(-1)
+        wrong = np.flatnonzero(guess != labels)
+        worst = wrong[np.argsort(-certainty[wrong], kind="stable")][:10]
+        return confusion(guess, labels, names) | {
+            "wrong": [[table.where(i), names[labels[i]], names[guess[i]], float(certainty[i])] for i in worst.tolist()]
+        }
+
+
+def text_answer(logits: np.ndarray, spec: LabelSpec) -> dict[str, Any]:
+    """Returns what ``predict`` writes for one text's logits [C]: label and probabilities, or the number."""
+    if spec.problem_type == REGRESSION:
+        return {"label": spec.names[0], "score": float(logits[0])}
+    if spec.problem_type == MULTI_LABEL:
+        by_name = dict(zip(spec.names, (1 / (1 + np.exp(-logits.astype(np.float64)))).tolist(), strict=True))
+        return {"labels": [name for name, p in by_name.items() if p >= 0.5], "probabilities": by_name}
+    by_name = dict(zip(spec.names, probabilities(logits).tolist(), strict=True))
+    return {"label": spec.names[int(logits.argmax())], "probabilities": by_name}
+
+
+def sequence_loss(logits: jax.Array, labels: jax.Array, problem_type: str) -> Items:
+    """Returns the loss of each text and its weight, by the problem that the model is configured for.
+
+    Args:
+      logits: [..., C]. labels: [...], or [..., C] for several labels a text.
+    """
+    if problem_type == REGRESSION:
+        return losses.mean_squared_error(logits, labels)
+    if problem_type == MULTI_LABEL:
+        return losses.binary_cross_entropy(logits, labels)
+    return losses.cross_entropy(logits, labels)
+
+
+@functools.partial(jax.jit, static_argnames="problem_type")
+def mean_loss(
+    logits: jax.Array | np.ndarray, labels: jax.Array | np.ndarray, problem_type: str = SINGLE_LABEL
+) -> jax.Array:
+    """Returns the mean of ``sequence_loss`` of logits [n,C] over all items that have a weight, as one program."""
+    return losses.weighted_mean(*sequence_loss(jnp.asarray(logits), jnp.asarray(labels), problem_type))
+
+
+def score(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> Metrics:
+    """Returns loss and metrics of logits [n,C] against labels [n] or [n,C]; the loss is that of training."""
+    loss = {"loss": float(mean_loss(logits, labels, problem_type))}
+    if problem_type == REGRESSION:
+        return regression_metrics(logits[:, 0], labels) | loss
+    if problem_type == MULTI_LABEL:
+        return multi_label_metrics(logits, labels) | loss
+    return classification_metrics(logits, labels) | loss
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Returns the softmax over the last axis in float64, so that printed probabilities sum to 1."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def confusion(guess: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Returns the counts of (true, predicted) labels."""
+    counts = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(counts, (truth, guess), 1)
+    return {"labels": list(names), "confusion": counts.tolist()}
+
+
+def by_label(guess: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, list[float]]:
+    """Returns precision, recall, f1 and number of each column of [n, C]."""
+    right = (guess & truth).sum(0)
+    precision, recall = right / np.maximum(guess.sum(0), 1), right / np.maximum(truth.sum(0), 1)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    columns = zip(precision, recall, f1, truth.sum(0), strict=True)
+    return {name: [float(value) for value in values] for name, values in zip(names, columns, strict=True)}
+
+
+def problem_of(config: DebertaConfig) -> str:
+    """Returns ``problem_type``; where the config names none, one label is a number and several are classes.
+
+    Raises:
+      InputError: a regression with several outputs.
+    """
+    problem = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
+    if problem == REGRESSION and config.num_labels != 1:
+        raise InputError(
+            f"config.json: problem_type {problem!r} with {config.num_labels} labels is not supported; supported are "
+            f"{SINGLE_LABEL!r}, {MULTI_LABEL!r}, and {REGRESSION!r} with one"
+        )
+    return problem
+
+
+def _columns(table: Table, options: TaskOptions, labelled: bool) -> Columns:
+    label = options.label
+    if labelled and not (label or options.labels):
+        label = label_column(table, _LABELS)
+    return Columns(options.text or guess_text(table, label), label)
+
+
+def _task(options: TaskOptions, spec: LabelSpec, named: NamedTask | None) -> TextTask:
+    columns = options.labels or (options.label,)
+    return TextTask(options.text, columns, spec, named.group if named else "", named.metric if named else "")
+
+
+def _classification(options: TaskOptions, table: Table, named: NamedTask | None) -> TextTask:
+    if options.labels:
+        return _task(options, LabelSpec(MULTI_LABEL, options.labels), named)
+    names = named.names if named else ()
+    return _task(options, LabelSpec(SINGLE_LABEL, names) if names else discover_labels(table, options.label), named)
+
+
+def _regression(options: TaskOptions, table: Table, named: NamedTask | None) -> TextTask:
+    if options.labels:
+        return _classification(options, table, named)
+    return _task(options, LabelSpec(REGRESSION, ("LABEL_0",)), named)
+
+
+def _unlabelled(options: TaskOptions, table: Table, known: Collection[str]) -> list[int]:
+    return unlabelled_rows(table, options.labels or (options.label,), known)
+
+
+def _pipeline_inputs(inputs: Any) -> PipelineInputs:
+    """Reads a text, a mapping of ``text`` and ``text_pair``, or a list of either. Raises InputError for others."""
+    single = not isinstance(inputs, Iterable) or isinstance(inputs, (str, Mapping))
+    parts = [_text_and_pair(item) for item in ([inputs] if single else inputs)]
+    pairs = [pair for _, pair in parts if pair is not None]
+    if pairs and len(pairs) < len(parts):
+        raise InputError("some inputs have a text_pair and some have none; give one kind at a time")
+    columns: dict[str, list[Any]] = {"text": [text for text, _ in parts]}
+    if pairs:
+        columns["text_pair"] = pairs
+    table = Table("the input", columns, range(1, len(parts) + 1))
+    return PipelineInputs(table, Columns(tuple(columns), ""), single)
+
+
+def _text_and_pair(item: Any) -> tuple[str, str | None]:
+    if isinstance(item, str):
+        return item, None
+    if isinstance(item, Mapping) and isinstance(item.get("text"), str):
+        pair = item.get("text_pair")
+        if (pair is None or isinstance(pair, str)) and not set(item) - {"text", "text_pair"}:
+            return item["text"], pair
+    raise InputError(f"cannot read the input {item!r}; give a str, or {{'text': ..., 'text_pair': ...}}")
+
+
+def _pipeline_answers(task: TextTask, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
+    """Returns ``label`` and ``score`` of each text; of several labels a text, the labels and all probabilities."""
+    if task.spec.problem_type != SINGLE_LABEL:
+        return task.answers(logits, features, table)
+    best = logits.argmax(-1).tolist()
+    scores = probabilities(logits).max(-1).tolist()
+    return [{"label": task.spec.names[i], "score": score} for i, score in zip(best, scores, strict=True)]
+
+
+def _task_of_model(options: TaskOptions, config: DebertaConfig, table: Table, named: NamedTask | None) -> TextTask:
+    return _task(options, LabelSpec(problem_of(config), config.id2label), named)
+
+
+CLASSIFICATION = TaskKind(
+    head="sequence-classification",
+    columns=_columns,
+    task=_classification,
+    task_of_model=_task_of_model,
+    unlabelled=_unlabelled,
+    pipeline=PipelineForm(_pipeline_inputs, _pipeline_answers),
+    check_config=problem_of,
+)
+REGRESSION_KIND = dataclasses.replace(CLASSIFICATION, task=_regression, pipeline=None)
+MULTI_LABEL_KIND = dataclasses.replace(CLASSIFICATION, pipeline=None)

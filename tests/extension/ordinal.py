@@ -1,0 +1,116 @@
+"""Adds a head and a kind of task from outside the package, as a user would: mean pooling, and ordinal regression.
+
+The head averages the vectors of a text's tokens and reads one logit for each threshold between two neighbouring levels.
+The task learns levels in an order, such as stars: the label is how many thresholds a text passes.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.data.features import Features, make_features
+from deberta_jax.data.labels import LabelIds
+from deberta_jax.data.table import Table
+from deberta_jax.models import HEADS, HeadSpec, Model
+from deberta_jax.models.outputs import HeadOutput
+from deberta_jax.tasks import TASK_KINDS, NamedTask, Task, TaskOptions
+from deberta_jax.text import Tokenizer
+
+
+class _MLP(nn.Module):
+    width: int
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(self.outputs, name="output")(jnp.tanh(nn.Dense(self.width, name="hidden")(x)))
+
+
+class MeanPoolingModel(Model):
+    """Returns logits [B,C-1] of each text, or [B,P,C-1] of the texts that start at ``positions`` in packed rows."""
+
+    @nn.compact
+    def __call__(self, input_ids=None, *, positions=None, **inputs) -> HeadOutput:
+        h = self.backbone(input_ids, inputs)
+        texts = inputs.get("segment_ids")
+        texts = inputs.get("attention_mask") if texts is None else texts
+        texts = jnp.ones(h.states.shape[:2], jnp.int32) if texts is None else texts
+        starts = h.starts[:, :1] if positions is None else positions
+        of_start = jnp.take_along_axis(texts, jnp.maximum(starts, 0), axis=1)[..., None]
+        weights = ((texts[:, None, :] == of_start) & (texts[:, None, :] != 0)).astype(jnp.float32)
+        total = jnp.einsum("BPT,BTD->BPD", weights, h.states.astype(jnp.float32))
+        mean = total / jnp.maximum(weights.sum(-1, keepdims=True), 1)
+        logits = _MLP(self.config.hidden_size, self.config.num_labels - 1, name="mlp")(mean)
+        return HeadOutput(logits[:, 0] if positions is None else logits, h.hidden_states, h.attentions)
+
+
+@dataclasses.dataclass(frozen=True)
+class OrdinalTask(Task):
+    """Predicts one of several levels that have an order."""
+
+    head: ClassVar[str] = "mean-pooling"
+    text: str
+    label: str
+    names: tuple[str, ...]
+    metric_names: ClassVar[tuple[str, ...]] = ("accuracy", "mean_error", "loss")
+
+    def configure(self, config: DebertaConfig) -> DebertaConfig:
+        return dataclasses.replace(config, id2label=self.names, problem_type=None)
+
+    def describe(self) -> str:
+        return f"levels: {' < '.join(self.names)}"
+
+    def features(self, table: Table, tokenizer: Tokenizer, max_length: int, *, labelled: bool) -> Features:
+        ids = LabelIds(self.names)
+        labels = np.array([ids.find(str(v)) for v in table.column(self.label)], np.int32) if labelled else None
+        return make_features(tokenizer, table.texts(self.text), None, max_length=max_length, labels=labels)
+
+    def loss(self, out: Any, batch: Mapping[str, jax.Array]):
+        labels = batch["labels"]
+        thresholds = jnp.broadcast_to(jnp.arange(len(self.names) - 1), out.logits.shape)
+        passed = (labels[..., None] > thresholds).astype(jnp.float32)
+        value = -(jax.nn.log_sigmoid(out.logits) * passed + jax.nn.log_sigmoid(-out.logits) * (1 - passed)).sum(-1)
+        weight = (labels >= 0).astype(jnp.float32)
+        return value * weight, weight
+
+    def metrics(self, logits: np.ndarray, features: Features, table: Table) -> dict[str, float | None]:
+        assert features.labels is not None
+        level = (logits > 0).sum(-1)
+        error = np.abs(level - features.labels)
+        passed = features.labels[:, None] > np.arange(len(self.names) - 1)
+        loss = np.logaddexp(0, np.where(passed, -logits, logits)).sum(-1).mean()
+        return {"accuracy": float((error == 0).mean()), "mean_error": float(error.mean()), "loss": float(loss)}
+
+    def answers(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
+        return [{"level": self.names[int((row > 0).sum())], "thresholds": row.tolist()} for row in logits]
+
+
+def _task(options: TaskOptions, table: Table, named: NamedTask | None) -> OrdinalTask:
+    return OrdinalTask(options.text[0], options.label, tuple(sorted({str(v) for v in table.column(options.label)})))
+
+
+def _task_of_model(options: TaskOptions, config: DebertaConfig, table: Table, named: NamedTask | None) -> OrdinalTask:
+    return OrdinalTask(options.text[0], options.label, config.id2label)
+
+
+HEADS["mean-pooling"] = HeadSpec(
+    model=MeanPoolingModel,
+    parts=("mlp",),
+    transformers="ForMeanPooling",
+    num_outputs=lambda config: config.num_labels - 1,
+    named_labels=True,
+    classifier="mlp.output.weight",
+)
+TASK_KINDS["ordinal-regression"] = dataclasses.replace(
+    TASK_KINDS["text-classification"],
+    head="mean-pooling",
+    task=_task,
+    task_of_model=_task_of_model,
+    check_config=lambda config: None,
+)
