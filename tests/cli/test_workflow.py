@@ -13,7 +13,6 @@ import deberta_jax
 from deberta_jax.cli.main import main
 from deberta_jax.data.labels import LabelSpec
 from deberta_jax.tasks import TextTask
-from deberta_jax.training.finetune import keep_order
 from tests.made import MAX_LENGTH, TINY, blank_model, log_of, rows, start, stdout_of, weighted_model, write_table
 
 
@@ -170,7 +169,7 @@ def test_a_regression_from_tsv_by_a_config_file(tmp_path, capsys, one_device):
 def test_the_models_own_order_of_labels_is_kept():
     """A classifier that was trained in another order goes on as what it is."""
     task = TextTask(("text",), ("label",), LabelSpec("single_label_classification", ("neg", "pos")))
-    names = lambda *own: keep_order(task, dataclasses.replace(TINY, id2label=own)).configure(TINY).id2label
+    names = lambda *own: task.with_labels_of(dataclasses.replace(TINY, id2label=own)).configure(TINY).id2label
     assert names("pos", "neg") == ("pos", "neg")
     assert names("pos", "other") == ("neg", "pos")
 
