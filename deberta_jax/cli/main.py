@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import tyro
 
 from deberta_jax import storage
-from deberta_jax.cli.plugins import import_plugins
 from deberta_jax.errors import InputError
+from deberta_jax.plugins import import_plugins
 
 # Verb -> what it does; the module of that name in this package has Args and run.
 VERBS = {

@@ -18,7 +18,7 @@ from deberta_jax.inference.fill_mask import FILL_MASK, load_mask_filler
 from deberta_jax.inference.predict import Predictor, Progress
 from deberta_jax.models import Model, Runtime, prepare_for_inference
 from deberta_jax.sharding import make_mesh
-from deberta_jax.tasks import TASK_KINDS, PipelineForm, PipelineInputs, Task, TaskOptions, task_of_model
+from deberta_jax.tasks import TASK_KINDS, PipelineInputs, Task, TaskOptions, task_of_model
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.weights import load, tokenizer_directory
 from deberta_jax.weights.choose import HeadRequest
@@ -84,7 +84,7 @@ class TaskPipeline(Loaded):
         if not len(asked.table):
             return []
         task, features = self._features(asked)
-        answers = self._form.answers(task, self.predictor.logits(self.params, features), features, asked.table)
+        answers = task.pipeline_answers(self.predictor.logits(self.params, features), features, asked.table)
         return answers[0] if asked.single else answers
 
     def logits(self, inputs: Any, *args: Any, **keywords: Any) -> np.ndarray:
@@ -92,14 +92,10 @@ class TaskPipeline(Loaded):
         calls, each cut to the predictor's ``max_length`` tokens."""
         return self.predictor.logits(self.params, self._features(self._read(inputs, *args, **keywords))[1])
 
-    @property
-    def _form(self) -> PipelineForm:
-        form = TASK_KINDS[self.kind].pipeline
-        assert form is not None
-        return form
-
     def _read(self, inputs: Any, *args: Any, **keywords: Any) -> PipelineInputs:
-        return self._form.read(inputs, *args, **keywords)
+        read = TASK_KINDS[self.kind].pipeline_inputs
+        assert read is not None
+        return read(inputs, *args, **keywords)
 
     def _features(self, asked: PipelineInputs) -> tuple[Task, Features]:
         options = dataclasses.replace(self.options, task=self.kind, **dataclasses.asdict(asked.columns))
@@ -135,7 +131,7 @@ def pipeline(
     Raises:
       InputError: an unknown task, a directory that is no model, or one without such a head.
     """
-    kinds = {name: kind for name, kind in TASK_KINDS.items() if kind.pipeline is not None}
+    kinds = {name: kind for name, kind in TASK_KINDS.items() if kind.pipeline_inputs is not None}
     if task not in (*kinds, FILL_MASK):
         raise InputError(f"no pipeline for {task!r}; there is {', '.join(map(repr, (*kinds, FILL_MASK)))}")
     settings: dict[str, Any] = {

@@ -3,7 +3,6 @@
 from deberta_jax.tasks.base import (
     Metrics,
     NamedTask,
-    PipelineForm,
     PipelineInputs,
     Task,
     TaskKind,

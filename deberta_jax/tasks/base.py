@@ -141,6 +141,10 @@ class Task(abc.ABC):
     def answers(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
         """Returns what ``predict`` writes: an object for each row of the table, in its order."""
 
+    def pipeline_answers(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
+        """Returns what ``deberta_jax.pipeline`` answers: an object for each row. By default that of ``answers``."""
+        return self.answers(logits, features, table)
+
     def details(self, logits: np.ndarray, features: Features, table: Table) -> dict[str, Any]:
         """Returns what a report shows beside the metrics, as JSON: see ``training.report``. By default nothing."""
         return {}
@@ -152,22 +156,6 @@ class PipelineInputs(NamedTuple):
     table: Table
     columns: Columns
     single: bool
-
-
-def _predicted(task: Task, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
-    return task.answers(logits, features, table)
-
-
-class PipelineForm(NamedTuple):
-    """How ``deberta_jax.pipeline`` reads inputs of a kind of task and writes its answers.
-
-    Attributes:
-      read: returns the inputs of a call, given its arguments; raises InputError for what is none.
-      answers: returns an answer a row, given the task, the logits, the features and the table.
-    """
-
-    read: Callable[..., PipelineInputs]
-    answers: Callable[[Any, np.ndarray, Features, Table], list[dict[str, Any]]] = _predicted
 
 
 def _nothing(config: DebertaConfig) -> None:
@@ -189,7 +177,8 @@ class TaskKind:
       recognizes: tells whether a table is one of this kind, by its columns; None: no table is taken for one.
       unlabelled: returns the rows of a table that have no usable label; takes the options and the known labels.
       word_lists: texts in a file stand as lists of words (a word a line in ``.txt`` and ``.conll`` files).
-      pipeline: how ``deberta_jax.pipeline`` reads and answers; None: there is no pipeline of this name.
+      pipeline_inputs: returns the inputs of a call of ``deberta_jax.pipeline``, given its arguments; raises InputError
+        for others. None: there is no pipeline of this name.
       check_config: raises InputError for a config that a trained model of this kind cannot have.
     """
 
@@ -200,5 +189,5 @@ class TaskKind:
     unlabelled: Callable[[TaskOptions, Table, Collection[str]], list[int]]
     recognizes: Callable[[Table], bool] | None = None
     word_lists: bool = False
-    pipeline: PipelineForm | None = None
+    pipeline_inputs: Callable[..., PipelineInputs] | None = None
     check_config: Callable[[DebertaConfig], object] = _nothing

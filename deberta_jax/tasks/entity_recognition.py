@@ -17,7 +17,7 @@ from deberta_jax.data.layouts import TAG_COLUMNS, WORD_COLUMNS, named_column
 from deberta_jax.data.spans import Span, is_span_column, spans_of, unusable_rows
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
-from deberta_jax.tasks.base import Metrics, NamedTask, PipelineForm, PipelineInputs, TaskKind, TaskOptions
+from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, TaskKind, TaskOptions
 from deberta_jax.tasks.chunks import chunks, span_metrics
 from deberta_jax.tasks.columns import Columns, guess_text, unknown_column
 from deberta_jax.tasks.metrics import classification_metrics
@@ -243,5 +243,5 @@ TOKEN_CLASSIFICATION = TaskKind(
     unlabelled=_unlabelled,
     recognizes=_recognizes,
     word_lists=True,
-    pipeline=PipelineForm(_pipeline_inputs),
+    pipeline_inputs=_pipeline_inputs,
 )

@@ -15,7 +15,7 @@ from deberta_jax.data.table import Table, shown
 from deberta_jax.errors import InputError
 from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
-from deberta_jax.tasks.base import Metrics, NamedTask, PipelineForm, PipelineInputs, Task, TaskKind, TaskOptions
+from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, Task, TaskKind, TaskOptions
 from deberta_jax.tasks.columns import Columns, first_columns, label_column, unknown_column
 from deberta_jax.tasks.squad import answer_scores
 from deberta_jax.tasks.text_classification import confusion, mean_loss, probabilities
@@ -216,5 +216,5 @@ MULTIPLE_CHOICE = TaskKind(
     task_of_model=_task_of_model,
     unlabelled=_unlabelled,
     recognizes=_recognizes,
-    pipeline=PipelineForm(_pipeline_inputs),
+    pipeline_inputs=_pipeline_inputs,
 )

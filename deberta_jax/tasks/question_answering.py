@@ -17,7 +17,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS
 from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
-from deberta_jax.tasks.base import Metrics, NamedTask, PipelineForm, PipelineInputs, Task, TaskKind, TaskOptions
+from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, Task, TaskKind, TaskOptions
 from deberta_jax.tasks.columns import Columns
 from deberta_jax.tasks.squad import Answers, answer_scores, collect_answers, squad_metrics
 from deberta_jax.tasks.text_classification import probabilities
@@ -223,5 +223,5 @@ QUESTION_ANSWERING = TaskKind(
     task_of_model=_task_of_model,
     unlabelled=_unlabelled,
     recognizes=_recognizes,
-    pipeline=PipelineForm(_pipeline_inputs),
+    pipeline_inputs=_pipeline_inputs,
 )

@@ -25,7 +25,7 @@ from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
-from deberta_jax.tasks.base import Metrics, NamedTask, PipelineForm, PipelineInputs, Task, TaskKind, TaskOptions
+from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, Task, TaskKind, TaskOptions
 from deberta_jax.tasks.columns import Columns, guess_text, label_column
 from deberta_jax.tasks.metrics import classification_metrics, multi_label_metrics, regression_metrics
 from deberta_jax.text import Tokenizer
@@ -107,6 +107,13 @@ class TextTask(Task):
 
     def answers(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
         return [text_answer(row, self.spec) for row in logits]
+
+    def pipeline_answers(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
+        """Returns ``label`` and ``score`` of each text; of several labels a text, the labels and all probabilities."""
+        if self.spec.problem_type != SINGLE_LABEL:
+            return self.answers(logits, features, table)
+        best, scores = logits.argmax(-1).tolist(), probabilities(logits).max(-1).tolist()
+        return [{"label": self.spec.names[i], "score": score} for i, score in zip(best, scores, strict=True)]
 
     def details(self, logits: np.ndarray, features: Features, table: Table) -> dict[str, Any]:
         labels, names = features.labels, self.spec.names
@@ -255,15 +262,6 @@ def _text_and_pair(item: Any) -> tuple[str, str | None]:
     raise InputError(f"cannot read the input {item!r}; give a str, or {{'text': ..., 'text_pair': ...}}")
 
 
-def _pipeline_answers(task: TextTask, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
-    """Returns ``label`` and ``score`` of each text; of several labels a text, the labels and all probabilities."""
-    if task.spec.problem_type != SINGLE_LABEL:
-        return task.answers(logits, features, table)
-    best = logits.argmax(-1).tolist()
-    scores = probabilities(logits).max(-1).tolist()
-    return [{"label": task.spec.names[i], "score": score} for i, score in zip(best, scores, strict=True)]
-
-
 def _task_of_model(options: TaskOptions, config: DebertaConfig, table: Table, named: NamedTask | None) -> TextTask:
     return _task(options, LabelSpec(problem_of(config), config.id2label), named)
 
@@ -274,8 +272,8 @@ CLASSIFICATION = TaskKind(
     task=_classification,
     task_of_model=_task_of_model,
     unlabelled=_unlabelled,
-    pipeline=PipelineForm(_pipeline_inputs, _pipeline_answers),
+    pipeline_inputs=_pipeline_inputs,
     check_config=problem_of,
 )
-REGRESSION_KIND = dataclasses.replace(CLASSIFICATION, task=_regression, pipeline=None)
-MULTI_LABEL_KIND = dataclasses.replace(CLASSIFICATION, pipeline=None)
+REGRESSION_KIND = dataclasses.replace(CLASSIFICATION, task=_regression, pipeline_inputs=None)
+MULTI_LABEL_KIND = dataclasses.replace(CLASSIFICATION, pipeline_inputs=None)

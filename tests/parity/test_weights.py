@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from deberta_jax.models import abstract_params
+from deberta_jax.models import Runtime, abstract_params
 from deberta_jax.weights import convert, load, save_pretrained
 from tests.cases import BASE
 
@@ -102,7 +102,7 @@ def test_round_trip_is_exact(generation, head, form, tmp_path):
         source = tmp_path / name
         source.mkdir()
         write(net, source, form)
-        model, params, report = load(source, head, param_dtype=name)
+        model, params, report = load(source, head, Runtime(param_dtype=name))
         assert report.initialised == ()
         shapes = jax.tree.map(lambda a: a.shape, params)
         assert shapes == jax.tree.map(lambda a: a.shape, abstract_params(model))

@@ -12,13 +12,14 @@ import tensorstore as ts
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
-from deberta_jax.models import HEADS, abstract_params, logical_axes
+from deberta_jax.models import HEADS, Runtime, abstract_params, logical_axes
 from deberta_jax.sharding import make_mesh, tree_shardings
 from deberta_jax.weights import convert, load, save_pretrained
 from deberta_jax.weights.orbax_files import PARAMS
 from tests.cases import to_tree
 from tests.weights.files import raw_config, state_of
 
+BF16 = Runtime(param_dtype=jnp.bfloat16)
 WIDE = {
     "hidden_size": 128,
     "intermediate_size": 512,
@@ -106,7 +107,7 @@ def test_chunks_do_not_cross_the_shards_of_large_leaves(chunked):
 def test_load_places_shards_itself(converted):
     directory, model, params = converted
     shardings = tree_shardings(logical_axes(model), make_mesh(data=2, fsdp=4))
-    _, placed, report = load(directory, "sequence-classification", shardings=shardings, param_dtype=jnp.bfloat16)
+    _, placed, report = load(directory, "sequence-classification", BF16, shardings=shardings)
     assert report.count("loaded") == len(report.tensors)
     for leaf, sharding in zip(jax.tree.leaves(placed), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
@@ -152,8 +153,8 @@ def test_bare_encoder_round_trip(tmp_path, write):
     raw = raw_config("v1")
     source = write("source", state_of("v1"), raw)
     convert(source, tmp_path / "orbax", to="orbax", dtype="bf16")
-    _, params, _ = load(tmp_path / "orbax", param_dtype=jnp.bfloat16)
-    _, direct, _ = load(source, param_dtype=jnp.bfloat16)
+    _, params, _ = load(tmp_path / "orbax", "encoder", BF16)
+    _, direct, _ = load(source, "encoder", BF16)
     assert jax.tree.all(jax.tree.map(np.array_equal, params, direct))
     assert jax.tree.structure(params) == jax.tree.structure(
         abstract_params(HEADS["encoder"].model(DebertaConfig.from_hf(raw)))
