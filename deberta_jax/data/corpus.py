@@ -1,4 +1,4 @@
-"""Text for pre-training as tokens: of files, tokenised now, or mapped from the shards of a prepared directory."""
+"""Opens text for pre-training as tokens: tokenises files, or maps the shards of a prepared directory into memory."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,13 +15,14 @@ from deberta_jax.text.bulk import BulkEncoder
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Documents as tokens, one after the other, without special tokens.
+    """Holds the tokens of documents one after the other, without special tokens.
 
     Attributes:
-      parts: the ids, uint16 or uint32 or int32, in one array or several; memory maps where they come from shards.
-      lengths: tokens of each document, none of them 0.
+      parts: the ids in one or several arrays of uint16, uint32 or int32; shards are mapped into memory.
+      lengths: int [documents], the tokens of each document; none is 0.
       unigrams: int64 [vocab_size], how often each id occurs.
-      directory: the prepared directory, where it comes from one.
+      cls_id, sep_id, pad_id: ids of the special tokens.
+      directory: the prepared directory, or "" if the text was tokenised from files.
     """
 
     parts: tuple[np.ndarray, ...]
@@ -34,15 +35,16 @@ class Corpus:
 
     @property
     def tokens(self) -> int:
+        """The number of tokens."""
         return int(self.unigrams.sum())
 
     def check(self, ids: np.ndarray) -> None:
-        """Refuses ids, int32, that are none: shards are mapped, not read, before they are used.
+        """Checks ids, int32, that were read. Shards are mapped into memory without being read, so it is done here.
 
         Raises:
-          InputError: the prepared directory has been damaged.
+          InputError: an id is outside the vocabulary: the prepared directory is damaged.
         """
-        largest = int(ids.view(np.uint32).max(initial=0))  # what is beyond int32 has become negative
+        largest = int(ids.view(np.uint32).max(initial=0))  # uint32 ids that do not fit int32 have become negative
         if largest >= len(self.unigrams):
             raise InputError(
                 f"{self.directory}: is damaged, it holds the id {largest} and the vocabulary ends at "
@@ -52,12 +54,15 @@ class Corpus:
 
 
 def open_corpus(paths: Sequence[str | Path], tokenizer: Tokenizer, source: Source | None = None) -> Corpus:
-    """The corpus of text files (``data.documents`` says which), or of one directory that ``prepare`` made.
+    """Opens a corpus from text files, as in ``data.documents``, or from one directory that ``prepare`` made.
 
-    ``source`` says how files are cut into documents; for a prepared directory that is settled.
+    Args:
+      paths: files and patterns, or one directory.
+      tokenizer: the tokenizer.
+      source: how files are divided into documents. A prepared directory is already divided.
 
     Raises:
-      InputError: files that cannot be read or have no text; a directory of another tokenizer's, or damaged.
+      InputError: a file cannot be read or has no text; the directory is damaged or was made with another tokenizer.
     """
     names = [str(path) for path in paths]
     if any(Path(name).is_dir() for name in names):
@@ -76,6 +81,7 @@ def open_corpus(paths: Sequence[str | Path], tokenizer: Tokenizer, source: Sourc
 def _tokenise(
     files: list[str], tokenizer: Tokenizer, source: Source
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+    """Tokenises files and returns ``parts``, ``lengths`` and ``unigrams`` of a corpus."""
     encode = BulkEncoder(tokenizer)
     ids, lengths = [], []
     for file in files:
@@ -92,10 +98,10 @@ def _tokenise(
 
 
 def read_documents(path: str | Path, source: Source | None = None) -> list[str]:
-    """The documents of a text file that are not blank; what ``train_tokenizer`` takes.
+    """Returns the documents of a text file that are not blank, for example for ``train_tokenizer``.
 
     Raises:
-      InputError: a file that is not there, has no text or is no UTF-8.
+      InputError: the file does not exist, has no text or is not UTF-8.
     """
     source = source or Source()
     found = [

@@ -1,7 +1,8 @@
-"""Batches for pre-training: rows in a random order, masked anew at every visit, and held-out rows masked once for all.
+"""Provides masked batches for pre-training: training rows in random order with new masks in every epoch, and held-out
+rows with fixed masks.
 
-Which rows and which masks follow from the seed and the global position of an example alone: neither from the batch
-size, nor from which process reads it, nor from what was read before.
+Rows and masks depend only on the seed and the position of an example in the run: not on the batch size, the process
+that reads it, or what was read before.
 """
 
 import dataclasses
@@ -14,22 +15,28 @@ from deberta_jax.data.rows import Rows
 from deberta_jax.sharding import WHOLE, RowShare
 from deberta_jax.text.mlm_masking import Masking, Vocabulary, mask_tokens
 
-# Keeps the masks of held-out rows apart from those of the first visit in training.
+# Added to the numbers of held-out rows, so that their masks differ from those of training rows.
 _HELD_OUT = 1 << 62
 
 
 @dataclasses.dataclass(frozen=True)
 class Masker:
-    """Masks rows: see ``text.mlm_masking.mask_tokens``."""
+    """Masks rows with ``mask_tokens``."""
 
     vocabulary: Vocabulary
     masking: Masking
 
     def __call__(self, rows: dict[str, np.ndarray], seed: int, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows with what the model sees as ``input_ids``; ``positions`` and ``labels`` int32 [n,P]; and ``draws``
-        uint32 [n,2], a key for what is drawn of a row on the devices.
+        """Masks rows.
 
-        ``positions``, int64 [n]: the number of each row over all epochs, which its mask and its key follow from.
+        Args:
+          rows: the result of ``Rows.read``.
+          seed: the seed of the run.
+          positions: int64 [n], the number of each row over all epochs, which determines its mask.
+
+        Returns:
+          The rows with masked ``input_ids``; ``positions`` and ``labels`` of the targets, int32 [n,P]; and ``draws``
+          uint32 [n,2], a random key of each row for what is drawn on the devices.
         """
         real = rows["segment_ids"] > 0 if "segment_ids" in rows else rows["attention_mask"]
         ids, targets, labels = mask_tokens(
@@ -41,10 +48,18 @@ class Masker:
 
 
 def shuffled_index(position: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Example ``position`` of a run that visits ``count`` rows anew in a random order every epoch -> its row, int64.
+    """Returns the rows of the given positions in a run that visits all rows in a new random order in every epoch.
 
-    A Feistel network over the smallest even number of bits, applied again where it leads beyond ``count``: a
-    permutation that takes no memory and is computed at any place.
+    The permutation is a Feistel network over the smallest even number of bits, which is applied again to results that
+    are not below ``count``. It needs no memory and can be computed at any position.
+
+    Args:
+      position: int [n], positions of examples in the run, over all epochs.
+      count: the number of rows.
+      seed: the seed of the run.
+
+    Returns:
+      int64 [n], the row of each position.
     """
     position = np.asarray(position, np.uint64)
     epoch, at = np.divmod(position, np.uint64(count))
@@ -63,7 +78,7 @@ def shuffled_index(position: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64: every bit of the result depends on every bit of ``value``, uint64."""
+    """Computes the finaliser of splitmix64, a hash of uint64 in which each bit depends on all bits of ``value``."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -72,9 +87,17 @@ def _mix(value: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedBatches:
-    """A run's batches by step: ``batch_size`` rows each, visited in a new random order every epoch.
+    """Provides the batches of a run by step, with the rows in a new random order in every epoch.
 
-    An epoch ends where the rows do, within a batch. A process reads and masks the rows of its ``share`` alone.
+    An epoch may end within a batch. A process reads and masks only its own rows.
+
+    Attributes:
+      rows: the rows.
+      masker: masks them.
+      batch_size: rows per step over all processes.
+      steps: steps of the run.
+      seed: the seed of order and masks.
+      share: the rows of each batch that this process reads.
     """
 
     rows: Rows
@@ -88,28 +111,33 @@ class MaskedBatches:
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        """What ``Masker`` gives: input_ids and segment_ids or attention_mask [B,T], positions and labels [B,P], draws
-        [B,2]."""
+        """Returns a batch of ``Masker``: input_ids and segment_ids or attention_mask [B,T], positions and labels [B,P],
+        draws [B,2]."""
         position = self.position(step) + self.share.rows(self.batch_size)
         rows = self.rows.read(shuffled_index(position, len(self.rows), self.seed))
         return self.masker(rows, self.seed, position)
 
     def position(self, step: int) -> int:
-        """The number, over all epochs, of the row that a step begins with."""
+        """Returns the position in the run, over all epochs, of the first row of a step."""
         return int(step) * self.batch_size
 
     def size(self, step: int) -> Size:
+        """Returns the size of a step over all processes."""
         position = self.position(step) + np.arange(self.batch_size)
         tokens = self.rows.tokens(shuffled_index(position, len(self.rows), self.seed))
         return Size(self.batch_size, tokens, self.batch_size * self.rows.length)
 
     def examples(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yields one batch with the rows of all processes, which has the only shape of the run."""
         yield dataclasses.replace(self, share=WHOLE)[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOutBatches:
-    """All rows once, in order, in batches of one size, always masked alike; beyond the last row stands padding."""
+    """Provides all rows once, in order and with fixed masks. The last batch is completed with padding.
+
+    Attributes as in ``MaskedBatches``.
+    """
 
     rows: Rows
     masker: Masker
@@ -121,7 +149,7 @@ class HeldOutBatches:
         return -(-len(self.rows) // self.batch_size)
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        """As ``MaskedBatches``; padding has attention_mask False or segment 0, no positions and no labels."""
+        """Returns a batch as ``MaskedBatches``. Padding has attention_mask False or segment 0, and no targets."""
         index = int(step) * self.batch_size + self.share.rows(self.batch_size)
         there = index < len(self.rows)
         rows = self.rows.read(np.where(there, index, 0))

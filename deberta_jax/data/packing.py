@@ -1,4 +1,4 @@
-"""Several texts in one row: which row each goes to, and the rows as arrays. Planned by numpy, never streamed."""
+"""Packs several texts into one row: assigns examples to rows, and builds the rows as arrays."""
 
 import bisect
 import dataclasses
@@ -32,9 +32,15 @@ class OpenRows(Generic[T]):
 
 
 def pack(lengths: np.ndarray, row_length: int, slots: int) -> tuple[np.ndarray, int]:
-    """The row of each item, int64 [n], and the number of rows: longest first, each into the fullest row that holds it.
+    """Assigns items to rows: longest first, each to the fullest row that can hold it.
 
-    A row holds at most ``row_length`` tokens and ``slots`` items. An item longer than a row must not be.
+    Args:
+      lengths: int [n], tokens of each item, none above ``row_length``.
+      row_length: the largest number of tokens in a row.
+      slots: the largest number of items in a row.
+
+    Returns:
+      The row of each item, int64 [n], and the number of rows.
     """
     rows = np.empty(len(lengths), np.int64)
     open_rows: OpenRows[int] = OpenRows()  # by number, with their free slots
@@ -51,28 +57,39 @@ def pack(lengths: np.ndarray, row_length: int, slots: int) -> tuple[np.ndarray, 
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """The few shapes of packed batches: ``counts`` rows of ``row_length`` tokens and ``slots`` examples each."""
+    """Describes the shapes of packed batches."""
 
     row_length: int
+    """Tokens of a row."""
     slots: int
+    """Most examples of a row."""
     counts: tuple[int, ...]
+    """Possible numbers of rows, ascending. Each is one compiled program."""
 
     def rows(self, needed: int) -> int:
+        """Returns the smallest possible number of rows that is not below ``needed``."""
         return next(count for count in self.counts if count >= needed)
 
 
 def choose_packing(
     lengths: np.ndarray, batches: Sequence[np.ndarray], *, row_length: int, multiple: int, programs: int = 3
 ) -> Packing:
-    """A row length, unless one is given (0: none), and row counts that hold all ``batches`` of examples.
+    """Chooses the shapes of packed batches.
 
-    Rows are at least as long as the longest example and as three examples of mean length: attention costs the square
-    of a row, and shorter rows leave more padding. Row counts are multiples of ``multiple``.
+    A row is as long as the longest example and as three examples of mean length: the cost of attention grows with the
+    square of the length, but shorter rows have more padding.
+
+    Args:
+      lengths: int [examples], tokens of each example.
+      batches: the examples of each batch of the run.
+      row_length: tokens of a row; 0 chooses a length.
+      multiple: numbers of rows are multiples of this.
+      programs: most numbers of rows.
     """
     longest, mean = int(lengths.max()), float(lengths.mean())
     if not row_length:
         row_length = -(-int(max(longest, 3 * mean)) // 8) * 8
-    # A row of very short texts would need a slot for each; four times the mean is room enough.
+    # A row of very short texts could hold more examples than this; four times the mean number is enough in practice.
     slots = max(1, min(row_length // max(int(lengths.min()), 1), int(4 * row_length / mean)))
     needed = np.array([pack(lengths[members], row_length, slots)[1] for members in batches])
     rounded = lambda n: -(-int(n) // multiple) * multiple
@@ -83,13 +100,22 @@ def choose_packing(
 def packed_batch(
     features: Features, members: np.ndarray, row_of: np.ndarray, rows: np.ndarray, packing: Packing, pad_id: int
 ) -> dict[str, np.ndarray]:
-    """The rows ``rows``, ascending, of a batch whose example ``members[k]`` stands in row ``row_of[k]``.
+    """Builds rows of a packed batch.
+
+    Args:
+      features: tokens and labels of all examples.
+      members: int [n], the examples of the batch.
+      row_of: int [n], the row of each of them.
+      rows: int [R], the rows to build, ascending: those of this process.
+      packing: the shapes of batches.
+      pad_id: the token id of padding.
 
     Returns:
-      input_ids, token_type_ids and segment_ids int32 [R, T] (segment 0 is padding; the k-th text of a row is segment
-      k+1); for labels of examples ``positions`` int32 [R, P], where each text begins (-1: none), P = slots * choices.
-      ``labels`` [R, slots] or [R, slots, C]; [R, T] for labels of tokens; [R, slots, 2] for answers, counted from the
-      row's begin. What is not there is -100, for an answer -1, for a float NaN.
+      input_ids, token_type_ids and segment_ids int32 [R, T]; segment 0 is padding, text k of a row is segment k + 1.
+      If examples have labels, ``positions`` int32 [R, P], P = slots * choices: the first token of each text, -1 for
+      none. ``labels`` as the features have them: [R, slots] or [R, slots, C] for examples, [R, T] for tokens,
+      [R, slots, 2] for answers, counted from the beginning of the row. Without a label they are -100, -1 for answers,
+      NaN for floats.
     """
     count, length, slots, choices = len(rows), packing.row_length, packing.slots, features.choices
     batch = {
@@ -112,14 +138,14 @@ def packed_batch(
             if start == end:
                 continue
             at = int(filled[row])
-            place = (row, slice(at, at + end - start))
-            batch["input_ids"][place] = features.ids[start:end]
-            batch["token_type_ids"][place] = features.types[start:end]
-            batch["segment_ids"][place] = slot * choices + choice + 1
+            index = (row, slice(at, at + end - start))
+            batch["input_ids"][index] = features.ids[start:end]
+            batch["token_type_ids"][index] = features.types[start:end]
+            batch["segment_ids"][index] = slot * choices + choice + 1
             if features.level == EXAMPLE:
                 batch["positions"][row, slot * choices + choice] = at
             if features.labels is not None and features.level == TOKEN:
-                batch["labels"][place] = features.labels[start:end]
+                batch["labels"][index] = features.labels[start:end]
             if features.labels is not None and features.level == SPAN:
                 answer = features.labels[text]
                 batch["labels"][row, slot] = np.where(answer >= 0, answer + at, -1)
@@ -131,7 +157,14 @@ def packed_batch(
 
 
 def empty_labels(features: Features, rows: int, length: int, slots: int | None) -> np.ndarray:
-    """Labels that count nowhere; without ``slots`` a row is an example."""
+    """Returns labels of a batch without examples, as in ``packed_batch`` and ``pad_batch``.
+
+    Args:
+      features: their level and dtype determine shape and dtype of the labels.
+      rows: rows of the batch.
+      length: length of a row.
+      slots: examples per row of a packed batch; None if each row is an example.
+    """
     assert features.labels is not None
     kind = features.labels.dtype
     if features.level == TOKEN:

@@ -1,8 +1,9 @@
-"""Text files -> a directory of token shards (``data.shards``): in parallel, in constant memory, resumable.
+"""Tokenises text files to a directory of token shards (``data.shards``), in parallel and resumable.
 
-The files are read in order, in blocks of a mebibyte that follow from the files alone; processes tokenise blocks, and
-this one writes what they give in the blocks' order. So the bytes written depend neither on the number of processes nor
-on interruptions: a shard that is finished is kept, and the next begins where it ended.
+The files are read in order, in blocks of 1 MiB that depend only on the files. Worker processes tokenise the blocks, and
+this process writes the results in the order of the blocks. So the result depends neither on the number of processes nor
+on interruptions: finished shards are kept, and the next one begins where the last one ended. The memory does not grow
+with the input.
 """
 
 import dataclasses
@@ -47,29 +48,32 @@ from deberta_jax.text.bulk import BulkEncoder
 _log = logging.getLogger(__name__)
 
 SHARD_TOKENS = 1 << 25
-# Less text than this is tokenised before the first process has started.
+# With less text, tokenising in this process takes less time than starting others.
 _ALONE_BELOW = 1 << 23
 _SAMPLE = 1 << 20
 _OPTIONS = {"cut": "--documents", "text": "--text", "shard_tokens": "--shard-tokens"}
 
 Progress = Callable[[int, int, int, int], None]
-"""Told the bytes read, of how many in all files as they are stored, and the documents and tokens written."""
+"""Called with the bytes read, the bytes of all files as they are stored, and the documents and tokens written."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """What to prepare, and how it is cut."""
+    """Says what to prepare, and how to divide it."""
 
     inputs: tuple[str, ...]
+    """Files and patterns."""
     output: str
+    """Directory of the shards."""
     source: Source = dataclasses.field(default_factory=Source)
+    """How files are divided into documents."""
     shard_tokens: int = SHARD_TOKENS
-    """A shard ends with the document in which it reaches this."""
+    """Tokens of a shard; it ends with the document that reaches this number."""
     workers: int = 0
-    """Processes that tokenise; 0: one for each core. The result does not depend on it."""
+    """Processes that tokenise; 0: one per core. The result does not depend on it."""
 
     def check(self) -> None:
-        """Raises InputError for the first value that cannot be used."""
+        """Checks the values. Raises InputError for the first one that cannot be used."""
         if not self.inputs:
             raise InputError("--input: give a file or a pattern")
         if self.workers < 0:
@@ -79,17 +83,24 @@ class Prepare:
 
 
 def prepare(options: Prepare, tokenizer: Tokenizer, progress: Progress | None = None) -> dict[str, Any]:
-    """Writes the directory, or goes on where it was stopped; the manifest.
+    """Writes a directory of shards, or continues one that was interrupted.
 
-    Memory does not grow with the input: a document longer than a mebibyte is tokenised in parts, cut at spaces, which
-    gives the same tokens. One line of jsonl is held whole, up to 256 MiB, and of parquet what it stores together. A
-    document has fewer than 2**32 tokens.
+    A document longer than 1 MiB is tokenised in parts, split at spaces, which gives the same tokens. A line of jsonl,
+    up to 256 MiB, and a row group of parquet are held in memory as a whole. A document has fewer than 2**32 tokens.
 
-    Called from a script, this belongs under ``if __name__ == "__main__"``: processes import the script.
+    A script must call this under ``if __name__ == "__main__"``, because worker processes import the script.
+
+    Args:
+      options: what to prepare.
+      tokenizer: the tokenizer.
+      progress: called after each block.
+
+    Returns:
+      The manifest.
 
     Raises:
-      InputError: inputs that cannot be read or have no text; a directory that holds something else, was made of other
-        inputs, with other options or another tokenizer, or has been damaged.
+      InputError: an input cannot be read or has no text; or the directory has other contents, is damaged, or was made
+        from other inputs, with other options or with another tokenizer.
     """
     files = text_files(options.inputs)
     samples = [sample(file) for file in files]
@@ -123,7 +134,7 @@ def prepare(options: Prepare, tokenizer: Tokenizer, progress: Progress | None = 
 
 
 def sample(file: str) -> dict[str, Any]:
-    """What tells an input from another: name, size, and a hash of its first, middle and last mebibyte."""
+    """Returns what identifies an input: its name, its size, and a hash of its first, middle and last 1 MiB."""
     digest = hashlib.sha256()
     with stored(file) as stream:
         size = stream.seek(0, io.SEEK_END)
@@ -135,7 +146,7 @@ def sample(file: str) -> dict[str, Any]:
 
 @contextmanager
 def _locked(directory: Path, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[None]:
-    """The directory, checked and held against other processes."""
+    """Checks that the directory fits this run, and locks it against other processes."""
     storage.check_output_directory("--output", directory)
     there = [path for path in directory.iterdir() if not path.name.startswith(".")] if directory.is_dir() else []
     if there and not (directory / INPUTS).is_file():
@@ -158,6 +169,7 @@ def _locked(directory: Path, record: dict[str, Any], tokenizer: Tokenizer) -> It
 
 
 def _other_input(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str:
+    """Returns a message that names the first difference between two lists of inputs."""
     names, mine = [[entry["name"] for entry in entries] for entries in (theirs, ours)]
     if names != mine:
         different = next(
@@ -169,7 +181,7 @@ def _other_input(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> st
 
 
 class _Run:
-    """One call of ``prepare``: shards kept and written, and the counts of both."""
+    """Keeps finished shards and writes the others in one call of ``prepare``, and counts documents and tokens."""
 
     def __init__(
         self,
@@ -188,7 +200,7 @@ class _Run:
         self.documents = self.tokens = 0
 
     def keep_finished(self) -> None:
-        """Takes over the finished shards from the first on, each compared with its hashes; what else there is goes."""
+        """Keeps finished shards, after comparing them with their hashes, and removes unfinished ones."""
         finished = (self.directory / MANIFEST).is_file()
         names = [f"shard-{i:05d}" for i in range(len(list(self.directory.glob("shard-*.json"))) + 1)]
         if finished:
@@ -214,6 +226,7 @@ class _Run:
             _log.info("%s: goes on after %d finished shards", self.directory, len(self.shards))
 
     def _keep(self, shard: Shard) -> None:
+        """Counts a finished shard. Raises InputError if it differs from its hashes."""
         for kind, expected in (("tokens", shard.tokens_sha256), ("lengths", shard.lengths_sha256)):
             path = self.directory / f"{shard.name}.{kind}"
             digest = hashlib.sha256()
@@ -232,7 +245,7 @@ class _Run:
         self.tokens += shard.tokens
 
     def write(self) -> None:
-        """Writes the shards after those kept."""
+        """Writes the shards that are missing."""
         writer: Writer | None = None
         position, carried = self.shards[-1].end if self.shards else Position(), 0
         encoded = self._encoded(self._blocks(position))
@@ -261,6 +274,7 @@ class _Run:
                 writer.drop()
 
     def _blocks(self, position: Position) -> Iterator[tuple[int, Block]]:
+        """Yields (number of the file, block) from a position on."""
         for number in range(position.file, len(self.files)):
             start = (position.offset, position.line) if number == position.file else (0, 1)
             for block in blocks(self.files[number], self.options.source, *start):
@@ -269,7 +283,12 @@ class _Run:
     def _encoded(
         self, numbered: Iterable[tuple[int, Block]]
     ) -> Generator[tuple[int, Block, int, np.ndarray, np.ndarray]]:
-        """The blocks in order, without their text: the line after each, its ids and the lengths of its documents."""
+        """Tokenises blocks, in worker processes if there is much text.
+
+        Yields:
+          For each block in order: the number of its file, the block without its text, the line of the next block, the
+          ids, and the lengths of the documents.
+        """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = self.options.workers or cores
         encoder = Encoder(self.tokenizer, self.options.source, self.dtype)
@@ -299,7 +318,7 @@ class _Run:
             pool.shutdown(cancel_futures=True)
 
     def finish(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Writes the counts and, last, the manifest."""
+        """Writes the unigrams and then the manifest, which it returns."""
         storage.write_bytes(self.directory / UNIGRAMS, _npy(self.unigrams))
         shards = [{k: v for k, v in dataclasses.asdict(shard).items() if k != "end"} for shard in self.shards]
         counts = {"documents": self.documents, "tokens": self.tokens, "dtype": self.dtype.name}
@@ -309,13 +328,14 @@ class _Run:
 
 
 def _npy(array: np.ndarray) -> bytes:
+    """Returns the bytes of a ``.npy`` file."""
     out = io.BytesIO()
     np.save(out, array)
     return out.getvalue()
 
 
 class Encoder:
-    """A block's ids, in the shards' type, and the lengths of its documents; remembers words."""
+    """Tokenises blocks to ids in the dtype of the shards and the lengths of documents; keeps the ids of words."""
 
     def __init__(self, tokenizer: Tokenizer, source: Source, dtype: np.dtype):
         self.tokenizer, self.source, self.dtype = tokenizer, source, dtype
@@ -327,11 +347,11 @@ class Encoder:
         return ids.astype(self.dtype), lengths
 
 
-_encoder: Encoder | None = None  # of a process that tokenises
+_encoder: Encoder | None = None  # set in worker processes
 
 
 def _begin(encoder: Encoder) -> None:
-    """Readies a process that tokenises: it lives no longer than the one that started it, which alone is interrupted."""
+    """Initializes a worker process. It ignores Ctrl-C, and ends when the process that started it ends."""
     global _encoder
     _encoder = encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -347,5 +367,6 @@ def _begin(encoder: Encoder) -> None:
 
 
 def _encode(block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Tokenises a block in a worker process."""
     assert _encoder is not None
     return _encoder(block)

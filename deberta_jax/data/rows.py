@@ -1,10 +1,11 @@
-"""A corpus as rows of one length, read by number; nothing is planned that grows with the number of rows.
+"""Divides a corpus into rows of one length, which are read by number.
 
-Contiguous: the corpus as one stream of tokens, cut, as Microsoft prepared its masked-LM data. Packed: documents keep
-to themselves; those longer than a row are cut into full rows, and what is left of each shares rows with others.
+Contiguous rows are consecutive parts of the corpus, as Microsoft prepared its masked-LM data. Packed rows keep
+documents apart: a document that is longer than a row fills whole rows, and the rest of it shares a row with others.
 
-How they share follows from the histogram of their lengths alone (the idea of Krell et al. 2021, arXiv:2107.02027, with
-the best fit, the longest first): the cost is that of the number of lengths, not of documents.
+The assignment of documents to packed rows is computed from the histogram of their lengths (Krell et al. 2021,
+arXiv:2107.02027; here longest first, best fit). So its cost depends on the number of different lengths, not on the
+number of documents or rows.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ Layout = Literal["packed", "contiguous"]
 
 @runtime_checkable
 class Rows(Protocol):
-    """What rows of both layouts have."""
+    """Declares the interface of both layouts: T = ``length`` tokens per row, and the token id of padding."""
 
     length: int
     pad_id: int
@@ -31,44 +32,56 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """These rows: input_ids int32 [n,T], and segment_ids int32 [n,T] (0: padding) or attention_mask bool [n,T].
+        """Reads rows.
+
+        Args:
+          index: int64 [n], the numbers of the rows.
+
+        Returns:
+          input_ids int32 [n,T], and segment_ids int32 [n,T] (0: padding) or attention_mask bool [n,T].
 
         Raises:
-          InputError: a damaged corpus: ids beyond the vocabulary.
+          InputError: the corpus is damaged: it has ids outside the vocabulary.
         """
         ...
 
     def tokens(self, index: np.ndarray) -> int:
-        """How many tokens these rows hold, special ones counted; nothing is read."""
+        """Returns the number of tokens in rows, including special tokens, without reading them."""
         ...
 
 
 def lay_out(corpus: Corpus, length: int, layout: Layout) -> Rows:
-    """Raises InputError where the corpus does not fill a row."""
+    """Divides a corpus into rows of ``length`` tokens. Raises InputError if it does not fill one row."""
     return PackedRows(corpus, length) if layout == "packed" else ContiguousRows(corpus, length)
 
 
 class Reader:
-    """Slices of a corpus by the number of a token, across its parts."""
+    """Reads consecutive tokens of a corpus, across its parts."""
 
     def __init__(self, corpus: Corpus):
         self.parts = corpus.parts
         self.starts = np.concatenate([[0], np.cumsum([len(part) for part in corpus.parts])])
 
     def into(self, out: np.ndarray, start: int) -> None:
-        """Fills ``out`` with the tokens from ``start`` on."""
+        """Fills ``out``, int32 [n], with the tokens from number ``start`` on."""
         part = int(np.searchsorted(self.starts, start, "right")) - 1
         done = 0
         while done < len(out):
             at = start + done - int(self.starts[part])
-            piece = self.parts[part][at : at + len(out) - done]
-            out[done : done + len(piece)] = piece
-            done += len(piece)
+            ids = self.parts[part][at : at + len(out) - done]
+            out[done : done + len(ids)] = ids
+            done += len(ids)
             part += 1
 
 
 class ContiguousRows:
-    """Row i: [CLS], tokens ``i * (T-2)`` to ``(i+1) * (T-2)`` of the corpus, [SEP]. What is left over is not used."""
+    """Reads contiguous rows: row i is [CLS], tokens ``i * (T-2)`` to ``(i+1) * (T-2)`` of the corpus, [SEP].
+
+    The tokens after the last full row are not used.
+
+    Raises:
+      InputError: the corpus does not fill one row.
+    """
 
     def __init__(self, corpus: Corpus, length: int):
         self.corpus, self.length, self.pad_id = corpus, length, corpus.pad_id
@@ -94,16 +107,20 @@ class ContiguousRows:
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """``repeats`` rows that hold items of these sizes."""
+    """Describes ``repeats`` rows, each of which holds items of these sizes."""
 
     sizes: tuple[int, ...]
     repeats: int
 
 
 def pack_histogram(counts: np.ndarray, row_length: int) -> list[Pattern]:
-    """How ``counts[s]`` items of each size s share rows: the longest first, each into the fullest row that holds it.
+    """Packs items into rows: longest first, each into the fullest row that can hold it.
 
-    Equal rows are one pattern, so the cost is of the number of sizes.
+    Rows with the same sizes are one pattern, so the cost depends on the number of sizes, not of items.
+
+    Args:
+      counts: int [largest size + 1], the number of items of each size.
+      row_length: the size of a row.
     """
     open_rows: OpenRows[Pattern] = OpenRows()
     done: list[Pattern] = []
@@ -120,7 +137,7 @@ def pack_histogram(counts: np.ndarray, row_length: int) -> list[Pattern]:
         while items:
             found = open_rows.take(size)
             if found is None:
-                # New rows hold as many of this size as fit; of the last row, what is left.
+                # Each new row holds as many items of this size as fit; the last one holds the remaining items.
                 each = min(row_length // size, items)
                 put(Pattern((size,) * each, items // each), row_length - each * size)
                 items %= each
@@ -136,10 +153,10 @@ def pack_histogram(counts: np.ndarray, row_length: int) -> list[Pattern]:
 
 
 class PackedRows:
-    """Rows of whole documents, or of the parts of long ones, each ``[CLS] ... [SEP]`` and a segment of its own.
+    """Reads packed rows, in which each document, or part of a long one, is ``[CLS] ... [SEP]`` and a segment.
 
-    Rows 0 to F-1 are the full rows of long documents; the others hold what is left, by the patterns. A document is
-    found by its number among those that leave as much. What is kept: a few numbers a document.
+    The first rows are full rows of long documents. The others hold the rests of documents, as the patterns say: a rest
+    is identified by its length and its number among the rests of this length. The memory is a few numbers per document.
     """
 
     def __init__(self, corpus: Corpus, length: int):
@@ -149,13 +166,13 @@ class PackedRows:
         full = lengths // self.body
         self.ends = np.cumsum(lengths, dtype=np.int64)
         self.full_ends = np.cumsum(full, dtype=np.int64)
-        # In 16 bits numpy sorts in linear time.
+        # numpy sorts 16-bit integers in linear time.
         left = (lengths - full * self.body).astype(np.uint16 if length <= 1 << 16 else np.uint32)
         del full, lengths
         self.order = np.argsort(left, kind="stable").astype(np.int64 if len(left) >> 32 else np.uint32)
         counts = np.bincount(left, minlength=self.body)
         self.class_starts = np.cumsum(counts) - counts
-        counts[0] = 0  # documents that leave nothing
+        counts[0] = 0  # documents without a rest
         self.patterns = pack_histogram(np.concatenate([[0, 0], counts]), length)
         self.full = int(self.full_ends[-1])
         self.pattern_ends = np.cumsum([pattern.repeats for pattern in self.patterns], dtype=np.int64)
@@ -166,7 +183,7 @@ class PackedRows:
 
     @cached_property
     def taken(self) -> list[list[int]]:
-        """Of each pattern and place in it: how many items of the size go to earlier places and patterns."""
+        """For each item of each pattern, the number of items of its size in earlier patterns and before it."""
         used: dict[int, int] = {}
         out = []
         for pattern in self.patterns:
@@ -178,7 +195,7 @@ class PackedRows:
         return out
 
     def parts(self, row: int) -> list[tuple[int, int]]:
-        """(first token in the corpus, tokens) of each of the row's texts."""
+        """Returns (first token in the corpus, number of tokens) of each segment of a row, without special tokens."""
         if row < self.full:
             document = int(np.searchsorted(self.full_ends, row, "right"))
             before = int(self.full_ends[document - 1]) if document else 0

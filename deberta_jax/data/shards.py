@@ -1,11 +1,11 @@
-"""A directory of token shards: what ``prepare`` writes and training maps into memory.
+"""Reads and writes directories of token shards, which ``prepare`` makes and training maps into memory.
 
-manifest.json        tokenizer, inputs, shards, counts; written last, so that its presence means a whole directory
+manifest.json        tokenizer, inputs, shards, counts; written last, so a directory that has it is complete
 unigrams.npy         int64 [vocab_size]: how often each id occurs
 shard-00000.tokens   ids of the documents one after the other, little-endian uint16 (vocabularies to 65536) or uint32
 shard-00000.lengths  tokens of each document, little-endian uint32
-shard-00000.json     the shard's counts and hashes, and the place in the input where the next one begins
-inputs.json          what the directory is made of: tokenizer, options, files
+shard-00000.json     counts and hashes of the shard, and the position in the input where the next one begins
+inputs.json          what the directory is made from: tokenizer, options, files
 """
 
 import dataclasses
@@ -26,17 +26,19 @@ VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where in the input to go on: the file's number, the offset in its decompressed bytes (in parquet its rows), and
-    the line, from 1."""
+    """Holds a position in the input."""
 
     file: int = 0
+    """Number of the file, from 0."""
     offset: int = 0
+    """Offset in its decompressed bytes, or rows in parquet."""
     line: int = 1
+    """Line, or row, from 1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One shard's record; ``end`` is where the next begins."""
+    """Holds the record of a shard; ``end`` is the position in the input where the next one begins."""
 
     name: str
     documents: int
@@ -47,6 +49,7 @@ class Shard:
 
     @classmethod
     def read(cls, path: Path) -> "Shard":
+        """Reads the record of a shard. Raises InputError if it is damaged."""
         record = read_record(path)
         if record["name"] != path.stem:
             raise damaged(path, f"is the record of {record['name']}")
@@ -56,14 +59,17 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """A prepared directory: ``ids`` memory maps, one a shard; ``lengths`` uint32, tokens of each document."""
+    """Holds the opened shards of a directory."""
 
     ids: tuple[np.ndarray, ...]
+    """Ids of each shard, uint16 or uint32, mapped into memory."""
     lengths: np.ndarray
+    """uint32 [documents], the tokens of each document."""
     unigrams: np.ndarray
+    """int64 [vocab_size], how often each id occurs."""
 
 
-# What is read of each record.
+# The fields that are read of each record, with their types.
 _TOKENIZER = {"fingerprint": str, "kind": str, "vocab_size": int}
 _POSITION = {"file": int, "offset": int, "line": int}
 _SHARD = {"name": str, "documents": int, "tokens": int, "tokens_sha256": str, "lengths_sha256": str}
@@ -76,26 +82,27 @@ _MADE_OF = {
     "inputs": [{"name": str}],
 }
 _COUNTS = {"documents": int, "tokens": int, "dtype": str, "shards": [_SHARD]}
-_FIELDS = {INPUTS: _MADE_OF, MANIFEST: _MADE_OF | _COUNTS}  # of all other files: a shard's
+_FIELDS = {INPUTS: _MADE_OF, MANIFEST: _MADE_OF | _COUNTS}  # all other files are records of shards
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
+    """Returns the dtype of the ids of a vocabulary in shards."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def manifest_of(directory: Path) -> Path:
-    """The manifest of a finished directory, with the digests of all else. Raises InputError where there is none."""
+    """Returns the path of the manifest, which has the hashes of all other files. Raises InputError if there is none."""
     if not (directory / MANIFEST).is_file():
         raise InputError(f"{directory}: holds no {MANIFEST}; run `deberta-jax prepare` to its end, or give text files")
     return directory / MANIFEST
 
 
 def open_shards(directory: Path, tokenizer: Tokenizer) -> Shards:
-    """The shards of a finished directory.
+    """Opens the shards of a complete directory. Checks sizes; running ``prepare`` again checks hashes too.
 
     Raises:
-      InputError: unfinished, made with another tokenizer, or with a file that is missing or of another size than it
-        was written in (``prepare`` run again compares the hashes too), or of another version.
+      InputError: the directory is incomplete, of another version, was made with another tokenizer, or has a file that
+        is missing or has the wrong size.
     """
     manifest = read_record(manifest_of(directory))
     check_tokenizer(directory, manifest["tokenizer"], tokenizer)
@@ -117,6 +124,7 @@ def open_shards(directory: Path, tokenizer: Tokenizer) -> Shards:
 
 
 def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    """Maps ``count`` numbers of a file into memory. Raises InputError if the file has another size."""
     size = path.stat().st_size if path.is_file() else -1
     if size != count * dtype.itemsize:
         raise damaged(path, f"{size} bytes, {count * dtype.itemsize} were written" if size >= 0 else "missing")
@@ -124,13 +132,14 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
 
 
 def damaged(path: Path, why: str) -> InputError:
-    # Without a record of what it was made of, nothing in a directory can be gone on with.
+    """Returns the error for a damaged file, which says what to delete."""
+    # Without the record of its inputs, a directory cannot be continued.
     what = {INPUTS: f"the directory {path.parent}", MANIFEST: "it"}.get(path.name, f"{path.stem}.* and {MANIFEST}")
     return InputError(f"{path}: {why}; delete {what} and run the same `deberta-jax prepare` again")
 
 
 def check_tokenizer(directory: Path, record: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """Raises InputError where a directory was made with another tokenizer."""
+    """Checks that a directory was made with this tokenizer. Raises InputError otherwise."""
     if record["fingerprint"] != tokenizer.fingerprint():
         raise InputError(
             f"{directory}: was made with another tokenizer ({record['kind']}, {record['vocab_size']} ids, "
@@ -140,10 +149,10 @@ def check_tokenizer(directory: Path, record: dict[str, Any], tokenizer: Tokenize
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """One of a directory's JSON files, with all the fields that are ever read of it.
+    """Reads a JSON file of a directory, and checks that it has all fields that are used.
 
     Raises:
-      InputError: unreadable, of another version of this package, or without such a field.
+      InputError: the file is unreadable, of another version, or lacks a field.
     """
     try:
         record = storage.read_json(path)
@@ -160,7 +169,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _fits(value: Any, expected: Any) -> bool:
-    """Whether it is as ``expected``: a type, a mapping of fields, or a list of one sort, which is not empty."""
+    """Returns whether a value has the expected form: a type, a dict of forms, or a list of one form, not empty."""
     if isinstance(expected, dict):
         return isinstance(value, dict) and all(_fits(value.get(name), each) for name, each in expected.items())
     if isinstance(expected, list):
@@ -169,12 +178,12 @@ def _fits(value: Any, expected: Any) -> bool:
 
 
 def write_record(path: Path, record: Any) -> None:
-    """JSON in one rename, on the disk before it has its name."""
+    """Writes a JSON file of a directory atomically."""
     storage.write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 class Writer:
-    """Writes one shard; it is there once ``close`` has written its record."""
+    """Writes one shard, which exists when ``close`` has written its record."""
 
     def __init__(self, directory: Path, number: int, dtype: np.dtype):
         self.directory, self.name, self.dtype = directory, f"shard-{number:05d}", dtype
@@ -184,7 +193,11 @@ class Writer:
         self.lengths: list[np.ndarray] = []
 
     def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Tokens, and the lengths of the documents that end in them."""
+        """Adds tokens, and the lengths of the documents that end in them.
+
+        Raises:
+          InputError: a document has 2**32 tokens or more.
+        """
         raw = ids.astype(self.dtype).tobytes()
         self.staged.file.write(raw)
         self.hash.update(raw)
@@ -195,6 +208,7 @@ class Writer:
             self.lengths.append(lengths.astype("<u4"))
 
     def close(self, end: Position) -> Shard:
+        """Finishes the shard and returns its record. ``end`` is where the next one begins in the input."""
         lengths = np.concatenate([np.empty(0, "<u4"), *self.lengths]).tobytes()
         self.staged.keep()
         storage.write_bytes(self.directory / f"{self.name}.lengths", lengths)
@@ -204,5 +218,5 @@ class Writer:
         return shard
 
     def drop(self) -> None:
-        """What has been written of a shard that will not be finished goes."""
+        """Removes what was written of a shard that will not be finished."""
         self.staged.drop()

@@ -1,4 +1,4 @@
-"""Named spans of characters: the forms that annotation tools write, checked against their texts."""
+"""Reads labelled spans of characters, in the forms that annotation tools write, and checks them against their texts."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ _LABELS = ("label", "labels", "entity", "type", "tag", "entity_group", "entity_t
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Span:
-    """Characters ``start`` to ``end`` (one beyond the last) of a text, and what they are."""
+    """Holds a labelled span of a text, from character ``start`` up to but not including ``end``."""
 
     start: int
     end: int
@@ -24,7 +24,7 @@ class Span:
 
 
 def is_span_column(values: list[Any]) -> bool:
-    """Returns whether a column holds lists of spans: ``[start, end, label]``, or objects with such fields."""
+    """Returns whether a column holds lists of spans: ``[start, end, label]``, or objects with these fields."""
     lists = [value for value in values if value is not None]
     return any(lists) and all(isinstance(value, list) and all(map(_is_span, value)) for value in lists)
 
@@ -41,11 +41,22 @@ def _is_span(item: Any) -> bool:
 
 
 def spans_of(table: Table, text: str, column: str, row: int) -> tuple[list[Span], int]:
-    """Returns a row's spans in order, without the blanks at their ends, and how many had to be moved: where a span
-    brings its own text and that stands elsewhere, it is looked for, as an answer is.
+    """Reads the spans of a row.
+
+    White space at the ends of a span is left out. If a span comes with its text and that is at another position, the
+    closest occurrence is used, as for answers.
+
+    Args:
+      table: the table.
+      text: the column of texts.
+      column: the column of spans.
+      row: the row.
+
+    Returns:
+      The spans in order, and the number of spans that were moved.
 
     Raises:
-      InputError: spans that are missing, lie outside the text, or overlap; with the line.
+      InputError: spans are missing, outside the text, or overlap; with the line.
     """
     context, value = table.column(text)[row], table.column(column)[row]
     if not isinstance(context, str):
@@ -85,6 +96,7 @@ def spans_of(table: Table, text: str, column: str, row: int) -> tuple[list[Span]
 
 
 def _fields(item: Any) -> tuple[int | None, int | None, Any, Any]:
+    """Returns start, end, label and own text of a span in any form."""
     if not isinstance(item, dict):
         return item[0], item[1], item[2], None
     start, end, label = (next(item[name] for name in names if name in item) for names in (_STARTS, _ENDS, _LABELS))
@@ -95,7 +107,7 @@ def _fields(item: Any) -> tuple[int | None, int | None, Any, Any]:
 
 
 def unusable_rows(table: Table, text: str, column: str) -> list[int]:
-    """Returns the rows whose spans are missing, or cannot be tags of words."""
+    """Returns the rows whose spans are missing or cannot be used."""
     out = []
     for row in range(len(table)):
         try:

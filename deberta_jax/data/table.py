@@ -1,4 +1,4 @@
-"""A table: columns of labelled text, and where each row stands in its file."""
+"""Defines tables of labelled text, which know the line of each row in its file."""
 
 import bisect
 import dataclasses
@@ -10,12 +10,14 @@ from deberta_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Columns of equal length, in file order; csv and tsv values are str, others what their format gives.
+    """Holds columns of equal length. Values of csv and tsv are strings, others have the types of their format.
 
     Attributes:
-      lines: the line of the file that each row starts at (its number, in a parquet file), for messages.
-      parts: of a table of several files, the first row of each and its name.
-      class_names: of columns of numbers whose file names the classes (parquet's ClassLabel), those names by number.
+      name: the name of the file, for messages.
+      columns: values by column, in the order of the file.
+      lines: the first line of each row in its file, or its number in parquet, for messages.
+      parts: for a table of several files, (first row, name) of each.
+      class_names: for columns of class numbers (ClassLabel of ``datasets``), the names in the order of the numbers.
     """
 
     name: str
@@ -28,20 +30,20 @@ class Table:
         return len(self.lines)
 
     def where(self, row: int) -> str:
-        """Returns file and line of a row, for a message."""
+        """Returns the file and line of a row, for messages."""
         name = self.name
         if self.parts:
             name = self.parts[bisect.bisect_right(self.parts, row, key=lambda part: part[0]) - 1][1]
         return f"{name}, line {self.lines[row]}"
 
     def column(self, name: str) -> list[Any]:
-        """Returns a column. Raises InputError with the columns there are if ``name`` is none of them."""
+        """Returns a column. Raises InputError, which names the existing columns, if there is none of this name."""
         if name not in self.columns:
             raise InputError(f"{self.name}: no column {name!r}; its columns are {', '.join(map(repr, self.columns))}")
         return self.columns[name]
 
     def texts(self, name: str) -> list[str]:
-        """Returns a column of text. Raises InputError naming the line of a value that is missing or no text."""
+        """Returns a column of text. Raises InputError with the line if a value is missing or no text."""
         values = self.column(name)
         for row, value in enumerate(values):
             if not isinstance(value, str):
@@ -49,7 +51,7 @@ class Table:
         return values
 
     def word_lists(self, name: str) -> list[list[str]]:
-        """Returns a column of lists of words. Raises InputError naming the line of anything else."""
+        """Returns a column of lists of words. Raises InputError with the line of any other value."""
         values = self.column(name)
         for row, value in enumerate(values):
             if not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value):
@@ -57,23 +59,23 @@ class Table:
         return values
 
     def select(self, rows: Sequence[int]) -> "Table":
-        """Returns a table of these rows alone."""
+        """Returns a table with only these rows."""
         columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
         parts = tuple((k, self.where(i).rpartition(", line ")[0]) for k, i in enumerate(rows)) if self.parts else ()
         return dataclasses.replace(self, columns=columns, lines=[self.lines[i] for i in rows], parts=parts)
 
     def with_columns(self, columns: Mapping[str, list[Any]]) -> "Table":
-        """Returns the table with these columns added, or in the place of those of the same name."""
+        """Returns the table with these columns added; they replace columns of the same name."""
         return dataclasses.replace(self, columns={**self.columns, **columns})
 
 
 def join_tables(tables: Sequence[Table]) -> Table:
-    """Returns the rows of several tables, one after the other.
+    """Concatenates the rows of tables.
 
-    Columns are all that any table has; a row has None where its table lacks one.
+    The result has the columns of all tables; a row has None in a column that its table lacks.
 
     Raises:
-      InputError: two tables that name the classes of one column differently.
+      InputError: two tables name the classes of a column differently.
     """
     if len(tables) == 1:
         return tables[0]
@@ -94,13 +96,13 @@ def join_tables(tables: Sequence[Table]) -> Table:
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """Returns a value as it stands in a message: its repr, cut where it is long."""
+    """Returns the repr of a value for a message, truncated to ``most`` characters."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def reason(error: Exception) -> str:
-    """Returns an exception of a conversion as words in a line."""
+    """Returns the message of an exception in one line."""
     if isinstance(error, KeyError):
         return f"{error} is missing"
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Files of labelled text as users have them, read into columns: csv, tsv, json, jsonl, parquet, CoNLL."""
+"""Reads files of labelled text into tables: csv, tsv, json, jsonl, parquet, CoNLL."""
 
 import dataclasses
 import sys
@@ -15,19 +15,18 @@ from deberta_jax.data.parquet_file import read_parquet
 from deberta_jax.data.table import Table, join_tables
 from deberta_jax.errors import InputError
 
-Reader = Callable[[str, str], Table]  # from a file's name and its text
+Reader = Callable[[str, str], Table]
+"""Makes a table of the name and the text of a file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How files are read.
-
-    ``delimiter``: the character between the fields of csv and tsv; found if not given. ``words``: words with tags are
-    expected, so that a ``.txt`` file is one of a word a line.
-    """
+    """Says how files are read."""
 
     delimiter: str = ""
+    """The character between the fields of csv and tsv; found in the file if it is empty."""
     words: bool = False
+    """Whether words with tags are expected: then a ``.txt`` file has one word per line."""
 
 
 _CONLL = (".conll", ".bio", ".iob", ".iob2")
@@ -42,25 +41,35 @@ ENDINGS = (".csv", ".tsv", *_READERS, ".parquet")
 
 
 def read_tables(paths: Sequence[str], reading: Reading = Reading()) -> Table:
-    """Reads several files, or all that a pattern such as ``part-*.jsonl`` matches, one after the other.
+    """Reads files, or all that match patterns such as ``part-*.jsonl``, into one table.
 
-    Columns are all that any file has; a row has None where its file lacks one.
+    It has the columns of all files; a row has None in a column that its file lacks. Raises as ``read_table``.
     """
     return join_tables([read_table(file, reading=reading) for path in paths for file in matching(path)])
 
 
 def read_table(path: str | Path, reader: Reader | None = None, reading: Reading = Reading()) -> Table:
-    """Reads a file by its ending, or its text by ``reader``; ``-`` is standard input, jsonl.
+    """Reads a file into a table. The suffix decides the format:
 
-    ``.csv`` and ``.tsv``: the first line names the columns. ``.json``, ``.jsonl``, ``.ndjson``: an array of objects, or
-    an object a line; in ``.json`` also SQuAD 1 or 2, a question a row. ``.parquet``. ``.conll``, ``.bio``, ``.iob``,
-    ``.iob2``, and ``.txt`` where words are expected: a word a line, its tag in the last column, blank lines between
-    sentences; columns ``tokens`` and ``tags``. ``.conllu``: ``tokens`` and the fields of CoNLL-U. All but parquet may
-    end in ``.gz`` or ``.zst`` too. ``hub:NAME/CONFIG@SPLIT`` and folders of ``save_to_disk`` are read by ``datasets``.
+    - ``.csv``, ``.tsv``: the first line names the columns.
+    - ``.json``, ``.jsonl``, ``.ndjson``: an array of objects, or one object per line; ``.json`` also SQuAD 1 or 2, with
+      one row per question.
+    - ``.parquet``.
+    - ``.conll``, ``.bio``, ``.iob``, ``.iob2``, and ``.txt`` if words are expected: one word per line with its tag in
+      the last column, and blank lines between sentences; columns ``tokens`` and ``tags``.
+    - ``.conllu``: ``tokens`` and the fields of CoNLL-U.
+
+    All but parquet may be compressed (``.gz``, ``.zst``). ``hub:NAME/CONFIG@SPLIT`` and directories of ``save_to_disk``
+    are read with ``datasets``. ``-`` is jsonl from standard input.
+
+    Args:
+      path: the file.
+      reader: reads the text of the file, whatever its suffix.
+      reading: how files are read.
 
     Raises:
-      InputError: a file that is not there, is empty, is no UTF-8, has another ending, or has a row that does not fit
-        the others; the message names file and line.
+      InputError: the file does not exist, is empty, is not UTF-8, has an unknown suffix, or has a row that does not fit
+        the others; with file and line.
     """
     if is_dataset(str(path)):
         return _checked(read_dataset(str(path)))
@@ -90,13 +99,14 @@ def _parse(name: str, kind: str, content: bytes, reader: Reader | None, reading:
 
 
 def _checked(table: Table) -> Table:
+    """Returns the table. Raises InputError if it has no rows."""
     if not len(table):
         raise InputError(f"{table.name}: no rows; the file is empty")
     return table
 
 
 def _reader(name: str, kind: str, reading: Reading) -> Reader | None:
-    """None: parquet."""
+    """Returns the reader of a file with the suffix ``kind``, or None for parquet. Raises InputError for others."""
     if kind in (".csv", ".tsv"):
         delimiter, read = check_delimiter(reading.delimiter), read_csv if kind == ".csv" else read_tsv
         return lambda name, text: read(name, text, delimiter)
