@@ -1,8 +1,8 @@
-"""What architecture a checkpoint has: one frozen, hashable dataclass for DeBERTa v1, v2 and v3.
+"""Defines the architecture of a model: one frozen, hashable dataclass for DeBERTa v1, v2 and v3.
 
-The fields are those of Hugging Face's ``config.json`` under the same names, together with those that Hugging Face's
-models read without declaring them. Nothing here says how a model is computed (dtype, attention body, remat): those
-choices are arguments of the model classes and never travel with weights.
+The fields have the names of Hugging Face's ``config.json``, including those that Hugging Face's models read without
+declaring them. How a model is computed (dtype, attention implementation, rematerialization) is not part of it: these
+choices are arguments of the model classes and are never saved with weights.
 """
 
 import dataclasses
@@ -43,10 +43,10 @@ ACTIVATIONS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DebertaConfig:
-    """Architecture of a DeBERTa model; defaults are those of Hugging Face's configuration classes.
+    """Holds the architecture of a DeBERTa model. The defaults are those of Hugging Face's configuration classes.
 
     Raises:
-      InputError: a value that no DeBERTa model can have; the message names the field.
+      InputError: a field has a value that no DeBERTa model can have.
     """
 
     model_type: str = V2
@@ -64,26 +64,31 @@ class DebertaConfig:
     layer_norm_eps: float = 1e-7
     pad_token_id: int = 0
     embedding_size: int | None = None
-    """Width of the embedding tables; None means ``hidden_size``. Otherwise a bias-free projection follows."""
+    """Size of embedding vectors, which a projection without bias then brings to ``hidden_size``. None: ``hidden_size``,
+    without a projection."""
     attention_head_size: int | None = None
-    """Width of a head (v2/v3 only); None means ``hidden_size / num_attention_heads``."""
+    """Size of a head (v2/v3 only). None: ``hidden_size / num_attention_heads``."""
 
     # Relative position
     relative_attention: bool = False
-    """The master switch of the relative terms. The score scale counts ``pos_att_type`` even when this is off."""
+    """Whether attention scores have relative terms. The score scale counts ``pos_att_type`` even if this is False."""
     pos_att_type: tuple[str, ...] = ()
-    """Which relative terms the scores have: any of ``c2p`` (content to position) and ``p2c``."""
+    """The relative terms of attention scores: ``c2p`` (content to position) and ``p2c`` (position to content)."""
     max_relative_positions: int = -1
-    """Largest distance told apart; below 1 means ``max_position_embeddings``."""
+    """Distances from this on are not distinguished. Below 1: ``max_position_embeddings``."""
     position_biased_input: bool = True
-    """Absolute positions are added to the input embeddings. False in every released model."""
+    """Whether absolute positions are added to the input embeddings. False in every released model."""
     position_buckets: int = -1
+    """Number of buckets for distances in each direction: short distances have their own, longer ones share logarithmic
+    ones. Below 1: every distance has its own."""
     share_att_key: bool = False
+    """Whether relative positions use the query and key projections of the content."""
     norm_rel_ebd: str = "none"
+    """``layer_norm``: the relative table is normalized before use."""
     long_positions: str = "auto"
-    """Distances beyond ``max_distance``. ``clamp``: distances are clamped first, as Microsoft's code does for models
-    with buckets. ``hf``: the index into the relative table alone is clamped, as transformers does. ``auto``: see
-    ``clamps_distances``."""
+    """How distances beyond ``max_distance`` are handled. ``clamp``: distances are clamped first, as in Microsoft's code
+    for models with buckets. ``hf``: only the index into the relative table is clamped, as in transformers. ``auto``:
+    see ``clamps_distances``."""
 
     # Parts of single generations
     conv_kernel_size: int = 0
@@ -98,16 +103,17 @@ class DebertaConfig:
     id2label: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     problem_type: str | None = None
     legacy: bool = True
-    """Names of the masked-LM head: ``cls.predictions`` (True) or the original ``lm_predictions`` (False)."""
+    """Which masked-LM head the model has: ``cls.predictions`` of transformers (True), or the original
+    ``lm_predictions`` (False)."""
     mask_decoder: bool = False
-    """The masked-LM head reads the enhanced mask decoder (absolute positions enter before the last layer)."""
+    """Whether the masked-LM head has the enhanced mask decoder, which adds absolute positions before the last layer."""
     classifier_proj: bool = False
-    """Token classification has Microsoft's extra dense layer ``proj`` before the classifier."""
+    """Whether token classification has Microsoft's additional dense layer ``proj`` before the classifier."""
     tie_word_embeddings: bool = True
 
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
-    """What else a config.json holds, such as another tool's settings. It changes nothing, travels with the model, and
-    takes no part in equality or hash."""
+    """Other keys of config.json, such as the settings of another tool. They have no effect, are saved with the model,
+    and do not count in comparisons or hashes."""
 
     def __post_init__(self):
         if not isinstance(self.extra, Extra):
@@ -120,41 +126,49 @@ class DebertaConfig:
 
     @property
     def num_labels(self) -> int:
+        """The number of labels."""
         return len(self.id2label)
 
     @property
     def label2id(self) -> dict[str, int]:
+        """The id of each label."""
         return {label: i for i, label in enumerate(self.id2label)}
 
     @property
     def head_size(self) -> int:
+        """H, the size of a head."""
         return self.attention_head_size or self.hidden_size // self.num_attention_heads
 
     @property
     def embedding_width(self) -> int:
+        """E, the size of embedding vectors."""
         return self.embedding_size or self.hidden_size
 
     @property
     def relative_terms(self) -> tuple[str, ...]:
-        """The relative terms that are computed: () when ``relative_attention`` is off."""
+        """The relative terms that are computed: () if ``relative_attention`` is False."""
         return self.pos_att_type if self.relative_attention else ()
 
     @property
     def score_scale(self) -> float:
-        """1 / sqrt(H * f) with f = 1 + number of named terms, on or off (both generations' code counts so)."""
+        """1 / sqrt(H * f) with f = 1 + number of relative terms in ``pos_att_type``.
+
+        As in the code of all generations, these count even if ``relative_attention`` is False.
+        """
         return 1.0 / math.sqrt(self.head_size * (1 + len(self.pos_att_type)))
 
     @property
     def max_distance(self) -> int:
+        """Distances from this on are not distinguished."""
         return self.max_relative_positions if self.max_relative_positions >= 1 else self.max_position_embeddings
 
     @property
     def clamps_distances(self) -> bool:
-        """Distances are brought into ±(max_distance - 1) before they become an index.
+        """Whether distances are clamped to ±(max_distance - 1) before the relative index is computed.
 
-        By default where log buckets reach as far as the model was trained: row 0 of the relative table, which a longer
-        text would read otherwise, was then never trained. In every other case PyTorch code clamps the index alone, and
-        row 0 was trained.
+        With ``long_positions="auto"`` this is so if there are log buckets up to the length that the model was trained
+        for. Row 0 of the relative table, which a longer text would use otherwise, was then never trained. In all other
+        cases row 0 was trained, and only the index is clamped, as in PyTorch.
         """
         if self.long_positions != "auto":
             return self.long_positions == "clamp"
@@ -162,31 +176,35 @@ class DebertaConfig:
 
     @property
     def relative_span(self) -> int:
-        """Half the number of rows of the relative table."""
+        """Half the number of rows R of the relative table."""
         return self.position_buckets if self.position_buckets > 0 else self.max_distance
 
     @property
     def normalizes_relative_table(self) -> bool:
+        """Whether the relative table is normalized before use."""
         return "layer_norm" in split_terms(self.norm_rel_ebd)
 
     @property
     def has_position_table(self) -> bool:
-        """The absolute position table exists: as an input bias or for the mask decoder."""
+        """Whether there is a table of absolute positions, for the input or for the mask decoder."""
         return self.position_biased_input or self.mask_decoder
 
     @property
     def unknown_keys(self) -> tuple[str, ...]:
-        """The keys of ``extra`` that are neither this package's nor transformers'."""
+        """The keys of ``extra`` that neither this package nor transformers knows."""
         return tuple(key for key in self.extra if key not in NO_EFFECT)
 
     @classmethod
     def from_hf(cls, source: "str | Path | Mapping[str, Any]") -> "DebertaConfig":
-        """Reads a ``config.json`` (path, or its contents as a mapping), from Hugging Face or Microsoft.
+        """Reads a ``config.json`` of Hugging Face or Microsoft.
 
-        Keys that are not known change nothing: they are logged and kept in ``extra``.
+        Unknown keys have no effect; they are logged and kept in ``extra``.
+
+        Args:
+          source: the path of the file, or its contents.
 
         Raises:
-          InputError: a file that is no JSON object, a misspelled field, or a value that cannot be.
+          InputError: the file is no JSON object, a field is misspelled, or a value is impossible.
         """
         raw, where = read_json_object(source)
         fields, extra = parse(raw, where, _FIELDS, cls.hidden_size)
@@ -197,14 +215,13 @@ class DebertaConfig:
             raise InputError(f"{where}: {error}") from None
 
     def to_hf(self) -> dict[str, Any]:
-        """Returns the contents of a ``config.json``, which both transformers and ``from_hf`` read back to an equal
-        config."""
+        """Returns the contents of a ``config.json``. transformers reads it, and ``from_hf`` returns an equal config."""
         out: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
         out["pos_att_type"] = list(self.pos_att_type)
         out["id2label"] = {str(i): label for i, label in enumerate(self.id2label)}
         out["label2id"] = self.label2id
         out["pooler_hidden_size"] = self.hidden_size
-        # transformers has no such fields: written only where they say something.
+        # transformers does not have these fields, so they are written only if they differ from the default.
         for key, default in (("long_positions", "auto"), ("mask_decoder", False), ("classifier_proj", False)):
             if out[key] == default:
                 del out[key]
@@ -233,7 +250,7 @@ _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
 
 
 def _check_kinds(values: Mapping[str, Any]) -> None:
-    """Raises InputError for a field whose value is of another kind than its annotation."""
+    """Checks that values have the types of their fields. Raises InputError otherwise."""
     for field in dataclasses.fields(DebertaConfig):
         kinds, name = _KINDS.get(field.type, ((), ""))
         if not kinds or field.name not in values:
@@ -244,6 +261,8 @@ def _check_kinds(values: Mapping[str, Any]) -> None:
 
 
 def _validate(c: DebertaConfig) -> None:
+    """Checks the values of all fields. Raises InputError for the first that is impossible."""
+
     def refuse(field: str, why: str):
         raise InputError(f"{field}={brief(repr(getattr(c, field)))}: {why}")
 
@@ -313,6 +332,7 @@ def _validate(c: DebertaConfig) -> None:
 
 
 def _check_generation(c: DebertaConfig, refuse: Callable[[str, str], None]) -> None:
+    """Checks that a model has no fields of another generation."""
     if c.model_type == V1:
         defaults = {f.name: f.default for f in dataclasses.fields(c)}
         for field in V2_ONLY:

@@ -1,8 +1,8 @@
-"""config.json -> the fields of an architecture, and the keys that are kept beside them.
+"""Parses config.json into the fields of an architecture and other keys.
 
-Files come from transformers, from Microsoft's code, and from other tools that write keys of their own
-(sentence-transformers, tasksource). A key that no DeBERTa model reads changes nothing: it is kept and logged. A
-misspelt field would leave the field at its default and so change the model: it is refused.
+The files come from transformers, from Microsoft's code, and from other tools that add their own keys
+(sentence-transformers, tasksource). A key that no DeBERTa model uses has no effect; it is kept and logged. A misspelled
+field is refused: the field would silently keep its default, which changes the model.
 """
 
 import copy
@@ -32,7 +32,7 @@ V2_ONLY = (
     "attention_head_size",
 )
 
-# Keys that transformers writes and that say nothing about the function the weights compute: kept, not logged.
+# Keys that transformers writes and that do not affect what the model computes: kept, not logged.
 NO_EFFECT = frozenset(
     [
         "add_cross_attention",
@@ -63,7 +63,7 @@ NO_EFFECT = frozenset(
     ]
 )
 
-# Keys about the files beside config.json. They are written anew, or would be untrue of the files written here.
+# Keys about the other files of the directory. They are not kept, because saving a model writes other files.
 _OF_THE_FILES = frozenset({"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"})
 _QUANTIZATION = "quantization_config"
 
@@ -71,15 +71,15 @@ _LABELS = ("id2label", "label2id", "num_labels")
 _MICROSOFT = ("padding_idx", "pooling", "pooler_hidden_size")
 _POOLING = {"hidden_size": "pooler_hidden_size", "dropout": "pooler_dropout", "hidden_act": "pooler_hidden_act"}
 
-# So many unknown keys are compared with the names of fields: no file that a person or a tool writes has more.
+# At most this many unknown keys are compared with the names of fields. No real file has more.
 _MOST_COMPARED = 1000
 
 
 class Extra(Mapping[str, Any]):
-    """An immutable JSON object; the values read from it are copies.
+    """Holds an immutable JSON object; values are returned as copies.
 
     Raises:
-      InputError: something that JSON cannot hold.
+      InputError: a value cannot be represented in JSON.
     """
 
     __slots__ = ("_items",)
@@ -107,17 +107,20 @@ class Extra(Mapping[str, Any]):
 
 
 class Contents(NamedTuple):
-    """What a file says: the fields of an architecture, and the other keys that are kept."""
+    """Holds the contents of a config.json: the fields of an architecture, and the other keys that are kept."""
 
     fields: dict[str, Any]
     extra: dict[str, Any]
 
 
 def read_json_object(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Returns a JSON object from a file, or a mapping as it is, and its name for messages.
+    """Reads a JSON object from a file; a mapping is returned as it is.
+
+    Returns:
+      The object, and its name for messages.
 
     Raises:
-      InputError: no such file, or one that holds no JSON object.
+      InputError: the file does not exist, or holds no JSON object.
     """
     if isinstance(source, Mapping):
         return dict(source), "config"
@@ -134,15 +137,16 @@ def read_json_object(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, 
 
 
 def parse(raw: Mapping[str, Any], where: str, known: Collection[str], hidden_size: int) -> Contents:
-    """Splits the contents of a config.json; logs the keys that are not known, once for each file and its keys.
+    """Splits the contents of a config.json into fields and other keys, and logs unknown keys once per file.
 
     Args:
+      raw: the contents.
       where: the name of the file, for messages.
       known: the names of the fields.
-      hidden_size: of a file that gives none.
+      hidden_size: the hidden size if the file has none.
 
     Raises:
-      InputError: not a DeBERTa model, a misspelled field, or labels that cannot be.
+      InputError: the model is not DeBERTa, a field is misspelled, or the labels are impossible.
     """
     v1 = _generation(raw, where) == V1
     fields: dict[str, Any] = {"model_type": V1 if v1 else V2}
@@ -180,11 +184,12 @@ def parse(raw: Mapping[str, Any], where: str, known: Collection[str], hidden_siz
 
 @functools.lru_cache(maxsize=256)
 def _log_once(message: str) -> None:
-    """Logs a message; a command reads one config.json several times and is to name its unknown keys once."""
+    """Logs a message once: a command may read the same config.json several times."""
     _log.info("%s", message)
 
 
 def _refuse_misspelled(unknown: Collection[str], known: Collection[str], where: str) -> None:
+    """Raises InputError if an unknown key is probably a misspelled field."""
     names = [*known, *_LABELS, *_MICROSOFT]
     slips = []
     for key in list(unknown)[:_MOST_COMPARED]:
@@ -197,13 +202,13 @@ def _refuse_misspelled(unknown: Collection[str], known: Collection[str], where: 
 
 
 def _field_meant(key: str, names: Collection[str]) -> str | None:
-    """Returns the field that the key is but for capitals, hyphens or one edit (two where it has over ten letters)."""
+    """Returns the field that a key equals except for capitals, hyphens and one edit (two if over ten letters)."""
     if len(key) > 60:
         return None
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower().replace("-", "_")
     for name in names:
         allowed = 1 if min(len(plain), len(name)) <= 10 else 2
-        # Both tests before the third are cheap and rule out nearly all: an edit changes at most two kinds of letters.
+        # These two cheap tests exclude nearly all names: an edit changes at most two of the different letters.
         if abs(len(plain) - len(name)) > allowed or len(set(plain) ^ set(name)) > 2 * allowed:
             continue
         if _edits(plain, name) <= allowed:
@@ -212,7 +217,7 @@ def _field_meant(key: str, names: Collection[str]) -> str | None:
 
 
 def _edits(a: str, b: str) -> int:
-    """The number of letters inserted, left out, changed or swapped with the next (optimal string alignment)."""
+    """Returns the number of letters inserted, left out, changed or swapped with the next (optimal string alignment)."""
     before, row = [0] * (len(b) + 1), list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         last, before, row = before, row, [i, *[0] * len(b)]
@@ -224,6 +229,7 @@ def _edits(a: str, b: str) -> int:
 
 
 def _generation(raw: Mapping[str, Any], where: str) -> str:
+    """Returns the model type of a config.json, V1 or V2. Raises InputError if it is another or unknown."""
     if "discriminator" in raw and "generator" in raw:
         raise InputError(f"{where}: holds two models; give its 'generator' or 'discriminator' entry by itself")
     kind = raw.get("model_type")
@@ -238,6 +244,7 @@ def _generation(raw: Mapping[str, Any], where: str) -> str:
 
 
 def _rename_microsoft(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Renames the keys of Microsoft's configs to those of Hugging Face."""
     out = dict(raw)
     if "padding_idx" in out:
         out.setdefault("pad_token_id", out["padding_idx"])
@@ -258,6 +265,7 @@ def split_terms(text: str) -> tuple[str, ...]:
 
 
 def _terms(value: Any, where: str) -> tuple[str, ...]:
+    """Returns the terms of ``pos_att_type``. Raises InputError if it is neither text nor a list."""
     if value is None:
         return ()
     parts = split_terms(value) if isinstance(value, str) else value
@@ -267,11 +275,12 @@ def _terms(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
+    """Returns the labels of a config.json, or None if it has none. Raises InputError if they are impossible."""
     id2label, label2id, count = raw.get("id2label"), raw.get("label2id"), raw.get("num_labels")
     if count is not None and (type(count) is not int or count < 1):
         raise InputError(f"{where}: num_labels is {brief(repr(count))}; expected a number of labels")
     if id2label is None and isinstance(label2id, Mapping):
-        # Inverted as pairs: two labels of one id must not become one.
+        # A list of pairs, because a dict would lose one of two labels with the same id.
         pairs = [(i, label) for label, i in label2id.items()]
     elif isinstance(id2label, Mapping):
         pairs = list(id2label.items())
@@ -295,7 +304,7 @@ def _labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
 
 
 def _apart(labels: list[str], where: str) -> tuple[str, ...]:
-    """The labels with those that repeat an earlier one numbered: an answer by name must not lose a probability."""
+    """Makes the labels distinct by adding a number to repeated ones, so that answers by name keep all probabilities."""
     out: list[str] = []
     taken, renamed = set(labels), []
     seen: set[str] = set()

@@ -1,7 +1,7 @@
-"""A name -> a local directory. A directory is taken as it is; anything else is an id on the Hugging Face hub.
+"""Finds the local directory of a model, and downloads models from the Hugging Face hub.
 
-Downloads go through ``huggingface_hub`` and therefore obey its cache (``HF_HOME``), ``HF_ENDPOINT``, ``HF_TOKEN`` and
-``HF_HUB_OFFLINE``, show its progress bar, and go on where they were interrupted.
+Downloads use ``huggingface_hub``: its cache (``HF_HOME``), ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` apply,
+it shows a progress bar, and an interrupted download is resumed.
 """
 
 import re
@@ -13,7 +13,7 @@ from deberta_jax.errors import InputError
 
 TEXT_FILES = ("*.json", "*.txt", "spm.model", "bpe_encoder.bin")
 
-# The first format of which a repository has a file is the one that is fetched.
+# Only the first of these formats that a repository has is downloaded.
 _WEIGHT_FILES = (
     ("model.safetensors", "model-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model-*.bin"),
@@ -25,7 +25,10 @@ _REPO_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """A name into the directory or hub id and, if it names one, the file: ``org/model/weights.bin`` -> both parts."""
+    """Splits a name into a directory or hub id and a file, which is None unless the name includes one.
+
+    ``org/model/weights.bin`` gives ``org/model`` and ``weights.bin``.
+    """
     path = Path(name).expanduser()
     if not name or path.is_dir():
         return name, None
@@ -38,31 +41,32 @@ def split(name: str) -> tuple[str, str | None]:
 
 
 def resolve(name: str | Path, *, revision: str | None = None, files: Sequence[str] | None = None) -> Path:
-    """The local directory of a model.
+    """Returns the local directory of a model, after downloading it if it is on the hub.
 
     Args:
-      name: a directory, a file (its directory is meant), a hub id ``org/model``, or ``org/model/file``.
-      revision: branch, tag or commit on the hub; a commit pins the files for good.
-      files: glob patterns of the files needed; None means configuration, tokenizer and one format of weights.
+      name: a directory, a file in one, a hub id ``org/model``, or ``org/model/file``.
+      revision: branch, tag or commit of a hub id; only a commit always gives the same files.
+      files: glob patterns of the files to download; None: config, tokenizer and one format of weights.
 
     Raises:
-      InputError: neither a directory nor a hub id that can be reached and read.
+      InputError: the name is no directory, and no hub id that can be downloaded.
     """
     where, file = split(str(name))
     if where and Path(where).expanduser().is_dir():
         return Path(where).expanduser()
     if not _REPO_ID.fullmatch(where):
         raise InputError(f"{name}: no such directory; give a model directory or a hub id such as org/model")
-    import huggingface_hub  # here, because importing it takes longer than everything else
+    import huggingface_hub  # imported here because it is slow to import
 
     try:
         wanted = list(files) if files is not None else _patterns(where, revision, file)
         return Path(huggingface_hub.snapshot_download(where, revision=revision, allow_patterns=wanted))
-    except Exception as error:  # the client's own, its transport's, the file system's: all mean that there is no model
+    except Exception as error:  # of the client, its transport or the file system
         raise InputError(f"{name}: {_why(where, revision, error)}") from None
 
 
 def _patterns(repo: str, revision: str | None, file: str | None) -> list[str]:
+    """Returns the patterns of the files to download: config, tokenizer, and one file or format of weights."""
     from huggingface_hub import HfApi, errors
 
     if file is not None:
@@ -71,7 +75,7 @@ def _patterns(repo: str, revision: str | None, file: str | None) -> list[str]:
         present = [sibling.rfilename for sibling in HfApi().model_info(repo, revision=revision).siblings or ()]
     except errors.HfHubHTTPError:
         raise
-    except Exception:  # offline, by wish or not: the download below answers from the cache, or says that it cannot
+    except Exception:  # offline: the download then uses the cache, or fails with a clear error
         return [*TEXT_FILES, *(pattern for patterns in _WEIGHT_FILES for pattern in patterns)]
     for patterns in _WEIGHT_FILES:
         if any(fnmatch(found, pattern) for found in present for pattern in patterns):
@@ -80,6 +84,7 @@ def _patterns(repo: str, revision: str | None, file: str | None) -> list[str]:
 
 
 def _why(repo: str, revision: str | None, error: Exception) -> str:
+    """Returns the reason of a failed download, and what to do."""
     from huggingface_hub import errors
 
     if isinstance(error, InputError):

@@ -1,18 +1,19 @@
-"""The released architectures as one table: ``PRESETS["deberta-v3-base"]`` is a ``DebertaConfig``.
+"""Lists the released architectures: ``PRESETS["deberta-v3-base"]`` is a ``DebertaConfig``.
 
-A preset is an architecture without weights. Sizes are those of the released ``config.json`` files and of Microsoft's
-pre-training configurations; parameter counts are tested to the unit.
+A preset is an architecture without weights. The sizes are those of the released ``config.json`` files and of
+Microsoft's pre-training configurations. Tests compare the exact numbers of parameters.
 """
 
 import dataclasses
 
 from deberta_jax.config import V1, V2, DebertaConfig
 
-# DeBERTa's order of the MNLI labels; most other models use another.
+# The order of the MNLI labels in DeBERTa's checkpoints; most other models have another order.
 _MNLI = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
 
 
 def _v1(width: int, layers: int, heads: int) -> DebertaConfig:
+    """Returns the config of a v1 model with the given hidden size, layers and heads."""
     return DebertaConfig(
         model_type=V1,
         vocab_size=50265,
@@ -28,6 +29,7 @@ def _v1(width: int, layers: int, heads: int) -> DebertaConfig:
 
 
 def _v2(width: int, layers: int, heads: int, vocab: int = 128100, conv: int = 0) -> DebertaConfig:
+    """Returns the config of a v2 or v3 model with the given hidden size, layers, heads, vocabulary and kernel size."""
     return DebertaConfig(
         model_type=V2,
         vocab_size=vocab,

@@ -1,7 +1,8 @@
-"""Where arrays live: the mesh, the rules from logical axes to mesh axes, and host batches made global.
+"""Defines meshes, the rules from logical axes to mesh axes, and global arrays of batches.
 
-Models name the axes of their arrays (``batch length embed heads kv mlp vocab relpos layers``); one frozen
-``ShardingRules`` says which mesh axes each is split over. ``jax.jit`` with shardings does the rest (it is pjit).
+Models name the axes of their arrays (``batch length embed heads kv mlp vocab relpos layers``). A frozen
+``ShardingRules`` says over which mesh axes each of them is split. ``jax.jit`` with these shardings partitions the
+computation.
 """
 
 import dataclasses
@@ -21,11 +22,11 @@ MeshAxes = str | tuple[str, ...] | None
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRules:
-    """For each logical axis the mesh axis, or axes, it is split over; None keeps it whole on every device.
+    """Maps each logical axis to the mesh axes over which it is split; None does not split it.
 
-    The batch is split over ``data`` and ``fsdp``; parameters over ``fsdp`` (one dimension, gathered when used) and
-    over ``tensor`` (heads, feed-forward and vocabulary). ``replica`` is a batch whose arrays are split like parameters:
-    over ``data`` alone.
+    The batch is split over ``data`` and ``fsdp``. Parameters are split over ``fsdp`` (one axis, gathered when it is
+    used) and ``tensor`` (heads, feed-forward and vocabulary). ``replica`` is the batch axis of arrays whose other axes
+    are split like parameters; it is split over ``data`` only.
     """
 
     batch: MeshAxes = ("data", "fsdp")
@@ -40,7 +41,7 @@ class ShardingRules:
     layers: MeshAxes = None
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
-        """The PartitionSpec of an array whose dimensions bear these logical names."""
+        """Returns the PartitionSpec of an array with these logical axes; None is an axis that is not split."""
         return PartitionSpec(*(None if axis is None else getattr(self, axis) for axis in axes))
 
 
@@ -48,10 +49,14 @@ RULES = ShardingRules()
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh ``(data, fsdp, tensor)`` over ``devices`` (all by default); one size may be -1: whatever is left.
+    """Makes a mesh with the axes ``(data, fsdp, tensor)``.
+
+    Args:
+      data, fsdp, tensor: sizes of the axes; one may be -1, which uses the remaining devices.
+      devices: the devices; None: all.
 
     Raises:
-      InputError: sizes that do not multiply to the number of devices.
+      InputError: the product of the sizes is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -67,31 +72,31 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     try:
         return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
     except NotImplementedError:
-        # An axis of 8 on a torus of 4x4x4 takes half of one of its axes, which JAX by itself does on v5e alone.
+        # An axis of size 8 on a 4x4x4 torus uses half of one of its axes. By default JAX allows that only on v5e.
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(grid, MESH_AXES, axis_types=types)
 
 
 def tree_shardings(axes_tree: Any, mesh: Mesh, rules: ShardingRules = RULES) -> Any:
-    """NamedShardings for a tree of axis-name tuples, such as ``models.logical_axes`` gives."""
+    """Returns the NamedShardings for a tree of tuples of logical axes, such as the one of ``models.logical_axes``."""
     return jax.tree.map(
         lambda axes: NamedSharding(mesh, rules.spec(axes)), axes_tree, is_leaf=lambda leaf: isinstance(leaf, tuple)
     )
 
 
 def batch_sharding(mesh: Mesh, rules: ShardingRules = RULES) -> NamedSharding:
-    """The sharding of a batch: the leading dimension split, everything else whole."""
+    """Returns the sharding of a batch: only the first axis is split."""
     return NamedSharding(mesh, rules.spec(("batch",)))
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, rules: ShardingRules = RULES) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> global arrays, each row on the device that owns it."""
+    """Makes global arrays of the rows of a batch that this process has; each row goes to the device that owns it."""
     sharding = batch_sharding(mesh, rules)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None], rules: ShardingRules = RULES) -> jax.Array:
-    """Fixes the sharding of an activation where a mesh is set (``jax.set_mesh``); elsewhere returns it as it is."""
+    """Constrains the sharding of an activation if a mesh is set (``jax.set_mesh``); otherwise returns it unchanged."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, rules.spec(axes))
@@ -99,23 +104,27 @@ def constrain(x: jax.Array, axes: Sequence[str | None], rules: ShardingRules = R
 
 @dataclasses.dataclass(frozen=True)
 class RowShare:
-    """The rows of a batch that one process reads: those of ``blocks`` out of ``count`` equal parts."""
+    """Says which rows of a batch one process reads: those in ``blocks`` of ``count`` equal blocks."""
 
     blocks: tuple[int, ...] = (0,)
     count: int = 1
 
     def rows(self, total: int) -> np.ndarray:
-        """Their indices, ascending; ``total`` must be a multiple of ``count``."""
+        """Returns the indices of the rows, ascending: int64 [n].
+
+        Args:
+          total: rows of the batch, a multiple of ``count``.
+        """
         size = total // self.count
         return (np.asarray(self.blocks)[:, None] * size + np.arange(size)).ravel()
 
 
 WHOLE = RowShare()
-"""All rows: the share of a process that is alone."""
+"""All rows, for a run with one process."""
 
 
 def row_share(mesh: Mesh) -> RowShare:
-    """What this process's devices hold of every batch."""
+    """Returns the rows of a batch that the devices of this process hold."""
     count = mesh.shape["data"] * mesh.shape["fsdp"]
     index = batch_sharding(mesh).addressable_devices_indices_map((count,))
     blocks = {range(count)[rows[0]][0] for rows in index.values() if rows is not None}
