@@ -1,1 +1,1 @@
-"""The command line: one file a verb, argument parsing only."""
+"""The command line: one file for each command, which parses, calls and prints."""

@@ -1,6 +1,6 @@
-"""Experiments as Python files: ``--config configs/x.py`` loads its ``get_config()``, further arguments override it.
+"""Reads experiments from Python files. ``--config configs/x.py`` calls its ``get_config()``.
 
-``--config configs/x.py:WORD`` passes the word on: ``get_config("WORD")``.
+Other arguments override what it returns. ``--config configs/x.py:WORD`` calls ``get_config("WORD")``.
 """
 
 import importlib.util
@@ -14,10 +14,10 @@ from deberta_jax.errors import InputError
 
 
 def experiment_arguments(kind: type, argv: Sequence[str]) -> Any:
-    """Arguments ``[verb, ...]`` as an experiment of this kind, over the defaults of a ``--config`` file, if any.
+    """Returns the experiment of arguments ``[command, ...]``, with the defaults of a ``--config`` file if there is one.
 
     Raises:
-      InputError: a config file that is not there, or whose ``get_config()`` gives something else.
+      InputError: a config file that is not there, or whose ``get_config()`` returns something else.
     """
     argv = list(argv)
     default = None
@@ -31,10 +31,10 @@ def experiment_arguments(kind: type, argv: Sequence[str]) -> Any:
 
 
 def load_config_file(path: str, kind: type) -> Any:
-    """What ``get_config()`` of a Python file returns, or ``get_config(word)`` of ``file.py:word``.
+    """Returns what ``get_config()`` of a Python file returns, or ``get_config(word)`` for ``file.py:word``.
 
     Raises:
-      InputError: no such file, one that raises, or one that gives something else.
+      InputError: no such file, a file that raises, or one that returns something else.
     """
     path, colon, word = path.partition(":")
     if not path.endswith(".py"):
@@ -58,7 +58,7 @@ def load_config_file(path: str, kind: type) -> Any:
 
 @contextmanager
 def _errors_of(path: str) -> Iterator[None]:
-    """The file is the user's input: what it raises is told as such."""
+    """Turns any error of the file, which is the user's input, into an InputError that names it."""
     try:
         yield
     except Exception as error:

@@ -18,7 +18,7 @@ from deberta_jax.weights.report import Report
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Converts a checkpoint of any published form, and accounts for every tensor in it.
+    """Converts a checkpoint of any published form, and lists what became of every tensor in it.
 
     SOURCE: a directory, a file of weights (safetensors or PyTorch's) beside its config.json, an Orbax checkpoint or
     training state, a peft adapter, or a hub id, org/model or org/model/file. Without --head every head in it is kept.
@@ -26,21 +26,21 @@ class Args:
 
     source: tyro.conf.Positional[str]
     destination: tyro.conf.Positional[str]
-    """New directory; for orbax also gs://bucket/directory. A model directory on a local disk is replaced."""
+    """New directory; for orbax also gs://bucket/directory. An existing model directory on a local disk is replaced."""
     to: Literal["hf", "orbax"]
     """hf: a directory that transformers loads too. orbax: params/ that restores straight into shards."""
     dtype: Literal["f32", "bf16", "f16"] | None = None
-    """Of the result; what the source has if not given."""
+    """Of the result; that of the source if not given."""
     head: str | None = None
-    """One head alone, such as masked-lm or sequence-classification."""
+    """Only this head, such as masked-lm or sequence-classification."""
     new_head: int | None = None
-    """A seed: what the file lacks of --head is drawn with it. Without it a head that is not there is an error."""
+    """Seed to initialize what the file lacks of --head. Without it a missing head is an error."""
     labels: tuple[str, ...] | None = None
-    """Names of the classes of --head, in order; what config.json says if not given."""
+    """Names of the classes of --head, in order; those of config.json if not given."""
     layout: Literal["hf", "microsoft"] = "hf"
-    """Names of the tensors (hf only): transformers' or those of Microsoft's code."""
+    """Names of the tensors (hf only): those of transformers or of Microsoft's code."""
     max_shard_size: str = "5GB"
-    """Larger files are split (hf only)."""
+    """Size at which files are split (hf only)."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     ignore: tuple[str, ...] = ()
@@ -48,13 +48,13 @@ class Args:
     base_model: str | None = None
     """Base of a peft adapter: a directory or hub id; what adapter_config.json names if not given."""
     strict: bool = False
-    """Weights with NaN or infinity are an error, not a note."""
+    """Refuse weights with NaN or infinity, instead of a note."""
     report: Path | None = None
-    """Also write the whole account, a row for every tensor, to this JSON file."""
+    """JSON file to write the report to, with a row for every tensor."""
 
 
 def run(args: Args) -> None:
-    """Converts, and prints the account of all tensors."""
+    """Converts, and prints what became of every tensor."""
     if args.report is not None:
         storage.check_output_file("--report", str(args.report))
     with tqdm(unit=" tensors", disable=None, leave=False) as bar:

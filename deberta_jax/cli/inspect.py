@@ -1,4 +1,4 @@
-"""``deberta-jax inspect``."""
+"""``deberta-jax inspect``: shows what a checkpoint holds."""
 
 import dataclasses
 import json as jsonlib
@@ -10,7 +10,7 @@ from deberta_jax.weights.inspection import inspect
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """What a checkpoint holds: generation, sizes, parameters, dtypes, heads, and what each head can be used for."""
+    """Shows what a checkpoint holds: generation, sizes, parameters, dtypes, heads, and what each head is good for."""
 
     source: tyro.conf.Positional[str]
     """A directory, a file of weights beside its config.json, an Orbax checkpoint, or a hub id."""
@@ -21,9 +21,10 @@ class Args:
     base_model: str | None = None
     """Base of a peft adapter: a directory or hub id; what adapter_config.json names if not given."""
     json: bool = False
-    """One JSON object with a row for every tensor."""
+    """Print one JSON object, with a row for every tensor."""
 
 
 def run(args: Args) -> None:
+    """Prints what the checkpoint holds."""
     found = inspect(args.source, revision=args.revision, ignore=args.ignore, base_model=args.base_model)
     print(jsonlib.dumps(found.to_json(), indent=2) if args.json else found.text())

@@ -1,4 +1,4 @@
-"""``deberta-jax VERB ...``: finds the verb, reads its arguments, turns bad input into one line and exit code 2."""
+"""``deberta-jax COMMAND ...``: finds the command, parses its arguments, and reports errors as one line."""
 
 import importlib
 import io
@@ -12,24 +12,31 @@ from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.plugins import import_plugins
 
-# Verb -> what it does; the module of that name in this package has Args and run.
-VERBS = {
-    "prepare": "text, jsonl and parquet to a directory of token shards, for pre-training",
-    "pretrain": "pre-train on text: `pretrain mlm`, a masked language model; `pretrain rtd`, DeBERTa v3's way",
+# Command -> what it does. The module of that name in this package has run, and Args or parse.
+COMMANDS = {
+    "prepare": "tokenize text, jsonl and parquet into a directory of shards, for pre-training",
+    "pretrain": "pre-train on text: `pretrain mlm`, masked LM; `pretrain rtd`, replaced-token detection",
     "finetune": "fine-tune a model on a labelled file",
-    "evaluate": "metrics of a model on a labelled file, as one JSON object",
-    "predict": "labels and probabilities for a file of texts, as jsonl",
-    "plan": "does a run fit on a TPU slice, what binds it, what does it cost: from the compiler, without the slice",
-    "convert": "a checkpoint of any form to a model directory or an Orbax checkpoint",
-    "inspect": "what a checkpoint holds and what it can be used for",
+    "evaluate": "compute the metrics of a model on a labelled file, as one JSON object",
+    "predict": "write a model's answers for a file, as jsonl",
+    "plan": "does a run fit on a TPU slice, what limits it, what does it cost: from the compiler, without the slice",
+    "convert": "convert a checkpoint of any form to a model directory or an Orbax checkpoint",
+    "inspect": "show what a checkpoint holds and what it can be used for",
     "verify": "run a checkpoint, compare it with another, layer by layer",
-    "bench": "tokens a second, utilisation, memory and compile time of training and prediction on this machine",
-    "demo": "train, evaluate and predict in five minutes, from nothing but Python's own texts",
+    "bench": "measure throughput, utilisation, memory and compile time of training and prediction on this machine",
+    "demo": "train, evaluate and predict in five minutes, on text that comes with Python",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``deberta-jax``. Results go to standard output, messages to standard error."""
+    """Runs ``deberta-jax``. Results go to standard output, messages to standard error.
+
+    Args:
+      argv: the arguments; those of the process if not given.
+
+    Raises:
+      SystemExit: 2 for bad input, 1 for a failure, 128 + signal for a run that a signal stopped.
+    """
     storage.fill_standard_streams()
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help"):
@@ -40,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(version("deberta_jax"))
         return
-    if argv[0] not in VERBS:
-        _fail(f"unknown command {argv[0]!r}; expected one of {', '.join(VERBS)}")
+    if argv[0] not in COMMANDS:
+        _fail(f"unknown command {argv[0]!r}; expected one of {', '.join(COMMANDS)}")
     show_messages()
     if sys.stdout is None:
         _fail("standard output is closed; results could not be written")
@@ -50,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    """Runs a command; an error of the user's becomes one line and an exit code."""
+    """Runs a command; turns errors into one line and an exit code."""
     try:
         argv = import_plugins(argv)
         command = importlib.import_module(f"deberta_jax.cli.{argv[0]}")
@@ -69,7 +76,7 @@ def _run(argv: list[str]) -> None:
 
 
 def parse(kind, argv: Sequence[str], default=None, description: str | None = None):
-    """The arguments of a verb, given as ``[verb, ...]``, as the dataclass ``kind``."""
+    """Returns the arguments ``[command, ...]`` as the dataclass ``kind``."""
     options = {} if default is None else {"default": default}
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     prog = f"deberta-jax {argv[0]}"
@@ -77,33 +84,34 @@ def parse(kind, argv: Sequence[str], default=None, description: str | None = Non
 
 
 def show_messages() -> None:
-    """Sends this package's messages, bare, to standard error; other libraries' only if they warn."""
+    """Sends this package's log messages to standard error as they are; of other libraries only warnings."""
     log = logging.getLogger("deberta_jax")
     log.setLevel(logging.INFO)
-    # Some libraries set up the root logger when they are imported; a line must not come twice.
+    # Some libraries set up the root logger when they are imported; then every line would appear twice.
     log.propagate = False
     if not log.handlers:
         log.addHandler(_ToStandardError())
 
 
 class _ToStandardError(logging.Handler):
-    """Asks for the stream anew each time: a caller from Python may have replaced it."""
+    """Writes to the present ``sys.stderr``, which a caller from Python may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
 
 
 def _write_utf_8() -> None:
-    """Makes results UTF-8 whatever the locale is, for they are read by programs; a terminal shows messages its way."""
+    """Makes standard output UTF-8 for any locale, because programs read it."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a caller from Python may have replaced it
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def usage() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
+    """Returns the list of commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     plugin = "--plugin MODULE, with any command, imports a Python module of yours that adds heads or kinds of task"
-    first = "usage: deberta-jax COMMAND ...; `deberta-jax COMMAND --help` tells its arguments"
+    first = "usage: deberta-jax COMMAND ...; `deberta-jax COMMAND --help` lists its arguments"
     return "\n".join([first, "", *lines, "", plugin])
 
 

@@ -16,10 +16,10 @@ from deberta_jax.text import load_tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Args(Source):
-    """Turn text, jsonl and parquet into a directory of token shards for ``pretrain --train``.
+    """Tokenizes text, jsonl and parquet files into a directory of shards for ``pretrain --train``.
 
-    Stopped in any way, even by kill -9, the same command goes on where it was, to the same bytes; run again after its
-    end it compares every shard with its hash. How many processes there are changes nothing but the time."""
+    If it is stopped, even by kill -9, the same command continues and writes the same bytes. When it has finished, the
+    same command compares every shard with its hash. The number of processes changes only the time."""
 
     tokenizer: Annotated[str, tyro.conf.arg(aliases=["--model"])]
     """Directory or hub id with the tokenizer's files."""
@@ -28,9 +28,9 @@ class Args(Source):
     output: str
     """Directory to write, on a local disk."""
     workers: int = 0
-    """Processes that tokenise; 0: one for each core."""
+    """Processes that tokenize; 0: one for each core."""
     shard_tokens: int = SHARD_TOKENS
-    """Tokens in a shard: what an interruption can cost."""
+    """Tokens of a shard; an interruption loses at most the work on one shard."""
 
 
 def run(args: Args) -> None:

@@ -1,4 +1,4 @@
-"""``deberta-jax verify``."""
+"""``deberta-jax verify``: compares two checkpoints, layer by layer."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from deberta_jax.weights.verification import verify
 class Args:
     """Runs a checkpoint on fixed inputs and compares every layer; exit code 0 if all are within tolerance, else 1.
 
-    Without --against, the weights are compared with themselves after the way to PyTorch's layout and back.
+    Without --against, the weights are compared with themselves after a conversion to PyTorch's layout and back.
     """
 
     source: tyro.conf.Positional[str]
@@ -32,6 +32,7 @@ class Args:
 
 
 def run(args: Args) -> None:
+    """Compares, prints the result, and exits with 1 where a layer differs by more than the tolerance."""
     result = verify(
         args.source,
         args.against,

@@ -1,1 +1,1 @@
-"""What a run will need and cost, from the program that the compiler makes of it: no device takes part."""
+"""Estimates what a run needs and costs, from the program that the compiler makes of it; no device is needed."""

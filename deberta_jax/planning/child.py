@@ -1,4 +1,4 @@
-"""The process that compiles: reads ``request`` in the directory named, leaves ``facts.json`` and ``program.hlo.gz``."""
+"""Compiles a request in a process of its own: reads ``request``, writes ``facts.json`` and ``program.hlo.gz``."""
 
 import gzip
 import pickle
@@ -19,6 +19,7 @@ from deberta_jax.planning.request import Request
 
 
 def main(stage: Path) -> None:
+    """Compiles the request in a directory, and leaves its results, or ``refusal``, there."""
     request: Request = pickle.loads(storage.read_bytes(stage / "request"))
     began = time.perf_counter()
     facts: dict[str, Any] = {"versions": versions()}
@@ -41,7 +42,7 @@ def main(stage: Path) -> None:
 
 
 def account(compiled: Any, stage: Path) -> dict[str, int]:
-    """The compiler's account of memory, in bytes; leaves the program's text."""
+    """Returns the compiler's account of memory, in bytes; writes the program's text to ``stage``."""
     memory = compiled.memory_analysis()
     names = ("argument", "output", "alias", "temp", "generated_code")
     storage.write_bytes(stage / "program.hlo.gz", gzip.compress(compiled.as_text().encode(), 6))
@@ -49,7 +50,11 @@ def account(compiled: Any, stage: Path) -> dict[str, int]:
 
 
 def devices(request: Request) -> Any:
-    """Raises InputError for a slice that the compiler does not know."""
+    """Returns the target's devices, simulated ones or descriptions of a TPU slice.
+
+    Raises:
+      InputError: a slice that the compiler does not know.
+    """
     if request.target.platform != "tpu":
         return jax.devices()
     try:
@@ -59,15 +64,18 @@ def devices(request: Request) -> Any:
 
 
 def too_large(message: str) -> dict[str, Any]:
-    """What the compiler says it would need, in bytes, and its words."""
+    """Returns the bytes that the compiler says it would need, and its message.
+
+    ``used`` is the total, which includes what the program is given; ``temporaries`` is without that.
+    """
     units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
     def most(form: str) -> float | None:
         found = re.findall(form + r" \(?([\d.]+)([KMGT]?)", message)
         return max((float(number) * units[unit] for number, unit in found), default=None)
 
-    # What is "used" may leave out what the program is given; the total, where it is told, does not. Where temporaries
-    # alone are more than a chip has, nothing else is told.
+    # "Used" may leave out what the program is given; the total does not, where the message has one. Where temporaries
+    # alone are more than a chip has, the message has nothing else.
     sizes = {"used": most("(?:Used|Total hbm usage >=)"), "temporaries": most("HLO temporaries")}
     return {"message": " ".join(message.split())[:500], **{name: n for name, n in sizes.items() if n is not None}}
 

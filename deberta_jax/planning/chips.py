@@ -1,4 +1,4 @@
-"""Chips and slices of them: what each can hold, compute and move, and which slices there are."""
+"""Knows TPU chips and slices: what a chip can hold, compute and move, and which slices there are."""
 
 import dataclasses
 import math
@@ -10,8 +10,14 @@ from deberta_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Of one chip: bfloat16 operations a second, bytes of memory, bytes a second from it, and through the links of one
-    direction of the torus: a ring sends both ways, through two links at once."""
+    """Holds the figures of one chip.
+
+    Attributes:
+      flops: bfloat16 FLOP/s.
+      hbm: bytes of memory.
+      hbm_bandwidth: bytes a second from and to memory.
+      ring_bandwidth: bytes a second through the two links along one direction of the torus, which a ring uses at once.
+    """
 
     flops: float
     hbm: int
@@ -37,47 +43,53 @@ _CORES = {"v4": 2, "v5p": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What to compile for.
+    """Describes the devices to compile for.
 
     Attributes:
       platform: ``tpu``, ``cuda`` or ``cpu``.
-      topology: ``v5e:4x4``, ``cuda:8``, ``cpu:8``.
-      chips: how many.
-      flag: that it was given by: ``--topology``, or a run's ``--plan``, beside which mesh and batch have other flags.
+      topology: such as ``v5e:4x4``, ``cuda:8`` or ``cpu:8``.
+      chips: number of chips or devices.
+      flag: the option that gave it, ``--topology`` or a run's ``--plan``. Errors name it, and the options for mesh and
+        batch that go with it.
     """
 
     platform: str
     topology: str
     chips: int
-    # Does not say what is compiled: plans that differ in it are one.
+    # Does not change what is compiled.
     flag: str = dataclasses.field(default="--topology", repr=False, compare=False)
 
     @property
     def chip(self) -> Chip | None:
+        """Returns the figures of its chips; None for devices without known figures."""
         return CHIPS.get(self.topology.partition(":")[0])
 
     @property
     def typed(self) -> str:
+        """Returns the option as the user typed it."""
         return f"{self.flag} {self.topology}"
 
     def mesh_flags(self, sizes: Mapping[str, int]) -> str:
-        """How to type these sizes."""
+        """Returns the options that set these mesh sizes."""
         if self.flag == "--plan":
             return " ".join(f"--mesh-{name} {size}" for name, size in sizes.items())
         return f"--mesh {','.join(f'{name}={size}' for name, size in sizes.items())}"
 
     @property
     def batch_flag(self) -> str:
+        """Returns the option that sets the batch size."""
         return "--batch-size" if self.flag == "--plan" else "--batch"
 
 
 def target_of(topology: str, flag: str = "--topology") -> Target:
-    """``v5e:4x4``, or as it is rented ``v5e-16``; ``cuda:8`` and ``cpu:8`` are so many devices.
+    """Returns the target of a text.
 
-    ``flag`` is what the user typed, which an error names.
+    Args:
+      topology: a TPU slice by shape, ``v5e:4x4``, or by name, ``v5e-16``; ``cuda:8`` or ``cpu:8`` for 8 devices.
+      flag: the option that gave it, for error messages.
 
     Raises:
-      InputError: a slice that does not exist; names some that do.
+      InputError: a slice that does not exist; the message has those that do.
     """
     name, separator, size = re.match(r"([^:-]*)([:-]?)(.*)", topology.strip().lower()).groups()  # pyright: ignore
     if name in ("cuda", "cpu"):

@@ -1,4 +1,4 @@
-"""Compiles requests: in a process of its own, for a compiler may die of bad input, and once, for results are kept."""
+"""Compiles requests in a child process, because bad input can crash a compiler; and keeps the results."""
 
 import dataclasses
 import gzip
@@ -34,13 +34,13 @@ _QUIET = {
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What a compiler made of a request.
+    """Holds what a compiler made of a request.
 
     Attributes:
-      facts: ``held`` (bytes of one chip by cause), ``seconds``, ``versions``; ``memory`` (the compiler's account), or
-        ``too_large``, its refusal, or ``products`` (FLOPs of one chip), where there is no compiler.
+      facts: ``held`` (bytes of one chip by cause), ``seconds``, ``versions``; and ``memory`` (the compiler's account),
+        or ``too_large`` (its refusal), or ``products`` (FLOPs of one chip) where there is no compiler.
       hlo: the program's text; empty where there is none.
-      cached: it was compiled before.
+      cached: whether the result was kept from before.
     """
 
     facts: dict[str, Any]
@@ -49,33 +49,36 @@ class Compiled:
 
 
 def compile_here(request: Request, *, tick: Callable[[], object] = lambda: None) -> Compiled:
-    """The request compiled, or found in the cache; ``tick`` is called every second meanwhile.
+    """Returns the compiled request, from the cache if it was compiled before.
+
+    Args:
+      tick: called every second meanwhile.
 
     Raises:
-      InputError: what the compiler, or the model, does not take.
+      InputError: the compiler or the model does not take the request.
     """
     check_compiler(request)
     cache = storage.cache_directory()
-    place = None if cache is None else cache / "plans" / identity(request)
-    if place is not None and (place / "facts.json").is_file():
-        return _read(place, cached=True)
-    with _stage(place) as stage:
+    path = None if cache is None else cache / "plans" / identity(request)
+    if path is not None and (path / "facts.json").is_file():
+        return _read(path, cached=True)
+    with _stage(path) as stage:
         _compile(request, stage, tick)
         return _read(stage, cached=False)
 
 
-def _read(place: Path, *, cached: bool) -> Compiled:
-    program = place / "program.hlo.gz"
+def _read(path: Path, *, cached: bool) -> Compiled:
+    program = path / "program.hlo.gz"
     text = gzip.decompress(storage.read_bytes(program)).decode() if program.is_file() else ""
-    return Compiled(storage.read_json(place / "facts.json"), text, cached)
+    return Compiled(storage.read_json(path / "facts.json"), text, cached)
 
 
 @contextmanager
-def _stage(place: Path | None) -> Iterator[Path]:
-    """A directory to compile in, which is kept at ``place`` where that can be written."""
+def _stage(path: Path | None) -> Iterator[Path]:
+    """Yields a directory to compile in; it is kept at ``path`` if that can be written."""
     with ExitStack() as stack:
         try:
-            stage = None if place is None else stack.enter_context(storage.made_once(place))
+            stage = None if path is None else stack.enter_context(storage.made_once(path))
         except OSError as error:
             stage = None
             _log.warning("the compiled program is not kept for the next time: %s", storage.explain(error))
@@ -83,6 +86,7 @@ def _stage(place: Path | None) -> Iterator[Path]:
 
 
 def check_compiler(request: Request) -> None:
+    """Checks that the target's compiler is installed. Raises InputError, with what to install, if not."""
     if request.target.platform == "tpu" and importlib.util.find_spec("libtpu") is None:
         raise InputError(
             f"{request.target.typed}: needs the TPU's compiler; `pip install 'jax[tpu]'` (no TPU is needed)"
@@ -90,7 +94,7 @@ def check_compiler(request: Request) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of all that decides what comes out."""
+    """Returns the versions of the libraries that decide what is compiled; "" for one that is not installed."""
     found = {}
     for name in ("jax", "jaxlib", "libtpu", "flax", "optax"):
         try:
@@ -101,7 +105,7 @@ def versions() -> dict[str, str]:
 
 
 def identity(request: Request) -> str:
-    """A hash of the request, the versions, and this package's sources but those that read the result."""
+    """Returns a hash of the request, the versions, and this package's sources except those that only read results."""
     digest = hashlib.sha256(repr(request).encode())
     digest.update(json.dumps(versions(), sort_keys=True).encode())
     root = Path(deberta_jax.__file__).parent
@@ -115,12 +119,12 @@ def identity(request: Request) -> str:
 def _compile(request: Request, stage: Path, tick: Callable[[], object]) -> None:
     """Compiles in a process of its own, which writes its results into ``stage``."""
     storage.write_bytes(stage / "request", pickle.dumps(request))
-    with storage.writing(stage / "errors") as errors:
+    with storage.writing(stage / "errors") as error_file:
         child = subprocess.Popen(
             [sys.executable, "-m", "deberta_jax.planning.child", str(stage)],
             env=_environment(request),
             stdout=subprocess.DEVNULL,
-            stderr=errors,
+            stderr=error_file,
         )
         try:
             while True:
@@ -136,13 +140,13 @@ def _compile(request: Request, stage: Path, tick: Callable[[], object]) -> None:
     if refusal.is_file():
         raise InputError(storage.read_text(refusal))
     if child.returncode != 0:
-        told = storage.read_bytes(stage / "errors").decode("utf-8", "replace")
-        raise InputError(_died(request, child.returncode, told))
+        errors = storage.read_bytes(stage / "errors").decode("utf-8", "replace")
+        raise InputError(_crash_message(request, child.returncode, errors))
     storage.remove(stage / "request")
 
 
 def _environment(request: Request) -> dict[str, str]:
-    """Of the child: no device but the CPU, simulated as often as the target has devices unless a compiler stands in."""
+    """Returns the child's environment: CPU only, with as many simulated devices as the target unless it is a TPU."""
     env = os.environ | {"JAX_PLATFORMS": "cpu"} | {k: v for k, v in _QUIET.items() if k not in os.environ}
     if request.target.platform != "tpu":
         flags = [f for f in env.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
@@ -152,19 +156,19 @@ def _environment(request: Request) -> dict[str, str]:
     return env
 
 
-def _died(request: Request, code: int, errors: str) -> str:
+def _crash_message(request: Request, code: int, errors: str) -> str:
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    told = [line for line in lines if "rror" in line or "Check failed" in line] or lines
+    likely = [line for line in lines if "rror" in line or "Check failed" in line] or lines
     how = f"signal {-code}" if code < 0 else f"code {code}"
-    last = told[-1][:300] if told else "it said nothing"
+    last = likely[-1][:300] if likely else "it said nothing"
     advice = wrong_libtpu() if request.target.platform == "tpu" else ""
     return f"{request.target.typed}: the compiler ended with {how}: {last}; {advice or 'try another slice or mesh'}"
 
 
 def wrong_libtpu() -> str:
-    """What to do about a libtpu that is not of the release this JAX was made for; "" where it is, or is not known.
+    """Returns what to install where libtpu is not the release that this JAX asks for; "" where it is, or is not known.
 
-    A newer one compiles, but jaxlib then cannot read all of its programs: 0.0.52's for v5p and v6e, by jaxlib 0.10.2.
+    A newer libtpu compiles, but jaxlib cannot read all of its programs: jaxlib 0.10.2 not those of 0.0.52 for v5p, v6e.
     """
     asked = next((x for x in importlib.metadata.requires("jax") or () if x.startswith("libtpu==")), "")
     asked = asked.split(";")[0].strip()

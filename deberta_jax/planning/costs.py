@@ -1,7 +1,7 @@
-"""What a compiled program does on one chip, counted from its HLO: products, memory traffic, collectives.
+"""Counts what a compiled program does on one chip, from its HLO: FLOPs, memory traffic, collectives.
 
-XLA's own count has a loop's body once, however often it runs, and nothing for hand-written kernels; here loops count by
-their trips, and kernels by hand.
+XLA's own count has a loop's body once, however often it runs, and nothing for Pallas kernels. Here a loop counts by its
+number of trips, and a kernel by a formula.
 """
 
 import dataclasses
@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from deberta_jax.planning.groups import axes_of, device_groups
-from deberta_jax.planning.hlo import Array, Computation, Instruction, Program
+from deberta_jax.planning.hlo import Array, Computation, HloProgram, Instruction
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# Nothing is moved by these: names, views, and what is counted where it begins.
+# These move nothing: they are names, views, or the end of something that is counted at its start.
 _FREE = {
     "parameter",
     "constant",
@@ -52,14 +52,15 @@ Kernel = Callable[[Instruction, tuple[Array, ...]], tuple[float, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind over the same mesh axes.
+    """Holds the sum of all collectives of one kind over the same mesh axes.
 
     Attributes:
-      kind, axes: such as ``all-gather``, and ``("fsdp",)``.
-      count: how often in a step.
-      bytes: of the whole arrays exchanged, whatever the number of chips.
-      sent: bytes that one chip sends for them in a ring: (n-1)/n of ``bytes``, twice that for an all-reduce. From 8 to
-        256 chips this grows by 14 % for one and the same arrays.
+      kind: such as ``all-gather``.
+      axes: such as ``("fsdp",)``.
+      count: number of runs in a step.
+      bytes: bytes of the whole arrays exchanged; does not depend on the number of chips.
+      sent: bytes that one chip sends in a ring of n chips: (n-1)/n of ``bytes``, twice that for an all-reduce. From 8
+        to 256 chips this grows by 14 % for the same arrays.
       largest: bytes of the largest array that one of them leaves on a chip.
     """
 
@@ -73,14 +74,14 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Of one chip, a step.
+    """Holds what one chip does in a step.
 
     Attributes:
-      flops: of matrix products and convolutions, kernels included.
-      hbm_bytes: read from and written to main memory.
-      collectives: by kind and axes.
-      pairs: (flops, bytes) of each instruction, times its runs: for a roofline instruction by instruction.
-      kernels: names of the hand-written kernels, with how often each runs.
+      flops: FLOPs of matmuls and convolutions, kernels included.
+      hbm_bytes: bytes read from and written to main memory.
+      collectives: sums by kind and axes.
+      pairs: (flops, bytes) of each instruction times its number of runs, for a roofline by instruction.
+      kernels: names of the Pallas kernels, with the number of runs.
     """
 
     flops: float
@@ -91,21 +92,23 @@ class Costs:
 
     @property
     def collective_bytes(self) -> float:
+        """Returns the bytes of the whole arrays that are exchanged."""
         return sum(c.bytes for c in self.collectives)
 
     @property
     def collective_sent_bytes(self) -> float:
+        """Returns the bytes that one chip sends."""
         return sum(c.sent for c in self.collectives)
 
 
-def count(program: Program, mesh: Mapping[str, int], kernel: Kernel | None = None) -> Costs:
-    """Counts a step.
+def count(program: HloProgram, mesh: Mapping[str, int], kernel: Kernel | None = None) -> Costs:
+    """Returns what a step does on one chip.
 
     Args:
-      program: of one chip.
+      program: the program of one chip.
       mesh: sizes by axis, in the order in which devices are numbered.
-      kernel: (custom call, its operands) -> (flops, bytes); without it a kernel counts its operands and
-        results once, and no flops.
+      kernel: (custom call, its operands) -> (flops, bytes). Without it a kernel has no FLOPs, and moves its operands
+        and results once.
     """
     tally = _Tally(mesh)
     pairs, kernels = [], defaultdict(float)
@@ -128,7 +131,7 @@ def count(program: Program, mesh: Mapping[str, int], kernel: Kernel | None = Non
 
 
 class _Tally:
-    """Collectives, added up by kind and axes."""
+    """Adds up collectives by kind and axes."""
 
     def __init__(self, mesh: Mapping[str, int]):
         self.mesh = mesh
@@ -138,7 +141,7 @@ class _Tally:
     def add(self, i: Instruction, owner: Computation, times: float, *, fused: bool) -> None:
         channel = re.search(r"channel_id=\d+", i.rest)
         if fused and channel is not None:
-            # One that runs beside products stands in each of their fusions, on one channel.
+            # A collective that overlaps matmuls is in each of their fusions, on one channel.
             if channel[0] in self.channels:
                 return
             self.channels.add(channel[0])
@@ -148,11 +151,11 @@ class _Tally:
             return
         kind = _kind(i, owner, fused=fused)
         given = sum(owner.by_name[name].bytes for name in i.operands if name in owner.by_name)
-        # The start of an asynchronous one gives its operands beside its result.
+        # The start of an asynchronous collective returns its operands beside its result.
         made = i.bytes - (given if i.opcode.endswith("-start") and kind != "all-reduce" else 0)
-        share = (size - 1) / size
+        fraction = (size - 1) / size
         whole = made if kind == "all-gather" else given
-        sent = {"all-reduce": 2 * whole * share, "collective-permute": whole}.get(kind, whole * share)
+        sent = {"all-reduce": 2 * whole * fraction, "collective-permute": whole}.get(kind, whole * fraction)
         key = kind, axes_of(groups, self.mesh)
         before = self.sums.get(key, Collective(*key, 0.0, 0.0, 0.0, 0))
         self.sums[key] = Collective(
@@ -168,7 +171,7 @@ class _Tally:
 
 
 def _kind(i: Instruction, owner: Computation, *, fused: bool) -> str:
-    """On TPUs a reduce-scatter is a fusion of an all-reduce and the slice that this chip keeps."""
+    """Returns the kind of a collective. On TPUs a reduce-scatter is a fusion of an all-reduce and a slice."""
     kind = i.opcode.removesuffix("-start")
     if fused and kind == "all-reduce" and owner.root.opcode == "dynamic-slice":
         return "reduce-scatter"
@@ -176,7 +179,7 @@ def _kind(i: Instruction, owner: Computation, *, fused: bool) -> str:
 
 
 def product_flops(i: Instruction, owner: Computation) -> float:
-    """Multiplications and additions of a ``dot`` or ``convolution``; what meets padding is not counted."""
+    """Returns the FLOPs of a ``dot`` or ``convolution``, without those on padding."""
     left, right = (owner.by_name[name].arrays[0].dims for name in i.operands[:2])
     out = i.arrays[0].dims
     if i.opcode == "dot":
@@ -197,7 +200,7 @@ def product_flops(i: Instruction, owner: Computation) -> float:
 
 
 def _windows(rest: str, axes: int) -> list[dict[str, tuple[int, ...]]]:
-    """Of each spatial axis: stride, low padding, dilation of the left and of the right operand."""
+    """Returns for each spatial axis the stride, the low padding, and the dilation of the left and right operands."""
     text = re.search(r"window=\{([^}]*)\}", rest)
     given = dict(part.split("=") for part in text[1].split()) if text else {}
     windows = []
@@ -214,14 +217,14 @@ def _windows(rest: str, axes: int) -> list[dict[str, tuple[int, ...]]]:
 
 
 def _valid_pairs(size: int, kernel: int, out: int, window: dict[str, tuple[int, ...]]) -> int:
-    """Pairs of an output and a kernel position that read an element rather than padding."""
+    """Returns the number of pairs of an output and a kernel position that read an element, not padding."""
     spread, kernel_spread = window["dilate"]
     at = np.arange(out)[:, None] * window["stride"][0] + np.arange(kernel)[None] * kernel_spread - window["pad"][0]
     return int(((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)).sum())
 
 
-def traffic(program: Program, computation: Computation, i: Instruction) -> int:
-    """Bytes of main memory that an instruction reads and writes; of an array of which it reads a slice, that slice."""
+def traffic(program: HloProgram, computation: Computation, i: Instruction) -> int:
+    """Returns the bytes of main memory that an instruction reads and writes; a slice counts by its own size."""
     by_name = computation.by_name
     operands = [by_name[name] for name in i.operands if name in by_name]
     if i.opcode in _FREE or any(f'"{marker}"' in i.rest for marker in _MARKERS):
@@ -241,7 +244,7 @@ def traffic(program: Program, computation: Computation, i: Instruction) -> int:
     return i.main_bytes + sum(o.main_bytes for o in operands)
 
 
-def _fusion_traffic(program: Program, i: Instruction, operands: list[Instruction]) -> int:
+def _fusion_traffic(program: HloProgram, i: Instruction, operands: list[Instruction]) -> int:
     fused = program.computations[i.attribute("calls")]
     moved = sum(min(_read_of(program, i, n), o.main_bytes) for n, o in enumerate(operands) if o.main_bytes)
     roots = [fused.by_name[name] for name in fused.root.operands] if fused.root.opcode == "tuple" else [fused.root]
@@ -255,21 +258,21 @@ def _fusion_traffic(program: Program, i: Instruction, operands: list[Instruction
     return moved
 
 
-def _read_of(program: Program, fusion: Instruction, position: int) -> int:
-    """Bytes of a fusion's operand that it reads: all, or the slices that are all it uses, in it or in fusions in it."""
+def _read_of(program: HloProgram, fusion: Instruction, position: int) -> int:
+    """Returns the bytes that a fusion reads of an operand: all, or the slices if it uses nothing else of it."""
     fused = program.computations[fusion.attribute("calls")]
     parameter = next(p for p in fused.instructions if p.opcode == "parameter" and int(p.inside) == position)
     total, pending = 0, [parameter.name]
     while pending:
         name = pending.pop()
         for user in fused.instructions:
-            for place in (n for n, operand in enumerate(user.operands) if operand == name):
+            for index in (n for n, operand in enumerate(user.operands) if operand == name):
                 if user.opcode in ("bitcast", "reshape"):
                     pending.append(user.name)
                 elif user.opcode == "fusion":
-                    total += _read_of(program, user, place)
-                elif place == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
+                    total += _read_of(program, user, index)
+                elif index == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
                     total += user.bytes
-                elif place != 0 or user.opcode != "dynamic-update-slice":  # that is written in place
+                elif index != 0 or user.opcode != "dynamic-update-slice":  # which writes in place
                     return parameter.bytes
     return total

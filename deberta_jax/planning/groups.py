@@ -1,4 +1,4 @@
-"""Which devices a collective joins, read from its text in any of XLA's notations; which mesh axes they differ in."""
+"""Reads which devices a collective joins, in any of XLA's notations, and finds the mesh axes they differ in."""
 
 import math
 import re
@@ -8,11 +8,11 @@ import numpy as np
 
 
 def device_groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
-    """Groups of device numbers from the attributes of a collective.
+    """Returns the groups of device numbers in the attributes of a collective.
 
-    Understood are lists ``{{0,1},{2,3}}``, ``[2,2]<=[4]`` and ``[2,2]<=[2,2]T(1,0)`` (an arange, reshaped, transposed,
-    reshaped), ``mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}`` (the axes of a mesh that are joined), and
-    ``source_target_pairs``; without any of them all devices are one group.
+    The notations are: lists ``{{0,1},{2,3}}``; ``[2,2]<=[4]`` and ``[2,2]<=[2,2]T(1,0)``, an arange that is reshaped,
+    transposed and reshaped; ``mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}``, the axes of a mesh that are joined;
+    and ``source_target_pairs``. Without any of them all devices are one group.
     """
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", text)
     if listed:
@@ -53,12 +53,12 @@ def _rows(array: np.ndarray) -> tuple[tuple[int, ...], ...]:
 
 
 def axes_of(groups: tuple[tuple[int, ...], ...], mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """The mesh axes along which members of a group differ; devices are numbered in the order of the axes."""
-    places = np.stack(np.unravel_index(np.array([n for group in groups for n in group]), tuple(mesh.values())))
+    """Returns the mesh axes along which members of a group differ; devices are numbered in the order of the axes."""
+    coordinates = np.stack(np.unravel_index(np.array([n for group in groups for n in group]), tuple(mesh.values())))
     varies = np.zeros(len(mesh), bool)
     start = 0
     for group in groups:
-        part = places[:, start : start + len(group)]
+        part = coordinates[:, start : start + len(group)]
         varies |= (part != part[:, :1]).any(axis=1)
         start += len(group)
     return tuple(name for name, differs in zip(mesh, varies, strict=True) if differs)

@@ -1,4 +1,4 @@
-"""The text of a compiled program (XLA's optimised HLO) as computations and instructions, with how often each runs."""
+"""Parses the text of a compiled program (XLA's optimized HLO), and finds how often each instruction runs."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
-# Bits of an element.
+# Bits of an element by dtype.
 _BITS = {
     "pred": 8,
     "s4": 4,
@@ -34,7 +34,7 @@ _BITS = {
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a result; ``space`` 0 is the main memory, others are on the chip."""
+    """Describes one array of a result; ``space`` 0 is the main memory, others are on the chip."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -42,12 +42,21 @@ class Array:
 
     @property
     def bytes(self) -> int:
+        """Returns the size in bytes."""
         return math.prod(self.dims) * _BITS.get(self.dtype, 0) // 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """``operands`` are names in the same computation; ``rest`` is what follows them, attributes and metadata."""
+    """Holds one instruction.
+
+    Attributes:
+      arrays: its results.
+      operands: names of instructions in the same computation.
+      inside: the text between its brackets.
+      rest: the text behind them, attributes and metadata.
+      root: whether it is the computation's result.
+    """
 
     name: str
     opcode: str
@@ -58,51 +67,56 @@ class Instruction:
     root: bool
 
     def attribute(self, name: str) -> str:
-        """The computation that an attribute such as ``calls`` names; empty if there is none."""
+        """Returns the computation that an attribute such as ``calls`` names; "" if there is none."""
         found = re.search(rf"\b{name}=%?([\w.\-]+)", self.rest)
         return found[1] if found else ""
 
     @property
     def op_name(self) -> str:
-        """Where in the model's code it comes from."""
+        """Returns the path in the model's code that it comes from."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
         return found[1] if found else ""
 
     @property
     def bytes(self) -> int:
+        """Returns the bytes of all its results."""
         return sum(a.bytes for a in self.arrays)
 
     @property
     def main_bytes(self) -> int:
-        """Of those arrays that lie in main memory."""
+        """Returns the bytes of its results in main memory."""
         return sum(a.bytes for a in self.arrays if a.space == 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
+    """Holds the instructions of one computation."""
+
     name: str
     instructions: tuple[Instruction, ...]
 
     @functools.cached_property
     def by_name(self) -> dict[str, Instruction]:
+        """Returns the instructions by name."""
         return {i.name: i for i in self.instructions}
 
     @functools.cached_property
     def root(self) -> Instruction:
+        """Returns the instruction that is the computation's result."""
         return next((i for i in self.instructions if i.root), self.instructions[-1])
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """All computations by name, and the name of the one that the program is."""
+class HloProgram:
+    """Holds all computations by name, and the name of the entry computation."""
 
     computations: dict[str, Computation]
     entry: str
 
     def executed(self) -> Iterator[tuple[Computation, Instruction, float]]:
-        """Every instruction that control flow reaches, with how often it runs: loops by their trips.
+        """Yields every instruction that control flow reaches, with its computation and how often it runs.
 
-        Of a conditional the branch that touches most memory counts. What is in fusions is not listed: see ``inside``.
+        Of a conditional the branch with the largest results counts. For the instructions in a fusion see ``inside``.
         """
         yield from self._walk(self.entry, 1.0)
 
@@ -130,7 +144,7 @@ class Program:
         return sum(i.bytes for i in self.computations[name].instructions)
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
-        """The instruction itself where it is no fusion; else those of the fused computation and of fusions in it."""
+        """Yields the instructions of a fusion and of the fusions in it; none for another instruction."""
         called = self.computations.get(instruction.attribute("calls"))
         if called is None or instruction.opcode != "fusion":
             return
@@ -139,11 +153,13 @@ class Program:
             yield from self.inside(i)
 
     def trips(self, computation: Computation, loop: Instruction) -> int:
-        """How often a loop's body runs: as the compiler says, else from the constant that its counter is compared with,
-        and where it starts and by what it grows: loops over a ring that send both ways at once take steps of two.
+        """Returns how often a loop's body runs.
+
+        The number is that of the compiler, else it follows from the constant that the loop's counter is compared with,
+        the counter's start and its step: loops over a ring that send in both directions at once take steps of two.
 
         Raises:
-          ValueError: a loop that tells neither.
+          ValueError: neither can be found.
         """
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
         if known:
@@ -168,7 +184,7 @@ class Program:
         return max(constants) + inclusive
 
     def _counter(self, computation: Computation, loop: Instruction, condition: Computation) -> tuple[int, int]:
-        """Where a loop's counter starts and by what it grows; 0 and 1 where that is not to be seen."""
+        """Returns the start and the step of a loop's counter; 0 and 1 where they cannot be found."""
         body, carried = self.computations[loop.attribute("body")], computation.by_name[loop.operands[0]]
         if body.root.opcode != "tuple" or carried.opcode != "tuple":
             return 0, 1
@@ -180,7 +196,7 @@ class Program:
         return 0, 1
 
     def _step(self, body: Computation, grown: Instruction) -> int:
-        """The constant that is added, here or in a fusion; 0 where there is none."""
+        """Returns the constant that is added to the counter, here or in a fusion; 0 where there is none."""
         while grown.opcode in ("copy", "bitcast"):
             grown = body.by_name[grown.operands[0]]
         for owner, i in ((body, grown), *self.inside(grown)):
@@ -197,8 +213,8 @@ def _is_count(i: Instruction) -> bool:
     return i.opcode == "constant" and re.fullmatch(r"\d+", i.inside) is not None
 
 
-def parse(text: str) -> Program:
-    """The program whose HLO text this is."""
+def parse_hlo(text: str) -> HloProgram:
+    """Returns the program of an HLO text. Raises ValueError for another text."""
     computations: dict[str, Computation] = {}
     entry, name, lines = "", "", []
     for line in text.splitlines():
@@ -213,7 +229,7 @@ def parse(text: str) -> Program:
             lines.append(instruction)
     if not entry:
         raise ValueError("no entry computation: this is not the text of a compiled program")
-    return Program(computations, entry)
+    return HloProgram(computations, entry)
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -234,7 +250,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(line: str, start: int) -> int:
-    """Past the bracket that closes the one at ``start``."""
+    """Returns the index behind the bracket that closes the one at ``start``."""
     depth = 0
     for at in range(start, len(line)):
         depth += (line[at] == "(") - (line[at] == ")")

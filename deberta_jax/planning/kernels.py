@@ -1,7 +1,7 @@
-"""What the attention kernels cost, by hand: the compiler knows a kernel's operands and results, not what it does.
+"""Counts what the Pallas attention kernels cost; the compiler knows only a kernel's operands and results.
 
-A program of a kernel meets a block of S queries and one of S keys; products run over all 128 lanes whatever the head's
-size. Every pair of blocks is counted, though packed rows skip those without a visible pair.
+A program of a kernel computes one block of queries against one block of keys. Matmuls run over all 128 lanes for any
+head size. Every pair of blocks is counted, although packed rows skip pairs that the mask hides.
 """
 
 from deberta_jax.ops.pallas.plan import TILE, block_size
@@ -9,10 +9,10 @@ from deberta_jax.planning.hlo import Array, Instruction
 
 
 def kernel_cost(call: Instruction, operands: tuple[Array, ...]) -> tuple[float, float]:
-    """(flops, bytes of main memory) of one run of a kernel's custom call.
+    """Returns (FLOPs, bytes of main memory) of one run of a kernel's custom call.
 
     Raises:
-      ValueError: a kernel that is not known here.
+      ValueError: an unknown kernel.
     """
     backward = call.name.startswith("disentangled_attention_backward")
     if not backward and not call.name.startswith("disentangled_attention_forward"):
@@ -26,7 +26,7 @@ def kernel_cost(call: Instruction, operands: tuple[Array, ...]) -> tuple[float, 
     blocks = length // block
     near = _near_pairs(blocks, tables[0].dims[0] // block - 1) if tables else 0
     content, position = 2.0 * block * block * lanes, 2.0 * block * (block + TILE) * lanes
-    # Forward: scores, values; a position product a table. Backward: scores again, and gradients through both sides.
+    # Forward: scores and context, and one matmul a table. Backward: scores again, and gradients of both operands.
     products = 5 if backward else 2
     per_table = 3 if backward else 1
     programs = batch * groups * heads
@@ -35,7 +35,7 @@ def kernel_cost(call: Instruction, operands: tuple[Array, ...]) -> tuple[float, 
 
 
 def _near_pairs(blocks: int, windows: int) -> int:
-    """Pairs of blocks that meet the tables in full: their difference has a window of its own."""
+    """Returns the number of pairs of blocks whose distance has its own window of the tables."""
     reach = (windows - 1) // 2
     return sum(min(blocks, i + reach + 1) - max(0, i - reach) for i in range(blocks))
 
@@ -43,8 +43,11 @@ def _near_pairs(blocks: int, windows: int) -> int:
 def _moved(
     call: Instruction, operands: tuple[Array, ...], query: Array, tables: list[Array], blocks: int, backward: bool
 ) -> int:
-    """Operands and results once each, and what is fetched again: the inner side's blocks for every outer block, and
-    with several blocks a window of the tables for every pair."""
+    """Returns bytes moved: operands and results once each, and what is fetched again.
+
+    That is, with several blocks, the inner side's blocks for every outer block, and a window of the tables for every
+    pair of blocks.
+    """
     once = sum(a.bytes for a in (*operands, *call.arrays) if a.space == 0)
     if blocks == 1:
         return once

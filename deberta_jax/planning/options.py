@@ -16,7 +16,7 @@ from deberta_jax.planning.planner import make_plan, rank_candidates
 from deberta_jax.planning.programs import objective_of
 from deberta_jax.planning.report import Plan, as_json
 from deberta_jax.planning.request import Request, check_mesh, make_request
-from deberta_jax.planning.table import describe, ranking, size
+from deberta_jax.planning.table import format_plan, format_ranking, size
 from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import MESH_AXES
 from deberta_jax.training.experiment import RunOptions
@@ -88,8 +88,8 @@ class Plans:
 
     def text(self) -> str:
         """Returns the same for a terminal."""
-        text = describe(self.best, self.to_json())
-        return f"{ranking(self.plans, self.failed)}\n\n{text}" if self.options.sweep else text
+        text = format_plan(self.best, self.to_json())
+        return f"{format_ranking(self.plans, self.failed)}\n\n{text}" if self.options.sweep else text
 
 
 def make_plans(

@@ -1,4 +1,4 @@
-"""A request's program: the step that training runs, or the forward pass that prediction runs, made by the same code."""
+"""Makes a request's program: the training step, or the forward pass of prediction, by the same code that runs it."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from deberta_jax.inference.predict import Predictor
 from deberta_jax.models import HEADS, abstract_params, logical_axes
 from deberta_jax.ops.pallas.selfcheck import lower_kernel
 from deberta_jax.planning.costs import count
-from deberta_jax.planning.hlo import parse
+from deberta_jax.planning.hlo import parse_hlo
 from deberta_jax.planning.request import Request
 from deberta_jax.sharding import batch_sharding, make_mesh, tree_shardings
 from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD, model_runtime
@@ -26,8 +26,15 @@ from deberta_jax.training.step import jit_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
-    """A jitted program, what it is given, abstract, and the bytes of that on one chip by cause."""
+class MadeProgram:
+    """Holds a jitted program that is not compiled yet.
+
+    Attributes:
+      program: the jitted function.
+      arguments: its abstract arguments, with shardings.
+      held: bytes of the arguments on one chip, by cause.
+      mesh: the mesh to lower it with.
+    """
 
     program: Any
     arguments: tuple[Any, Any]
@@ -36,7 +43,7 @@ class Made:
 
     @functools.cached_property
     def compiled(self) -> Any:
-        """Raises jax.errors.JaxRuntimeError: what the compiler says."""
+        """Returns the compiled program. Raises jax.errors.JaxRuntimeError where the compiler refuses it."""
         with jax.set_mesh(self.mesh):
             return self.program.lower(*self.arguments).compile()
 
@@ -57,11 +64,11 @@ def lower_for_cuda(request: Request, devices: Sequence[Any]) -> tuple[dict[str, 
     counted = make_program(request.with_runtime(attention="shift"), devices)
     with jax.set_mesh(counted.mesh):
         jax.export.export(counted.program, platforms=["cuda"])(*counted.arguments)
-    return made.held, count(parse(counted.compiled.as_text()), request.mesh).flops
+    return made.held, count(parse_hlo(counted.compiled.as_text()), request.mesh).flops
 
 
-def make_program(request: Request, devices: Sequence[Any]) -> Made:
-    """For devices that need not be there.
+def make_program(request: Request, devices: Sequence[Any]) -> MadeProgram:
+    """Returns the request's program, for devices that need not be there.
 
     Raises:
       InputError: a mesh that does not fit the devices or the model.
@@ -71,15 +78,17 @@ def make_program(request: Request, devices: Sequence[Any]) -> Made:
         return _predict_program(request, mesh)
     prepared = prepared_of(request, mesh)
     program, batch = jit_step(prepared.step, prepared.shardings, shapes_of(request), mesh)
-    return Made(program, (prepared.state, batch), held_by_state(prepared, request, mesh), mesh)
+    return MadeProgram(program, (prepared.state, batch), held_by_state(prepared, request, mesh), mesh)
 
 
 def request_mesh(request: Request, devices: Sequence[Any]) -> Mesh:
+    """Returns the request's mesh."""
     m = request.mesh
     return make_mesh(m["data"], m["fsdp"], m["tensor"], devices=devices)
 
 
 def objective_of(request: Request) -> Objective:
+    """Returns the objective of the request's run."""
     e = request.experiment
     if isinstance(e, PretrainMLM):
         return mlm_objective(e, request.config)[1]
@@ -90,30 +99,33 @@ def objective_of(request: Request) -> Objective:
 
 
 def prepared_of(request: Request, mesh: Mesh) -> PreparedStep:
+    """Returns the step of the request's run."""
     return prepare_step(objective_of(request), mesh, request.steps, accumulate=request.experiment.runtime.accumulate)
 
 
 def shapes_of(request: Request) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of the request's global batch."""
     return {name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for name, (shape, dtype) in request.batch.items()}
 
 
 def held_by_state(prepared: PreparedStep, request: Request, mesh: Mesh) -> dict[str, int]:
-    state, places = prepared.state, prepared.shardings
+    """Returns the bytes of one chip that state and batch take, by cause."""
+    state, shardings = prepared.state, prepared.shardings
     return {
-        "parameters": held(state.params, places.params) + held(state.ema_params, places.ema_params),
-        "optimizer": held(state.opt_state, places.opt_state),
+        "parameters": held(state.params, shardings.params) + held(state.ema_params, shardings.ema_params),
+        "optimizer": held(state.opt_state, shardings.opt_state),
         "batch": held(shapes_of(request), {name: batch_sharding(mesh) for name in request.batch}),
     }
 
 
 def held(shapes: Any, shardings: Any) -> int:
-    """Bytes of one chip's part of arrays."""
+    """Returns the bytes of one chip's part of arrays."""
     pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
     return sum(math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize for a, s in pairs)
 
 
-def _predict_program(request: Request, mesh: Mesh) -> Made:
-    """The forward pass of ``Predictor``."""
+def _predict_program(request: Request, mesh: Mesh) -> MadeProgram:
+    """Returns the forward pass of ``Predictor``."""
     e, task = request.experiment, request.task
     assert isinstance(e, Finetune)
     assert task is not None
@@ -125,9 +137,9 @@ def _predict_program(request: Request, mesh: Mesh) -> Made:
         batch_size=e.batch_size,
         mesh=mesh,
     )
-    shapes, places = abstract_params(model), tree_shardings(logical_axes(model), mesh)
-    place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
-    batch = {name: place(a, batch_sharding(mesh)) for name, a in shapes_of(request).items()}
-    sizes = {"parameters": held(shapes, places), "optimizer": 0}
+    shapes, shardings = abstract_params(model), tree_shardings(logical_axes(model), mesh)
+    sharded = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
+    batch = {name: sharded(a, batch_sharding(mesh)) for name, a in shapes_of(request).items()}
+    sizes = {"parameters": held(shapes, shardings), "optimizer": 0}
     sizes["batch"] = held(batch, {name: batch_sharding(mesh) for name in batch})
-    return Made(predictor.forward, (jax.tree.map(place, shapes, places), batch), sizes, mesh)
+    return MadeProgram(predictor.forward, (jax.tree.map(sharded, shapes, shardings), batch), sizes, mesh)

@@ -1,4 +1,4 @@
-"""The plan of a run: what each chip holds, computes and moves, how long a step may take, and what tokens then cost."""
+"""Turns a compiled request into a plan: what each chip holds, computes and moves, and what a step takes at least."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from typing import Any
 from deberta_jax.planning.chips import Chip
 from deberta_jax.planning.compiling import Compiled
 from deberta_jax.planning.costs import Costs, count
-from deberta_jax.planning.hlo import Program, parse
+from deberta_jax.planning.hlo import HloProgram, parse_hlo
 from deberta_jax.planning.kernels import kernel_cost
 from deberta_jax.planning.programs import objective_of
 from deberta_jax.planning.request import Request
@@ -21,13 +21,15 @@ UNKNOWN_OF_GPUS = (
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything of one chip unless it says otherwise; bytes, seconds, operations.
+    """Holds what one chip needs and does.
 
     Attributes:
       memory: bytes by cause.
       needed, capacity: bytes of main memory; 0 where not known.
-      seconds: of a step by term (``compute``, ``memory``, ``interconnect``) and the ``step``; empty without a chip.
-      model_flops: of a step on all chips, counted as the training log does.
+      costs: what the program does; None where there is no compiled program.
+      seconds: of a step by term (``compute``, ``memory``, ``interconnect``), and the whole ``step``; empty where the
+        chip is not known.
+      model_flops: FLOPs of a step on all chips, counted as the training log does.
     """
 
     request: Request
@@ -41,7 +43,10 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """None where it cannot be known: without a capacity, or of a GPU, unless what is held already is too much."""
+        """Returns whether it fits; None where that is not known.
+
+        It is not known without a capacity, and for GPUs unless the arguments alone are too large.
+        """
         if "too_large" in self.compiled.facts:
             return False
         if not self.capacity or (self.costs is None and self.needed <= self.capacity):
@@ -50,6 +55,7 @@ class Plan:
 
     @property
     def bound_by(self) -> str:
+        """Returns the term that limits the step: ``compute``, ``memory`` or ``interconnect``; "" where not known."""
         s = self.seconds
         if not s or s["interconnect"] >= s["compute"] + s["memory"]:
             return "interconnect" if s else ""
@@ -57,10 +63,12 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
+        """Returns the throughput on all chips, at most; 0 where no time is known."""
         return self.request.tokens / self.seconds["step"] if self.seconds else 0.0
 
     @property
     def mfu(self) -> float:
+        """Returns the model FLOPs utilization, at most; 0 where no time is known."""
         chip = self.request.target.chip
         if chip is None or not self.seconds:
             return 0.0
@@ -68,7 +76,7 @@ class Plan:
 
 
 def plan_of(request: Request, compiled: Compiled, *, capacity: float = 0.0) -> Plan:
-    """``capacity``: bytes of a device, where the target is no known chip."""
+    """Returns the plan of a compiled request. ``capacity``: bytes of a device, where the target is no known chip."""
     chip = request.target.chip
     capacity = float(chip.hbm) if chip else capacity
     steps = 1.0 if request.job == "predict" else 3.0
@@ -77,7 +85,7 @@ def plan_of(request: Request, compiled: Compiled, *, capacity: float = 0.0) -> P
     if not compiled.hlo:
         memory, needed = memory_without_program(facts)
         return Plan(request, compiled, memory, needed, capacity, None, {}, model_flops)
-    program = parse(compiled.hlo)
+    program = parse_hlo(compiled.hlo)
     costs = count(program, request.mesh, kernel_cost if request.target.platform == "tpu" else None)
     memory = memory_by_cause(facts, program)
     return Plan(
@@ -86,7 +94,7 @@ def plan_of(request: Request, compiled: Compiled, *, capacity: float = 0.0) -> P
 
 
 def memory_without_program(facts: dict[str, Any]) -> tuple[dict[str, int], float]:
-    """Bytes of a chip by cause and in all, of a program that was refused as too large, or only lowered."""
+    """Returns the bytes of a chip by cause and in all, for a program that was refused as too large, or only lowered."""
     held = sum(facts["held"].values())
     if "too_large" not in facts:
         return dict(facts["held"]), float(held)
@@ -96,10 +104,10 @@ def memory_without_program(facts: dict[str, Any]) -> tuple[dict[str, int], float
     return facts["held"] | rest, used
 
 
-def memory_by_cause(facts: dict[str, Any], program: Program) -> dict[str, int]:
-    """Bytes of a chip: what the step is given, what the forward pass keeps for the backward, all else, and the program.
+def memory_by_cause(facts: dict[str, Any], program: HloProgram) -> dict[str, int]:
+    """Returns the bytes of a chip: arguments, what the forward pass saves for the backward, temporaries, program.
 
-    Results take the place of the state that was given, but for a few numbers.
+    The results reuse the buffers of the state, except for a few numbers.
     """
     m, held = facts["memory"], facts["held"]
     saved = min(saved_bytes(program), m["temp"])
@@ -112,8 +120,8 @@ def memory_by_cause(facts: dict[str, Any], program: Program) -> dict[str, int]:
     }
 
 
-def saved_bytes(program: Program) -> int:
-    """Of the arrays that the loops over layers of the forward passes fill, a layer a trip."""
+def saved_bytes(program: HloProgram) -> int:
+    """Returns the bytes of the arrays that the forward passes' loops over layers fill, one layer a trip."""
     total = 0
     for computation in program.computations.values():
         for loop in computation.instructions:
@@ -130,10 +138,12 @@ def saved_bytes(program: Program) -> int:
 
 
 def roofline(costs: Costs, chip: Chip | None) -> dict[str, float]:
-    """Seconds by term. An instruction takes as long as the slower of its products and its memory; collectives are taken
-    to run beside all that, one after the other, each in a ring through the links of one direction of the torus. So a
-    step takes no less than this, and may well take more; but where the interconnect binds and collectives over axes
-    in different directions overlap, it could take less."""
+    """Returns seconds by term.
+
+    An instruction takes as long as the slower of its FLOPs and its memory traffic. Collectives overlap all that, and
+    run one after the other, each in a ring along one direction of the torus. So the result is a lower bound; only where
+    the interconnect is the limit and collectives along different directions overlap, a step could take less.
+    """
     if chip is None:
         return {}
     each = [(flops / chip.flops, moved / chip.hbm_bandwidth) for flops, moved in costs.pairs]
@@ -149,9 +159,14 @@ def roofline(costs: Costs, chip: Chip | None) -> dict[str, float]:
 
 
 def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str, Any]:
-    """The plan as one flat object; with ``tokens`` what so many cost, at ``price`` a chip and hour.
+    """Returns the plan as one flat object.
 
-    ``notes``: what a reader of the figures has to know.
+    Args:
+      tokens: with it the object has the time, the chip-hours and, with ``price``, the money for so many tokens.
+      price: of a chip for an hour.
+
+    Returns:
+      The figures; ``notes`` are what a reader of them has to know.
     """
     r, q = plan.request.experiment.runtime, plan.request
     notes = []

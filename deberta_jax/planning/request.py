@@ -1,4 +1,4 @@
-"""What is to be compiled, complete and without data: it can be sent to another process; its text is its identity."""
+"""Describes a program to compile, completely and without data. A request can be sent to another process."""
 
 import dataclasses
 import math
@@ -22,20 +22,22 @@ from deberta_jax.training.objective import masked_batch
 
 JOBS = ("finetune", "mlm", "rtd", "predict")
 Experiment = Finetune | PretrainMLM | PretrainRTD
-Batch = Mapping[str, tuple[tuple[int, ...], str]]
+BatchShapes = Mapping[str, tuple[tuple[int, ...], str]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """One program.
+    """Describes one program. Two requests with the same ``repr`` are the same program.
 
     Attributes:
       job: one of ``JOBS``.
-      experiment: of the run; its runtime names the mesh, every size given, and an attention body, never ``auto``.
-      config: the architecture; of replaced-token detection the discriminator's.
-      task: what fine-tuning and prediction are towards.
+      experiment: the run's experiment. Its runtime has every size of the mesh, and an attention implementation that is
+        not ``auto``.
+      config: the model's config; of replaced-token detection the discriminator's.
+      task: the task of fine-tuning and prediction.
+      target: the devices to compile for.
       batch: shape and dtype of each array of the global batch.
-      steps: of the run.
+      steps: number of steps of the run.
     """
 
     job: str
@@ -43,33 +45,37 @@ class Request:
     config: DebertaConfig
     task: Task | None
     target: Target
-    batch: Batch
+    batch: BatchShapes
     steps: int = 1000
 
     @property
     def mesh(self) -> dict[str, int]:
+        """Returns the size of each mesh axis."""
         r = self.experiment.runtime
         return {"data": r.mesh_data, "fsdp": r.mesh_fsdp, "tensor": r.mesh_tensor}
 
     @property
     def rows(self) -> int:
+        """Returns the rows of the global batch."""
         return self.batch["input_ids"][0][0]
 
     @property
     def length(self) -> int:
+        """Returns the tokens of a row."""
         return self.batch["input_ids"][0][-1]
 
     @property
     def tokens(self) -> int:
-        """Places for tokens of a step."""
+        """Returns the token slots of a step."""
         return math.prod(self.batch["input_ids"][0])
 
     def with_runtime(self, **changes: Any) -> "Request":
+        """Returns the request with other runtime options."""
         runtime = dataclasses.replace(self.experiment.runtime, **changes)
         return dataclasses.replace(self, experiment=dataclasses.replace(self.experiment, runtime=runtime))
 
     def with_rows(self, rows: int) -> "Request":
-        """Another global batch of rows of the same length."""
+        """Returns the request with another number of rows of the same length."""
         batch = {name: ((rows, *shape[1:]), dtype) for name, (shape, dtype) in self.batch.items()}
         return dataclasses.replace(self, batch=batch, experiment=dataclasses.replace(self.experiment, batch_size=rows))
 
@@ -77,7 +83,7 @@ class Request:
 def make_request(
     job: str, config: DebertaConfig, target: Target, *, batch_size: int, length: int, dtype: str, runtime: RunOptions
 ) -> Request:
-    """A request for a job on made-up data: rows of ``length`` tokens, two classes where there are classes.
+    """Returns a request for a job with rows of ``length`` tokens; a classification has two classes.
 
     Raises:
       InputError: values that cannot be used.
@@ -100,12 +106,13 @@ def make_request(
         experiment = (PretrainMLM if job == "mlm" else PretrainRTD)(**common, runtime=runtime)
         example = masked_batch(1, length, Masking(probability=experiment.mask_share).targets(length))
     experiment.check()
-    # Shapes from one row: those of a large batch would take its memory.
+    # Shapes from one row: a large batch would take memory for nothing.
     request = Request(job=job, experiment=experiment, config=config, task=task, target=target, batch=shapes(example))
     return request.with_rows(batch_size).with_runtime(attention=named_body(runtime.attention, target, dtype))
 
 
-def shapes(example: Mapping[str, np.ndarray]) -> Batch:
+def shapes(example: Mapping[str, np.ndarray]) -> BatchShapes:
+    """Returns shape and dtype of each array."""
     return {name: (tuple(array.shape), str(array.dtype)) for name, array in example.items()}
 
 
@@ -117,7 +124,11 @@ def named_body(attention: str, target: Target, dtype: str) -> str:
 
 
 def check_mesh(request: Request) -> None:
-    """Raises InputError, with what to type instead, for a mesh that divides not the chips, the model or the batch."""
+    """Checks that the mesh has as many chips as the target, and divides the model and the batch.
+
+    Raises:
+      InputError: it does not; the message has an option that would.
+    """
     m, chips, c = request.mesh, request.target.chips, request.config
     typed, flag = request.target.mesh_flags, request.target.batch_flag
     if math.prod(m.values()) != chips:

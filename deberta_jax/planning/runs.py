@@ -14,8 +14,8 @@ from deberta_jax.errors import InputError
 from deberta_jax.planning.chips import Target, target_of
 from deberta_jax.planning.planner import make_plan
 from deberta_jax.planning.report import as_json
-from deberta_jax.planning.request import Batch, Experiment, Request, named_body, shapes
-from deberta_jax.planning.table import causes, describe, size
+from deberta_jax.planning.request import BatchShapes, Experiment, Request, named_body, shapes
+from deberta_jax.planning.table import causes, format_plan, size
 from deberta_jax.tasks import Task
 from deberta_jax.training.experiment import Finetune, Pretraining, PretrainMLM, PretrainRTD
 from deberta_jax.training.finetune import read, read_inputs
@@ -41,7 +41,7 @@ class RunShape:
 
     config: DebertaConfig
     task: Task | None
-    batch: Batch
+    batch: BatchShapes
     steps: int
 
 
@@ -63,7 +63,7 @@ def starts_after_plan(e: Experiment) -> bool:
     with _quiet() if here else contextlib.nullcontext():
         shape = shape_of_run(dataclasses.replace(e, runtime=whole))
     plan = make_plan(request_of_run(e, shape, target), capacity=capacity)
-    _log.info("%s", describe(plan, as_json(plan) | {"model": e.model}))
+    _log.info("%s", format_plan(plan, as_json(plan) | {"model": e.model}))
     if plan.fits is False:
         raise InputError(
             f"--plan {e.runtime.plan}: a device would need {size(plan.needed)} ({causes(plan)}) and has "
@@ -112,7 +112,7 @@ def shape_of_run(e: Experiment) -> RunShape:
     return RunShape(config, None, pretraining_batch(e), e.steps)
 
 
-def pretraining_batch(e: Pretraining) -> Batch:
+def pretraining_batch(e: Pretraining) -> BatchShapes:
     """Returns shape and dtype of each array of a pre-training's batches."""
     targets = masking_of(e, "mask").targets(e.max_length)
     # Shapes from one row: a large batch would take memory for nothing.

@@ -1,4 +1,4 @@
-"""A plan, or several, as text for a terminal."""
+"""Formats a plan, or several, as text for a terminal."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from deberta_jax.planning.request import Request
 
 
 def size(value: int | float) -> str:
-    """Bytes as a person reads them."""
+    """Returns bytes with a unit, such as ``1.5 GB``."""
     if value == math.inf:
         return "more"
     for unit in ("B", "kB", "MB", "GB"):
@@ -23,8 +23,8 @@ def _time(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-def describe(plan: Plan, found: dict[str, Any]) -> str:
-    """One plan; ``found`` is what ``as_json`` gives, and the name of the ``model``."""
+def format_plan(plan: Plan, found: dict[str, Any]) -> str:
+    """Returns one plan as text. ``found`` is what ``as_json`` returns, and the name of the ``model``."""
     r = plan.request.experiment.runtime
     rows: list[tuple[str, str]] = [
         ("model", found["model"]),
@@ -69,13 +69,13 @@ def describe(plan: Plan, found: dict[str, Any]) -> str:
 
 
 def number(value: float) -> str:
-    """Three figures at least, and never an exponent."""
-    places = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
-    return f"{value:,.{places}f}"
+    """Returns a number with three significant digits or more, without an exponent."""
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:,.{digits}f}"
 
 
 def causes(plan: Plan) -> str:
-    """What takes the memory, in a line."""
+    """Returns what takes the memory, in one line."""
     return ", ".join(f"{name} {size(value)}" for name, value in plan.memory.items())
 
 
@@ -88,8 +88,8 @@ def _mesh(request: Request) -> str:
     return ", ".join(f"{name}={size}" for name, size in request.mesh.items())
 
 
-def ranking(plans: Sequence[Plan], failed: Iterable[tuple[Request, str]]) -> str:
-    """Those of a sweep, best first."""
+def format_ranking(plans: Sequence[Plan], failed: Iterable[tuple[Request, str]]) -> str:
+    """Returns the plans of a sweep as a table, best first, and why other requests failed."""
     rows = [("mesh", "batch", "remat", "attention", "memory", "step, at least", "tokens/s", "binds")]
     for plan in plans:
         r = plan.request.experiment.runtime
@@ -112,6 +112,7 @@ def ranking(plans: Sequence[Plan], failed: Iterable[tuple[Request, str]]) -> str
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of cells as lines with aligned columns."""
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -12,7 +12,7 @@ from deberta_jax.models import attention
 from deberta_jax.ops.masking import visibility
 from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.costs import count
-from deberta_jax.planning.hlo import parse
+from deberta_jax.planning.hlo import parse_hlo
 from deberta_jax.planning.kernels import kernel_cost
 from deberta_jax.planning.programs import make_program, objective_of
 from deberta_jax.planning.request import make_request
@@ -42,7 +42,7 @@ def step_of(length):
         runtime=runtime,
     )
     made = make_program(request, devices("v5e"))
-    program = parse(made.compiled.as_text())
+    program = parse_hlo(made.compiled.as_text())
     return request, made, program, count(program, request.mesh, kernel_cost)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import deberta_jax
 from deberta_jax.cli.configfile import experiment_arguments, load_config_file
-from deberta_jax.cli.main import VERBS, main
+from deberta_jax.cli.main import COMMANDS, main
 from deberta_jax.errors import InputError
 from deberta_jax.presets import PRESETS
 from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD
@@ -89,7 +89,7 @@ def test_help_and_version(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
-    assert all(verb in out for verb in VERBS)
+    assert all(verb in out for verb in COMMANDS)
     main(["--version"])
     assert capsys.readouterr().out.strip() == deberta_jax.__version__
     with pytest.raises(SystemExit) as stopped:
@@ -97,7 +97,7 @@ def test_help_and_version(capsys):
     assert stopped.value.code == 2
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_every_command_lists_its_arguments(verb, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([verb, "--help"])

@@ -11,14 +11,14 @@ import math
 import jax
 
 from deberta_jax.planning.costs import COLLECTIVES
-from deberta_jax.planning.hlo import Array, Instruction, Program
+from deberta_jax.planning.hlo import Array, HloProgram, Instruction
 from deberta_jax.planning.programs import objective_of
 from deberta_jax.planning.request import Request
 
 _LOOKUP = "embeddings/shard_map/"
 
 
-def unexpected(program: Program, request: Request) -> list[str]:
+def unexpected(program: HloProgram, request: Request) -> list[str]:
     """The collectives that are none of these."""
     pieces, found = _pieces(request), []
     for computation, i, _ in program.executed():

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.groups import axes_of, device_groups
-from deberta_jax.planning.hlo import parse
+from deberta_jax.planning.hlo import parse_hlo
 
 MESH = {"data": 2, "fsdp": 4}
 
@@ -37,7 +37,7 @@ def test_collectives_of_a_loop_are_counted_by_trip_axis_and_byte(mesh):
     spec = PartitionSpec(("data", "fsdp"))
     run = jax.jit(jax.shard_map(here, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
     text = run.lower(jax.ShapeDtypeStruct((8 * 64, 32), jnp.float32)).compile().as_text()
-    mine, costs = 64 * 32 * 4, count(parse(text), MESH)
+    mine, costs = 64 * 32 * 4, count(parse_hlo(text), MESH)
     expected = {
         ("all-gather", ("fsdp",)): 4 * mine * 3 / 4,
         ("reduce-scatter", ("fsdp",)): 4 * mine * 3 / 4,
@@ -64,7 +64,7 @@ def test_products_count_by_trip_also_in_nested_loops():
 
     x, w = jax.ShapeDtypeStruct((32, 64), jnp.float32), jax.ShapeDtypeStruct((7, 64, 64), jnp.float32)
     lowered = jax.jit(program).lower(x, w)
-    costs = count(parse(lowered.compile().as_text()), {"data": 1})
+    costs = count(parse_hlo(lowered.compile().as_text()), {"data": 1})
     by_hand = 3 * 7 * 2 * 32 * 64 * 64
     assert costs.flops == by_hand
     # A trip reads x and one of the seven matrices and writes x; a CPU also copies the matrix, and writes x twice.
@@ -82,14 +82,14 @@ def test_a_counter_that_begins_at_one_and_grows_by_two():
     x, w = jax.ShapeDtypeStruct((32, 64), jnp.float32), jax.ShapeDtypeStruct((64, 64), jnp.float32)
     text = jax.jit(program).lower(x, w).compile().as_text()
     for given in (text, re.sub(r'"known_trip_count":\{"n":"\d+"\}', "", text)):
-        assert count(parse(given), {"data": 1}).flops == 4 * 2 * 32 * 64 * 64
+        assert count(parse_hlo(given), {"data": 1}).flops == 4 * 2 * 32 * 64 * 64
 
 
 def test_each_devices_products_are_a_fraction_of_the_whole(mesh):
     x, w = jax.ShapeDtypeStruct((64, 128), jnp.float32), jax.ShapeDtypeStruct((128, 256), jnp.float32)
     places = NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), NamedSharding(mesh, PartitionSpec())
     text = jax.jit(jnp.matmul, in_shardings=places, out_shardings=places[0]).lower(x, w).compile().as_text()
-    assert count(parse(text), MESH).flops == 2 * 64 * 128 * 256 / 8
+    assert count(parse_hlo(text), MESH).flops == 2 * 64 * 128 * 256 / 8
 
 
 def test_a_convolution_over_batch_positions_counts_what_meets_no_padding():
@@ -107,7 +107,7 @@ dim_labels=bsf_i0o->bs0f
     text = text.replace("bf16[8,128,768]{2,1,0} parameter", "bf16[1024,1,768]{2,1,0} parameter")
     text = text.replace("f32[8,128,12,64]{1,3,2,0:T(8,128)} conv", "f32[1024,12,64]{1,2,0:T(8,128)} conv")
     text = text.replace("dim_labels=bsf_i0o->bs0f", "dim_labels=b0f_i0o->b0f")
-    costs = count(parse(text), {"data": 1})
+    costs = count(parse_hlo(text), {"data": 1})
     assert costs.flops == 2 * 1024 * 768 * 12 * 64
     assert costs.hbm_bytes == 2 * 1024 * 768 + 4 * 1024 * 12 * 64  # the kernel's S(1): it lies on the chip
 
@@ -137,7 +137,7 @@ ENTRY %main (x: f32[4,8]) -> (s32[], f32[4,8]) {
   ROOT %w = (s32[], f32[4,8]) while(%start), condition=%condition, body=%body
 }
 """
-    assert count(parse(text), {"data": 1}).hbm_bytes == 12 * 2 * 4 * 8 * 4
+    assert count(parse_hlo(text), {"data": 1}).hbm_bytes == 12 * 2 * 4 * 8 * 4
 
 
 def test_a_slice_is_read_as_one_also_in_a_fusion_within_a_fusion():
@@ -164,7 +164,7 @@ ENTRY %main (stack: f32[12,4,8], at: s32[]) -> f32[4,8] {
   ROOT %f = f32[4,8] fusion(%stack, %at), kind=kOutput, calls=%outer
 }
 """
-    assert count(parse(text), {"data": 1}).hbm_bytes == 2 * 4 * 8 * 4
+    assert count(parse_hlo(text), {"data": 1}).hbm_bytes == 2 * 4 * 8 * 4
 
 
 @pytest.mark.parametrize(
@@ -193,4 +193,4 @@ def test_groups_in_all_notations(text, groups, axes):
 
 def test_not_a_program():
     with pytest.raises(ValueError, match="no entry computation"):
-        parse("HloModule nothing\n")
+        parse_hlo("HloModule nothing\n")

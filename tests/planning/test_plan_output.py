@@ -14,10 +14,10 @@ from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.compiling import Compiled
 from deberta_jax.planning.costs import Collective, Costs
 from deberta_jax.planning.page import write_page
-from deberta_jax.planning.programs import Made
+from deberta_jax.planning.programs import MadeProgram
 from deberta_jax.planning.report import Plan, as_json, plan_of
 from deberta_jax.planning.request import make_request
-from deberta_jax.planning.table import causes, describe, number
+from deberta_jax.planning.table import causes, format_plan, number
 from deberta_jax.presets import PRESETS
 from deberta_jax.training.experiment import RunOptions
 
@@ -64,7 +64,7 @@ def test_a_program_too_large_is_refused_by_cause(tmp_path, monkeypatch):
     def refuse(made):
         raise jax.errors.JaxRuntimeError(said)
 
-    monkeypatch.setattr(Made, "compiled", property(refuse))
+    monkeypatch.setattr(MadeProgram, "compiled", property(refuse))
     child.main(tmp_path)
     plan = plan_of(asked, Compiled(json.loads((tmp_path / "facts.json").read_text()), "", False), capacity=1.0)
     memory = as_json(plan)["memory"]
@@ -74,7 +74,7 @@ def test_a_program_too_large_is_refused_by_cause(tmp_path, monkeypatch):
     assert memory["batch"] == 32 * (4 + 1 + 4) + 4
     assert sum(memory.values()) == plan.needed == 20 * 2**30
     assert "activations and temporaries 21.5 GB" in causes(plan)
-    assert "DOES NOT FIT" in describe(plan, as_json(plan) | {"model": "m"})
+    assert "DOES NOT FIT" in format_plan(plan, as_json(plan) | {"model": "m"})
 
 
 TEMPORARIES = (
@@ -91,14 +91,14 @@ def test_a_program_whose_temporaries_alone_are_too_large(said, needed):
     plan = plan_of(request("cpu:8"), Compiled(facts, "", False), capacity=1.0)
     assert plan.fits is False
     assert as_json(plan)["hbm_bytes_per_chip"] == needed
-    assert "inf" not in describe(plan, as_json(plan) | {"model": "m"})
+    assert "inf" not in format_plan(plan, as_json(plan) | {"model": "m"})
 
 
 def test_hours_and_money_have_three_figures_and_are_a_lower_bound():
     plan = quick(request("v5e-8"))
     found = as_json(plan, tokens=1e9, price=0.01) | {"model": "deberta-v3-base"}
     assert found["hours"] == pytest.approx(1e9 / 256 * 1e-3 / 3600)
-    text = describe(plan, found)
+    text = format_plan(plan, found)
     line = next(line for line in text.splitlines() if line.startswith("1e+09 tokens, at least"))
     assert line.endswith("1.09 h, 8.68 chip-hours, 0.0868 at the price given")
     assert any("lower bound" in note for note in found["notes"])

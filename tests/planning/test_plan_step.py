@@ -12,7 +12,7 @@ from deberta_jax.cli.main import main
 from deberta_jax.planning.candidates import candidates
 from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.costs import count
-from deberta_jax.planning.hlo import parse
+from deberta_jax.planning.hlo import parse_hlo
 from deberta_jax.planning.programs import lower_for_cuda, make_program
 from deberta_jax.planning.request import make_request
 from deberta_jax.presets import PRESETS
@@ -61,7 +61,7 @@ def products_by_hand():
 
 def test_products_of_the_step_within_two_percent_of_a_count_by_hand(shared):
     asked, made = shared
-    counted = 8 * count(parse(made.compiled.as_text()), asked.mesh).flops
+    counted = 8 * count(parse_hlo(made.compiled.as_text()), asked.mesh).flops
     # What no device has a share of is computed by all: the projections of the relative table.
     repeated = 7 * 3 * 2 * LAYERS * 2 * (2 * LENGTH - 1) * WIDTH * WIDTH
     assert products_by_hand() * 0.98 <= counted <= (products_by_hand() + repeated) * 1.02
@@ -70,7 +70,7 @@ def test_products_of_the_step_within_two_percent_of_a_count_by_hand(shared):
 def test_products_on_one_device_within_two_percent_of_a_count_by_hand():
     asked = request(1)
     made = make_program(asked, jax.devices()[:1])
-    assert count(parse(made.compiled.as_text()), asked.mesh).flops == pytest.approx(products_by_hand(), rel=0.02)
+    assert count(parse_hlo(made.compiled.as_text()), asked.mesh).flops == pytest.approx(products_by_hand(), rel=0.02)
 
 
 def test_the_state_is_sharded_over_the_devices(shared):
@@ -106,7 +106,7 @@ def test_products_of_a_step_for_gpus_within_two_percent_of_a_count_by_hand():
 
 def test_no_device_gathers_the_batch(shared):
     asked, made = shared
-    assert not unexpected(parse(made.compiled.as_text()), asked)
+    assert not unexpected(parse_hlo(made.compiled.as_text()), asked)
 
 
 def test_activations_that_are_gathered_passed_on_or_added_up_are_seen(shared):
@@ -120,7 +120,7 @@ def test_activations_that_are_gathered_passed_on_or_added_up_are_seen(shared):
     batch = PartitionSpec(("data", "fsdp"))
     run = jax.jit(jax.shard_map(here, mesh=made.mesh, in_specs=batch, out_specs=(batch, batch), check_vma=False))
     text = run.lower(jax.ShapeDtypeStruct((ROWS, LENGTH, WIDTH), jnp.float32)).compile().as_text()
-    kinds = [line.split()[0] for line in unexpected(parse(text), asked)]
+    kinds = [line.split()[0] for line in unexpected(parse_hlo(text), asked)]
     assert sorted(kinds) == ["all-gather", "all-reduce", "collective-permute"]
 
 
