@@ -101,7 +101,7 @@ $(VENV)/.installed-dev: pyproject.toml $(LOCK) | $(BIN)/python
 	$(INSTALL) --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
-# torch first and by its exact version: a looser wish would fetch a CUDA build of several gigabytes.
+# torch first and by its exact version: a looser requirement would fetch a CUDA build of several gigabytes.
 $(VENV)/.installed-parity: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(INSTALL) --editable '.[dev,parity]'

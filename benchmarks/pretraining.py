@@ -4,7 +4,7 @@
 
 DATA holds ``text/*.txt`` and ``classification/sst2``. Text is lower-cased, as SST-2 is; one book is held out. SST-2 is
 then learned from its first 1000 examples, with one budget and five seeds: from scratch, from each model, and from
-one with layers drawn anew. ``dimensions``: in how many directions the states of each layer vary. What is in
+one with reinitialized layers. ``dimensions``: in how many directions the states of each layer vary. What is in
 WORK already is not computed again. Prints one JSON object; the result of this machine stands in
 ``benchmarks/results/pretraining.json``.
 """

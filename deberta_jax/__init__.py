@@ -1,4 +1,4 @@
-"""DeBERTa v1, v2 and v3 in JAX/Flax: exact models, torch-free weights, sharded training.
+"""Provides DeBERTa v1, v2 and v3 in JAX/Flax: exact models, torch-free weights, sharded training.
 
 model, params = deberta_jax.from_pretrained("microsoft/deberta-v3-base", head="encoder")
 tok = deberta_jax.load_tokenizer("microsoft/deberta-v3-base")
@@ -31,9 +31,14 @@ __version__ = "0.1.0"
 
 
 def load_tokenizer(name_or_dir: str, *, rule: str | None = None, revision: str | None = None) -> Tokenizer:
-    """The tokenizer of a directory or a hub id; ``rule`` as in ``deberta_jax.text.load_tokenizer``.
+    """Loads the tokenizer of a directory or a hub id.
+
+    Args:
+      name_or_dir: the directory or hub id.
+      rule: which files to use, as in ``deberta_jax.text.load_tokenizer``.
+      revision: branch, tag or commit of a hub id.
 
     Raises:
-      InputError: a name that leads nowhere, or a directory without tokenizer files.
+      InputError: there is no such directory or hub id, or it has no tokenizer files.
     """
     return _load_tokenizer(_hub.resolve(name_or_dir, revision=revision, files=_hub.TEXT_FILES), rule=rule)

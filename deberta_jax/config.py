@@ -126,32 +126,32 @@ class DebertaConfig:
 
     @property
     def num_labels(self) -> int:
-        """The number of labels."""
+        """Returns the number of labels."""
         return len(self.id2label)
 
     @property
     def label2id(self) -> dict[str, int]:
-        """The id of each label."""
+        """Returns the id of each label."""
         return {label: i for i, label in enumerate(self.id2label)}
 
     @property
     def head_size(self) -> int:
-        """H, the size of a head."""
+        """Returns H, the size of a head."""
         return self.attention_head_size or self.hidden_size // self.num_attention_heads
 
     @property
     def embedding_width(self) -> int:
-        """E, the size of embedding vectors."""
+        """Returns E, the size of embedding vectors."""
         return self.embedding_size or self.hidden_size
 
     @property
     def relative_terms(self) -> tuple[str, ...]:
-        """The relative terms that are computed: () if ``relative_attention`` is False."""
+        """Returns the relative terms that are computed: () if ``relative_attention`` is False."""
         return self.pos_att_type if self.relative_attention else ()
 
     @property
     def score_scale(self) -> float:
-        """1 / sqrt(H * f) with f = 1 + number of relative terms in ``pos_att_type``.
+        """Returns 1 / sqrt(H * f) with f = 1 + number of relative terms in ``pos_att_type``.
 
         As in the code of all generations, these count even if ``relative_attention`` is False.
         """
@@ -164,7 +164,7 @@ class DebertaConfig:
 
     @property
     def clamps_distances(self) -> bool:
-        """Whether distances are clamped to ±(max_distance - 1) before the relative index is computed.
+        """Returns whether distances are clamped to ±(max_distance - 1) before the relative index is computed.
 
         With ``long_positions="auto"`` this is so if there are log buckets up to the length that the model was trained
         for. Row 0 of the relative table, which a longer text would use otherwise, was then never trained. In all other
@@ -176,22 +176,22 @@ class DebertaConfig:
 
     @property
     def relative_span(self) -> int:
-        """Half the number of rows R of the relative table."""
+        """Returns half the number of rows R of the relative table."""
         return self.position_buckets if self.position_buckets > 0 else self.max_distance
 
     @property
     def normalizes_relative_table(self) -> bool:
-        """Whether the relative table is normalized before use."""
+        """Returns whether the relative table is normalized before use."""
         return "layer_norm" in split_terms(self.norm_rel_ebd)
 
     @property
     def has_position_table(self) -> bool:
-        """Whether there is a table of absolute positions, for the input or for the mask decoder."""
+        """Returns whether there is a table of absolute positions, for the input or for the mask decoder."""
         return self.position_biased_input or self.mask_decoder
 
     @property
     def unknown_keys(self) -> tuple[str, ...]:
-        """The keys of ``extra`` that neither this package nor transformers knows."""
+        """Returns the keys of ``extra`` that neither this package nor transformers knows."""
         return tuple(key for key in self.extra if key not in NO_EFFECT)
 
     @classmethod

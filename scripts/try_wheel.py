@@ -32,6 +32,7 @@ deberta_jax.save_pretrained("model", model, deberta_jax.init_params(model, jax.r
 
 
 def main() -> None:
+    """Installs the wheel that the command line names, and uses it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--constraint", type=Path)

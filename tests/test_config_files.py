@@ -231,7 +231,7 @@ def test_very_many_unknown_keys_take_no_time_to_speak_of():
 
 
 def test_names_from_a_file_are_shown_escaped_and_short(tmp_path, caplog):
-    names = {"red\x1b[31m": 1, "line\nbreak": 2, "turned\u202eback": 3, "long" * 500: 4, "\ud800": 5}
+    names = {"red\x1b[31m": 1, "line\nbreak": 2, "right\u202eleft": 3, "long" * 500: 4, "\ud800": 5}
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**V3, **names}))
     with caplog.at_level(logging.INFO, "deberta_jax"):
@@ -239,7 +239,7 @@ def test_names_from_a_file_are_shown_escaped_and_short(tmp_path, caplog):
     (line,) = caplog.messages
     assert line.isprintable()
     assert len(line) < 600
-    assert r"red\x1b[31m, line\nbreak, turned\u202eback, longlong" in line
+    assert r"red\x1b[31m, line\nbreak, right\u202eleft, longlong" in line
     assert json.loads(json.dumps(config.to_hf()))["red\x1b[31m"] == 1
     for changes in (
         {"hiden\x1b_size": 1},

@@ -35,7 +35,7 @@ class Corpus:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens."""
+        """Returns the number of tokens."""
         return int(self.unigrams.sum())
 
     def check(self, ids: np.ndarray) -> None:

@@ -67,7 +67,7 @@ class Block:
 
     @property
     def next_line(self) -> int:
-        """The line, or row, at which the next block begins."""
+        """Returns the line, or row, at which the next block begins."""
         return self.line + (self.content.count(b"\n") if isinstance(self.content, bytes) else len(self.content))
 
 

@@ -67,7 +67,7 @@ class Features:
 
     @property
     def lengths(self) -> np.ndarray:
-        """The number of tokens of each text: int64 [n]."""
+        """Returns the number of tokens of each text: int64 [n]."""
         return np.diff(self.starts)
 
     def texts_of(self, example: int) -> range:

@@ -183,7 +183,7 @@ class PackedRows:
 
     @cached_property
     def taken(self) -> list[list[int]]:
-        """For each item of each pattern, the number of items of its size in earlier patterns and before it."""
+        """Returns for each item of each pattern the number of items of its size in earlier patterns and before it."""
         used: dict[int, int] = {}
         out = []
         for pattern in self.patterns:

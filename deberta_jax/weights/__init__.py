@@ -1,4 +1,4 @@
-"""The converter as a library: checkpoints of every published form in, model directories and Orbax out, torch-free."""
+"""Loads, converts, saves and compares checkpoints of all published formats, without PyTorch."""
 
 from deberta_jax.weights.conversion import convert
 from deberta_jax.weights.inspection import inspect

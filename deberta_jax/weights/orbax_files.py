@@ -47,10 +47,12 @@ class PendingLeaf:
 
     @property
     def size(self) -> int:
+        """Returns the number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Returns the size in bytes."""
         return self.size * self.dtype.itemsize
 
     def chunks(self) -> list[int]:

@@ -111,12 +111,14 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def pop(self) -> Any:
+        """Removes and returns the top of the stack, which must be a value."""
         value = self.stack.pop()
         if value is _MARK:
             raise PickleError("the program is damaged (a mark where a value belongs)")
         return value
 
     def pop_to_mark(self) -> list[Any]:
+        """Removes the values above the last mark, and the mark, and returns the values."""
         for index in range(len(self.stack) - 1, -1, -1):
             if self.stack[index] is _MARK:
                 values = self.stack[index + 1 :]
@@ -125,12 +127,14 @@ class _Machine:
         raise PickleError("the program is damaged (a mark is missing)")
 
     def top(self, kinds: tuple[type, ...]) -> Any:
+        """Returns the top of the stack, which must have one of these types."""
         value = self.stack[-1]
         if not isinstance(value, kinds):
             raise PickleError(f"the program is damaged (expected {kinds[0].__name__})")
         return value
 
     def put(self, index: int) -> None:
+        """Stores the top of the stack in the memo."""
         self.memo[index] = self.stack[-1]
 
     def add(self, values: list[Any], kind: type) -> None:
@@ -139,6 +143,7 @@ class _Machine:
         (target.parts if isinstance(target, Placeholder) else target).extend(values)
 
     def set_items(self, values: list[Any]) -> None:
+        """Adds alternating keys and values to the dict on top of the stack."""
         target = self.top((dict, Placeholder))
         if len(values) % 2:
             raise PickleError("the program is damaged (a key without a value)")
@@ -149,6 +154,7 @@ class _Machine:
             target[_key(key)] = value
 
     def call(self) -> None:
+        """Replaces a name and its arguments by the description of what the call makes."""
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise PickleError("the program is damaged (a call of something that is no name)")
@@ -171,6 +177,7 @@ class _Machine:
         self.stack.append(Placeholder(kind, *parts))
 
     def storage(self) -> None:
+        """Replaces a persistent id by the storage that it describes."""
         match self.pop():
             case ("storage", Global("torch", kind), str(key), str(), int(numel), *view) if kind in STORAGES:
                 if any(part is not None for part in view) or numel < 0:

@@ -32,6 +32,7 @@ class TargetRow:
 
     @property
     def initialised(self) -> bool:
+        """Returns whether the leaf was not in the file."""
         return not self.sources
 
 
@@ -54,7 +55,7 @@ class Report:
 
     @property
     def initialised(self) -> tuple[TargetRow, ...]:
-        """The leaves that were not in the file."""
+        """Returns the leaves that were not in the file."""
         return tuple(row for row in self.targets if row.initialised)
 
     def text(self) -> str:

@@ -128,6 +128,7 @@ class Pending(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Returns the size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
