@@ -1,5 +1,6 @@
 """Settings of every test: eight simulated CPU devices, a cache of programs, strict shapes, where the real data lies."""
 
+import json
 import os
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import pytest
 
 from deberta_jax.sharding import make_mesh
 from deberta_jax.training import finetune, pretrain
-from tests.made import Task, Trained, binary_task, shared_directory, trained_run
+from tests.made import Task, Trained, alone, binary_files, blank_model, stdout_of
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -42,13 +43,34 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def task(tmp_path_factory) -> Task:
-    return binary_task(shared_directory(tmp_path_factory))
+def session_directory(tmp_path_factory) -> Path:
+    """A directory that all processes of this test session share."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made"
+    directory.mkdir(exist_ok=True)
+    return directory
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Trained:
-    return trained_run(shared_directory(tmp_path_factory))
+def task(session_directory) -> Task:
+    """The binary task, made by the first process that asks."""
+    home = session_directory / "task"
+    with alone(session_directory):
+        if not home.is_dir():
+            home.mkdir()
+            blank_model(home / "blank")
+            binary_files(home)
+    return Task(home)
+
+
+@pytest.fixture(scope="session")
+def trained(session_directory, task) -> Trained:
+    """A run of the task to its end, by the first process that asks."""
+    directory, printed = session_directory / "trained", session_directory / "printed.json"
+    with alone(session_directory):
+        if not printed.is_file():
+            printed.write_text(stdout_of(task.arguments(directory)))
+    return Trained(task, directory, json.loads(printed.read_text()))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification, init_params, save_pretrained, train_tokenizer
 from deberta_jax.cli.main import main
@@ -85,10 +86,11 @@ def write_table(path: Path, header: tuple[str, ...], body: list[tuple[Any, ...]]
     return path
 
 
+_TOKENIZER_LINES = [text for text, _ in rows(300, classes=3, seed=9)]
+
+
 def make_tokenizer(directory: Path) -> Tokenizer:
-    rng = np.random.default_rng(9)
-    lines = [text_of(LABELS[i % 3], rng) for i in range(300)]
-    return train_tokenizer(lines, 390, directory)
+    return train_tokenizer(_TOKENIZER_LINES, 390, directory)
 
 
 def blank_model(directory: Path, config: DebertaConfig = TINY) -> Path:
@@ -182,14 +184,6 @@ class Trained:
     printed: dict[str, Any]
 
 
-def shared_directory(factory: Any) -> Path:
-    """A directory of this test session, shared by its processes; ``factory`` is ``tmp_path_factory``."""
-    base = factory.getbasetemp()
-    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made"
-    home.mkdir(exist_ok=True)
-    return home
-
-
 @contextlib.contextmanager
 def alone(home: Path) -> Iterator[None]:
     """One process of the session at a time."""
@@ -198,32 +192,26 @@ def alone(home: Path) -> Iterator[None]:
         yield
 
 
-def binary_task(base: Path) -> Task:
-    """Made by the first process that asks."""
-    home = base / "task"
-    with alone(base):
-        if not home.is_dir():
-            home.mkdir()
-            blank_model(home / "blank")
-            binary_files(home)
-    return Task(home)
-
-
-def trained_run(base: Path) -> Trained:
-    """A run of the task to its end, by the first process that asks."""
-    task, directory, printed = binary_task(base), base / "trained", base / "printed.json"
-    with alone(base):
-        if not printed.is_file():
-            printed.write_text(stdout_of(task.arguments(directory)))
-    return Trained(task, directory, json.loads(printed.read_text()))
-
-
 def stdout_of(arguments: Sequence[str]) -> str:
     """What a command prints on standard output, run in this process."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         main(arguments)
     return out.getvalue()
+
+
+def refused(arguments: Sequence[Any], capsys: Any) -> str:
+    """The one line on standard error of a command that fails with code 2; nothing on standard output."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    assert err.splitlines()[-1] == lines[0], "the last word"
+    assert "Traceback" not in err
+    return lines[0]
 
 
 def start(arguments: Sequence[str], *, devices: int = 1, **environment: str) -> subprocess.Popen[str]:

@@ -8,21 +8,7 @@ import shutil
 import pytest
 
 from deberta_jax.cli.main import main
-from tests.made import TINY, blank_model, weighted_model, write_table
-
-
-def refused(arguments, capsys) -> str:
-    """The one line on standard error of a command that fails with code 2; nothing on standard output."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert stopped.value.code == 2
-    assert out == ""
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, err
-    assert err.splitlines()[-1] == lines[0], "the last word"
-    assert "Traceback" not in err
-    return lines[0]
+from tests.made import TINY, blank_model, refused, weighted_model, write_table
 
 
 @pytest.fixture

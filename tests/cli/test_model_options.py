@@ -22,9 +22,8 @@ from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD
 from deberta_jax.training.finetune import plan_finetune
 from deberta_jax.training.pretrain import begin, mlm_job, rtd_job
 from deberta_jax.weights import from_pretrained, load
-from tests.cli.test_bad_input import refused
-from tests.made import LABELS, TINY, make_tokenizer, rows, saved_model, stdout_of, weighted_model, write_table
-from tests.weights.test_adapters import adapter_in, merged, updates
+from tests.made import LABELS, TINY, make_tokenizer, refused, rows, saved_model, stdout_of, weighted_model, write_table
+from tests.weights.adapters import adapter_in, merged, updates
 
 CONFIG = dataclasses.replace(TINY, num_hidden_layers=1)
 QUERY = "deberta.encoder.layer.0.attention.self.query_proj"

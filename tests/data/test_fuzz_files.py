@@ -19,8 +19,8 @@ import pytest
 from deberta_jax.cli.main import main
 from deberta_jax.errors import InputError
 from deberta_jax.tasks.named import read_task
+from tests.data.annotations import LONG, doccano_entities, doccano_label, label_studio, prodigy
 from tests.data.reading import recognised
-from tests.data.test_span_files import LONG, doccano_entities, doccano_label, label_studio, prodigy
 from tests.made import make_tokenizer
 
 SECONDS = 20

@@ -10,75 +10,26 @@ from deberta_jax.data.entities import word_starts
 from deberta_jax.data.spans import spans_of
 from deberta_jax.errors import InputError
 from deberta_jax.text import load_tokenizer
+from tests.data.annotations import (
+    LONG,
+    SPANS,
+    TEXTS,
+    doccano_entities,
+    doccano_label,
+    label_studio,
+    label_studio_min,
+    lines,
+    prodigy,
+)
 from tests.data.reading import read, recognised
 from tests.made import make_tokenizer
 
-TEXTS = ["Anna Berg moved to Oslo.", "Bob sleeps in Rome \U0001f642 and Lima.", "Nobody here.", "Eva met Tom."]
-SPANS = [
-    [(0, 9, "PER"), (19, 23, "LOC")],
-    [(0, 3, "PER"), (14, 18, "LOC"), (25, 29, "LOC")],
-    [],
-    [(0, 3, "PER"), (8, 11, "PER")],
-]
 NAMES = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-def lines(rows):
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def doccano_label():
-    return "jsonl", lines({"id": i, "text": t, "label": s} for i, (t, s) in enumerate(zip(TEXTS, SPANS, strict=True)))
-
-
-def doccano_entities():
-    return "jsonl", lines(
-        {
-            "id": i,
-            "text": t,
-            "entities": [
-                {"id": k, "label": label, "start_offset": a, "end_offset": b} for k, (a, b, label) in enumerate(s)
-            ],
-        }
-        for i, (t, s) in enumerate(zip(TEXTS, SPANS, strict=True))
-    )
-
-
-def label_studio():
-    def result(text, a, b, label):
-        value = {"start": a, "end": b, "text": text[a:b], "labels": [label]}
-        return {"from_name": "label", "to_name": "text", "type": "labels", "value": value}
-
-    tasks = [
-        {"id": i, "data": {"text": t}, "annotations": [{"result": [result(t, *span) for span in s]}]}
-        for i, (t, s) in enumerate(zip(TEXTS, SPANS, strict=True))
-    ]
-    return "json", json.dumps(tasks)
-
-
-def label_studio_min():
-    tasks = [
-        {"id": i, "text": t, "label": [{"start": a, "end": b, "text": t[a:b], "labels": [label]} for a, b, label in s]}
-        for i, (t, s) in enumerate(zip(TEXTS, SPANS, strict=True))
-    ]
-    return "json", json.dumps(tasks)
-
-
-def prodigy():
-    return "jsonl", lines(
-        {
-            "text": t,
-            "tokens": [{"text": w, "id": k} for k, w in enumerate(t.split())],
-            "answer": "accept",
-            "spans": [{"start": a, "end": b, "label": label, "token_start": 0} for a, b, label in s],
-        }
-        for t, s in zip(TEXTS, SPANS, strict=True)
-    )
 
 
 @pytest.mark.parametrize("form", [doccano_label, doccano_entities, label_studio, label_studio_min, prodigy])
@@ -205,12 +156,6 @@ def test_choices_of_label_studio_are_classes(tmp_path):
     ]
     _, task = recognised(read(tmp_path, "a.json", json.dumps(tasks)))
     assert task.spec.names == ("neg", "pos")
-
-
-LONG = (
-    'Sentence #,Word,POS,Tag\r\nSentence: 1,Anna,NN,B-per\r\n,Berg,NN,O\r\n,"a, b",NN,O\r\nSentence: 2,Bob,NN,B-per\r\n'
-    ",null,NN,O\r\n"
-)
 
 
 def test_long(tmp_path, caplog):

@@ -14,7 +14,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 from deberta_jax.config import DebertaConfig
 from deberta_jax.weights import load
 from tests.cases import to_tree
-from tests.parity.test_weights import network
+from tests.parity.networks import network
 
 # torch.compile imports what torch itself calls deprecated; nothing here is compiled.
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::DeprecationWarning")]

@@ -16,7 +16,7 @@ from deberta_jax.training.experiment import Optimization
 from deberta_jax.training.optimizers import make_optimizer
 from deberta_jax.training.state import make_state, parameters_of, state_shardings
 from deberta_jax.training.step import compile_step, make_step
-from tests.made import rows, shared_directory, trained_run, weighted_model, without_dropout
+from tests.made import rows, weighted_model, without_dropout
 
 pytestmark = pytest.mark.parity
 
@@ -31,8 +31,7 @@ def torch_model(directory):
     return model.float()
 
 
-def test_transformers_loads_what_finetune_leaves(tmp_path_factory):
-    trained = trained_run(shared_directory(tmp_path_factory))
+def test_transformers_loads_what_finetune_leaves(trained):
     model = torch_model(trained.directory).eval()
     assert model.config.id2label == {0: "neg", 1: "pos"}
     pipe = deberta_jax.pipeline("text-classification", trained.directory)

@@ -14,45 +14,13 @@ from safetensors.torch import load_file
 from deberta_jax.models import Runtime, abstract_params
 from deberta_jax.weights import convert, load, save_pretrained
 from tests.cases import BASE
+from tests.parity.networks import CLASSES, GENERATIONS, network
 
 pytestmark = pytest.mark.parity
 
-GENERATIONS = {
-    **BASE,
-    "v1 with options": {
-        **BASE["v1"],
-        "talking_head": True,
-        "embedding_size": 16,
-        "type_vocab_size": 2,
-        "position_biased_input": True,
-    },
-    "v2 c2p": {**BASE["v2"], "pos_att_type": "c2p", "norm_rel_ebd": "layer_norm"},
-    "xl grouped": {**BASE["xl"], "conv_groups": 2, "type_vocab_size": 2},
-    "plain": {**BASE["v2"], "relative_attention": False, "position_biased_input": True},
-}
-CLASSES = {
-    "encoder": "Model",
-    "masked-lm": "ForMaskedLM",
-    "sequence-classification": "ForSequenceClassification",
-    "token-classification": "ForTokenClassification",
-    "question-answering": "ForQuestionAnswering",
-    "multiple-choice": "ForMultipleChoice",
-}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FORMS = ("safetensors", "safetensors sharded", "bin", "bin sharded", "bin legacy")
 PAIRS = [(g, h) for g in GENERATIONS for h in CLASSES if not (g.startswith("v1") and h == "multiple-choice")]
-
-
-def network(generation: str, head: str, dtype: torch.dtype, **options):
-    raw = {**GENERATIONS[generation], **options}
-    family = "Deberta" if raw.pop("model_type") == "deberta" else "DebertaV2"
-    config = getattr(transformers, f"{family}Config")(**raw)
-    net = getattr(transformers, family + CLASSES[head])(config).to(dtype)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for value in net.parameters():
-            value.copy_(torch.randn(value.shape, generator=generator))
-    return net
 
 
 def write(net, directory: Path, form: str) -> None:

@@ -10,8 +10,7 @@ from deberta_jax.text import load_tokenizer, train_tokenizer
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
 from deberta_jax.training.pretrain_data import check_generator
 from deberta_jax.training.pretrain_objectives import masked_lm_config, rtd_configs
-from tests.cli.test_bad_input import refused
-from tests.made import TINY, blank_model, pretraining_home, rows, saved_model, stdout_of
+from tests.made import TINY, blank_model, pretraining_home, refused, rows, saved_model, stdout_of
 
 
 @pytest.fixture(scope="module")

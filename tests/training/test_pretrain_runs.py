@@ -13,7 +13,7 @@ from deberta_jax.cli.main import main
 from deberta_jax.errors import InputError
 from deberta_jax.training.experiment import PretrainRTD
 from tests.made import binary_files, log_of, pretraining_home, start, stdout_of
-from tests.training.test_processes import cache, curve, finish, port, steps_logged, wait  # noqa: F401
+from tests.training.processes import curve, finish, port, steps_logged, wait
 
 STEPS = 30
 MESH = ("data", "fsdp", "tensor")
@@ -129,7 +129,7 @@ def test_both_kinds_learn_and_leave_what_the_package_loads(home, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def single(home, cache, tmp_path_factory):  # noqa: F811
+def single(home, cache, tmp_path_factory):
     """Runs of one device, by kind."""
     folder = tmp_path_factory.mktemp("single")
     for kind in ("mlm", "rtd"):
@@ -143,7 +143,7 @@ CASES = [(1, 8, (8, 1, 1)), (1, 8, (2, 2, 2)), (1, 4, (1, 1, 4)), (2, 1, (2, 1, 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["mlm", "rtd"])
 @pytest.mark.parametrize(("processes", "devices", "mesh"), CASES)
-def test_the_losses_of_one_device(home, cache, single, tmp_path, kind, processes, devices, mesh):  # noqa: F811
+def test_the_losses_of_one_device(home, cache, single, tmp_path, kind, processes, devices, mesh):
     finish(on(home, kind, tmp_path / "run", cache, mesh, processes=processes, devices=devices))
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(single / kind), rtol=1e-5)
 
@@ -152,7 +152,7 @@ def test_the_losses_of_one_device(home, cache, single, tmp_path, kind, processes
 @pytest.mark.parametrize(
     ("kind", "number"), [("mlm", signal.SIGKILL), ("rtd", signal.SIGKILL), ("rtd", signal.SIGTERM)]
 )
-def test_a_run_ended_by_a_signal_goes_on_to_the_same_bits(home, cache, single, tmp_path, kind, number):  # noqa: F811
+def test_a_run_ended_by_a_signal_goes_on_to_the_same_bits(home, cache, single, tmp_path, kind, number):
     output = tmp_path / "run"
     (process,) = on(home, kind, output, cache, (1, 1, 1))
     wait(lambda: steps_logged(output, 20), [process])
@@ -171,7 +171,7 @@ def test_a_run_ended_by_a_signal_goes_on_to_the_same_bits(home, cache, single, t
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["mlm", "rtd"])
-def test_micro_batches_give_the_same_curve(home, cache, single, tmp_path, kind):  # noqa: F811
+def test_micro_batches_give_the_same_curve(home, cache, single, tmp_path, kind):
     finish(on(home, kind, tmp_path / "run", cache, (1, 1, 1), "--accumulate", "4"))
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(single / kind), rtol=1e-5)
 

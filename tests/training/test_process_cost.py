@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.made import WORDS, blank_model, start, write_table
-from tests.training.test_processes import port
+from tests.training.processes import port
 
 ROWS = 12_000
 LONG = pytest.mark.long

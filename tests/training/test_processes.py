@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -18,21 +17,9 @@ import numpy as np
 import pytest
 
 from tests.made import TINY, Task, binary_files, blank_model, start
+from tests.training.processes import curve, finish, port, steps_logged, wait
 
 STEPS = ("--epochs", "9", "--log-every", "1", "--checkpoint-every", "7")  # 54 steps
-
-
-def port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> dict[str, str]:
-    """Programs are compiled once for all processes that have the same."""
-    directory = str(tmp_path_factory.mktemp("programs"))
-    return {"JAX_COMPILATION_CACHE_DIR": directory, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def begin(task: Task, output: Path, cache, mesh, *more: str, processes: int = 1, devices: int = 1, only: int = -1):
@@ -48,17 +35,6 @@ def begin(task: Task, output: Path, cache, mesh, *more: str, processes: int = 1,
         for i in range(processes)
         if only in (-1, i)
     ]
-
-
-def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
-    told = [process.communicate(timeout=900)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), told
-    return told
-
-
-def curve(output: Path) -> list[float]:
-    entries = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    return [entry["loss"] for entry in entries if "loss" in entry]
 
 
 @pytest.fixture(scope="module")
@@ -96,19 +72,6 @@ def test_the_losses_of_one_device(task, cache, single, tmp_path, processes, devi
     if processes > 1:
         assert all("process 1: host" not in line for line in told[1:]), "one process speaks"
         assert "process 1: host" in told[0]
-
-
-def steps_logged(output: Path, count: int) -> bool:
-    log = output / "log.jsonl"
-    return log.is_file() and len(log.read_text().splitlines()) >= count
-
-
-def wait(condition, processes, seconds=600) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
-        time.sleep(0.01)
 
 
 @LONG

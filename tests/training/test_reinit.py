@@ -9,8 +9,7 @@ from safetensors.numpy import load_file, save_file
 from deberta_jax import DebertaForSequenceClassification, init_params
 from deberta_jax.cli.main import main
 from deberta_jax.models import redraw_layers
-from tests.cli.test_bad_input import refused
-from tests.made import TINY, rows, saved_model, weighted_model, write_table
+from tests.made import TINY, refused, rows, saved_model, weighted_model, write_table
 
 
 @pytest.fixture(scope="module")

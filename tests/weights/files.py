@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from deberta_jax.config import DebertaConfig
@@ -32,6 +33,13 @@ def state_of(base: str, parts: tuple[str, ...] = (), labels: int = 3, **options:
     sizes = names.sizes(config, labels)
     rows = names.table(config, parts)
     return draw_weights({name: row.torch_shape(sizes) for row in rows for name in row.names(config)})
+
+
+def same(tree: Any, other: Any) -> bool:
+    """Whether two trees have the same structure and equal arrays."""
+    return jax.tree.structure(tree) == jax.tree.structure(other) and jax.tree.all(
+        jax.tree.map(lambda a, b: np.array_equal(a, b), tree, other)
+    )
 
 
 def positions() -> dict[str, np.ndarray]:

@@ -12,13 +12,7 @@ import safetensors.numpy
 from deberta_jax.errors import InputError
 from deberta_jax.weights import convert, inspect, load
 from tests.cases import to_tree
-from tests.weights.files import discriminator, positions, raw_config, state_of, torch_zip
-
-
-def same(tree, other) -> bool:
-    return jax.tree.structure(tree) == jax.tree.structure(other) and jax.tree.all(
-        jax.tree.map(lambda a, b: np.array_equal(a, b), tree, other)
-    )
+from tests.weights.files import discriminator, positions, raw_config, same, state_of, torch_zip
 
 
 @pytest.mark.parametrize("base", ["v1", "v2", "v3", "xl"])

@@ -13,44 +13,12 @@ from deberta_jax.errors import InputError
 from deberta_jax.weights import convert, from_pretrained, inspect, load, load_config, verify
 from deberta_jax.weights.opening import tokenizer_directory
 from tests.cases import draw_weights, to_tree
-from tests.weights.files import raw_config, state_of
-from tests.weights.test_account import same
+from tests.weights.adapters import PARTS, SETTINGS, adapter_in, merged, updates
+from tests.weights.files import raw_config, same, state_of
 
 HEAD = "sequence-classification"
-PARTS = ("pooler", "classifier")
 QUERY = "deberta.encoder.layer.{}.attention.self.query_proj"
 DENSE = "deberta.encoder.layer.{}.output.dense"
-SETTINGS = {"peft_type": "LORA", "task_type": "SEQ_CLS", "r": 2, "lora_alpha": 6, "modules_to_save": list(PARTS)}
-
-
-def updates(state, modules, rank=2):
-    """A and B of each module, drawn by name."""
-    out = {}
-    for module in modules:
-        rows, columns = state[f"{module}.weight"].shape
-        drawn = draw_weights({f"{module}.A": (rank, columns), f"{module}.B": (rows, rank)})
-        out[module] = drawn[f"{module}.A"], drawn[f"{module}.B"]
-    return out
-
-
-def merged(state, found, scale):
-    out = dict(state)
-    for module, (a, b) in found.items():
-        out[f"{module}.weight"] = (state[f"{module}.weight"] + scale * (b.astype(np.float64) @ a)).astype(np.float32)
-    return out
-
-
-def adapter_in(tmp_path, found, head, base, name="adapter", **settings):
-    directory = tmp_path / name
-    directory.mkdir()
-    tensors = dict(head)
-    for module, (a, b) in found.items():
-        tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
-    tensors = {f"base_model.model.{name}": value for name, value in tensors.items()}
-    safetensors.numpy.save_file(tensors, directory / "adapter_model.safetensors")
-    contents = {**SETTINGS, "base_model_name_or_path": str(base), **settings}
-    (directory / "adapter_config.json").write_text(json.dumps(contents))
-    return directory
 
 
 def close(found, expected):
@@ -109,8 +77,9 @@ def test_an_adapter_that_names_no_base(named, parts, tmp_path):
         load(directory, HEAD)
 
 
-def test_a_base_beside_the_adapter_is_found(parts, tmp_path):
+def test_a_base_beside_the_adapter_is_found(parts, tmp_path, monkeypatch):
     state, base, found, head = parts
+    monkeypatch.chdir(tmp_path)  # ../base may exist beside the directory that tests run in
     directory = adapter_in(tmp_path, found, head, "../base")
     close(load(directory, HEAD)[1], to_tree(load(base)[0].config, merged(state, found, 3) | head))
 

@@ -11,8 +11,7 @@ from deberta_jax.cli.main import main
 from deberta_jax.errors import InputError
 from deberta_jax.weights import convert, inspect, load, load_config
 from tests.cases import to_tree
-from tests.weights.files import raw_config, state_of, torch_zip
-from tests.weights.test_account import same
+from tests.weights.files import raw_config, same, state_of, torch_zip
 
 
 def touch(directory, *names):

@@ -21,8 +21,7 @@ from deberta_jax.weights import load
 from deberta_jax.weights.pickle_machine import Global, Placeholder, StoredTensor, run
 from deberta_jax.weights.readers import read_weights
 from tests.cases import to_tree
-from tests.weights.files import Call, Name, dump, raw_config, state_of, tensor, torch_legacy, zip_bytes
-from tests.weights.test_account import same
+from tests.weights.files import Call, Name, dump, raw_config, same, state_of, tensor, torch_legacy, zip_bytes
 
 PARTS = ("pooler", "classifier")
 PLAIN = (dict, list, tuple, str, bytes, int, float, bool, type(None), StoredTensor, Global, Placeholder)

@@ -11,13 +11,12 @@ import pytest
 
 from deberta_jax.cli.main import main
 from deberta_jax.weights import convert, load
-from tests.made import shared_directory, trained_run
 
 
-@pytest.fixture(scope="module")
-def run_directory(tmp_path_factory) -> Path:
+@pytest.fixture
+def run_directory(trained) -> Path:
     """Of a finished fine-tuning, the one that the tests of training share."""
-    return trained_run(shared_directory(tmp_path_factory)).directory
+    return trained.directory
 
 
 def stored_params(state: Path):

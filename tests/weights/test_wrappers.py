@@ -16,8 +16,7 @@ from deberta_jax.training.finetune import plan_finetune
 from deberta_jax.weights import convert, from_pretrained, inspect, load, verify
 from tests.cases import to_tree
 from tests.made import binary_files, weighted_model
-from tests.weights.files import discriminator, raw_config, state_of, torch_zip
-from tests.weights.test_account import same
+from tests.weights.files import discriminator, raw_config, same, state_of, torch_zip
 
 PARTS = ("pooler", "classifier")
 HEAD = "sequence-classification"
