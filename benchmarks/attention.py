@@ -21,7 +21,7 @@ import numpy as np
 from timing import in_turn
 
 from deberta_jax.ops.attention import BODIES, disentangled_attention
-from deberta_jax.ops.relative_position import reachable_rows, table_rows
+from deberta_jax.ops.attention.relative_position import reachable_rows, table_rows
 
 PLAIN = "plain"
 

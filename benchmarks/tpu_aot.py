@@ -27,11 +27,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import deberta_jax
 from deberta_jax.models import abstract_params
-from deberta_jax.ops.pallas import operands, tpu_backward, tpu_forward
-from deberta_jax.ops.pallas.attention import pallas_attention
-from deberta_jax.ops.pallas.plan import make_plan
-from deberta_jax.ops.relative_position import reachable_rows, table_rows
-from deberta_jax.ops.shift import shift_attention
+from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
+from deberta_jax.ops.attention.pallas.tiling import make_plan
+from deberta_jax.ops.attention.relative_position import reachable_rows, table_rows
+from deberta_jax.ops.attention.tpu import backward as tpu_backward
+from deberta_jax.ops.attention.tpu import forward as tpu_forward
+from deberta_jax.ops.attention.tpu import grid as operands
+from deberta_jax.ops.attention.xla import shift_attention
 from deberta_jax.sharding import RULES, make_mesh
 
 GENERATIONS = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deberta_jax.ops.masking import visible_pairs
-from deberta_jax.ops.reference import pair_rows, reference_attention
-from deberta_jax.ops.relative_position import reachable_rows, table_rows
+from deberta_jax.ops.attention.masks import visible_pairs
+from deberta_jax.ops.attention.reference import pair_rows, reference_attention
+from deberta_jax.ops.attention.relative_position import reachable_rows, table_rows
 
 ARRAYS = ("query", "key", "value", "pos_key", "pos_query")
 BOTH, C2P, P2C, NEITHER = (), ("pos_query",), ("pos_key",), ("pos_key", "pos_query")

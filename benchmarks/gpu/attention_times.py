@@ -19,7 +19,7 @@ from worker import Case, Request, Skip, digits, times_row
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.attention import expected_body
-from deberta_jax.ops.relative_position import reachable_rows, table_rows
+from deberta_jax.ops.attention.relative_position import reachable_rows, table_rows
 
 # Batch and length of each shape; heads and head size.
 FULL = ((32, 512), (256, 128), (4, 2048), (1, 8192)), (12, 64)

@@ -12,7 +12,7 @@ from worker import Request, Skip
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.attention import BODIES, disentangled_attention, expected_body
-from deberta_jax.ops.masking import visibility
+from deberta_jax.ops.attention.masks import visibility
 
 # Called as f(query, key, value, pos_key, pos_query, rows, *, scale, mask, segment_ids, dropout_rate, dropout_key).
 Attend = Callable[..., jax.Array]
@@ -63,7 +63,7 @@ def _interpreted(name: str) -> Attend | None:
     """Returns the GPU kernel in Pallas' interpreter; None for a name that is not the kernel's."""
     if name != "pallas":
         return None
-    from deberta_jax.ops.pallas.attention import pallas_attention
+    from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
 
     def run(*arrays: Any, mask: Any, segment_ids: Any, **options: Any) -> jax.Array:
         texts, pairs = visibility(mask, segment_ids)

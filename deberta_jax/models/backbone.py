@@ -12,7 +12,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.models.embeddings import Embeddings, check_length
 from deberta_jax.models.encoder import Encoder
 from deberta_jax.models.layers import Runtime
-from deberta_jax.ops.masking import text_starts
+from deberta_jax.ops.attention.masks import text_starts
 
 
 class Inputs(TypedDict, total=False):

@@ -88,8 +88,8 @@ class DebertaForMaskedLM(Model):
     """Vocabulary logits [B,T,V], or [B,P,V] at ``positions`` [B,P] alone (-1: none).
 
     With ``config.mask_decoder`` the logits come from the enhanced mask decoder, as those of released weights must.
-    ``factored`` gives their factors, a FactoredOutput: ``ops.vocabulary`` computes a loss from these without ever
-    holding all logits.
+    ``factored`` gives their factors, a FactoredOutput: ``ops.linear_cross_entropy`` computes a loss from these without
+    ever holding all logits.
     """
 
     @nn.compact

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
 from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, Table
-from deberta_jax.ops.lookup import take_rows, take_shared_rows
+from deberta_jax.ops.embedding_lookup import take_rows, take_shared_rows
 
 
 class Embeddings(nn.Module):

@@ -17,9 +17,9 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.models.attention import Attention, Relative, Residual
 from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, Table, declare, norm_params
 from deberta_jax.ops.activations import activate
+from deberta_jax.ops.attention.relative_position import reachable_rows, table_rows
 from deberta_jax.ops.convolution import token_convolution
 from deberta_jax.ops.normalization import layer_norm
-from deberta_jax.ops.relative_position import reachable_rows, table_rows
 from deberta_jax.sharding import constrain
 
 

@@ -4,7 +4,7 @@ A program of a kernel computes one block of queries against one block of keys. M
 head size. Every pair of blocks is counted, although packed rows skip pairs that the mask hides.
 """
 
-from deberta_jax.ops.pallas.plan import TILE, block_size
+from deberta_jax.ops.attention.pallas.tiling import TILE, block_size
 from deberta_jax.planning.hlo import Array, Instruction
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from deberta_jax.inference.predict import Predictor
 from deberta_jax.models import HEADS, abstract_params, logical_axes
-from deberta_jax.ops.pallas.selfcheck import lower_kernel
+from deberta_jax.ops.attention.pallas.self_check import lower_kernel
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.hlo import parse_hlo
 from deberta_jax.planning.request import Request

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from deberta_jax.models import DebertaForMaskedLM
-from deberta_jax.ops.vocabulary import Scores, vocabulary_scores
+from deberta_jax.ops.linear_cross_entropy import Scores, vocabulary_scores
 
 _INPUTS = ("input_ids", "attention_mask", "segment_ids", "positions")
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
-from deberta_jax.ops.lookup import take_rows
+from deberta_jax.ops.embedding_lookup import take_rows
 from deberta_jax.ops.losses import Items
 from deberta_jax.ops.normalization import layer_norm
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.tpu_aot import devices, plain_attention
 from deberta_jax.models import attention
-from deberta_jax.ops.masking import visibility
+from deberta_jax.ops.attention.masks import visibility
 from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.hlo import parse_hlo

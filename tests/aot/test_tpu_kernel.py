@@ -17,7 +17,7 @@ from benchmarks.tpu_aot import (
     compile_train_step,
     gathers,
 )
-from deberta_jax.ops.relative_position import table_rows
+from deberta_jax.ops.attention.relative_position import table_rows
 
 pytestmark = [
     pytest.mark.tpu_aot,

@@ -10,12 +10,13 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.attention import disentangled_attention
+from deberta_jax.ops.attention.gpu import kernels as gpu
+from deberta_jax.ops.attention.pallas import tiling as plan
+from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
+from deberta_jax.ops.attention.pallas.platforms import BACKENDS
+from deberta_jax.ops.attention.pallas.self_check import kernel_agrees
+from deberta_jax.ops.attention.relative_position import reachable_rows, table_rows
 from deberta_jax.ops.dropout import dropout_seeds, keep_mask
-from deberta_jax.ops.pallas import gpu, plan
-from deberta_jax.ops.pallas.attention import pallas_attention
-from deberta_jax.ops.pallas.backends import BACKENDS
-from deberta_jax.ops.pallas.selfcheck import kernel_agrees
-from deberta_jax.ops.relative_position import reachable_rows, table_rows
 from deberta_jax.sharding import make_mesh
 from tests.kernel_cases import (
     ARRAYS,

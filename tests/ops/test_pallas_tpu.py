@@ -10,13 +10,15 @@ import pytest
 from jax.experimental import pallas as pl
 
 from deberta_jax.errors import InputError
+from deberta_jax.ops.attention.masks import visible_pairs
+from deberta_jax.ops.attention.pallas import tiling as plan
+from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
+from deberta_jax.ops.attention.pallas.self_check import kernel_agrees
+from deberta_jax.ops.attention.reference import pair_rows, reference_attention
+from deberta_jax.ops.attention.relative_position import table_rows
+from deberta_jax.ops.attention.tpu import grid as operands
+from deberta_jax.ops.attention.tpu import strips as tiles
 from deberta_jax.ops.dropout import dropout_seeds, keep_mask
-from deberta_jax.ops.masking import visible_pairs
-from deberta_jax.ops.pallas import operands, plan, tiles
-from deberta_jax.ops.pallas.attention import pallas_attention
-from deberta_jax.ops.pallas.selfcheck import kernel_agrees
-from deberta_jax.ops.reference import pair_rows, reference_attention
-from deberta_jax.ops.relative_position import table_rows
 from deberta_jax.sharding import make_mesh
 from tests.kernel_cases import (
     ARRAYS,
@@ -323,7 +325,7 @@ def interpreted_whole(*args, interpret, **options):
 )
 def test_self_check_refuses_a_broken_kernel(fresh_check, caplog, broken, message):
     assert not fresh_check("float32", body=broken, length=20)
-    (record,) = [r for r in caplog.records if r.name.endswith("selfcheck")]
+    (record,) = [r for r in caplog.records if r.name.endswith("self_check")]
     assert record.levelname == "WARNING"
     assert message in record.getMessage()
     assert "\n" not in record.getMessage()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deberta_jax.ops.relative_position import log_bucket, reachable_rows, table_rows
+from deberta_jax.ops.attention.relative_position import log_bucket, reachable_rows, table_rows
 
 # Buckets of the released v2/v3 models (256 a side, 512 positions), from the published code.
 _RELEASED = {

@@ -10,7 +10,7 @@ import torch
 
 from deberta_jax.benchmarking.cases import make_batch
 from deberta_jax.ops.attention import disentangled_attention
-from deberta_jax.ops.relative_position import table_rows
+from deberta_jax.ops.attention.relative_position import table_rows
 from tests.gpu_kit import FOLDERS, run_kit
 
 sys.path += [folder for folder in FOLDERS if folder not in sys.path]

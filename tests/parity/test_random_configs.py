@@ -11,7 +11,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 
 from deberta_jax.config_json import V2_ONLY
 from deberta_jax.models import HEADS
-from deberta_jax.ops.relative_position import log_bucket
+from deberta_jax.ops.attention.relative_position import log_bucket
 from tests.cases import Case, apply, to_tree
 from tests.parity import hugging_face
 

@@ -2,7 +2,8 @@
 
 Parameters are gathered a layer at a time, gradients and statistics added up; a TPU does so beside the products, where
 it pays, by passing shares of both round the ring. Of the texts only ids are gathered, and looked-up rows exchanged,
-where the table of words is divided (``ops.lookup``); and after the encoder the head may exchange its one vector a text.
+where the table of words is divided (``ops.embedding_lookup``); and after the encoder the head may exchange its one
+vector a text.
 """
 
 import itertools

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from deberta_jax import PRESETS
-from deberta_jax.ops.vocabulary import vocabulary_scores
+from deberta_jax.ops.linear_cross_entropy import vocabulary_scores
 from deberta_jax.sharding import make_mesh
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
 from deberta_jax.training.objective import masked_batch, prepare_step

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from deberta_jax.ops.attention.masks import masked_softmax, visible_pairs
 from deberta_jax.ops.dropout import dropout_seeds, pair_words, weight_factor
-from deberta_jax.ops.masking import masked_softmax, visible_pairs
 from deberta_jax.ops.products import product
 
 

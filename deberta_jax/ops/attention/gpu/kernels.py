@@ -25,9 +25,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
-from deberta_jax.ops.pallas import gpu_backward, gpu_forward, layout
-from deberta_jax.ops.pallas.gpu_tiles import Program
-from deberta_jax.ops.pallas.plan import Plan
+from deberta_jax.ops.attention.gpu import backward as gpu_backward
+from deberta_jax.ops.attention.gpu import forward as gpu_forward
+from deberta_jax.ops.attention.gpu.block_pair import Program
+from deberta_jax.ops.attention.pallas import layout
+from deberta_jax.ops.attention.pallas.tiling import Plan
 from deberta_jax.ops.products import F32
 
 _PROGRAMS = 1024  # several for each of the 132 multiprocessors of an H100; their scratch is at most 64 MiB

@@ -32,8 +32,10 @@ class Backend:
 
 
 BACKENDS: Mapping[str, Backend] = {
-    "tpu": Backend("deberta_jax.ops.pallas.tpu", "jax.experimental.pallas.tpu", ("float32", "bfloat16")),
-    "gpu": Backend("deberta_jax.ops.pallas.gpu", "jax.experimental.pallas.triton", ("float32", "bfloat16", "float16")),
+    "tpu": Backend("deberta_jax.ops.attention.tpu.kernels", "jax.experimental.pallas.tpu", ("float32", "bfloat16")),
+    "gpu": Backend(
+        "deberta_jax.ops.attention.gpu.kernels", "jax.experimental.pallas.triton", ("float32", "bfloat16", "float16")
+    ),
 }
 
 

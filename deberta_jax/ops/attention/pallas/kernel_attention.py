@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import InputError
+from deberta_jax.ops.attention.pallas.platforms import BACKENDS, import_kernels
+from deberta_jax.ops.attention.pallas.tiling import Plan, make_gpu_plan, make_plan
 from deberta_jax.ops.dropout import LONGEST, dropout_seeds
-from deberta_jax.ops.pallas.backends import BACKENDS, import_kernels
-from deberta_jax.ops.pallas.plan import Plan, make_gpu_plan, make_plan
 from deberta_jax.ops.products import F32
 from deberta_jax.sharding import RULES, MeshAxes
 
@@ -189,7 +189,7 @@ def _kernel(call: _Call, part: str, machine: Machine, plans: tuple[Plan, Plan], 
 
 def _refusing(message: str, like: Any) -> Callable:
     def refuse(arrays, rows):
-        from deberta_jax.ops.pallas.refusal import refused  # imported when used: its JAX names may move
+        from deberta_jax.ops.attention.pallas.unsupported import refused  # imported when used: its JAX names may move
 
         return refused(message, like)
 

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
+from deberta_jax.ops.attention.reference import reference_attention
+from deberta_jax.ops.attention.relative_position import table_rows
 from deberta_jax.ops.dropout import dropout_seeds, keep_mask
-from deberta_jax.ops.pallas.attention import pallas_attention
-from deberta_jax.ops.reference import reference_attention
-from deberta_jax.ops.relative_position import table_rows
 
 _log = logging.getLogger(__name__)
 

@@ -12,8 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from deberta_jax.ops.pallas import layout, operands, tpu_backward, tpu_forward
-from deberta_jax.ops.pallas.plan import Plan
+from deberta_jax.ops.attention.pallas import layout
+from deberta_jax.ops.attention.pallas.tiling import Plan
+from deberta_jax.ops.attention.tpu import backward as tpu_backward
+from deberta_jax.ops.attention.tpu import forward as tpu_forward
+from deberta_jax.ops.attention.tpu import grid as operands
 
 
 def forward(

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from deberta_jax.errors import InputError
-from deberta_jax.ops import attention as entry
-from deberta_jax.ops import blocked
-from deberta_jax.ops.attention import WHOLE, disentangled_attention
+from deberta_jax.ops.attention import WHOLE, disentangled_attention, entry
+from deberta_jax.ops.attention.cpu import blocked_attention as blocked
+from deberta_jax.ops.attention.relative_position import table_rows
 from deberta_jax.ops.dropout import dropout_seeds, keep_mask
-from deberta_jax.ops.relative_position import table_rows
 
 # The kernels have tests of their own, in the interpreter.
 BODIES = [body for body in entry.BODIES if body != "pallas"]

@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import InputError
-from deberta_jax.ops.blocked import blocked_attention
+from deberta_jax.ops.attention.cpu.blocked_attention import blocked_attention
+from deberta_jax.ops.attention.masks import visibility
+from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
+from deberta_jax.ops.attention.pallas.platforms import BACKENDS
+from deberta_jax.ops.attention.pallas.self_check import kernel_agrees, kernel_lowers
+from deberta_jax.ops.attention.reference import reference_attention
+from deberta_jax.ops.attention.xla import shift_attention
 from deberta_jax.ops.dropout import LONGEST
-from deberta_jax.ops.masking import visibility
-from deberta_jax.ops.pallas.attention import pallas_attention
-from deberta_jax.ops.pallas.backends import BACKENDS
-from deberta_jax.ops.pallas.selfcheck import kernel_agrees, kernel_lowers
-from deberta_jax.ops.reference import reference_attention
-from deberta_jax.ops.shift import shift_attention
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deberta_jax.ops.vocabulary import vocabulary_scores
+from deberta_jax.ops.linear_cross_entropy import vocabulary_scores
 from deberta_jax.sharding import make_mesh
 
 BATCH, TARGETS, WIDTH, WORDS = 4, 6, 8, 1200

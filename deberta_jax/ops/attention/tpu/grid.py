@@ -16,8 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Int
 
-from deberta_jax.ops.pallas import layout
-from deberta_jax.ops.pallas.plan import Plan
+from deberta_jax.ops.attention.pallas import layout
+from deberta_jax.ops.attention.pallas.tiling import Plan
 from deberta_jax.ops.products import F32
 
 

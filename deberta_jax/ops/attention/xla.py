@@ -15,9 +15,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from deberta_jax.ops.masking import visible_pairs
+from deberta_jax.ops.attention.masks import visible_pairs
+from deberta_jax.ops.attention.reference import weigh_values
 from deberta_jax.ops.products import F32, product
-from deberta_jax.ops.reference import weigh_values
 
 
 def _slide(x, n: int, m: int):

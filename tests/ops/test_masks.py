@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deberta_jax.ops.masking import masked_softmax, text_starts, visibility, visible_pairs
+from deberta_jax.ops.attention.masks import masked_softmax, text_starts, visibility, visible_pairs
 
 
 def readable(mask, segments):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from deberta_jax.ops.pallas import gpu_tiles as tiles
+from deberta_jax.ops.attention.gpu import block_pair as tiles
 from deberta_jax.ops.products import F32
 
 

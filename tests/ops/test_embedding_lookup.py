@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deberta_jax.ops.lookup import take_shared_rows
+from deberta_jax.ops.embedding_lookup import take_shared_rows
 from deberta_jax.sharding import RULES, batch_sharding, make_mesh
 
 B, T, V, E = 8, 5, 12, 8

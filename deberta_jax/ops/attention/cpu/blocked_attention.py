@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from deberta_jax.ops.block import (
+from deberta_jax.ops.attention.cpu.block_math import (
     Gradients,
     Keys,
     Queries,
@@ -27,9 +27,9 @@ from deberta_jax.ops.block import (
     block_context,
     block_gradients,
 )
+from deberta_jax.ops.attention.xla import distance_rows
 from deberta_jax.ops.dropout import dropout_seeds, pair_words
 from deberta_jax.ops.products import F32, product
-from deberta_jax.ops.shift import distance_rows
 
 # Measured on a CPU. Larger products run faster than small ones until their results leave the cache.
 _SCORES = 1 << 19  # scores of the examples taken at a time, and of a block as long as it keeps ``_LEAST`` queries

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from deberta_jax.ops.pallas import gpu_tiles as tiles
+from deberta_jax.ops.attention.gpu import block_pair as tiles
 from deberta_jax.ops.products import F32
 
 

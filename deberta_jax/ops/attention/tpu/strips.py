@@ -14,10 +14,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from deberta_jax.ops.attention.masks import MASKED
+from deberta_jax.ops.attention.pallas.layout import product
+from deberta_jax.ops.attention.pallas.tiling import TILE, Plan
 from deberta_jax.ops.dropout import kept, stream
-from deberta_jax.ops.masking import MASKED
-from deberta_jax.ops.pallas.layout import product
-from deberta_jax.ops.pallas.plan import TILE, Plan
 
 
 def _lanes_and_rows() -> tuple[jax.Array, jax.Array]:

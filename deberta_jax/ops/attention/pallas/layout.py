@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from deberta_jax.ops.pallas.plan import Plan
+from deberta_jax.ops.attention.pallas.tiling import Plan
 from deberta_jax.ops.products import F32
 
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from deberta_jax.ops.pallas import operands, tiles
-from deberta_jax.ops.pallas.plan import TILE, Plan
+from deberta_jax.ops.attention.pallas.tiling import TILE, Plan
+from deberta_jax.ops.attention.tpu import grid as operands
+from deberta_jax.ops.attention.tpu import strips as tiles
 from deberta_jax.ops.products import F32
 
 

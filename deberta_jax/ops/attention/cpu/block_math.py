@@ -21,10 +21,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from deberta_jax.ops import products
+from deberta_jax.ops.attention.masks import MASKED, visible_pairs
+from deberta_jax.ops.attention.xla import slide, slide_back
 from deberta_jax.ops.dropout import weight_factor
-from deberta_jax.ops.masking import MASKED, visible_pairs
 from deberta_jax.ops.products import F32
-from deberta_jax.ops.shift import slide, slide_back
 
 
 class Tables(NamedTuple):

@@ -21,9 +21,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from deberta_jax.ops import dropout
-from deberta_jax.ops.masking import MASKED
-from deberta_jax.ops.pallas.layout import product
-from deberta_jax.ops.pallas.plan import Plan
+from deberta_jax.ops.attention.masks import MASKED
+from deberta_jax.ops.attention.pallas.layout import product
+from deberta_jax.ops.attention.pallas.tiling import Plan
 from deberta_jax.ops.products import F32
 
 

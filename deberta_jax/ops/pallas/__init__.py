@@ -1,1 +1,0 @@
-"""Attention bodies as hand-written kernels (Pallas), with the contract of every other body."""
