@@ -1,11 +1,11 @@
-"""One attention, forward and forward+backward: the bodies, v1's rows, the gather, and plain attention, in one process.
+"""One attention, forward and forward+backward: the implementations, v1's rows, and plain attention, in one process.
 
     python benchmarks/attention.py [--shapes 8x128 4x512] [--heads 12] [--head-size 64] [--rounds 9] [--dropout 0.0]
                                    [--record FILE.json]
 
 All run in turn, round by round. Medians are given as ratios to the best plain attention there is (three einsums, or our
-own bodies without the relative terms, whichever is fastest), and as a speed-up over ``reference``, the definition by
-gather. Absolute times mean nothing on a shared machine.
+own implementations without the relative terms, whichever is fastest), and as a speed-up over ``reference``, the
+definition by gather. Absolute times mean nothing on a shared machine.
 """
 
 import argparse
@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from timing import in_turn
 
-from deberta_jax.ops.attention import BODIES, disentangled_attention
-from deberta_jax.ops.attention.relative_position import reachable_rows, table_rows
+from deberta_jax.ops.attention import IMPLEMENTATIONS, disentangled_attention
+from deberta_jax.ops.attention.relative_position import compact_relative_index, make_relative_index
 
 PLAIN = "plain"
 
@@ -38,39 +38,43 @@ def contestants(batch: int, length: int, heads: int, size: int, dropout: float) 
     sequences, mask = tuple(draw(i, batch, length) for i in range(3)), jnp.ones((batch, length), bool)
     key = jax.random.key(6) if dropout else None
 
-    def attend(name: str, rows: np.ndarray) -> Callable:
-        def run(query, keys, value, to_key=None, to_query=None):
-            terms = 1 if to_key is None else 3
+    def attend(name: str, relative_index: np.ndarray) -> Callable:
+        def run(query, keys, value, pos_key=None, pos_query=None):
+            terms = 1 if pos_key is None else 3
             return disentangled_attention(
                 query,
                 keys,
                 value,
-                to_key,
-                to_query,
-                rows,
+                pos_key,
+                pos_query,
+                relative_index,
                 scale=(terms * size) ** -0.5,
-                mask=mask,
-                impl=name,
+                attention_mask=mask,
+                implementation=name,
                 dropout_rate=dropout,
                 dropout_key=key,
             )[0]
 
         return run
 
-    here = [name for name in BODIES if name != "pallas" or jax.default_backend() in ("tpu", "gpu")]
-    kept, rows = reachable_rows(table_rows(length, 256, buckets=256, max_distance=512, clamp=True))
-    tables = tuple(draw(i, len(kept)) for i in (3, 4))
+    here = [name for name in IMPLEMENTATIONS if name != "pallas" or jax.default_backend() in ("tpu", "gpu")]
+    rows, relative_index = compact_relative_index(
+        make_relative_index(length, 256, buckets=256, max_distance=512, clamp=True)
+    )
+    tables = tuple(draw(i, len(rows)) for i in (3, 4))
     found: dict[str, tuple[Callable, tuple]] = {}
     if not dropout:
         found[f"{PLAIN}, three einsums"] = lambda q, k, v: three_products(q, k, v, mask), sequences
     for name in here:
         if name != "reference":
-            found[f"{PLAIN}, {name}"] = attend(name, rows), sequences
+            found[f"{PLAIN}, {name}"] = attend(name, relative_index), sequences
     for name in here:
-        found[name] = attend(name, rows), (*sequences, *tables)
-    kept, rows = reachable_rows(table_rows(length, 512, buckets=-1, max_distance=512, clamp=False))
-    tables = tuple(draw(i, len(kept)) for i in (3, 4))
-    found["v1 spans, auto"] = attend("auto", rows), (*sequences, *tables)
+        found[name] = attend(name, relative_index), (*sequences, *tables)
+    rows, relative_index = compact_relative_index(
+        make_relative_index(length, 512, buckets=-1, max_distance=512, clamp=False)
+    )
+    tables = tuple(draw(i, len(rows)) for i in (3, 4))
+    found["v1 spans, auto"] = attend("auto", relative_index), (*sequences, *tables)
     return found
 
 

@@ -27,13 +27,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import deberta_jax
 from deberta_jax.models import abstract_params
+from deberta_jax.ops.attention.inputs import AttentionInputs
 from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
-from deberta_jax.ops.attention.pallas.tiling import make_plan
-from deberta_jax.ops.attention.relative_position import reachable_rows, table_rows
-from deberta_jax.ops.attention.tpu import backward as tpu_backward
-from deberta_jax.ops.attention.tpu import forward as tpu_forward
-from deberta_jax.ops.attention.tpu import grid as operands
-from deberta_jax.ops.attention.xla import shift_attention
+from deberta_jax.ops.attention.pallas.tiling import make_tpu_tiling
+from deberta_jax.ops.attention.relative_position import compact_relative_index, make_relative_index
+from deberta_jax.ops.attention.tpu import backward, forward, grid
+from deberta_jax.ops.attention.xla import xla_attention
 from deberta_jax.sharding import RULES, make_mesh
 
 GENERATIONS = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}
@@ -41,19 +40,24 @@ LENGTHS = {128: 32, 384: 8, 512: 8, 2048: 2, 4096: 1, 8192: 1}  # and the batch
 HEADS = {32: 24, 64: 12, 128: 6}  # by head size: 768 wide
 
 
-def plain_attention(query, key, value, pos_key, pos_query, rows, *, scale, texts, **_):
+def plain_attention(query, key, value, segment_ids, scale):
     """Attention without the relative terms, as three einsums."""
     scores = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32) * scale
-    weights = jax.nn.softmax(jnp.where((texts != 0)[:, None, None], scores, -1e30), axis=-1)
+    weights = jax.nn.softmax(jnp.where((segment_ids != 0)[:, None, None], scores, -1e30), axis=-1)
     return jnp.einsum("BNTS,BSNH->BTNH", weights.astype(value.dtype), value)
 
 
-BODIES = {"plain": plain_attention, "shift": lambda *a, **k: shift_attention(*a, **k)[0], "pallas": pallas_attention}
+IMPLEMENTATIONS = {
+    "plain": lambda inputs: plain_attention(inputs.query, inputs.key, inputs.value, inputs.segment_ids, inputs.scale),
+    "xla": lambda inputs: xla_attention(inputs)[0],
+    "pallas": pallas_attention,
+}
+ARRAYS = ("query", "key", "value", "pos_key", "pos_query")
 
 
-def make_rows(length: int) -> np.ndarray:
-    """Rows of the released v3 models."""
-    return reachable_rows(table_rows(length, 256, buckets=256, max_distance=512, clamp=True))[1]
+def released_index(length: int) -> np.ndarray:
+    """The relative index of the released v3 models."""
+    return compact_relative_index(make_relative_index(length, 256, buckets=256, max_distance=512, clamp=True))[1]
 
 
 def devices(generation: str) -> list[Any]:
@@ -69,7 +73,7 @@ def devices(generation: str) -> list[Any]:
 
 
 def compile_attention(
-    body: str,
+    implementation: str,
     generation: str,
     length: int,
     *,
@@ -77,21 +81,24 @@ def compile_attention(
     batch: int | None = None,
     dtype: Any = jnp.bfloat16,
     rate: float = 0.0,
-    pairs: bool = False,
+    pairwise_mask: bool = False,
     backward: bool = True,
-    rows: np.ndarray | None = None,
+    relative_index: np.ndarray | None = None,
 ) -> Any:
     """One attention, forward and backward, with a mask of tokens, compiled for one device."""
     batch, heads = batch or LENGTHS[length], HEADS[head_size]
-    rows = make_rows(length) if rows is None else rows
+    relative_index = released_index(length) if relative_index is None else relative_index
     like = jax.ShapeDtypeStruct
-    x, table = like((batch, length, heads, head_size), dtype), like((rows.max() + 1, heads, head_size), dtype)
-    masks = {"texts": like((batch, length), jnp.int32)}
-    masks |= {"pairs": like((batch, length, length), jnp.bool_)} if pairs else {}
+    x = like((batch, length, heads, head_size), dtype)
+    table = like((relative_index.max() + 1, heads, head_size), dtype)
+    masks = {"segment_ids": like((batch, length), jnp.int32)}
+    masks |= {"attention_mask": like((batch, length, length), jnp.bool_)} if pairwise_mask else {}
     masks |= {"dropout_key": jax.eval_shape(lambda: jax.random.key(0))} if rate else {}
 
     def program(arrays, masks, cotangent):
-        attend = lambda *a: BODIES[body](*a, rows, scale=(3 * head_size) ** -0.5, dropout_rate=rate, **masks)
+        options = {"relative_index": relative_index, "scale": (3 * head_size) ** -0.5, "dropout_rate": rate, **masks}
+        given = lambda arrays: dict(zip(ARRAYS, arrays, strict=True))
+        attend = lambda *arrays: IMPLEMENTATIONS[implementation](AttentionInputs(**given(arrays), **options))
         if not backward:
             return attend(*arrays)
         context, pull = jax.vjp(attend, *arrays)
@@ -105,20 +112,24 @@ def compile_attention(
 
 def compile_on_mesh(length: int, *, data: int, tensor: int) -> Any:
     """The kernel, forward and backward with dropout, on a v5e mesh: examples over ``data``, heads over ``tensor``."""
-    heads, rows, like = HEADS[64], make_rows(length), jax.ShapeDtypeStruct
+    heads, relative_index, like = HEADS[64], released_index(length), jax.ShapeDtypeStruct
     mesh = make_mesh(data=data, tensor=tensor, devices=devices("v5e")[: data * tensor])
     split, whole = (NamedSharding(mesh, RULES.spec(axes)) for axes in (("batch", None, "heads", None), ()))
-    x, table = like((8, length, heads, 64), jnp.bfloat16), like((rows.max() + 1, heads, 64), jnp.bfloat16)
+    x = like((8, length, heads, 64), jnp.bfloat16)
+    table = like((relative_index.max() + 1, heads, 64), jnp.bfloat16)
 
-    def program(arrays, texts, key, cotangent):
-        attend = lambda *a: pallas_attention(*a, rows, scale=0.07, texts=texts, dropout_rate=0.1, dropout_key=key)
+    def program(arrays, segment_ids, key, cotangent):
+        options = {"relative_index": relative_index, "scale": 0.07, "segment_ids": segment_ids}
+        options |= {"dropout_rate": 0.1, "dropout_key": key}
+        given = lambda arrays: dict(zip(ARRAYS, arrays, strict=True))
+        attend = lambda *arrays: pallas_attention(AttentionInputs(**given(arrays), **options))
         context, pull = jax.vjp(attend, *arrays)
         return context, pull(cotangent)
 
-    key, texts = jax.eval_shape(lambda: jax.random.key(0)), like((8, length), jnp.int32)
+    key, segment_ids = jax.eval_shape(lambda: jax.random.key(0)), like((8, length), jnp.int32)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         jitted = jax.jit(program, in_shardings=((split,) * 3 + (whole,) * 2, whole, whole, split))
-        return jitted.lower((x, x, x, table, table), texts, key, x).compile()
+        return jitted.lower((x, x, x, table, table), segment_ids, key, x).compile()
 
 
 def compile_train_step(attention: str, batch: int, length: int) -> Any:
@@ -135,8 +146,8 @@ def compile_train_step(attention: str, batch: int, length: int) -> Any:
             logits = model.apply({"params": params}, ids, **run).logits.astype(jnp.float32)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-        value, slopes = jax.value_and_grad(loss)(params)
-        updates, state = optimizer.update(slopes, state, params)
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, value
 
     tokens, key = jax.ShapeDtypeStruct((batch, length), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
@@ -156,22 +167,23 @@ def bytes_refetched(length: int, *, head_size: int = 64, batch: int | None = Non
     even one step may move more than the operand is large; and what no step reads is not moved.
     """
     batch, heads = batch or LENGTHS[length], HEADS[head_size]
-    plan = make_plan(length, heads, head_size, make_rows(length), scale=1.0, rate=0.0)
+    tiling = make_tpu_tiling(length, heads, head_size, released_index(length), scale=1.0, dropout_rate=0.0)
     like = jax.ShapeDtypeStruct
-    x = like((batch, plan.padded_length, plan.padded_heads * plan.lanes_per_head), jnp.bfloat16)
-    table = like((plan.table_rows, x.shape[2]), jnp.bfloat16)
+    x = like((batch, tiling.padded_length, tiling.padded_heads * tiling.lanes_per_head), jnp.bfloat16)
+    table = like((tiling.table_rows, x.shape[2]), jnp.bfloat16)
     arrays = {"query": x, "key": x, "value": x, "table_key": table, "table_query": table}
-    logsum = tpu_forward.outputs(plan, arrays)["logsum"][1]
+    logsumexp = forward.output_blocks(tiling, arrays)["logsumexp"][1]
     both = (
-        (tpu_forward, arrays, operands.QUERY_MAJOR),
-        (tpu_backward, arrays | {"context": x, "cotangent": x, "logsum": logsum}, operands.KEY_MAJOR),
+        (forward, arrays, grid.QUERY_MAJOR),
+        (backward, arrays | {"context": x, "cotangent": x, "logsumexp": logsumexp}, grid.KEY_MAJOR),
     )
     more = 0
     for kernel, given, order in both:
-        _, specs, values = operands.inputs(plan, given, order)
-        blocks = [*zip(specs, values, strict=True), *kernel.outputs(plan, given).values()]
+        _, specs, values = grid.input_blocks(tiling, given, order)
+        blocks = [*zip(specs, values, strict=True), *kernel.output_blocks(tiling, given).values()]
         more += sum(
-            _moved(spec, a, (plan.groups, batch, plan.blocks, plan.blocks)) - a.size * _width(a) for spec, a in blocks
+            _moved(spec, a, (tiling.groups, batch, tiling.blocks, tiling.blocks)) - a.size * _width(a)
+            for spec, a in blocks
         )
     return more
 
@@ -203,10 +215,10 @@ def main() -> None:
     result: dict[str, Any] = {"note": "compiler's figures, no TPU was used", "traffic": [], "compiles": []}
     for length in (128, 512, 2048):
         row: dict[str, Any] = {"generation": args.generations[0], "batch": LENGTHS[length], "length": length}
-        for body in BODIES:
-            row[body] = bytes_accessed(compile_attention(body, args.generations[0], length)) / 1e9
+        for name in IMPLEMENTATIONS:
+            row[name] = bytes_accessed(compile_attention(name, args.generations[0], length)) / 1e9
         row["pallas_moved"] = row["pallas"] + bytes_refetched(length) / 1e9
-        row["ratios"] = {name: row[name] / row["plain"] for name in ("shift", "pallas", "pallas_moved")}
+        row["ratios"] = {name: row[name] / row["plain"] for name in ("xla", "pallas", "pallas_moved")}
         result["traffic"].append(row)
         print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()}, flush=True)
     for generation in args.generations:

@@ -4,47 +4,51 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deberta_jax.ops.attention.masks import visible_pairs
-from deberta_jax.ops.attention.reference import pair_rows, reference_attention
-from deberta_jax.ops.attention.relative_position import reachable_rows, table_rows
+from deberta_jax.ops.attention.inputs import AttentionInputs
+from deberta_jax.ops.attention.masks import pairwise_mask
+from deberta_jax.ops.attention.reference import reference_attention
+from deberta_jax.ops.attention.relative_position import compact_relative_index, make_relative_index, pairwise_index
 
 ARRAYS = ("query", "key", "value", "pos_key", "pos_query")
 BOTH, C2P, P2C, NEITHER = (), ("pos_query",), ("pos_key",), ("pos_key", "pos_query")
 
 
-def make_rows(generation: str, length: int) -> np.ndarray:
+def relative_index_of(generation: str, length: int) -> np.ndarray:
     if generation == "v1":
-        return table_rows(length, 40, buckets=-1, max_distance=40, clamp=False)
+        return make_relative_index(length, 40, buckets=-1, max_distance=40, clamp=False)
     if generation == "released":
-        return table_rows(length, 256, buckets=256, max_distance=512, clamp=True)
-    return table_rows(length, 32, buckets=32, max_distance=64, clamp=generation == "v3")
+        return make_relative_index(length, 256, buckets=256, max_distance=512, clamp=True)
+    return make_relative_index(length, 32, buckets=32, max_distance=64, clamp=generation == "v3")
 
 
 def make_case(length, heads, size, generation="v3", mask="none", without=BOTH, batch=2, dtype=np.float32):
-    """(arrays with a cotangent, masks, rows): asymmetric in everything."""
+    """Returns (arrays with a cotangent, masks, relative_index): asymmetric in everything."""
     random = np.random.RandomState(length)
     draw = lambda *shape: random.standard_normal(shape).astype(dtype)
-    kept, rows = reachable_rows(make_rows(generation, length))
+    rows, relative_index = compact_relative_index(relative_index_of(generation, length))
     arrays = {name: draw(batch, length, heads, size) for name in (*ARRAYS[:3], "cotangent")}
-    arrays |= {name: None if name in without else draw(len(kept), heads, size) for name in ARRAYS[3:]}
-    texts = np.sort(random.randint(1, 4, (batch, length)), axis=1)[:, ::-1].astype(np.int32)
+    arrays |= {name: None if name in without else draw(len(rows), heads, size) for name in ARRAYS[3:]}
+    segment_ids = np.sort(random.randint(1, 4, (batch, length)), axis=1)[:, ::-1].astype(np.int32)
     if mask == "padding":
-        texts = (texts > 1).astype(np.int32)  # and nothing at all to be seen in the last example
-        texts[-1] = 0
-    texts[:, -length // 8 :] = 0 if length > 8 else 1
-    pairs = random.random_sample((batch, length, length)) < 0.4
-    pairs[0, length // 2] = False
-    masks = {"texts": texts if mask in ("texts", "padding", "all") else None}
-    masks |= {"pairs": pairs if mask in ("pairs", "all") else None}
-    return arrays, masks, rows
+        segment_ids = (segment_ids > 1).astype(np.int32)  # and the last example is padding alone
+        segment_ids[-1] = 0
+    segment_ids[:, -length // 8 :] = 0 if length > 8 else 1
+    attention_mask = random.random_sample((batch, length, length)) < 0.4
+    attention_mask[0, length // 2] = False
+    masks = {"segment_ids": segment_ids if mask in ("segments", "padding", "all") else None}
+    masks |= {"attention_mask": attention_mask if mask in ("pairwise", "all") else None}
+    return arrays, masks, relative_index
 
 
-def run(body, arrays, masks, rows, **options):
-    """Context and gradients by name, float32."""
+def run(attend, arrays, masks, relative_index, **options):
+    """Returns the context and the gradients by name, float32, of ``attend(AttentionInputs)``."""
+    scale = arrays["query"].shape[-1] ** -0.5
 
     def both(arrays, masks, cotangent):
-        attend = lambda arrays: body(**arrays, rows=rows, scale=arrays["query"].shape[-1] ** -0.5, **masks, **options)
-        context, pull = jax.vjp(attend, arrays)
+        inputs = lambda arrays: AttentionInputs(
+            **arrays, relative_index=relative_index, scale=scale, **masks, **options
+        )
+        context, pull = jax.vjp(lambda arrays: attend(inputs(arrays)), arrays)
         return {"context": context, **pull(cotangent)[0]}
 
     cotangent = arrays["cotangent"]
@@ -54,23 +58,25 @@ def run(body, arrays, masks, rows, **options):
 
 
 def definition_dropping(keep, rate):
-    """The formula with the dropout mask written out, which uses no kernel; for float32 and masks of texts."""
+    """Returns the formula with the dropout mask as an array, which uses no kernel; for float32 and segment_ids."""
 
-    def attend(query, key, value, pos_key, pos_query, rows, *, scale, texts, pairs):
-        assert pairs is None
-        by_pair = lambda table: table[jnp.asarray(pair_rows(rows))]
-        scores = jnp.einsum("BTNH,BSNH->BNTS", query, key) + jnp.einsum("BTNH,TSNH->BNTS", query, by_pair(pos_key))
-        scores = (scores + jnp.einsum("BSNH,TSNH->BNTS", key, by_pair(pos_query))) * scale
-        seen = visible_pairs(texts)[:, None]
-        weights = jnp.where(seen, jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1), 0.0)
+    def attend(inputs):
+        assert inputs.attention_mask is None
+        query, key = inputs.query, inputs.key
+        by_pair = lambda table: table[jnp.asarray(pairwise_index(inputs.relative_index))]
+        scores = jnp.einsum("BTNH,BSNH->BNTS", query, key)
+        scores += jnp.einsum("BTNH,TSNH->BNTS", query, by_pair(inputs.pos_key))
+        scores = (scores + jnp.einsum("BSNH,TSNH->BNTS", key, by_pair(inputs.pos_query))) * inputs.scale
+        mask = pairwise_mask(inputs.segment_ids)[:, None]
+        weights = jnp.where(mask, jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1), 0.0)
         weights = jnp.where(keep, weights / (1 - rate), 0.0)
-        return jnp.einsum("BNTS,BSNH->BTNH", weights, value)
+        return jnp.einsum("BNTS,BSNH->BTNH", weights, inputs.value)
 
     return attend
 
 
-def definition(*args, **options):
-    return reference_attention(*args, **options)[0]
+def definition(inputs):
+    return reference_attention(inputs)[0]
 
 
 def assert_agree(found, expected):
@@ -83,6 +89,8 @@ def assert_agree(found, expected):
 
 
 def hidden_queries(masks, arrays):
+    """Returns True for queries that may attend to nothing, bool [B,T]."""
     batch, length = arrays["query"].shape[:2]
-    pairs = visible_pairs(*(None if masks[name] is None else jnp.asarray(masks[name]) for name in ("texts", "pairs")))
-    return np.zeros((batch, length), bool) if pairs is None else ~np.asarray(pairs).any(-1)
+    names = ("segment_ids", "attention_mask")
+    mask = pairwise_mask(*(None if masks[name] is None else jnp.asarray(masks[name]) for name in names))
+    return np.zeros((batch, length), bool) if mask is None else ~np.asarray(mask).any(-1)

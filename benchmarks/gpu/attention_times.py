@@ -18,8 +18,8 @@ from timing import seconds_per_call
 from worker import Case, Request, Skip, digits, times_row
 
 from deberta_jax.errors import InputError
-from deberta_jax.ops.attention import expected_body
-from deberta_jax.ops.attention.relative_position import reachable_rows, table_rows
+from deberta_jax.ops.attention import expected_implementation
+from deberta_jax.ops.attention.relative_position import compact_relative_index, make_relative_index
 
 # Batch and length of each shape; heads and head size.
 FULL = ((32, 512), (256, 128), (4, 2048), (1, 8192)), (12, 64)
@@ -36,7 +36,12 @@ Shape = tuple[int, int, int, int]
 def cases(request: Request) -> list[Case]:
     """Returns the cases, shape by shape: plain attention, the user's and what ``auto`` takes come first."""
     shapes, heads = TINY if request.tiny else FULL
-    first = [PLAIN, *implementations.own_names(request), expected_body(jax.default_backend(), jnp.bfloat16), CUDNN]
+    first = [
+        PLAIN,
+        *implementations.own_names(request),
+        expected_implementation(jax.default_backend(), jnp.bfloat16),
+        CUDNN,
+    ]
     left = [name for name in implementations.names(request) if name not in (*first, implementations.REFERENCE)]
     passes = (first, [CUDNN_BIAS, *left], [implementations.REFERENCE])
     return [
@@ -87,11 +92,14 @@ def contestant(name: str, shape: Shape, request: Request) -> tuple[Callable[...,
     if name == PLAIN:
         return functools.partial(jax.nn.dot_product_attention, implementation="xla"), sequences
     _, length, heads, size = shape
-    kept, rows = reachable_rows(table_rows(length, 256, buckets=256, max_distance=512, clamp=True))
-    tables = (_draw(3, len(kept), heads, size), _draw(4, len(kept), heads, size))
+    rows, relative_index = compact_relative_index(
+        make_relative_index(length, 256, buckets=256, max_distance=512, clamp=True)
+    )
+    tables = (_draw(3, len(rows), heads, size), _draw(4, len(rows), heads, size))
     attend = implementations.attend(name, request)
-    options = {"scale": (3 * size) ** -0.5, "mask": None, "segment_ids": None, "dropout_rate": 0.0, "dropout_key": None}
-    return lambda *arrays: attend(*arrays, rows, **options), (*sequences, *tables)
+    options = {"scale": (3 * size) ** -0.5, "attention_mask": None, "segment_ids": None}
+    options |= {"dropout_rate": 0.0, "dropout_key": None}
+    return lambda *arrays: attend(*arrays, relative_index, **options), (*sequences, *tables)
 
 
 def _draw(seed: int, *shape: int) -> jax.Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from worker import Case, Request, digits
 
-from deberta_jax.ops.attention import choose_body
+from deberta_jax.ops.attention import choose_implementation
 from tests.kernel_cases import ARRAYS, BOTH, P2C, make_case
 
 ROUNDING = {"float32": 2e-5, "bfloat16": 8e-3, "float16": 1e-3}
@@ -36,8 +36,8 @@ class Setting:
     """One comparison.
 
     Attributes:
-      mask: ``none``, ``padding``, ``texts`` (several in a row), ``pairs`` (pair by pair), or ``all`` (the last two).
-      generation: of the relative table's rows, as ``tests.kernel_cases`` has them.
+      mask: ``none``, ``padding``, ``segments`` (several texts a row), ``pairwise`` [B,T,T], or ``all`` (the last two).
+      generation: of the relative index, as ``tests.kernel_cases`` has them.
       without: tables that are left out.
     """
 
@@ -61,22 +61,22 @@ class Setting:
 
 # Neighbours that differ in their dtype alone share what the definition gives in float32.
 FULL = (
-    *(Setting(512, dtype, "texts", 0.1, "v3") for dtype in ("bfloat16", "float32", "float16")),
+    *(Setting(512, dtype, "segments", 0.1, "v3") for dtype in ("bfloat16", "float32", "float16")),
     Setting(128, "bfloat16", "padding"),
-    Setting(2048, "bfloat16", "texts", 0.1, batch=1),
+    Setting(2048, "bfloat16", "segments", 0.1, batch=1),
     Setting(1, "float32", "none"),
-    Setting(200, "bfloat16", "pairs", 0.1, heads=3, size=32),
+    Setting(200, "bfloat16", "pairwise", 0.1, heads=3, size=32),
     Setting(1100, "float16", "padding", generation="v3"),
     Setting(65, "bfloat16", "all", 0.1, "v1"),
     Setting(2048, "float32", "none", batch=1),
     Setting(1, "bfloat16", "none"),
     Setting(384, "bfloat16", "none", without=P2C, size=128),
-    Setting(2048, "float16", "texts", 0.1, batch=1),
-    Setting(17, "float32", "pairs", generation="v1"),
+    Setting(2048, "float16", "segments", 0.1, batch=1),
+    Setting(17, "float32", "pairwise", generation="v1"),
 )
 TINY = (
-    Setting(40, "float32", "texts", 0.1, "v3", size=16),
-    Setting(17, "bfloat16", "pairs", generation="v1", size=16),
+    Setting(40, "float32", "segments", 0.1, "v3", size=16),
+    Setting(17, "bfloat16", "pairwise", generation="v1", size=16),
     Setting(1, "float16", "padding", size=16),
 )
 
@@ -143,8 +143,11 @@ def _errors(found: Arrays, exact: Arrays) -> dict[str, float]:
 
 
 def inputs(setting: Setting) -> tuple[Arrays, dict[str, Any], np.ndarray]:
-    """Returns the arrays with a cotangent, the masks and the rows; numbers that all three dtypes represent exactly."""
-    arrays, masks, rows = make_case(
+    """Returns the arrays with a cotangent, the masks and the relative index.
+
+    All three dtypes represent the numbers exactly.
+    """
+    arrays, masks, relative_index = make_case(
         setting.length,
         setting.heads,
         setting.size,
@@ -155,21 +158,20 @@ def inputs(setting: Setting) -> tuple[Arrays, dict[str, Any], np.ndarray]:
         dtype=jnp.bfloat16,
     )
     arrays = {name: None if a is None else a.astype(setting.dtype) for name, a in arrays.items()}
-    return arrays, {"segment_ids": masks["texts"], "mask": masks["pairs"]}, rows
+    return arrays, masks, relative_index
 
 
 def _context_and_gradients(attend: implementations.Attend, setting: Setting, tiny: bool) -> Arrays:
     """Returns the context and the gradient of every array, float32, from one program on the default device."""
-    arrays, masks, rows = inputs(setting)
+    arrays, masks, relative_index = inputs(setting)
     cotangent = arrays.pop("cotangent")
     key = jax.random.key(7, impl="threefry2x32") if setting.dropout else None
 
     def both(arrays, masks, cotangent, key):
         def run(arrays):
             given = (arrays[name] for name in ARRAYS)
-            return attend(
-                *given, rows, scale=(3 * setting.size) ** -0.5, dropout_rate=setting.dropout, dropout_key=key, **masks
-            )
+            options = {"scale": (3 * setting.size) ** -0.5, "dropout_rate": setting.dropout, "dropout_key": key}
+            return attend(*given, relative_index, **options, **masks)
 
         context, pull = jax.vjp(run, arrays)
         return {"context": context, **pull(cotangent)[0]}
@@ -213,7 +215,7 @@ def _auto(dtype: str) -> dict[str, Any]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        chosen = choose_body("auto", jnp.dtype(dtype), whole_scores=False)
+        chosen = choose_implementation("auto", jnp.dtype(dtype), whole_scores=False)
     finally:
         logger.removeHandler(handler)
     return {"dtype": dtype, "chosen": chosen, "log": handler.lines}

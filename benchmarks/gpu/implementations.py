@@ -11,18 +11,20 @@ import jax.numpy as jnp
 from worker import Request, Skip
 
 from deberta_jax.errors import InputError
-from deberta_jax.ops.attention import BODIES, disentangled_attention, expected_body
-from deberta_jax.ops.attention.masks import visibility
+from deberta_jax.ops.attention import IMPLEMENTATIONS, disentangled_attention, expected_implementation
+from deberta_jax.ops.attention.inputs import AttentionInputs
+from deberta_jax.ops.attention.masks import normalize_masks
 
-# Called as f(query, key, value, pos_key, pos_query, rows, *, scale, mask, segment_ids, dropout_rate, dropout_key).
+# Called as f(query, key, value, pos_key, pos_query, relative_index, *, scale, attention_mask, segment_ids,
+# dropout_rate, dropout_key).
 Attend = Callable[..., jax.Array]
 REFERENCE = "reference"
 
 
 def names(request: Request) -> list[str]:
     """Returns the definition's name, the user's, then the others': those for accelerators first, the CPU's last."""
-    of_cpu = expected_body("cpu", jnp.float32)
-    others = sorted((name for name in reversed(BODIES) if name != REFERENCE), key=lambda name: name == of_cpu)
+    of_cpu = expected_implementation("cpu", jnp.float32)
+    others = sorted((name for name in reversed(IMPLEMENTATIONS) if name != REFERENCE), key=lambda name: name == of_cpu)
     return [REFERENCE, *own_names(request), *others]
 
 
@@ -37,7 +39,7 @@ def attend(name: str, request: Request) -> Attend:
         return _from_file(request.extra)
 
     def of_package(*arrays: Any, **options: Any) -> jax.Array:
-        return disentangled_attention(*arrays, **options, impl=name)[0]
+        return disentangled_attention(*arrays, **options, implementation=name)[0]
 
     return of_package
 
@@ -65,9 +67,11 @@ def _interpreted(name: str) -> Attend | None:
         return None
     from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
 
-    def run(*arrays: Any, mask: Any, segment_ids: Any, **options: Any) -> jax.Array:
-        texts, pairs = visibility(mask, segment_ids)
-        return pallas_attention(*arrays, **options, texts=texts, pairs=pairs, interpret="gpu")
+    def run(*arrays: Any, attention_mask: Any, segment_ids: Any, **options: Any) -> jax.Array:
+        given = dict(zip(("query", "key", "value", "pos_key", "pos_query", "relative_index"), arrays, strict=True))
+        segment_ids, attention_mask = normalize_masks(attention_mask, segment_ids)
+        masks = {"segment_ids": segment_ids, "attention_mask": attention_mask}
+        return pallas_attention(AttentionInputs(**given, **masks, **options), interpret="gpu")
 
     return run
 

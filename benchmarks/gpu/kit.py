@@ -9,7 +9,8 @@ time, cannot run here, fails, crashes or hangs is listed with the reason and sto
 benchmarks/results/gpu_CARD.json after every case, and to standard output as tables.
 
 ``--tiny`` runs the same code with tiny shapes on any machine. ``--extra`` checks and times another attention, called
-as f(query, key, value, pos_key, pos_query, rows, *, scale, mask, segment_ids, dropout_rate, dropout_key), beside those
+as f(query, key, value, pos_key, pos_query, relative_index, *, scale, attention_mask, segment_ids, dropout_rate,
+dropout_key), beside those
 of the package. Exit code 1: something was wrong, crashed or hung; 2: bad arguments, or no GPU without ``--tiny``.
 """
 

@@ -84,7 +84,7 @@ def _output(*command: str) -> str | None:
 def _jax() -> dict[str, Any]:
     import jax
 
-    from deberta_jax.ops.attention import BODIES, expected_body
+    from deberta_jax.ops.attention import IMPLEMENTATIONS, expected_implementation
 
     device, backend = jax.local_devices()[0], jax.default_backend()
     return {
@@ -93,8 +93,10 @@ def _jax() -> dict[str, Any]:
         "devices": len(jax.local_devices()),
         "compute_capability": getattr(device, "compute_capability", None),
         "memory_limit_bytes": (device.memory_stats() or {}).get("bytes_limit"),
-        "implementations": list(BODIES),
-        "auto_if_its_check_passes": {dtype: expected_body(backend, dtype) for dtype in ("bfloat16", "float32")},
+        "implementations": list(IMPLEMENTATIONS),
+        "auto_if_its_check_passes": {
+            dtype: expected_implementation(backend, dtype) for dtype in ("bfloat16", "float32")
+        },
     }
 
 

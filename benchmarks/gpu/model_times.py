@@ -11,7 +11,7 @@ from worker import Case, Request, Skip, digits
 from deberta_jax.benchmarking import timing
 from deberta_jax.benchmarking.cases import Case as BenchCase
 from deberta_jax.errors import InputError
-from deberta_jax.ops.attention import BODIES, choose_body
+from deberta_jax.ops.attention import IMPLEMENTATIONS, choose_implementation
 from deberta_jax.presets import PRESETS
 
 # Job, rows, length, texts: see benchmarking.cases.Case. The least memory comes first: a process knows only its highest.
@@ -59,7 +59,7 @@ def cases(request: Request) -> list[Case]:
     """Returns all settings with ``auto``, then, unless tiny, the longest train step with each implementation."""
     chosen = settings(request)
     train = next(case for case in chosen if case.job == "train")
-    others = [] if request.tiny else [name for name in reversed(BODIES) if name != "reference"]
+    others = [] if request.tiny else [name for name in reversed(IMPLEMENTATIONS) if name != "reference"]
     chosen += [dataclasses.replace(train, attention=name) for name in others]
     return [
         Case(f"{case.attention}, {describe(case)}", functools.partial(measure, case), group=case.attention)
@@ -73,7 +73,7 @@ def measure(case: BenchCase) -> dict[str, Any]:
     Raises:
       Skip: the implementation refuses this backend, or is what ``auto`` has been timed with.
     """
-    auto = choose_body("auto", jnp.bfloat16, whole_scores=False)
+    auto = choose_implementation("auto", jnp.bfloat16, whole_scores=False)
     if case.attention == auto:
         raise Skip("it is what auto takes here")
     before = _highest_memory()

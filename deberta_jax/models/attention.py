@@ -1,4 +1,4 @@
-"""Disentangled self-attention of one layer: projections of content and of the relative table, then ``ops.attention``.
+"""Implements disentangled self-attention of one layer: projections of content and relative table, ``ops.attention``.
 
 One module for all generations. v2/v3 with ``share_att_key`` project the relative table with the query and key
 projections themselves, biases included; otherwise with two of its own. v1 is the case without a key bias and without a
@@ -20,18 +20,18 @@ from deberta_jax.sharding import constrain
 
 
 class Relative(NamedTuple):
-    """What all layers share of the relative positions of a length.
+    """Holds what all layers share of the relative positions of a length.
 
     Attributes:
-      table: the normalised rows that some distance reads [R,D]; None without relative attention, or where every layer
-        has them projected already.
-      kept: their numbers in the whole table [R].
-      rows: which of them each distance reads [2T-1].
+      table: the normalized rows that some distance reads [R,D]; None without relative attention, or where every layer
+        has projected tables already.
+      table_rows: their numbers in the whole table, int32 [R].
+      relative_index: which of them each distance from -(T-1) to T-1 reads, int32 [2T-1].
     """
 
     table: jax.Array | None
-    kept: np.ndarray
-    rows: np.ndarray
+    table_rows: np.ndarray
+    relative_index: np.ndarray
 
 
 def table_projections(config: DebertaConfig) -> dict[str, tuple[str, bool]]:
@@ -84,16 +84,16 @@ class SelfAttention(nn.Module):
             value,
             pos_key,
             pos_query,
-            relative.rows,
+            relative.relative_index,
             scale=c.score_scale,
-            mask=mask,
+            attention_mask=mask,
             segment_ids=segment_ids,
             dropout_rate=c.attention_probs_dropout_prob,
             dropout_key=self.make_rng("dropout") if drops else None,
             mix_scores=mix_scores,
             mix_weights=mix_weights,
             return_weights=return_weights,
-            impl=self.runtime.attention,
+            implementation=self.runtime.attention,
         )
 
     def position_tables(self, relative: Relative, deterministic: bool, **shared: Linear):
@@ -103,7 +103,7 @@ class SelfAttention(nn.Module):
         if self.runtime.prepared:
             if not deterministic:
                 raise ValueError("parameters prepared for inference cannot be trained; use the original ones")
-            tables = {name: self.prepared_table(name, relative.kept) for name in projections}
+            tables = {name: self.prepared_table(name, relative.table_rows) for name in projections}
         elif relative.table is not None:
             table = Dropout(c.hidden_dropout_prob)(relative.table, deterministic)
             of = lambda name, use_bias: shared[name] if name in shared else self.projection(name, use_bias)
@@ -112,13 +112,13 @@ class SelfAttention(nn.Module):
             tables = {}
         return tables.get("pos_key"), tables.get("pos_query")
 
-    def prepared_table(self, name: str, kept: Int[np.ndarray, " R"]) -> Float[Array, "R N H"]:
+    def prepared_table(self, name: str, table_rows: Int[np.ndarray, " R"]) -> Float[Array, "R N H"]:
         c = self.config
         shape = (2 * c.relative_span, c.num_attention_heads, c.head_size)
         table = self.param(
             name, declare(nn.initializers.zeros_init(), ("relpos", "heads", "kv")), shape, self.runtime.dtype
         )
-        return jnp.take(table, kept, axis=0, mode="clip")
+        return jnp.take(table, table_rows, axis=0, mode="clip")
 
     def projection(self, name: str, use_bias: bool = True) -> Linear:
         return head_projection(self.config, self.runtime, use_bias, name=name)

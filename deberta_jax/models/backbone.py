@@ -12,7 +12,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.models.embeddings import Embeddings, check_length
 from deberta_jax.models.encoder import Encoder
 from deberta_jax.models.layers import Runtime
-from deberta_jax.ops.attention.masks import text_starts
+from deberta_jax.ops.attention.masks import segment_starts
 
 
 class Inputs(TypedDict, total=False):
@@ -75,7 +75,7 @@ def run_backbone(
     batch, length = given[0].shape[:2]
     mask = None if attention_mask is None else jnp.asarray(attention_mask) != 0
     token_mask = real_tokens(mask, segment_ids)
-    starts = jnp.broadcast_to(text_starts(token_mask, segment_ids, length), (batch, length))
+    starts = jnp.broadcast_to(segment_starts(token_mask, segment_ids, length), (batch, length))
     if segment_ids is None and position_ids is None:
         check_length(config, length)
     if position_ids is None:

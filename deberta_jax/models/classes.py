@@ -39,7 +39,7 @@ class Model(nn.Module):
       config: the architecture.
       dtype: of the computation; scores, softmax, LayerNorm and logits are float32 whatever it is.
       param_dtype: of fresh parameters.
-      attention: ``auto``, or a body of ``ops.attention`` by name.
+      attention: ``auto``, or an implementation of ``ops.attention`` by name.
       remat: ``none``, ``dots`` or ``full``: what the backward pass recomputes to save memory.
       scan: loop over layers in the program (compiles in the time of one layer) rather than unroll them.
       prepared: the parameters are those of ``prepare_for_inference``, which sets this.

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
 from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, Table
-from deberta_jax.ops.embedding_lookup import take_rows, take_shared_rows
+from deberta_jax.ops.embedding_lookup import take_rows, take_sharded_rows
 
 
 class Embeddings(nn.Module):
@@ -38,7 +38,7 @@ class Embeddings(nn.Module):
         )()
         x = inputs_embeds
         if input_ids is not None:
-            x = take_shared_rows(words, input_ids, run.dtype)
+            x = take_sharded_rows(words, input_ids, run.dtype)
             # As torch's padding_idx: the row of the padding token learns nothing from being an input.
             x = jnp.where((input_ids == c.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
         x = jnp.asarray(x, run.dtype)

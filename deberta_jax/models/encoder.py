@@ -17,7 +17,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.models.attention import Attention, Relative, Residual
 from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, Table, declare, norm_params
 from deberta_jax.ops.activations import activate
-from deberta_jax.ops.attention.relative_position import reachable_rows, table_rows
+from deberta_jax.ops.attention.relative_position import compact_relative_index, make_relative_index
 from deberta_jax.ops.convolution import token_convolution
 from deberta_jax.ops.normalization import layer_norm
 from deberta_jax.sharding import constrain
@@ -181,22 +181,23 @@ class Encoder(nn.Module):
         c, run = self.config, self.runtime
         if not c.relative_attention:
             return Relative(None, np.zeros(0, np.int32), np.zeros(2 * length - 1, np.int32))
-        rows = table_rows(
+        relative_index = make_relative_index(
             length,
             c.relative_span,
             buckets=c.position_buckets,
             max_distance=c.max_distance,
             clamp=c.clamps_distances,
         )
-        kept, rows = reachable_rows(rows)
+        rows, relative_index = compact_relative_index(relative_index)
         if run.prepared:
-            return Relative(None, kept, rows)
+            return Relative(None, rows, relative_index)
         axes = ("relpos", "embed")
         table = Table(2 * c.relative_span, c.hidden_size, axes, c.initializer_range, run, name="rel_embeddings")()
-        table = jnp.take(table, kept, axis=0, mode="clip")
+        table = jnp.take(table, rows, axis=0, mode="clip")
         if c.normalizes_relative_table:
-            return Relative(LayerNorm(c.hidden_size, c.layer_norm_eps, run, name="LayerNorm")(table), kept, rows)
-        return Relative(table.astype(run.dtype), kept, rows)
+            table = LayerNorm(c.hidden_size, c.layer_norm_eps, run, name="LayerNorm")(table)
+            return Relative(table, rows, relative_index)
+        return Relative(table.astype(run.dtype), rows, relative_index)
 
     def initialize_layers(self, layer: Layer):
         """An initializer of all layers at once, every leaf stacked on a leading axis ``layers``."""

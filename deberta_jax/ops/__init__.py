@@ -1,1 +1,1 @@
-"""The mathematics of DeBERTa as pure functions of arrays: no flax, no configuration objects."""
+"""Holds the mathematics of DeBERTa as pure functions of arrays: no Flax, no configuration objects."""

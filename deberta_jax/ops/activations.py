@@ -1,4 +1,4 @@
-"""The activations that a ``config.json`` may name, with transformers' definitions (its ``ACT2FN``)."""
+"""Implements the activations that a ``config.json`` may name, with transformers' definitions (its ``ACT2FN``)."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from deberta_jax.ops.products import F32
 
 
 def _erf_gelu(x: jax.Array) -> jax.Array:
-    """DeBERTa's, as PyTorch computes it. JAX's default is the tanh form, its exact one slower on a CPU."""
+    """Returns PyTorch's GELU, which DeBERTa uses. JAX's default is the tanh form; its exact one is slow on a CPU."""
     return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
 
 
@@ -46,7 +46,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activate(name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The activation of that name, computed in float32, in the dtype of ``x``."""
+    """Returns the activation of that name, computed in float32, in the dtype of ``x``."""
     return _activate(name, x)
 
 
@@ -59,6 +59,6 @@ def _backward(name: str, x: jax.Array, cotangent: jax.Array):
     return jax.vjp(lambda x: ACTIVATIONS[name](x.astype(F32)).astype(x.dtype), x)[1](cotangent)
 
 
-# The backward keeps x alone and computes the slope from it. The automatic one keeps two or three float32 arrays of its
-# size, which in a feed-forward block are the largest of a layer.
+# The backward pass keeps only x and computes the derivative from it. The automatic one keeps two or three float32
+# arrays of its size, which in a feed-forward block are the largest of a layer.
 _activate.defvjp(lambda name, x: (_activate(name, x), x), _backward)

@@ -1,4 +1,4 @@
-"""The convolution over neighbouring tokens that v2-xlarge and v2-xxlarge add after their first layer."""
+"""Implements the convolution over neighbouring tokens that v2-xlarge and v2-xxlarge add after their first layer."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -14,14 +14,17 @@ def token_convolution(
     groups: int,
     segment_ids: Int[Array, "B T"] | None,
 ) -> Float[Array, "B T D"]:
-    """Cross-correlation along T with an odd kernel, same length, float32 out.
+    """Returns the cross-correlation along T with a kernel of odd size, of the same length, float32.
 
-    ``out[t] = sum_s kernel[s] . x[t + s - K//2]``. Tokens of other texts in a packed row count as zero, like the
-    tokens beyond the ends, so a text gets what it would get alone.
+    ``out[t] = sum_s kernel[s] . x[t + s - K//2]``. Tokens of other texts in a packed row count as zero, as tokens
+    beyond the ends do, so that a text gets the result that it would get alone.
 
     Args:
       x: token vectors, zero at padding.
       kernel: taps, input features of a group (I = D / groups), output features.
+      bias: of the output features.
+      groups: number of groups of features.
+      segment_ids: text of each token in a packed row; None: one text per row.
     """
     taps, length = kernel.shape[0], x.shape[1]
     half = taps // 2

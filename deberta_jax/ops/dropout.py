@@ -1,13 +1,14 @@
-"""Dropout decided by a hash of where a number stands: no mask is stored, and every body drops the same weights.
+"""Applies dropout by a counter-based generator: no mask is stored, and no random state is kept.
 
-A number is kept where the hash of its counter, under two words made from the key, falls below the threshold. An element
-of an array has its index as the counter; attention weight (b, n, i, j) has (i, j), under words that (b, n) went into as
-well. So the mask follows from the key alone, on any device, tile or block, forward and backward.
+An element is kept if a hash of its counter and of two random words falls below a threshold. The words come from the
+key; the counter is the element's index. The mask therefore follows from the key alone, on any device, in any block, in
+the forward and the backward pass.
 
-The mixing is that of MurmurHash3's finaliser (Appleby, public domain), a bijection of 32-bit words in which every input
-bit reaches every output bit. The same lines run in numpy, in XLA and in a kernel: only unsigned multiplication,
-exclusive or and shifts. On a CPU they take a fifteenth of the time of JAX's own generator, which would be a fifth of a
-train step; a TPU's generator exists on no other machine, so nothing could test it.
+The hash mixes bits as MurmurHash3's finalizer does (Appleby, public domain). The finalizer is a bijection of 32-bit
+words in which every input bit affects every output bit. It needs only unsigned multiplication, exclusive or and shifts,
+so the same code runs in numpy, in XLA and in a Pallas kernel. On a CPU it takes a fifteenth of the time of JAX's own
+generator, which would take a fifth of a training step. A TPU's hardware generator exists on no other machine, so
+nothing could test it.
 """
 
 import math
@@ -17,91 +18,59 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, UInt
-
-LONGEST = 1 << 16  # a counter has 16 bits for the query and 16 for the key
+from jaxtyping import Array, Float, UInt
 
 
-def threshold(rate: float) -> int:
-    """Of 2**24 equally likely values, how many keep their weight."""
+def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
+    """Returns ``x`` after inverted dropout, in its dtype.
+
+    Args:
+      x: an array of up to 2**32 elements.
+      rate: probability that an element is set to 0; the others are multiplied by 1/(1-rate).
+      key: None turns dropout off.
+    """
+    if key is None or rate == 0.0:
+        return x
+    # A sum of iotas, not one iota over all elements: each device then computes only its own part.
+    strides = [math.prod(x.shape[axis + 1 :]) for axis in range(x.ndim)]
+    offsets = (lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(s) for axis, s in enumerate(strides))
+    seeds = dropout_seeds(key)
+    keep = is_kept((seeds[0], seeds[1]), sum(offsets, jnp.zeros(x.shape, jnp.uint32)), rate)
+    return jnp.where(keep, x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
+
+
+def dropout_seeds(key: jax.Array) -> UInt[Array, "2"]:
+    """Returns the two random words, uint32 [2], from which all masks of a key are computed."""
+    return jax.random.bits(key, (2,), jnp.uint32)
+
+
+def is_kept(random_bits: tuple[Any, Any], counter: Any, rate: float) -> Any:
+    """Returns True where dropout keeps the element with this counter.
+
+    Args:
+      random_bits: two words, uint32, broadcast against ``counter``.
+      counter: index of each element, uint32, of numpy, XLA or a kernel.
+      rate: probability of False.
+    """
+    # Without the multiplication counters some thousands apart share bits: correlations of 1.4 standard deviations.
+    x = mix(counter * uint32_of(counter)(0x9E3779B1) + random_bits[0], random_bits[1])
+    return (x >> uint32_of(x)(8)).astype(np.int32) < keep_threshold(rate)
+
+
+def keep_threshold(rate: float) -> int:
+    """Returns how many of 2**24 equally likely values mean that an element is kept."""
     return round((1.0 - rate) * (1 << 24))
 
 
-def _mix(x: Any, added: Any = None) -> Any:
-    word = type_of(x)
+def mix(x: Any, added: Any = None) -> Any:
+    """Returns MurmurHash3's finalizer of ``x``, uint32, with ``added`` combined by exclusive or halfway."""
+    word = uint32_of(x)
     x = (x ^ (x >> word(16))) * word(0x85EBCA6B)
     x = x if added is None else x ^ added
     x = (x ^ (x >> word(13))) * word(0xC2B2AE35)
     return x ^ (x >> word(16))
 
 
-def type_of(x: Any) -> Any:
-    """uint32 of the library that ``x`` belongs to."""
+def uint32_of(x: Any) -> Any:
+    """Returns the type uint32 of the library that the array ``x`` belongs to, as a constructor of constants."""
     return x.dtype.type
-
-
-def stream(seeds: tuple[Any, Any], example_and_head: Any) -> tuple[Any, Any]:
-    """Two words, uint32, for each ``b * heads + n`` (uint32)."""
-    word = type_of(example_and_head)
-    first = _mix(example_and_head * word(0x9E3779B1) + seeds[0])
-    return first, _mix(first + seeds[1])
-
-
-def kept(words: tuple[Any, Any], query: Any, key: Any, rate: float) -> Any:
-    """True where the weight of this query and key position (uint32, broadcast) is kept."""
-    return _kept(words, (query << type_of(query)(16)) | key, rate)
-
-
-def _kept(words: tuple[Any, Any], counter: Any, rate: float) -> Any:
-    # Without the multiplication counters some thousands apart share bits: correlations of 1.4 standard deviations.
-    x = _mix(counter * type_of(counter)(0x9E3779B1) + words[0], words[1])
-    return (x >> type_of(x)(8)).astype(np.int32) < threshold(rate)
-
-
-def dropout_seeds(key: jax.Array) -> UInt[Array, "2"]:
-    """The two words that masks are made from."""
-    return jax.random.bits(key, (2,), jnp.uint32)
-
-
-def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
-    """Inverted dropout of an array of up to 2**32 elements; as it is where ``key`` is None or the rate 0."""
-    if key is None or rate == 0.0:
-        return x
-    # A sum of iotas rather than one over all elements: each device makes its own share.
-    strides = [math.prod(x.shape[axis + 1 :]) for axis in range(x.ndim)]
-    places = (lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(s) for axis, s in enumerate(strides))
-    seeds = dropout_seeds(key)
-    keep = _kept((seeds[0], seeds[1]), sum(places, jnp.zeros(x.shape, jnp.uint32)), rate)
-    return jnp.where(keep, x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
-
-
-def pair_words(seeds: UInt[Array, "2"], batch: int, heads: int) -> UInt[Array, "2 B N"]:
-    """The words of every example and head."""
-    at = jnp.arange(batch * heads, dtype=jnp.uint32).reshape(batch, heads)
-    return jnp.stack(stream((seeds[0], seeds[1]), at))
-
-
-def weight_factor(
-    words: UInt[Array, "2 *lead"], queries: UInt[Array, " T"], keys: UInt[Array, " S"], rate: float
-) -> Float[Array, "*lead T S"]:
-    """What dropout multiplies the weights of ``queries`` x ``keys`` with: 0 with probability ``rate``, else 1/(1-rate).
-
-    Args:
-      words: of ``pair_words``, for the examples and heads at hand.
-      queries, keys: indices in their text.
-    """
-    lead = [1] * (words.ndim - 1)
-    of_pairs = (words[0][..., None, None], words[1][..., None, None])
-    keep = kept(of_pairs, queries.reshape(*lead, -1, 1), keys.reshape(*lead, 1, -1), rate)
-    return jnp.where(keep, jnp.float32(1.0 / (1.0 - rate)), jnp.float32(0.0))
-
-
-def keep_mask(
-    seeds: UInt[np.ndarray, "2"], batch: int, heads: int, length: int, rate: float
-) -> Bool[np.ndarray, "B N T T"]:
-    """The whole mask in numpy, for tests: the very bits that the kernel makes tile by tile."""
-    at = np.arange(batch * heads, dtype=np.uint32).reshape(batch, heads, 1, 1)
-    index = np.arange(length, dtype=np.uint32)
-    with np.errstate(over="ignore"):
-        words = stream((seeds[0], seeds[1]), at)
-        return kept(words, index[None, None, :, None], index[None, None, None, :], rate)

@@ -1,9 +1,9 @@
-"""Every loss as a pure function of logits and labels: ``(per_item, weight)``, two float32 arrays of one shape.
+"""Implements every loss as a pure function of logits and labels: ``(per_item, weight)``, float32 arrays of one shape.
 
-An item to be ignored has weight 0 and value 0, so sums of ``weight * per_item`` and of ``weight`` may be added over
-micro-batches, devices and processes before the one division that ``weighted_mean`` is. Values are those of
-transformers wherever it computes one. Labels that say "ignore" are negative integers (any, not -100 alone), NaN for
-floats. A class label beyond the last class gives NaN rather than some other class's loss.
+An ignored item has weight 0 and value 0, so that sums of ``weight * per_item`` and of ``weight`` may be added over
+micro-batches, devices and processes before ``weighted_mean`` divides once. Values are those of transformers wherever it
+computes one. Labels that mean "ignore" are negative integers (any, not only -100), NaN for floats. A class label beyond
+the last class gives NaN, never another class's loss.
 """
 
 import jax
@@ -16,12 +16,12 @@ Items = tuple[Float[Array, "..."], Float[Array, "..."]]
 
 
 def weighted_mean(per_item: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, ""]:
-    """``sum(weight * per_item) / max(sum(weight), 1)``: 0 where every item is ignored, never NaN for that."""
+    """Returns ``sum(weight * per_item) / max(sum(weight), 1)``, float32 []: 0, not NaN, where every item is ignored."""
     return jnp.sum(weight * per_item) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
 def cross_entropy(logits: Float[Array, "... C"], labels: Int[Array, "..."]) -> Items:
-    """Of integer classes; every negative label is ignored.
+    """Returns the cross-entropy of integer classes; every negative label is ignored.
 
     Args:
       logits: [..., C].
@@ -38,7 +38,7 @@ def cross_entropy(logits: Float[Array, "... C"], labels: Int[Array, "..."]) -> I
 
 
 def soft_cross_entropy(logits: Float[Array, "... C"], targets: Num[Array, "... C"]) -> Items:
-    """``-sum_c target_c log softmax(logits)_c``; a row with a negative or NaN target is ignored.
+    """Returns ``-sum_c target_c log softmax(logits)_c``; a row with a negative or NaN target is ignored.
 
     Args:
       logits, targets: [..., C]; targets need not sum to 1.
@@ -53,7 +53,7 @@ def soft_cross_entropy(logits: Float[Array, "... C"], targets: Num[Array, "... C
 
 
 def mean_squared_error(logits: Float[Array, "..."], labels: Num[Array, "..."]) -> Items:
-    """Squared differences; a NaN label is ignored. An item is a label, so rows of C targets are C items.
+    """Returns squared differences; a NaN label is ignored. An item is a label, so rows of C targets are C items.
 
     Args:
       logits: [B, 1] or [B]; or [B, C] for C targets. Further leading axes may stand before B.
@@ -70,7 +70,7 @@ def mean_squared_error(logits: Float[Array, "..."], labels: Num[Array, "..."]) -
 
 
 def binary_cross_entropy(logits: Float[Array, "... C"], labels: Num[Array, "... C"]) -> Items:
-    """Of C independent yes-or-no labels, the mean over them; a row with a negative or NaN entry is ignored.
+    """Returns the mean cross-entropy of C independent yes-or-no labels; a row with a negative or NaN entry is ignored.
 
     Args:
       logits: [..., C].
@@ -95,16 +95,15 @@ def span_loss(
     ends: Int[Array, "..."],
     mask: Bool[Array, "B T"] | None = None,
 ) -> Items:
-    """Half the cross-entropy of an answer's first token and half that of its last one.
+    """Returns half the cross-entropy of an answer's first token plus half that of its last token.
 
-    A position outside the text, on either side, is ignored. transformers ignores those beyond the end and takes
-    negative ones for position 0; ``jnp.maximum(starts, 0)`` gives that. An answer with one position outside counts
-    half.
+    A position outside the text, on either side, is ignored. transformers ignores positions beyond the end and treats
+    negative ones as position 0; ``jnp.maximum(starts, 0)`` gives that. An answer with one position outside counts half.
 
     Args:
       starts, ends: [B]; also [B, 1].
-      mask: True where an answer may begin or end; elsewhere the logits take no part. Without it they all do, padding
-        too, as in transformers, and the loss then depends on the amount of padding.
+      mask: True where an answer may begin or end; other logits are left out. Without a mask all logits count, also
+        those of padding, as in transformers, and the loss depends on the amount of padding.
 
     Raises:
       ValueError: positions of another shape.
@@ -119,7 +118,7 @@ def span_loss(
 
 
 def replaced_token_loss(logits: Float[Array, "B T"], labels: Int[Array, "B T"]) -> Items:
-    """Binary cross-entropy of "this token was replaced"; labels 1, 0, negative for padding."""
+    """Returns the binary cross-entropy of "this token was replaced"; labels 1, 0, negative for padding."""
     counts = labels >= 0
     value = optax.sigmoid_binary_cross_entropy(logits.astype(F32), jnp.where(counts, labels, 0).astype(F32))
     return _ignore(value, counts)

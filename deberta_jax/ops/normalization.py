@@ -1,4 +1,4 @@
-"""LayerNorm in float32 whatever the input: DeBERTa's epsilon, 1e-7, is no normal number of float16."""
+"""Implements LayerNorm in float32 for any input dtype: DeBERTa's epsilon, 1e-7, is not a normal float16 number."""
 
 import functools
 
@@ -13,10 +13,10 @@ from deberta_jax.ops.products import F32, align
 def layer_norm(
     x: Float[Array, "... D"], scale: Float[Array, " D"], bias: Float[Array, " D"], epsilon: float
 ) -> Float[Array, "... D"]:
-    """Normalises the last axis with biased variance, epsilon inside the root; float32 in and out of the sums.
+    """Returns the last axis normalized with biased variance and epsilon inside the root, float32.
 
-    The backward (Ba et al. 2016) keeps x as it came and two numbers a row. The automatic one keeps two float32 arrays
-    the size of x.
+    The backward pass (Ba et al. 2016) keeps x in its dtype and two numbers per row. The automatic one keeps two float32
+    arrays of the size of x.
     """
     return _layer_norm(x, scale, bias, epsilon)
 
@@ -36,13 +36,13 @@ def _forward(x, scale, bias, epsilon):
 
 def _backward(epsilon, saved, cotangent):
     x, mean, root, scale, bias = saved
-    normal = (x.astype(F32) - mean) * root
-    to_normal = cotangent * align(scale.astype(F32), x)
-    of_row = lambda x: x.mean(axis=-1, keepdims=True)
-    to_x = root * (to_normal - of_row(to_normal) - normal * of_row(to_normal * normal))
-    rows = tuple(range(x.ndim - 1))
-    to_scale, to_bias = (cotangent * normal).sum(rows), cotangent.sum(rows)
-    return to_x.astype(x.dtype), to_scale.astype(scale.dtype), to_bias.astype(bias.dtype)
+    normalized = (x.astype(F32) - mean) * root
+    d_normalized = cotangent * align(scale.astype(F32), x)
+    row_mean = lambda x: x.mean(axis=-1, keepdims=True)
+    d_x = root * (d_normalized - row_mean(d_normalized) - normalized * row_mean(d_normalized * normalized))
+    leading = tuple(range(x.ndim - 1))
+    d_scale, d_bias = (cotangent * normalized).sum(leading), cotangent.sum(leading)
+    return d_x.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 
 _layer_norm.defvjp(_forward, _backward)

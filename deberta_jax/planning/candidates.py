@@ -67,7 +67,7 @@ def candidates(
     ordered = sorted(fitting, key=_cost) or sorted(found, key=lambda c: c.bytes)
     first, others = ordered[0], []
     if free_attention and first.request.experiment.runtime.attention == "pallas":
-        others.append(Candidate(first.request.with_runtime(attention="shift"), first.bytes))
+        others.append(Candidate(first.request.with_runtime(attention="xla"), first.bytes))
     if free_remat and first.request.experiment.runtime.remat == "none":
         # Less memory traffic may be worth the recomputation; the estimate cannot tell.
         others += [c for c in found if c.request == first.request.with_runtime(remat="dots")]

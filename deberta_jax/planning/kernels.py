@@ -4,7 +4,7 @@ A program of a kernel computes one block of queries against one block of keys. M
 head size. Every pair of blocks is counted, although packed rows skip pairs that the mask hides.
 """
 
-from deberta_jax.ops.attention.pallas.tiling import TILE, block_size
+from deberta_jax.ops.attention.pallas.tiling import TILE, tpu_block_size
 from deberta_jax.planning.hlo import Array, Instruction
 
 
@@ -19,10 +19,10 @@ def kernel_cost(call: Instruction, operands: tuple[Array, ...]) -> tuple[float, 
         raise ValueError(f"{call.name}: a kernel whose cost is not known; add it to planning.kernels")
     arrays = [a for a in operands if a.dtype in ("bf16", "f32")]
     query, tables = arrays[0], [a for a in arrays if len(a.dims) == 2]
-    logsum = arrays[-1] if backward else call.arrays[1]
+    logsumexp = arrays[-1] if backward else call.arrays[1]
     batch, length, width = query.dims
-    groups, heads = logsum.dims[1:3]
-    block, lanes = block_size(length), width // groups
+    groups, heads = logsumexp.dims[1:3]
+    block, lanes = tpu_block_size(length), width // groups
     blocks = length // block
     near = _near_pairs(blocks, tables[0].dims[0] // block - 1) if tables else 0
     content, position = 2.0 * block * block * lanes, 2.0 * block * (block + TILE) * lanes
@@ -51,8 +51,8 @@ def _moved(
     once = sum(a.bytes for a in (*operands, *call.arrays) if a.space == 0)
     if blocks == 1:
         return once
-    logsum = operands[-1].bytes if backward else 0
-    inner = 3 * query.bytes + logsum if backward else 2 * query.bytes  # query, context, cotangent; or key, value
+    logsumexp = operands[-1].bytes if backward else 0
+    inner = 3 * query.bytes + logsumexp if backward else 2 * query.bytes  # query, context, cotangent; or key, value
     batch, length, width = query.dims
     windows = batch * blocks**2 * 2 * (length // blocks) * width * (query.bytes // (batch * length * width))
     return once + (blocks - 1) * inner + len(tables) * windows - sum(t.bytes for t in tables)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 
 from deberta_jax.errors import InputError
-from deberta_jax.ops.dropout import LONGEST
+from deberta_jax.ops.attention.dropout import MAX_LENGTH
 from deberta_jax.planning.candidates import candidates
 from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.compiling import check_compiler
@@ -45,7 +45,7 @@ class PlanOptions:
     """Of the computation."""
     remat: Literal["", "none", "dots", "full"] = ""
     """What the backward pass computes again. Not given: the least that fits by estimate; --sweep compares."""
-    attention: Literal["auto", "reference", "shift", "blocked", "pallas"] = "auto"
+    attention: Literal["auto", "reference", "xla", "blocked", "pallas"] = "auto"
     """Attention implementation. auto: what a run takes on such devices if they pass their check; --sweep compares."""
     accumulate: int = 1
     """Micro-batches of a step, computed one after the other to save memory."""
@@ -146,8 +146,8 @@ def check_options(o: PlanOptions) -> None:
     ):
         if not value >= least:  # NaN is refused as well
             raise InputError(f"--{flag} {value}: must be at least {least}")
-    if o.length > LONGEST:
-        raise InputError(f"--length {o.length}: must be at most {LONGEST}, for attention drops weights in no more")
+    if o.length > MAX_LENGTH:
+        raise InputError(f"--length {o.length}: must be at most {MAX_LENGTH}, as attention drops weights in no more")
     if o.price_per_chip_hour and not o.tokens:
         raise InputError("--price-per-chip-hour: goes with --tokens, the number to be trained on")
     if o.accumulate > 1 and o.job == "predict":
@@ -156,7 +156,7 @@ def check_options(o: PlanOptions) -> None:
     if o.device_memory and target.chip:
         raise InputError(f"--device-memory: is for cuda and cpu; a chip of {o.topology} has {size(target.chip.hbm)}")
     if o.attention == "pallas" and target.platform == "cpu":
-        raise InputError("--attention pallas: has no kernel for CPUs; give auto, blocked, shift or reference")
+        raise InputError("--attention pallas: has no kernel for CPUs; give auto, blocked, xla or reference")
 
 
 def request_of(o: PlanOptions) -> Request:

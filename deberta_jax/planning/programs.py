@@ -52,7 +52,7 @@ def lower_for_cuda(request: Request, devices: Sequence[Any]) -> tuple[dict[str, 
     """Returns the bytes held on one device and the FLOPs of its matrix products, of the step lowered for CUDA.
 
     Devices are simulated. No compiler for a GPU is used, so temporary memory, traffic and collectives are not known.
-    The step is lowered, and its FLOPs counted after XLA has compiled it for CPU devices, with ``shift`` attention: XLA
+    The step is lowered, and its FLOPs counted after XLA has compiled it for CPU devices, with ``xla`` attention: XLA
     divides the products among devices alike, and a kernel's own cannot be counted. A kernel is lowered by itself.
 
     Raises:
@@ -61,7 +61,7 @@ def lower_for_cuda(request: Request, devices: Sequence[Any]) -> tuple[dict[str, 
     made = make_program(request, devices)
     if request.experiment.runtime.attention == "pallas":
         lower_kernel("gpu", request.experiment.dtype)
-    counted = make_program(request.with_runtime(attention="shift"), devices)
+    counted = make_program(request.with_runtime(attention="xla"), devices)
     with jax.set_mesh(counted.mesh):
         jax.export.export(counted.program, platforms=["cuda"])(*counted.arguments)
     return made.held, count(parse_hlo(counted.compiled.as_text()), request.mesh).flops

@@ -171,7 +171,7 @@ def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str,
     r, q = plan.request.experiment.runtime, plan.request
     notes = []
     if r.attention == "pallas":
-        notes.append("a run asks the device first whether the pallas kernel computes rightly there; if not, shift")
+        notes.append("a run asks the device first whether the pallas kernel computes rightly there; if not, xla")
     if plan.seconds:
         notes.append("a step's time is a lower bound, and with it hours and money")
     elif tokens:

@@ -12,7 +12,7 @@ from deberta_jax.data.batches import pad_batch, pad_texts
 from deberta_jax.data.features import Features
 from deberta_jax.data.labels import SINGLE_LABEL, LabelSpec
 from deberta_jax.errors import InputError
-from deberta_jax.ops.attention import expected_body
+from deberta_jax.ops.attention import expected_implementation
 from deberta_jax.planning.chips import Target
 from deberta_jax.tasks import Task
 from deberta_jax.tasks.text_classification import TextTask
@@ -108,7 +108,7 @@ def make_request(
     experiment.check()
     # Shapes from one row: a large batch would take memory for nothing.
     request = Request(job=job, experiment=experiment, config=config, task=task, target=target, batch=shapes(example))
-    return request.with_rows(batch_size).with_runtime(attention=named_body(runtime.attention, target, dtype))
+    return request.with_rows(batch_size).with_runtime(attention=named_implementation(runtime.attention, target, dtype))
 
 
 def shapes(example: Mapping[str, np.ndarray]) -> BatchShapes:
@@ -116,11 +116,11 @@ def shapes(example: Mapping[str, np.ndarray]) -> BatchShapes:
     return {name: (tuple(array.shape), str(array.dtype)) for name, array in example.items()}
 
 
-def named_body(attention: str, target: Target, dtype: str) -> str:
-    """The attention body of a run on the target, whose devices cannot be asked: ``auto`` looks at this process's."""
+def named_implementation(attention: str, target: Target, dtype: str) -> str:
+    """Returns the attention implementation of a run on the target, whose devices are not here, in place of ``auto``."""
     if attention != "auto":
         return attention
-    return expected_body("gpu" if target.platform == "cuda" else target.platform, compute_dtype(dtype))
+    return expected_implementation("gpu" if target.platform == "cuda" else target.platform, compute_dtype(dtype))
 
 
 def check_mesh(request: Request) -> None:

@@ -14,7 +14,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.planning.chips import Target, target_of
 from deberta_jax.planning.planner import make_plan
 from deberta_jax.planning.report import as_json
-from deberta_jax.planning.request import BatchShapes, Experiment, Request, named_body, shapes
+from deberta_jax.planning.request import BatchShapes, Experiment, Request, named_implementation, shapes
 from deberta_jax.planning.table import causes, format_plan, size
 from deberta_jax.tasks import Task
 from deberta_jax.training.experiment import Finetune, Pretraining, PretrainMLM, PretrainRTD
@@ -124,7 +124,7 @@ def request_of_run(e: Experiment, shape: RunShape, target: Target) -> Request:
     """Returns the request for the run's largest batch on the target, with every size of the mesh resolved."""
     r = e.runtime
     data = r.mesh_data if r.mesh_data > 0 else max(target.chips // (r.mesh_fsdp * r.mesh_tensor), 1)
-    named = dataclasses.replace(r, mesh_data=data, attention=named_body(r.attention, target, e.dtype))
+    named = dataclasses.replace(r, mesh_data=data, attention=named_implementation(r.attention, target, e.dtype))
     request = Request(
         job=_JOBS[type(e)],
         experiment=dataclasses.replace(e, runtime=named),

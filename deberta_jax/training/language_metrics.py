@@ -35,7 +35,7 @@ def masked_lm_evaluation(model: DebertaForMaskedLM, data: PretrainData, mesh: Me
     @jax.jit
     def measure(params, batch):
         found = masked_lm_scores(model, params, batch)
-        return jnp.stack([found.value.sum(), (found.right * found.weight).sum(), found.weight.sum()])
+        return jnp.stack([found.value.sum(), (found.correct * found.weight).sum(), found.weight.sum()])
 
     guesses = guesses_without_reading(data.held_out, data.counts)
 
@@ -71,11 +71,11 @@ def replaced_token_evaluation(
     def measure(params, batch, key):
         uniform = jax.random.uniform(key, batch["labels"].shape)
         found = masked_lm_scores(models.generator, params["generator"], batch, uniform)
-        assert found.drawn is not None
-        ids, labels = replace_tokens(batch, found.drawn)
+        assert found.sampled is not None
+        ids, labels = replace_tokens(batch, found.sampled)
         logits = models.discriminator_logits(models.discriminator_params(params), batch, ids)
         value, weight = replaced_token_loss(logits, labels)
-        sums = [found.value.sum(), (found.right * found.weight).sum(), found.weight.sum(), value.sum(), weight.sum()]
+        sums = [found.value.sum(), (found.correct * found.weight).sum(), found.weight.sum(), value.sum(), weight.sum()]
         return jnp.stack(sums), *(jax.lax.with_sharding_constraint(a, everywhere) for a in (logits, labels))
 
     @jax.jit

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from deberta_jax.models import DebertaForMaskedLM
-from deberta_jax.ops.linear_cross_entropy import Scores, vocabulary_scores
+from deberta_jax.ops.linear_cross_entropy import TargetResults, linear_cross_entropy
 
 _INPUTS = ("input_ids", "attention_mask", "segment_ids", "positions")
 
@@ -17,7 +17,7 @@ def masked_lm_scores(
     batch: Mapping[str, jax.Array],
     uniform: jax.Array | None = None,
     **options: Any,
-) -> Scores:
+) -> TargetResults:
     """Returns the loss of every target [B,P], and whether the model's best guess is right.
 
     Args:
@@ -26,4 +26,4 @@ def masked_lm_scores(
     """
     inputs = {name: batch[name] for name in _INPUTS if name in batch}
     out = model.apply({"params": params}, **inputs, factored=True, **options)  # pyright: ignore
-    return vocabulary_scores(out.states, out.table, out.bias, batch["labels"], uniform=uniform)  # pyright: ignore
+    return linear_cross_entropy(out.states, out.table, out.bias, batch["labels"], uniform=uniform)  # pyright: ignore

@@ -94,8 +94,8 @@ class RTDModels:
             deterministic=False,
             rngs={"dropout": jax.random.fold_in(key, 0)},
         )
-        assert found.drawn is not None
-        return (found.value, found.weight), found.drawn
+        assert found.sampled is not None
+        return (found.value, found.weight), found.sampled
 
     def discriminate(self, params: Any, batch: Mapping[str, jax.Array], sampled: jax.Array, key: jax.Array) -> Items:
         """Returns the discriminator's loss of every token [B,T], where the targets hold the sampled tokens [B,P]."""

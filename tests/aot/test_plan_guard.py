@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.tpu_aot import devices, plain_attention
 from deberta_jax.models import attention
-from deberta_jax.ops.attention.masks import visibility
+from deberta_jax.ops.attention.masks import normalize_masks
 from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.hlo import parse_hlo
@@ -46,10 +46,10 @@ def step_of(length):
     return request, made, program, count(program, request.mesh, kernel_cost)
 
 
-def plain(query, key, value, pos_key, pos_query, rows, *, scale, mask=None, segment_ids=None, **_):
-    texts, _ = visibility(mask, segment_ids)
-    texts = jnp.ones(query.shape[:2], jnp.int32) if texts is None else texts
-    return plain_attention(query, key, value, pos_key, pos_query, rows, scale=scale, texts=texts), None
+def plain(query, key, value, *_, scale, attention_mask=None, segment_ids=None, **__):
+    segment_ids, _ = normalize_masks(attention_mask, segment_ids)
+    segment_ids = jnp.ones(query.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+    return plain_attention(query, key, value, segment_ids, scale), None
 
 
 @pytest.mark.parametrize("length", [128, 512])

@@ -1,4 +1,4 @@
-"""The TPU kernel compiled for real TPU generations by libtpu, without a TPU. It ran on none: see ``selfcheck``."""
+"""The TPU kernel compiled for real TPU generations by libtpu, without a TPU. It ran on none: see ``self_check``."""
 
 import importlib.util
 import re
@@ -17,7 +17,7 @@ from benchmarks.tpu_aot import (
     compile_train_step,
     gathers,
 )
-from deberta_jax.ops.attention.relative_position import table_rows
+from deberta_jax.ops.attention.relative_position import make_relative_index
 
 pytestmark = [
     pytest.mark.tpu_aot,
@@ -55,7 +55,7 @@ def test_forward_and_backward_compile_with_dropout(generation, length, head_size
 @pytest.mark.parametrize(
     "options",
     [
-        {"pairs": True, "length": 512},
+        {"pairwise_mask": True, "length": 512},
         {"backward": False, "length": 128},
         pytest.param({"dtype": jnp.float32, "length": 512}, marks=pytest.mark.long),
         pytest.param({"dtype": jnp.float32, "length": 8192}, marks=pytest.mark.long),
@@ -71,14 +71,14 @@ def test_other_forms_compile(options):
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_a_table_with_a_row_for_each_distance_compiles_at_8192(generation):
     """v1 without clipping: no block is far, and the tables' gradients are as long as the text."""
-    rows = table_rows(8192, 8192, buckets=-1, max_distance=8192, clamp=False)
-    compile_attention("pallas", generation, 8192, rows=rows)
+    relative_index = make_relative_index(8192, 8192, buckets=-1, max_distance=8192, clamp=False)
+    compile_attention("pallas", generation, 8192, relative_index=relative_index)
 
 
 @pytest.mark.parametrize(("length", "limit"), [(128, 1.1), (512, 0.6), pytest.param(2048, 0.6, marks=pytest.mark.long)])
 def test_traffic_against_plain_attention(length, limit):
     """Also with what the kernel fetches again, which the compiler does not count."""
-    plain, kernel = (bytes_accessed(compile_attention(body, "v5e", length)) for body in ("plain", "pallas"))
+    plain, kernel = (bytes_accessed(compile_attention(name, "v5e", length)) for name in ("plain", "pallas"))
     assert kernel <= limit * plain
     assert kernel + bytes_refetched(length) <= limit * plain
 
@@ -92,10 +92,10 @@ def test_traffic_against_plain_attention(length, limit):
         pytest.param(2048, marks=pytest.mark.xfail(strict=True, reason="5.7 times")),
     ],
 )
-def test_the_shift_moves_at_most_five_times_plain_attentions_bytes(length):
-    plain, shift = (compile_attention(body, "v5e", length) for body in ("plain", "shift"))
-    assert bytes_accessed(shift) <= 5 * bytes_accessed(plain)
-    assert all(len(shape) <= 3 for shape in gathers(shift))  # tables [rows, heads, size], no scores
+def test_xla_moves_at_most_five_times_plain_attentions_bytes(length):
+    plain, xla = (compile_attention(name, "v5e", length) for name in ("plain", "xla"))
+    assert bytes_accessed(xla) <= 5 * bytes_accessed(plain)
+    assert all(len(shape) <= 3 for shape in gathers(xla))  # tables [rows, heads, size], no scores
 
 
 @pytest.mark.long

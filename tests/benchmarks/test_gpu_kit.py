@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from deberta_jax.ops.attention import BODIES
+from deberta_jax.ops.attention import IMPLEMENTATIONS
 from tests.gpu_kit import ENVIRONMENT, FOLDERS, ROOT, run_kit
 
 PARTS = ["machine", "correctness", "attention-jax", "attention-torch", "model-jax", "model-torch"]
@@ -45,7 +45,7 @@ def test_all_parts_on_a_cpu(tmp_path):
 
 def check_machine(rows):
     assert rows["jax"]["backend"] == "cpu"
-    assert rows["jax"]["implementations"] == list(BODIES)
+    assert rows["jax"]["implementations"] == list(IMPLEMENTATIONS)
     assert rows["software"]["packages"]["jax"] == importlib.metadata.version("jax")
     assert "flashdeberta" in rows["software"]["missing"]
 
@@ -53,8 +53,8 @@ def check_machine(rows):
 def check_correctness(rows):
     compared = [row for row in rows.values() if "errors" in row]
     assert {row["status"] for row in rows.values()} == {"ok"}
-    assert {row["implementation"] for row in compared} == set(BODIES)
-    assert len(compared) == len(BODIES) * len({row["setting"] for row in compared})
+    assert {row["implementation"] for row in compared} == set(IMPLEMENTATIONS)
+    assert len(compared) == len(IMPLEMENTATIONS) * len({row["setting"] for row in compared})
     for row in compared:
         assert row["interpreted"] == (row["implementation"] == "pallas")
         assert set(row["errors"]) == {"context", "query", "key", "value", "pos_key", "pos_query"}
@@ -63,7 +63,7 @@ def check_correctness(rows):
 
 def check_times(rows):
     names = {row["name"] for row in rows.values() if row["status"] == "ok"}
-    assert names == {"plain, XLA", *BODIES} - {"pallas"}
+    assert names == {"plain, XLA", *IMPLEMENTATIONS} - {"pallas"}
     for name, row in rows.items():
         if row["status"] == "ok":
             assert row["milliseconds"] > 0
@@ -92,9 +92,10 @@ def test_a_wrong_implementation_is_reported(tmp_path):
     wrong, output = tmp_path / "wrong.py", tmp_path / "kit.json"
     wrong.write_text(
         "from deberta_jax.ops.attention import disentangled_attention\n"
-        "def mirrored(query, key, value, pos_key, pos_query, rows, **options):\n"
+        "def mirrored(query, key, value, pos_key, pos_query, relative_index, **options):\n"
         "    arrays = query, key, value, pos_key, pos_query\n"
-        "    return disentangled_attention(*arrays, rows[::-1].copy(), **options, impl='shift')[0]\n"
+        "    index = relative_index[::-1].copy()\n"
+        "    return disentangled_attention(*arrays, index, **options, implementation='xla')[0]\n"
     )
     made, results = run_kit(output, "--only", "correctness", "--extra", f"{wrong}:mirrored", "--output", str(output))
     assert made.returncode == 1

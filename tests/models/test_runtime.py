@@ -15,7 +15,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS, DebertaEncoder, DebertaForMaskedLM, abstract_params, init_params
 from deberta_jax.ops import losses
-from deberta_jax.ops.attention import BODIES
+from deberta_jax.ops.attention import IMPLEMENTATIONS
 from deberta_jax.presets import PRESETS
 from tests.cases import BASE, Case, apply, draw_params, execute, make_batch
 
@@ -46,14 +46,14 @@ def plain():
 
 
 CHOICES = [
-    {"scan": False, "remat": "dots", "attention": "shift"},
+    {"scan": False, "remat": "dots", "attention": "xla"},
     *(
         pytest.param(c, marks=pytest.mark.long)
         for c in (
             {"scan": False},
             {"remat": "dots"},
             {"remat": "full"},
-            {"attention": "shift"},
+            {"attention": "xla"},
             {"attention": "reference"},
             {"remat": "full", "scan": False},
         )
@@ -78,8 +78,8 @@ def test_choices_give_the_same_numbers(choice, plain):
 @pytest.mark.long
 @pytest.mark.parametrize("choice", [{"scan": False}, {"remat": "full"}, {"remat": "dots", "scan": False}], ids=str)
 def test_choices_draw_the_same_dropout(choice):
-    ((loss, _), gradients), _ = loss_and_gradients(drop=True, attention="shift")
-    ((other, _), other_gradients), _ = loss_and_gradients(drop=True, attention="shift", **choice)
+    ((loss, _), gradients), _ = loss_and_gradients(drop=True, attention="xla")
+    ((other, _), other_gradients), _ = loss_and_gradients(drop=True, attention="xla", **choice)
     assert other == pytest.approx(float(loss), abs=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), other_gradients, gradients)
 
@@ -240,23 +240,23 @@ def test_half_precision_stays_near_float32(dtype):
 
 DEFAULT_HALF = (jnp.bfloat16, "blocked", 40)
 HALVES = [
-    pytest.param(dtype, body, length, marks=[] if (dtype, body, length) == DEFAULT_HALF else pytest.mark.long)
+    pytest.param(dtype, attention, length, marks=[] if (dtype, attention, length) == DEFAULT_HALF else pytest.mark.long)
     for dtype in (jnp.bfloat16, jnp.float16)
-    for body in BODIES
-    if body != "pallas"  # a kernel of TPUs and GPUs
+    for attention in IMPLEMENTATIONS
+    if attention != "pallas"  # a kernel of TPUs and GPUs
     for length in (8, 40)
 ]
 
 
-@pytest.mark.parametrize(("dtype", "body", "length"), HALVES)
-def test_every_attention_implementation_trains_in_half_precision(dtype, body, length):
+@pytest.mark.parametrize(("dtype", "attention", "length"), HALVES)
+def test_every_attention_implementation_trains_in_half_precision(dtype, attention, length):
     """Gradients near those of float32; a CPU lacks some half-precision products, which it says only when they run."""
     case = Case("half-gradients", "v3", "sequence-classification", length=length)
     batch, params = make_batch(case), draw_params(case.model())
 
     def gradients(dtype):
         def loss(params, batch):
-            out = case.model(dtype=dtype, attention=body).apply(
+            out = case.model(dtype=dtype, attention=attention).apply(
                 {"params": params}, batch["input_ids"], attention_mask=batch["attention_mask"]
             )
             return losses.weighted_mean(*losses.cross_entropy(out.logits, batch["labels"]))

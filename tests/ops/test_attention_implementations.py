@@ -1,5 +1,6 @@
-"""Every attention body against scores written out in numpy float64, and against one another."""
+"""Every attention implementation against scores written out in numpy float64, and against one another."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -9,13 +10,18 @@ import numpy as np
 import pytest
 
 from deberta_jax.errors import InputError
-from deberta_jax.ops.attention import WHOLE, disentangled_attention, entry
-from deberta_jax.ops.attention.cpu import blocked_attention as blocked
-from deberta_jax.ops.attention.relative_position import table_rows
-from deberta_jax.ops.dropout import dropout_seeds, keep_mask
+from deberta_jax.ops.attention import WHOLE_SCORES, disentangled_attention, entry
+from deberta_jax.ops.attention.cpu.block_geometry import BlockGeometry, BlockSizes, divide
+from deberta_jax.ops.attention.cpu.blocked_attention import blocked_attention
+from deberta_jax.ops.attention.dropout import keep_mask
+from deberta_jax.ops.attention.inputs import AttentionInputs
+from deberta_jax.ops.attention.masks import normalize_masks
+from deberta_jax.ops.attention.pallas import self_check
+from deberta_jax.ops.attention.relative_position import make_relative_index
+from deberta_jax.ops.dropout import dropout_seeds
 
 # The kernels have tests of their own, in the interpreter.
-BODIES = [body for body in entry.BODIES if body != "pallas"]
+IMPLEMENTATIONS = [implementation for implementation in entry.IMPLEMENTATIONS if implementation != "pallas"]
 T, N, H = 9, 2, 4
 SCALE = 0.3
 
@@ -28,34 +34,38 @@ def make_inputs(dtype=np.float32, span=4, length=T):
     return arrays | {"pos_key": draw(2 * span, N, H), "pos_query": draw(2 * span, N, H)}
 
 
-def make_rows(generation: str) -> np.ndarray:
+def relative_index_of(generation: str) -> np.ndarray:
     if generation == "v1":
-        return table_rows(T, 4, buckets=-1, max_distance=4, clamp=False)
-    return table_rows(T, 4, buckets=4, max_distance=7, clamp=generation == "clamp")
+        return make_relative_index(T, 4, buckets=-1, max_distance=4, clamp=False)
+    return make_relative_index(T, 4, buckets=4, max_distance=7, clamp=generation == "clamp")
 
 
-def attend(arrays, rows, *, impl, mask=None, segment_ids=None, **options):
-    arrays, (mask, segment_ids) = (
-        jax.tree.map(jnp.asarray, arrays),
-        (None if a is None else jnp.asarray(a) for a in (mask, segment_ids)),
-    )
-    given = {"mask": mask, "segment_ids": segment_ids, "return_weights": impl in WHOLE, "scale": SCALE, **options}
-    return disentangled_attention(**arrays, rows=rows, impl=impl, **given)
+def attend(arrays, relative_index, *, implementation, mask=None, segment_ids=None, sizes=None, **options):
+    """``disentangled_attention``; ``sizes``: of the blocks of ``blocked``."""
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    mask, segment_ids = (None if a is None else jnp.asarray(a) for a in (mask, segment_ids))
+    options = {"relative_index": relative_index, "scale": SCALE, **options}
+    if sizes is not None and implementation == "blocked":
+        segment_ids, mask = normalize_masks(mask, segment_ids)
+        inputs = AttentionInputs(**arrays, attention_mask=mask, segment_ids=segment_ids, **options)
+        return blocked_attention(inputs, sizes=sizes), None
+    options |= {"return_weights": implementation in WHOLE_SCORES, "implementation": implementation} | options
+    return disentangled_attention(**arrays, attention_mask=mask, segment_ids=segment_ids, **options)
 
 
-def by_hand(a, rows, pairs=None):
+def by_hand(a, relative_index, pairs=None):
     """score[i,j] = (q_i k_j + q_i K[row(i-j)] + Q[row(i-j)] k_j) * scale, in numpy's float64; and the softmax."""
     a = {name: None if v is None else np.float64(v) for name, v in a.items()}
     position = np.arange(a["query"].shape[1])
-    row = rows[position[:, None] - position + len(position) - 1]
+    row = relative_index[position[:, None] - position + len(position) - 1]
     scores = np.einsum("binh,bjnh->bnij", a["query"], a["key"])
     if a["pos_key"] is not None:
         scores += np.einsum("binh,ijnh->bnij", a["query"], a["pos_key"][row])
     if a["pos_query"] is not None:
         scores += np.einsum("ijnh,bjnh->bnij", a["pos_query"][row], a["key"])
     scores = np.where(True if pairs is None else pairs[:, None], scores * SCALE, -np.inf)
-    top = scores.max(-1, keepdims=True)
-    weights = np.exp(scores - np.where(np.isfinite(top), top, 0))
+    maximum = scores.max(-1, keepdims=True)
+    weights = np.exp(scores - np.where(np.isfinite(maximum), maximum, 0))
     weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
     return np.einsum("bnij,bjnh->binh", weights, a["value"]), weights
 
@@ -75,42 +85,42 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("generation", ["v1", "hf", "clamp"])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dropped", [(), ("pos_key",), ("pos_query",), ("pos_key", "pos_query")], ids=str)
-def test_context_and_weights_equal_the_definition(body, generation, mask, dropped):
+def test_context_and_weights_equal_the_definition(implementation, generation, mask, dropped):
     """Position-to-content reads the row of i - j like content-to-position, not the paper's j - i."""
-    rows = make_rows(generation)
+    relative_index = relative_index_of(generation)
     arrays = make_inputs() | dict.fromkeys(dropped)
     given, pairs = MASKS[mask]
-    context, weights = attend(arrays, rows, impl=body, **given)
-    expected_context, expected_weights = by_hand(arrays, rows, pairs)
-    if body in WHOLE:
+    context, weights = attend(arrays, relative_index, implementation=implementation, **given)
+    expected_context, expected_weights = by_hand(arrays, relative_index, pairs)
+    if implementation in WHOLE_SCORES:
         np.testing.assert_allclose(weights, expected_weights, atol=2e-6)
     np.testing.assert_allclose(context, expected_context, atol=5e-6)
 
 
-def gradient_program(body, rows, **given):
+def gradient_program(implementation, relative_index, **given):
     """A compiled function of arrays and cotangents to the gradients by name."""
 
     def loss(arrays, cotangents):
-        context, weights = attend(arrays, rows, impl=body, **given)
+        context, weights = attend(arrays, relative_index, implementation=implementation, **given)
         return jnp.sum(context * cotangents[0]) + (0.0 if weights is None else jnp.sum(weights * cotangents[1]))
 
     return jax.jit(jax.grad(loss))
 
 
-def gradients_of(body, arrays, rows, cotangents, **given):
-    return gradient_program(body, rows, **given)(arrays, cotangents)
+def gradients_of(implementation, arrays, relative_index, cotangents, **given):
+    return gradient_program(implementation, relative_index, **given)(arrays, cotangents)
 
 
-def outputs_of(body, arrays, rows, cotangents, **given):
+def outputs_of(implementation, arrays, relative_index, cotangents, **given):
     """The context and the gradients by name, as one program."""
 
     def outputs(arrays):
-        context, _ = attend(arrays, rows, impl=body, **given)
-        return {"context": context} | gradients_of(body, arrays, rows, cotangents, **given)
+        context, _ = attend(arrays, relative_index, implementation=implementation, **given)
+        return {"context": context} | gradients_of(implementation, arrays, relative_index, cotangents, **given)
 
     return jax.jit(outputs)(arrays)
 
@@ -124,7 +134,7 @@ def outputs_of(body, arrays, rows, cotangents, **given):
         ("v1", "tokens", True),
     ],
 )
-def test_gradients_of_the_bodies_agree(generation, mask, mixed):
+def test_gradients_of_the_implementations_agree(generation, mask, mixed):
     random = np.random.RandomState(2)
     cotangents = random.standard_normal((2, T, N, H)), random.standard_normal((2, N, T, T))
     cotangents = tuple(np.float32(c) for c in cotangents)
@@ -132,69 +142,74 @@ def test_gradients_of_the_bodies_agree(generation, mask, mixed):
     arrays = make_inputs()
     if mixed:
         arrays |= {name: np.float32(random.standard_normal((N, N))) for name in ("mix_scores", "mix_weights")}
-    given, rows = MASKS[mask][0], make_rows(generation)
-    bodies = [body for body in BODIES if body != "reference" and (body in WHOLE or not mixed)]
-    definition = gradient_program("reference", rows, **given)
-    for body in bodies:
-        given_to = cotangents if body in WHOLE else (cotangents[0], whole)
+    given, relative_index = MASKS[mask][0], relative_index_of(generation)
+    implementations = [
+        implementation
+        for implementation in IMPLEMENTATIONS
+        if implementation != "reference" and (implementation in WHOLE_SCORES or not mixed)
+    ]
+    definition = gradient_program("reference", relative_index, **given)
+    for implementation in implementations:
+        given_to = cotangents if implementation in WHOLE_SCORES else (cotangents[0], whole)
         expected = definition(arrays, given_to)
-        for name, found in gradients_of(body, arrays, rows, given_to, **given).items():
+        for name, found in gradients_of(implementation, arrays, relative_index, given_to, **given).items():
             assert np.abs(expected[name]).max() > 1e-2
-            np.testing.assert_allclose(found, expected[name], atol=2e-5, err_msg=f"{body} {name}")
+            np.testing.assert_allclose(found, expected[name], atol=2e-5, err_msg=f"{implementation} {name}")
 
 
-# span of the table, buckets a side, largest distance. The short ones reach their last row within a block or two, so
+# Span of the table, buckets a side, largest distance. The short ones reach their last row within a block or two, so
 # that at 700 tokens most pairs are far ones.
-ROWS = {"v3": (256, 256, 512), "v1": (512, -1, 512), "short": (4, 4, 7), "short v1": (16, -1, 16)}
+INDICES = {"v3": (256, 256, 512), "v1": (512, -1, 512), "short": (4, 4, 7), "short v1": (16, -1, 16)}
 
 
 def relative_error(found, expected):
     return np.abs(np.float64(found) - expected).max() / max(np.abs(expected).max(), 1e-30)
 
 
-@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("kind", INDICES)
 @pytest.mark.parametrize(
     "length", [1, 40, 150, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 33, 257, 511, 513, 700, 1100))]
 )
-def test_bodies_agree_at_any_length(length, kind):
+def test_implementations_agree_at_any_length(length, kind):
     """Lengths that are no multiple of a block, texts packed and padded: output and all five gradients in float32."""
-    span, buckets, most = ROWS[kind]
-    rows = table_rows(length, span, buckets=buckets, max_distance=most, clamp=True)
+    span, buckets, most = INDICES[kind]
+    relative_index = make_relative_index(length, span, buckets=buckets, max_distance=most, clamp=True)
     arrays = make_inputs(span=span, length=length)
     random = np.random.RandomState(4)
     segments = np.stack([np.sort(random.randint(1, 4, length)), np.r_[np.full(length - 1, 2), 0]])
     segments[0, length - length // 9 :] = 0
     cotangents = np.float32(random.standard_normal((2, length, N, H))), np.float32(0)
     given = {"segment_ids": np.int32(segments)}
-    expected = outputs_of("reference", arrays, rows, cotangents, **given)
-    for body in set(BODIES) - {"reference"}:
-        for name, found in outputs_of(body, arrays, rows, cotangents, **given).items():
+    expected = outputs_of("reference", arrays, relative_index, cotangents, **given)
+    for implementation in set(IMPLEMENTATIONS) - {"reference"}:
+        for name, found in outputs_of(implementation, arrays, relative_index, cotangents, **given).items():
             limit = 2e-6 if name == "context" else 2e-5
-            assert relative_error(found, np.float64(expected[name])) < limit, (body, name)
+            assert relative_error(found, np.float64(expected[name])) < limit, (implementation, name)
 
 
-def far_inputs(monkeypatch, **absent):
-    """Inputs and rows of a padded text in six blocks of two sub-blocks, the inner ones with far keys on both sides."""
-    monkeypatch.setattr(blocked, "_BLOCK", 64)
-    monkeypatch.setattr(blocked, "_ROWS", 32)
+FAR_SIZES = BlockSizes(max_queries=64, tile=32)
+
+
+def far_inputs(**absent):
+    """Returns inputs and index of a padded text in six blocks of two tiles; inner ones have far keys on both sides."""
     length = 359
-    rows = table_rows(length, 16, buckets=-1, max_distance=16, clamp=True)
-    assert blocked.cut(length, rows) == blocked.Geometry(length=360, block=60, near=120, rows=30)
-    return make_inputs(span=16, length=length) | absent, rows
+    relative_index = make_relative_index(length, 16, buckets=-1, max_distance=16, clamp=True)
+    assert divide(length, relative_index, FAR_SIZES) == BlockGeometry(length=360, block_size=60, near=120, tile=30)
+    return make_inputs(span=16, length=length) | absent, relative_index
 
 
-def test_long_texts_meet_far_keys_by_row_alone(monkeypatch):
-    """The blocked body against float64 pair by pair."""
-    arrays, rows = far_inputs(monkeypatch)
-    found, _ = attend(arrays, rows, impl="blocked")
-    np.testing.assert_allclose(found, by_hand(arrays, rows)[0], atol=5e-6)
+def test_long_texts_meet_far_keys_by_row_alone():
+    """The blocked implementation against float64 pair by pair."""
+    arrays, relative_index = far_inputs()
+    found, _ = attend(arrays, relative_index, implementation="blocked", sizes=FAR_SIZES)
+    np.testing.assert_allclose(found, by_hand(arrays, relative_index)[0], atol=5e-6)
 
 
 def far_masks(length: int) -> dict[str, Any]:
-    texts = np.arange(length) // 120
+    segments = np.arange(length) // 120
     return {
         "mask": np.random.RandomState(5).random_sample((2, length, length)) < 0.9,
-        "segment_ids": np.stack([np.minimum(texts, 1) + 1, np.where(texts < 2, 1, 0)]).astype(np.int32),
+        "segment_ids": np.stack([np.minimum(segments, 1) + 1, np.where(segments < 2, 1, 0)]).astype(np.int32),
         "dropout_rate": 0.3,
         "dropout_key": jax.random.key(8),
     }
@@ -214,14 +229,18 @@ ONE, BOTH = 1, 1 << 19  # scores held at once: examples one by one, or both toge
     ],
     ids=str,
 )
-def test_far_keys_under_masks_and_dropout(absent, masked, scores, monkeypatch):
+def test_far_keys_under_masks_and_dropout(absent, masked, scores):
     """Output and gradients are the definition's where texts are packed, some pairs barred and some weights dropped."""
-    monkeypatch.setattr(blocked, "_SCORES", scores)
-    arrays, rows = far_inputs(monkeypatch, **dict.fromkeys(absent))
+    sizes = dataclasses.replace(FAR_SIZES, scores=scores)
+    arrays, relative_index = far_inputs(**dict.fromkeys(absent))
     length = arrays["query"].shape[1]
     given = far_masks(length) if masked else {}
+    given["sizes"] = sizes
     cotangents = np.float32(np.random.RandomState(6).standard_normal(arrays["query"].shape)), np.float32(0)
-    expected, found = (outputs_of(body, arrays, rows, cotangents, **given) for body in ("reference", "blocked"))
+    expected, found = (
+        outputs_of(implementation, arrays, relative_index, cotangents, **given)
+        for implementation in ("reference", "blocked")
+    )
     for name, value in found.items():
         assert (value is None) == (name in absent)
         limit = 2e-6 if name == "context" else 2e-5
@@ -229,48 +248,48 @@ def test_far_keys_under_masks_and_dropout(absent, masked, scores, monkeypatch):
 
 
 @pytest.mark.parametrize(("dtype", "scores"), [(jnp.bfloat16, ONE), (jnp.float16, BOTH)])
-def test_far_keys_in_half_precision_are_as_exact_as_the_definition(dtype, scores, monkeypatch):
+def test_far_keys_in_half_precision_are_as_exact_as_the_definition(dtype, scores):
     """The output to 1.3 times the definition's error in the same dtype; gradients to its rounding."""
-    monkeypatch.setattr(blocked, "_SCORES", scores)
-    arrays, rows = far_inputs(monkeypatch)
+    sizes = dataclasses.replace(FAR_SIZES, scores=scores)
+    arrays, relative_index = far_inputs()
     half = {name: jnp.asarray(a, dtype) for name, a in arrays.items()}
     exactly = {name: np.float32(a) for name, a in half.items()}
-    exact, _ = by_hand(exactly, rows)
+    exact, _ = by_hand(exactly, relative_index)
     cotangents = np.float32(np.random.RandomState(6).standard_normal(exact.shape)), np.float32(0)
-    slopes = gradients_of("reference", exactly, rows, cotangents)
-    by_definition, _ = jax.jit(lambda a: attend(a, rows, impl="reference"))(half)
-    found = outputs_of("blocked", half, rows, cotangents)
+    gradients = gradients_of("reference", exactly, relative_index, cotangents)
+    by_definition, _ = jax.jit(lambda a: attend(a, relative_index, implementation="reference"))(half)
+    found = outputs_of("blocked", half, relative_index, cotangents, sizes=sizes)
     assert relative_error(found.pop("context"), exact) < 1.3 * relative_error(by_definition, exact)
-    for name, slope in found.items():
-        assert relative_error(slope, np.float64(slopes[name])) < 8 * jnp.finfo(dtype).eps, name
+    for name, gradient in found.items():
+        assert relative_error(gradient, np.float64(gradients[name])) < 8 * jnp.finfo(dtype).eps, name
 
 
 def temporary_bytes(length: int) -> int:
-    """Of forward and backward of the blocked body, by the compiler."""
-    rows = table_rows(length, 256, buckets=256, max_distance=512, clamp=True)
+    """Of forward and backward of the blocked implementation, by the compiler."""
+    relative_index = make_relative_index(length, 256, buckets=256, max_distance=512, clamp=True)
     like = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     arrays = [like(2, length, 12, 64)] * 3 + [like(512, 12, 64)] * 2
-    loss = lambda *a: disentangled_attention(*a, rows, scale=SCALE, impl="blocked")[0].sum()
+    loss = lambda *a: disentangled_attention(*a, relative_index, scale=SCALE, implementation="blocked")[0].sum()
     lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4))).lower(*arrays)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
-def test_temporary_memory_of_the_blocked_body_is_linear_in_length():
+def test_temporary_memory_of_the_blocked_implementation_is_linear_in_length():
     sizes = [temporary_bytes(length) for length in (512, 1024, 2048, 4096)]
     growth = [after / before for before, after in itertools.pairwise(sizes)]
     assert max(growth) <= 2.2, growth
 
 
-@pytest.mark.parametrize("body", BODIES)
-def test_dropout_is_the_same_in_forward_and_backward(body):
-    """With one key the dropped attention is a smooth function: its gradient is its slope, by central differences."""
-    rows, random = make_rows("clamp"), np.random.RandomState(6)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_dropout_is_the_same_in_forward_and_backward(implementation):
+    """With one key the dropped attention is a smooth function: its gradient is that of central differences."""
+    relative_index, random = relative_index_of("clamp"), np.random.RandomState(6)
     arrays, key = make_inputs(), jax.random.key(3)
     cotangent = np.float32(random.standard_normal((2, T, N, H)))
     options = {"mask": MASK, "dropout_rate": 0.4, "dropout_key": key}
     zeros = np.zeros((2, N, T, T), np.float32)
-    found = gradients_of(body, arrays, rows, (cotangent, zeros), **options)
-    attend_once = jax.jit(lambda a: attend(a, rows, impl=body, **options)[0])
+    found = gradients_of(implementation, arrays, relative_index, (cotangent, zeros), **options)
+    attend_once = jax.jit(lambda a: attend(a, relative_index, implementation=implementation, **options)[0])
     value = lambda a: (np.float64(attend_once(a)) * cotangent).sum()
     for name in arrays:
         direction = np.float32(random.standard_normal(arrays[name].shape))
@@ -288,95 +307,103 @@ _ROUNDED_SCORES = "position scores pass the shift in bfloat16: the context's err
 
 
 @pytest.mark.parametrize(
-    "body", ["blocked", pytest.param("shift", marks=pytest.mark.xfail(strict=True, reason=_ROUNDED_SCORES))]
+    "implementation", ["blocked", pytest.param("xla", marks=pytest.mark.xfail(strict=True, reason=_ROUNDED_SCORES))]
 )
-def test_bfloat16_error_is_that_of_the_definition(body):
+def test_bfloat16_error_is_that_of_the_definition(implementation):
     """Against float32, root mean square: output and gradients at most 1.3 times the definition's own error."""
-    rows, random = table_rows(150, 256, buckets=256, max_distance=512, clamp=True), np.random.RandomState(7)
+    relative_index, random = (
+        make_relative_index(150, 256, buckets=256, max_distance=512, clamp=True),
+        np.random.RandomState(7),
+    )
     draw = lambda *shape: random.standard_normal((*shape, 4, 64)).astype(jnp.bfloat16)
     rounded = {name: draw(6, 150) for name in ("query", "key", "value")}
     rounded |= {name: draw(512) for name in ("pos_key", "pos_query")}
     cotangents, scale = (np.float32(draw(6, 150)), np.float32(0)), (3 * 64) ** -0.5
 
-    outputs = lambda arrays, body: outputs_of(body, arrays, rows, cotangents, scale=scale)
+    outputs = lambda arrays, implementation: outputs_of(implementation, arrays, relative_index, cotangents, scale=scale)
     truth = outputs({name: np.float32(a) for name, a in rounded.items()}, "reference")
-    by_definition, found = outputs(rounded, "reference"), outputs(rounded, body)
+    by_definition, found = outputs(rounded, "reference"), outputs(rounded, implementation)
     for name, exact in truth.items():
         error, allowed = (root_mean_square(np.float64(a[name]) - exact) for a in (found, by_definition))
         assert error <= 1.3 * allowed, name
 
 
-@pytest.mark.parametrize("body", [body for body in BODIES if body != "reference"])
+@pytest.mark.parametrize(
+    "implementation", [implementation for implementation in IMPLEMENTATIONS if implementation != "reference"]
+)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_table_gradients_in_half_precision_where_many_distances_read_one_row(body, dtype):
-    """Two rows of 16 are read by 292 distances each: at most four times the definition's error, which sums first."""
+def test_table_gradients_in_half_precision_where_many_distances_read_one_row(implementation, dtype):
+    """292 distances read each of two rows of 16: at most four times the definition's error, which sums first."""
     length, span = 300, 8
-    rows = table_rows(length, span, buckets=-1, max_distance=span, clamp=True)
+    relative_index = make_relative_index(length, span, buckets=-1, max_distance=span, clamp=True)
     half = {name: jnp.asarray(a, dtype) for name, a in make_inputs(span=span, length=length).items()}
     cotangents = np.float32(np.random.RandomState(6).standard_normal(half["query"].shape)), np.float32(0)
-    exact = gradients_of("reference", {name: np.float32(a) for name, a in half.items()}, rows, cotangents)
-    by_definition, found = (gradients_of(name, half, rows, cotangents) for name in ("reference", body))
+    exact = gradients_of("reference", {name: np.float32(a) for name, a in half.items()}, relative_index, cotangents)
+    by_definition, found = (
+        gradients_of(name, half, relative_index, cotangents) for name in ("reference", implementation)
+    )
     for table in ("pos_key", "pos_query"):
         error, allowed = (relative_error(a[table], np.float64(exact[table])) for a in (found, by_definition))
         assert error <= 4 * allowed, (table, error, allowed)
 
 
-def test_a_body_without_whole_scores_refuses_to_return_weights():
-    for body in set(entry.BODIES) - set(WHOLE):
+def test_an_implementation_without_whole_scores_refuses_to_return_weights():
+    for implementation in set(entry.IMPLEMENTATIONS) - set(WHOLE_SCORES):
         with pytest.raises(InputError, match="never holds the whole scores"):
-            attend(make_inputs(), make_rows("v1"), impl=body, return_weights=True)
+            attend(make_inputs(), relative_index_of("v1"), implementation=implementation, return_weights=True)
 
 
-@pytest.mark.parametrize("body", BODIES)
-def test_gradient_is_the_slope(body):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradient_is_the_finite_difference(implementation):
     """Against central differences of the float64 definition, along one random direction per array."""
-    rows, arrays, random = make_rows("clamp"), make_inputs(), np.random.RandomState(3)
+    relative_index, arrays, random = relative_index_of("clamp"), make_inputs(), np.random.RandomState(3)
     cotangent = random.standard_normal((2, T, N, H))
     pairs = MASK[:, :, None] & MASK[:, None]
     zeros = np.zeros((2, N, T, T), np.float32)
-    found = gradients_of(body, arrays, rows, (np.float32(cotangent), zeros), mask=MASK)
-    value = lambda a: (by_hand(a, rows, pairs)[0] * cotangent).sum()
+    found = gradients_of(implementation, arrays, relative_index, (np.float32(cotangent), zeros), mask=MASK)
+    value = lambda a: (by_hand(a, relative_index, pairs)[0] * cotangent).sum()
     for name in arrays:
         direction, step = random.standard_normal(arrays[name].shape), 1e-4
         moved = [{**arrays, name: arrays[name] + sign * step * direction} for sign in (1, -1)]
-        slope = (value(moved[0]) - value(moved[1])) / (2 * step)
-        assert (np.float64(found[name]) * direction).sum() == pytest.approx(slope, rel=1e-3)
+        difference = (value(moved[0]) - value(moved[1])) / (2 * step)
+        assert (np.float64(found[name]) * direction).sum() == pytest.approx(difference, rel=1e-3)
 
 
-@pytest.mark.parametrize("body", BODIES)
-def test_softmax_is_float32_in_bfloat16(body):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_softmax_is_float32_in_bfloat16(implementation):
     arrays = {name: a.astype(jnp.bfloat16) for name, a in make_inputs().items()}
-    context, weights = jax.jit(lambda a: attend(a, make_rows("clamp"), impl=body))(arrays)
+    context, weights = jax.jit(lambda a: attend(a, relative_index_of("clamp"), implementation=implementation))(arrays)
     assert context.dtype == jnp.bfloat16
-    if body in WHOLE:
+    if implementation in WHOLE_SCORES:
         assert weights.dtype == jnp.float32
         np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)
-    exact, _ = by_hand({name: np.float32(a) for name, a in arrays.items()}, make_rows("clamp"))
+    exact, _ = by_hand({name: np.float32(a) for name, a in arrays.items()}, relative_index_of("clamp"))
     assert np.abs(np.float32(context) - exact).max() < 0.03
 
 
-@pytest.mark.parametrize("body", BODIES)
-def test_float16_products_beyond_its_largest_number(body):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_float16_products_beyond_its_largest_number(implementation):
     """Raw q.k and both position products exceed 65504; forward and gradients stay finite, and the weights right."""
     arrays = {name: (a * (200 if name != "value" else 1)).astype(np.float16) for name, a in make_inputs().items()}
     raw = np.einsum("btnh,bsnh->bnts", np.float32(arrays["query"]), np.float32(arrays["key"]))
     assert np.abs(raw).max() > 65504
-    rows = make_rows("clamp")
+    relative_index = relative_index_of("clamp")
     cotangents = np.ones(arrays["query"].shape, np.float16), np.zeros((2, N, T, T), np.float32)
-    found = outputs_of(body, arrays, rows, cotangents, mask=MASK)
-    exact, _ = by_hand(arrays, rows, MASK[:, :, None] & MASK[:, None])
+    found = outputs_of(implementation, arrays, relative_index, cotangents, mask=MASK)
+    exact, _ = by_hand(arrays, relative_index, MASK[:, :, None] & MASK[:, None])
     np.testing.assert_allclose(np.float32(found["context"]), exact, atol=2e-2)
     assert all(np.isfinite(np.float32(g)).all() for g in found.values())
 
 
-@pytest.mark.parametrize("body", BODIES)
-def test_every_body_drops_the_same_weights(body, monkeypatch):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_every_implementation_drops_the_same_weights(implementation):
     """Those that numpy's own hash of the key says, weight by weight; what is returned are the weights before."""
-    monkeypatch.setattr(blocked, "_BLOCK", 4)  # so that a text has several blocks
-    arrays, rows, key, rate = make_inputs(), make_rows("clamp"), jax.random.key(8), 0.3
-    context, weights = attend(arrays, rows, impl=body, mask=MASK, dropout_rate=rate, dropout_key=key)
-    _, plain = by_hand(arrays, rows, MASKS["tokens"][1])
-    if body in WHOLE:
+    several_blocks = BlockSizes(max_queries=4)
+    arrays, relative_index, key, rate = make_inputs(), relative_index_of("clamp"), jax.random.key(8), 0.3
+    options = {"mask": MASK, "dropout_rate": rate, "dropout_key": key, "sizes": several_blocks}
+    context, weights = attend(arrays, relative_index, implementation=implementation, **options)
+    _, plain = by_hand(arrays, relative_index, MASKS["tokens"][1])
+    if implementation in WHOLE_SCORES:
         np.testing.assert_allclose(weights, plain, atol=2e-6)
     keep = keep_mask(np.asarray(dropout_seeds(key)), 2, N, T, rate)
     assert 0.2 < 1 - keep.mean() < 0.4
@@ -391,7 +418,7 @@ def test_dropout_in_a_text_too_long_for_its_counters_is_refused():
         **a,
         pos_key=None,
         pos_query=None,
-        rows=np.zeros(2 * length - 1, np.int32),
+        relative_index=np.zeros(2 * length - 1, np.int32),
         scale=1.0,
         dropout_rate=0.1,
         dropout_key=jax.random.key(0),
@@ -400,12 +427,14 @@ def test_dropout_in_a_text_too_long_for_its_counters_is_refused():
         jax.eval_shape(attend, arrays)
 
 
-def test_unknown_body_and_wrong_rows_are_refused():
+def test_unknown_implementation_and_wrong_index_are_refused():
     arrays = make_inputs()
     with pytest.raises(InputError, match=r"attention='flash'.*'auto', 'reference'"):
-        attend(arrays, make_rows("v1"), impl="flash")
+        attend(arrays, relative_index_of("v1"), implementation="flash")
     with pytest.raises(ValueError, match="17 distances"):
-        attend(arrays, make_rows("v1")[:-1], impl="auto")
+        attend(arrays, relative_index_of("v1")[:-1], implementation="auto")
+    with pytest.raises(InputError, match=r"attention='shift': 'shift' is now called 'xla'; expected one of 'auto'"):
+        attend(arrays, relative_index_of("v1"), implementation="shift")
 
 
 @pytest.mark.parametrize(
@@ -414,11 +443,11 @@ def test_unknown_body_and_wrong_rows_are_refused():
         ("cpu", "bfloat16", False, None, "blocked"),
         ("cpu", "float32", True, None, "reference"),
         ("gpu", "float16", False, True, "pallas"),
-        ("gpu", "bfloat16", False, False, "shift"),
+        ("gpu", "bfloat16", False, False, "xla"),
         ("tpu", "bfloat16", False, True, "pallas"),
-        ("tpu", "bfloat16", False, False, "shift"),
-        ("tpu", "float16", False, None, "shift"),
-        ("tpu", "bfloat16", True, None, "shift"),
+        ("tpu", "bfloat16", False, False, "xla"),
+        ("tpu", "float16", False, None, "xla"),
+        ("tpu", "bfloat16", True, None, "xla"),
     ],
 )
 def test_auto_goes_by_backend_dtype_and_the_kernels_own_check(
@@ -432,10 +461,10 @@ def test_auto_goes_by_backend_dtype_and_the_kernels_own_check(
         return agrees
 
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(entry, "kernel_agrees", ask)
+    monkeypatch.setattr(self_check, "kernel_agrees", ask)
     entry._log_choice.cache_clear()
     with caplog.at_level("INFO"):
-        choices = [entry.choose_body("auto", dtype, whole_scores=whole) for _ in range(2)]
+        choices = [entry.choose_implementation("auto", dtype, whole_scores=whole) for _ in range(2)]
     entry._log_choice.cache_clear()
     assert choices == [expected] * 2
     assert len(caplog.records) == 1

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deberta_jax.ops.dropout import _mix, dropout, dropout_seeds, keep_mask
+from deberta_jax.ops.attention.dropout import keep_mask
+from deberta_jax.ops.dropout import dropout, dropout_seeds, mix
 
 
 def test_rate_scale_and_determinism():
@@ -21,7 +22,7 @@ def test_rate_scale_and_determinism():
 def test_mixing_is_murmurs_finaliser():
     """Values of the reference implementation's fmix32."""
     with np.errstate(over="ignore"):
-        assert [int(_mix(np.uint32(x))) for x in (0, 1, 2)] == [0, 0x514E28B7, 0x30F4C306]
+        assert [int(mix(np.uint32(x))) for x in (0, 1, 2)] == [0, 0x514E28B7, 0x30F4C306]
 
 
 def correlation(a, b):

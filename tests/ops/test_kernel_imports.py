@@ -53,10 +53,10 @@ for platform in ("cuda", "tpu"):
         print(platform, "refused:", error)
 
 for platform in ("gpu", "tpu"):
-    print(platform, "auto would be", attention.expected_body(platform, jnp.bfloat16))
+    print(platform, "auto would be", attention.expected_implementation(platform, jnp.bfloat16))
     jax.default_backend = lambda platform=platform: platform
     for _ in range(2):
-        print(platform, "auto is", attention.choose_body("auto", jnp.bfloat16, whole_scores=False))
+        print(platform, "auto is", attention.choose_implementation("auto", jnp.bfloat16, whole_scores=False))
 """
 
 
@@ -90,11 +90,11 @@ def test_without_a_kernels_backend_all_else_works(missing, platforms):
             continue
         name = "GPU" if platform == "cuda" else "TPU"
         assert line.startswith(f"{platform} refused: attention='pallas' on a {name} needs {platforms[platform]}, which")
-        assert line.endswith("; install 'jax<0.13', or use attention='shift'")
+        assert line.endswith("; install 'jax<0.13', or use attention='xla'")
         backend = name.lower()
-        assert f"{backend} auto would be shift" in lines
-        assert lines.count(f"{backend} auto is shift") == 2
-        said = [line for line in found.stderr.splitlines() if f"attention on {backend}: 'shift'" in line]
+        assert f"{backend} auto would be xla" in lines
+        assert lines.count(f"{backend} auto is xla") == 2
+        said = [line for line in found.stderr.splitlines() if f"attention on {backend}: 'xla'" in line]
         assert len(said) == 1, found.stderr
         assert (
             f"attention kernel for {backend} in bfloat16: not used: InputError: attention='pallas' on" in found.stderr

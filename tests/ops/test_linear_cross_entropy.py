@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deberta_jax.ops.linear_cross_entropy import vocabulary_scores
+from deberta_jax.ops.linear_cross_entropy import linear_cross_entropy
 from deberta_jax.sharding import make_mesh
 
 BATCH, TARGETS, WIDTH, WORDS = 4, 6, 8, 1200
@@ -42,10 +42,10 @@ def by_numpy(case):
     return value, (logits.argmax(-1) == safe) & counts, drawn, gradients
 
 
-def ours(case, chunk, dtype=jnp.float32):
+def ours(case, chunk_size, dtype=jnp.float32):
     def run(states, table, bias):
         labels, uniform = jnp.asarray(case["labels"]), jnp.asarray(case["uniform"])
-        return vocabulary_scores(states.astype(dtype), table, bias, labels, uniform=uniform, chunk=chunk)
+        return linear_cross_entropy(states.astype(dtype), table, bias, labels, uniform=uniform, chunk_size=chunk_size)
 
     def scalar(*args):
         found = run(*args)
@@ -60,15 +60,15 @@ def agree(case, found, gradients):
     value, right, drawn, expected = by_numpy(case)
     np.testing.assert_allclose(found.value, value, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found.weight, case["labels"] >= 0)
-    np.testing.assert_array_equal(found.right, right)
-    np.testing.assert_array_equal(found.drawn, drawn)
+    np.testing.assert_array_equal(found.correct, right)
+    np.testing.assert_array_equal(found.sampled, drawn)
     for mine, theirs in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-6 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("chunk", [10**9, 5 * WORDS, 1])
-def test_in_pieces_of_any_size(case, chunk):
-    agree(case, *ours(case, chunk))
+@pytest.mark.parametrize("chunk_size", [10**9, 5 * WORDS, 1])
+def test_in_pieces_of_any_size(case, chunk_size):
+    agree(case, *ours(case, chunk_size))
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 4), (1, 2, 2), (2, 2, 2)])
@@ -88,16 +88,16 @@ def test_a_label_beyond_the_last_word_is_nan_and_draws_follow_the_distribution(c
     rng = np.random.default_rng(1)
     logits = np.log(np.array([0.5, 0.2, 0.2, 0.1]))
     uniform = rng.random((1, 20000)).astype(np.float32)
-    found = vocabulary_scores(
+    found = linear_cross_entropy(
         jnp.zeros((1, 20000, 1)),
         jnp.zeros((4, 1)),
         jnp.asarray(logits, jnp.float32),
         jnp.zeros((1, 20000), jnp.int32),
         uniform=jnp.asarray(uniform),
-        chunk=1 << 14,
+        chunk_size=1 << 14,
     )
-    assert found.drawn is not None
-    counts = np.bincount(np.asarray(found.drawn).reshape(-1), minlength=4)
+    assert found.sampled is not None
+    counts = np.bincount(np.asarray(found.sampled).reshape(-1), minlength=4)
     assert stats.chisquare(counts, 20000 * np.exp(logits)).pvalue > 1e-3
 
 

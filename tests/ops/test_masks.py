@@ -5,26 +5,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deberta_jax.ops.attention.masks import masked_softmax, text_starts, visibility, visible_pairs
+from deberta_jax.ops.attention.masks import masked_softmax, normalize_masks, pairwise_mask, segment_starts
 
 
-def readable(mask, segments):
-    return visible_pairs(*visibility(mask, segments))
+def combined(mask, segments):
+    return pairwise_mask(*normalize_masks(mask, segments))
 
 
 def test_pairs_need_both_tokens_real_and_of_one_text():
     mask = jnp.array([[1, 1, 0, 1]], bool)
     segments = jnp.array([[1, 1, 2, 2]])
-    np.testing.assert_array_equal(readable(mask, None)[0], np.outer(mask[0], mask[0]))
+    np.testing.assert_array_equal(combined(mask, None)[0], np.outer(mask[0], mask[0]))
     expected = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]], bool)
-    np.testing.assert_array_equal(readable(mask, segments)[0], expected)
-    padded = readable(None, jnp.array([[1, 0, 0, 2]]))[0]
+    np.testing.assert_array_equal(combined(mask, segments)[0], expected)
+    padded = combined(None, jnp.array([[1, 0, 0, 2]]))[0]
     np.testing.assert_array_equal(padded, np.diag([1, 0, 0, 1]).astype(bool))
-    assert readable(None, None) is None
+    assert combined(None, None) is None
     by_pair = jnp.tri(4, dtype=bool)[None]
-    np.testing.assert_array_equal(readable(by_pair, None), by_pair)
+    np.testing.assert_array_equal(combined(by_pair, None), by_pair)
     np.testing.assert_array_equal(
-        readable(by_pair, segments)[0], np.tri(4, dtype=bool) & [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+        combined(by_pair, segments)[0], np.tri(4, dtype=bool) & [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     )
 
 
@@ -53,7 +53,7 @@ def test_softmax_gradient_is_finite_where_nothing_is_visible():
 
 def test_texts_start_at_their_first_real_token():
     mask = jnp.array([[0, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]], bool)
-    assert text_starts(mask, None, 4)[:, 0].tolist() == [2, 0, 0]
-    assert text_starts(None, None, 4).tolist() == [[0]]
+    assert segment_starts(mask, None, 4)[:, 0].tolist() == [2, 0, 0]
+    assert segment_starts(None, None, 4).tolist() == [[0]]
     segments = jnp.array([[1, 1, 2, 2, 2, 0], [5, 3, 3, 0, 0, 7]])
-    assert text_starts(None, segments, 6).tolist() == [[0, 0, 2, 2, 2, 5], [0, 1, 1, 3, 3, 5]]
+    assert segment_starts(None, segments, 6).tolist() == [[0, 0, 2, 2, 2, 5], [0, 1, 1, 3, 3, 5]]

@@ -10,13 +10,13 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.attention import disentangled_attention
-from deberta_jax.ops.attention.gpu import kernels as gpu
-from deberta_jax.ops.attention.pallas import tiling as plan
+from deberta_jax.ops.attention.dropout import keep_mask
 from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
-from deberta_jax.ops.attention.pallas.platforms import BACKENDS
+from deberta_jax.ops.attention.pallas.platforms import KERNEL_PLATFORMS
 from deberta_jax.ops.attention.pallas.self_check import kernel_agrees
-from deberta_jax.ops.attention.relative_position import reachable_rows, table_rows
-from deberta_jax.ops.dropout import dropout_seeds, keep_mask
+from deberta_jax.ops.attention.pallas.tiling import KernelSizes, make_gpu_tiling, make_tpu_tiling
+from deberta_jax.ops.attention.relative_position import compact_relative_index, make_relative_index
+from deberta_jax.ops.dropout import dropout_seeds
 from deberta_jax.sharding import make_mesh
 from tests.kernel_cases import (
     ARRAYS,
@@ -35,33 +35,34 @@ from tests.kernel_cases import (
 interpreted = functools.partial(pallas_attention, interpret="gpu")
 
 
-def blocks_of(monkeypatch, size):
-    """Short texts of several blocks; 16 is the smallest side of a product in Triton, and float32's own."""
-    monkeypatch.setattr(plan, "gpu_block_size", lambda itemsize, lanes, *, backward: size)
+def interpreted_in_blocks(block_size):
+    """The kernel in blocks of one size; 16 is the smallest side of a product in Triton, and float32's own."""
+    return functools.partial(interpreted, sizes=KernelSizes(block_size=block_size))
 
 
 def test_gradients_dropout_masks_and_far_blocks_together():
     """Packed texts with far blocks on both sides, against the formula with numpy's dropout mask; in several blocks."""
-    arrays, masks, rows = make_case(130, 2, 20, mask="texts")
-    chosen = plan.make_gpu_plan(plan.make_plan(130, 2, 20, rows, scale=1.0, rate=0.0), rows, 4, backward=True)
-    assert (chosen.blocks, chosen.far) == (9, (-5, 5))
+    arrays, masks, relative_index = make_case(130, 2, 20, mask="segments")
+    tiling = make_tpu_tiling(130, 2, 20, relative_index, scale=1.0, dropout_rate=0.0)
+    tiling = make_gpu_tiling(tiling, relative_index, 4, backward=True)
+    assert (tiling.blocks, tiling.far) == (9, (-5, 5))
     key, rate = jax.random.key(5), 0.3
     keep = keep_mask(np.asarray(dropout_seeds(key)), 2, 2, 130, rate)
-    expected = run(definition_dropping(keep, rate), arrays, masks, rows)
-    found = run(interpreted, arrays, masks, rows, dropout_rate=rate, dropout_key=key)
+    expected = run(definition_dropping(keep, rate), arrays, masks, relative_index)
+    found = run(interpreted, arrays, masks, relative_index, dropout_rate=rate, dropout_key=key)
     assert_agree(found, expected)
     assert not found["context"][hidden_queries(masks, arrays)].any()
 
 
 LENGTHS = (1, 2, 15, 16, 17, 33, 63, 64, 65, 100, 129, 200, 257, 300, 450, 513, 700)
-MASKS = ("none", "padding", "texts", "pairs", "all")
+MASKS = ("none", "padding", "segments", "pairwise", "all")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("length", "heads", "size", "generation", "mask", "without", "block"),
     [
-        (130, 1, 256, "v3", "texts", NEITHER, 16),
+        (130, 1, 256, "v3", "segments", NEITHER, 16),
         *(
             (length, heads, size, generation, mask, without, block)
             for n, length in enumerate(LENGTHS)
@@ -73,11 +74,10 @@ MASKS = ("none", "padding", "texts", "pairs", "all")
         ),
     ],
 )
-def test_forward_and_gradients_are_the_definition(monkeypatch, length, heads, size, generation, mask, without, block):
-    blocks_of(monkeypatch, block)
-    arrays, masks, rows = make_case(length, heads, size, generation, mask, without)
-    found = run(interpreted, arrays, masks, rows)
-    assert_agree(found, run(definition, arrays, masks, rows))
+def test_forward_and_gradients_are_the_definition(length, heads, size, generation, mask, without, block):
+    arrays, masks, relative_index = make_case(length, heads, size, generation, mask, without)
+    found = run(interpreted_in_blocks(block), arrays, masks, relative_index)
+    assert_agree(found, run(definition, arrays, masks, relative_index))
     hidden = hidden_queries(masks, arrays)
     assert length <= 8 or hidden.any() == (mask != "none")
     assert not found["context"][hidden].any()
@@ -85,60 +85,63 @@ def test_forward_and_gradients_are_the_definition(monkeypatch, length, heads, si
 
 @pytest.mark.long
 @pytest.mark.parametrize("generation", ["v1", "hf", "v3"])
-def test_work_is_shared_among_few_programs(monkeypatch, generation):
+def test_work_is_divided_among_few_programs(generation):
     """Programs that take several blocks, heads and windows in turn leave nothing behind in their scratch."""
-    monkeypatch.setattr(gpu, "_PROGRAMS", 3)
-    arrays, masks, rows = make_case(100, 2, 16, generation, "all")
-    assert_agree(run(interpreted, arrays, masks, rows), run(definition, arrays, masks, rows))
+    few_programs = functools.partial(interpreted, sizes=KernelSizes(max_programs=3))
+    arrays, masks, relative_index = make_case(100, 2, 16, generation, "all")
+    assert_agree(run(few_programs, arrays, masks, relative_index), run(definition, arrays, masks, relative_index))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mask", ["texts", "none"])
+@pytest.mark.parametrize("mask", ["segments", "none"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_errs_no_more_than_the_definition(mask, dtype):
-    arrays, masks, rows = make_case(256, 2, 64, mask=mask, dtype=dtype)
-    exact = run(definition, {name: np.float32(a) for name, a in arrays.items()}, masks, rows)
+    arrays, masks, relative_index = make_case(256, 2, 64, mask=mask, dtype=dtype)
+    exact = run(definition, {name: np.float32(a) for name, a in arrays.items()}, masks, relative_index)
     error = lambda found: {name: np.linalg.norm(found[name] - a) / np.linalg.norm(a) for name, a in exact.items()}
-    ours, theirs = error(run(interpreted, arrays, masks, rows)), error(run(definition, arrays, masks, rows))
+    ours, theirs = (
+        error(run(interpreted, arrays, masks, relative_index)),
+        error(run(definition, arrays, masks, relative_index)),
+    )
     for name in exact:
         assert 0 < ours[name] <= 1.3 * theirs[name], (name, ours[name], theirs[name])
 
 
 @pytest.mark.long
 def test_float16_products_beyond_its_largest_number():
-    arrays, masks, rows = make_case(40, 2, 16, mask="texts")
+    arrays, masks, relative_index = make_case(40, 2, 16, mask="segments")
     arrays = {
         name: (a * (1 if name in ("value", "cotangent") else 200)).astype(np.float16) for name, a in arrays.items()
     }
     assert np.abs(np.einsum("btnh,bsnh->bnts", *(np.float32(arrays[name]) for name in ARRAYS[:2]))).max() > 65504
-    found = run(interpreted, arrays, masks, rows)
+    found = run(interpreted, arrays, masks, relative_index)
     assert all(np.isfinite(a).all() for a in found.values())
-    exact = run(definition, {name: np.float32(a) for name, a in arrays.items()}, masks, rows)
+    exact = run(definition, {name: np.float32(a) for name, a in arrays.items()}, masks, relative_index)
     np.testing.assert_allclose(found["context"], exact["context"], atol=2e-2)
 
 
 @pytest.mark.long
 def test_blocks_of_other_texts_are_not_computed():
     """NaN in another text reaches a block that is computed, even under weight 0."""
-    arrays, _, rows = make_case(96, 2, 16, batch=1)
-    texts = np.repeat(np.int32([[1, 2, 0]]), 32, axis=1)
-    own = (texts == 1)[..., None, None]
+    arrays, _, relative_index = make_case(96, 2, 16, batch=1)
+    segment_ids = np.repeat(np.int32([[1, 2, 0]]), 32, axis=1)
+    own = (segment_ids == 1)[..., None, None]
     arrays["value"] = np.where(own, arrays["value"], np.float32(np.nan))
     arrays["cotangent"] = np.where(own, arrays["cotangent"], 0)
-    found = run(interpreted, arrays, {"texts": texts, "pairs": None}, rows)
+    found = run(interpreted, arrays, {"segment_ids": segment_ids, "attention_mask": None}, relative_index)
     first = {name: a if name.startswith("pos") else a[:, :32] for name, a in arrays.items()}
-    expected = run(definition, first, {"texts": None, "pairs": None}, rows[64:-64])
+    expected = run(definition, first, {"segment_ids": None, "attention_mask": None}, relative_index[64:-64])
     for name in ("context", "query", "key", "value"):
         np.testing.assert_allclose(found[name][:, :32], expected[name], atol=2e-5 * np.abs(expected[name]).max())
 
 
 @pytest.mark.long
 def test_devices_change_nothing():
-    arrays, masks, rows = make_case(40, 4, 16, mask="all")
+    arrays, masks, relative_index = make_case(40, 4, 16, mask="all")
     options = {"dropout_rate": 0.2, "dropout_key": jax.random.key(3)}
-    whole = run(interpreted, arrays, masks, rows, **options)
+    whole = run(interpreted, arrays, masks, relative_index, **options)
     with jax.set_mesh(make_mesh(data=2, tensor=2, devices=jax.devices()[:4])):
-        divided = run(interpreted, arrays, masks, rows, **options)
+        divided = run(interpreted, arrays, masks, relative_index, **options)
     for name, a in whole.items():
         np.testing.assert_allclose(divided[name], a, rtol=0, atol=2e-6 * np.abs(a).max(), err_msg=name)
 
@@ -146,20 +149,23 @@ def test_devices_change_nothing():
 @pytest.mark.long
 def test_self_check_agrees():
     kernel_agrees.cache_clear()
-    assert all(kernel_agrees(dtype, length=100, interpret="gpu") for dtype in BACKENDS["gpu"].dtypes)
+    assert all(kernel_agrees(dtype, length=100, interpret="gpu") for dtype in KERNEL_PLATFORMS["gpu"].dtypes)
     kernel_agrees.cache_clear()
 
 
-def program(length, size, dtype, *, heads=2, batch=2, pairs=False):
-    """Forward and backward with dropout of released v3 rows, and the shapes of its arguments."""
-    rows = reachable_rows(table_rows(length, 256, buckets=256, max_distance=512, clamp=True))[1]
+def program(length, size, dtype, *, heads=2, batch=2, pairwise_mask=False):
+    """Forward and backward with dropout of the released v3 index, and the shapes of its arguments."""
+    relative_index = compact_relative_index(
+        make_relative_index(length, 256, buckets=256, max_distance=512, clamp=True)
+    )[1]
     like = jax.ShapeDtypeStruct
-    x, table = like((batch, length, heads, size), dtype), like((int(rows.max()) + 1, heads, size), dtype)
-    mask = like((batch, length, length), bool) if pairs else like((batch, length), bool)
+    x, table = like((batch, length, heads, size), dtype), like((int(relative_index.max()) + 1, heads, size), dtype)
+    mask = like((batch, length, length), bool) if pairwise_mask else like((batch, length), bool)
 
     def both(arrays, mask, key, cotangent):
-        options = {"scale": 0.07, "mask": mask, "dropout_rate": 0.1, "dropout_key": key, "impl": "pallas"}
-        context, pull = jax.vjp(lambda *arrays: disentangled_attention(*arrays, rows, **options)[0], *arrays)
+        options = {"scale": 0.07, "attention_mask": mask, "dropout_rate": 0.1, "dropout_key": key}
+        options |= {"implementation": "pallas"}
+        context, pull = jax.vjp(lambda *arrays: disentangled_attention(*arrays, relative_index, **options)[0], *arrays)
         return context, pull(cotangent)
 
     return jax.jit(both), ((x, x, x, table, table), mask, jax.eval_shape(lambda: jax.random.key(0)), x)
@@ -182,7 +188,7 @@ QUICK_LOWERINGS = {(128, 64, jnp.bfloat16), (2048, 128, jnp.float16), (384, 32, 
 )
 def test_lowers_for_cuda(length, size, dtype):
     """One forward and three backward kernels; nothing score-shaped, nor gathered or scattered, around them."""
-    both, arguments = program(length, size, dtype, pairs=length == 384)
+    both, arguments = program(length, size, dtype, pairwise_mask=length == 384)
     triton = "__gpu$xla.gpu.triton"
     checks = [jax.export.DisabledSafetyCheck.custom_call(triton)]
     gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
@@ -202,8 +208,11 @@ def test_other_machines_are_refused_when_the_program_is_lowered():
             InputError, match="kernels for TPUs and for NVIDIA's GPUs, and this program is for neither; use"
         ):
             both.trace(*arguments).lower(lowering_platforms=(machine,))
-    arrays, _, rows = make_case(20, 1, 16)
-    with pytest.raises(InputError, match=r"use attention='auto', or 'blocked' on a CPU, or 'shift'"):
+    arrays, _, relative_index = make_case(20, 1, 16)
+    with pytest.raises(InputError, match=r"use attention='auto', or 'blocked' on a CPU, or 'xla'"):
         disentangled_attention(
-            **{name: jnp.asarray(arrays[name]) for name in ARRAYS}, rows=rows, scale=1.0, impl="pallas"
+            **{name: jnp.asarray(arrays[name]) for name in ARRAYS},
+            relative_index=relative_index,
+            scale=1.0,
+            implementation="pallas",
         )

@@ -1,5 +1,6 @@
-"""The TPU kernel in Pallas' interpreter against the definition, ``ops/reference.py``; no TPU is needed or was used."""
+"""The TPU kernel in Pallas' interpreter against the definition in reference.py; no TPU is needed or was used."""
 
+import dataclasses
 import functools
 import logging
 
@@ -10,15 +11,16 @@ import pytest
 from jax.experimental import pallas as pl
 
 from deberta_jax.errors import InputError
-from deberta_jax.ops.attention.masks import visible_pairs
-from deberta_jax.ops.attention.pallas import tiling as plan
+from deberta_jax.ops.attention.dropout import keep_mask
+from deberta_jax.ops.attention.inputs import AttentionInputs
+from deberta_jax.ops.attention.masks import pairwise_mask
 from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
 from deberta_jax.ops.attention.pallas.self_check import kernel_agrees
-from deberta_jax.ops.attention.reference import pair_rows, reference_attention
-from deberta_jax.ops.attention.relative_position import table_rows
-from deberta_jax.ops.attention.tpu import grid as operands
-from deberta_jax.ops.attention.tpu import strips as tiles
-from deberta_jax.ops.dropout import dropout_seeds, keep_mask
+from deberta_jax.ops.attention.pallas.tiling import KernelSizes, Tiling, make_tpu_tiling
+from deberta_jax.ops.attention.reference import reference_attention
+from deberta_jax.ops.attention.relative_position import make_relative_index, pairwise_index
+from deberta_jax.ops.attention.tpu import grid, strips
+from deberta_jax.ops.dropout import dropout_seeds
 from deberta_jax.sharding import make_mesh
 from tests.kernel_cases import (
     ARRAYS,
@@ -31,21 +33,20 @@ from tests.kernel_cases import (
     definition_dropping,
     hidden_queries,
     make_case,
-    make_rows,
+    relative_index_of,
     run,
 )
 
 interpreted = functools.partial(pallas_attention, interpret="tpu")
 
 
-def blocks_of(monkeypatch, size):
-    """Short texts of several blocks."""
-    if size:
-        monkeypatch.setattr(plan, "block_size", lambda length: size)
+def interpreted_in_blocks(block_size):
+    """The kernel with short texts divided into several blocks; None: as it divides them itself."""
+    return functools.partial(interpreted, sizes=KernelSizes(block_size=block_size))
 
 
 LENGTHS = (1, 2, 63, 127, 128, 129, 255, 257, 300, 384, 450, 513, 600, 640, 700)
-MASKS = ("none", "padding", "texts", "pairs", "all")
+MASKS = ("none", "padding", "segments", "pairwise", "all")
 
 
 @pytest.mark.parametrize(
@@ -54,10 +55,10 @@ MASKS = ("none", "padding", "texts", "pairs", "all")
         (1, 2, 32, "v3", "none", BOTH, None),
         (100, 3, 64, "v1", "padding", BOTH, None),
         (300, 2, 64, "hf", "all", BOTH, 128),
-        (450, 2, 64, "v3", "texts", BOTH, 128),
-        (200, 1, 128, "v1", "pairs", C2P, None),
+        (450, 2, 64, "v3", "segments", BOTH, 128),
+        (200, 1, 128, "v1", "pairwise", C2P, None),
         (300, 2, 20, "v3", "none", P2C, 128),
-        pytest.param(130, 1, 256, "v3", "texts", NEITHER, None, marks=pytest.mark.long),
+        pytest.param(130, 1, 256, "v3", "segments", NEITHER, None, marks=pytest.mark.long),
         *(
             pytest.param(length, heads, size, generation, mask, without, block, marks=pytest.mark.long)
             for n, length in enumerate(LENGTHS)
@@ -69,11 +70,10 @@ MASKS = ("none", "padding", "texts", "pairs", "all")
         ),
     ],
 )
-def test_forward_and_gradients_are_the_definition(monkeypatch, length, heads, size, generation, mask, without, block):
-    blocks_of(monkeypatch, block)
-    arrays, masks, rows = make_case(length, heads, size, generation, mask, without)
-    found = run(interpreted, arrays, masks, rows)
-    assert_agree(found, run(definition, arrays, masks, rows))
+def test_forward_and_gradients_are_the_definition(length, heads, size, generation, mask, without, block):
+    arrays, masks, relative_index = make_case(length, heads, size, generation, mask, without)
+    found = run(interpreted_in_blocks(block), arrays, masks, relative_index)
+    assert_agree(found, run(definition, arrays, masks, relative_index))
     hidden = hidden_queries(masks, arrays)
     assert length <= 8 or hidden.any() == (mask != "none")
     assert not found["context"][hidden].any()
@@ -82,54 +82,53 @@ def test_forward_and_gradients_are_the_definition(monkeypatch, length, heads, si
 @pytest.mark.long
 @pytest.mark.parametrize(("length", "generation"), [(1100, "v3"), (2048, "v3"), (1100, "v1")])
 def test_long_texts_with_far_blocks(length, generation):
-    arrays, masks, rows = make_case(length, 2, 64, generation, "texts", batch=1)
-    assert plan.make_plan(length, 2, 64, rows, scale=1.0, rate=0.0).far == (-2, 2)
-    assert_agree(run(interpreted, arrays, masks, rows), run(definition, arrays, masks, rows))
+    arrays, masks, relative_index = make_case(length, 2, 64, generation, "segments", batch=1)
+    assert make_tpu_tiling(length, 2, 64, relative_index, scale=1.0, dropout_rate=0.0).far == (-2, 2)
+    assert_agree(run(interpreted, arrays, masks, relative_index), run(definition, arrays, masks, relative_index))
 
 
 def test_far_blocks_begin_where_every_distance_reads_one_row():
     for length, generation in ((700, "v1"), (700, "hf"), (2048, "v3"), (1500, "v1")):
-        rows = make_rows(generation, length)
-        chosen = plan.make_plan(length, 12, 64, rows, scale=1.0, rate=0.0)
+        relative_index = relative_index_of(generation, length)
+        tiling = make_tpu_tiling(length, 12, 64, relative_index, scale=1.0, dropout_rate=0.0)
         at = np.arange(length)
-        block = at // chosen.block
-        apart, row = block[None] - block[:, None], pair_rows(rows)
-        for side, bound in zip((-1, 1), chosen.far, strict=True):
-            far = [len(np.unique(row[apart == d])) == 1 for d in range(side, side * chosen.blocks, side)]
-            known = [side * d >= side * bound for d in range(side, side * chosen.blocks, side)]
+        block = at // tiling.block_size
+        offset, row = block[None] - block[:, None], pairwise_index(relative_index)
+        for side, bound in zip((-1, 1), tiling.far, strict=True):
+            far = [len(np.unique(row[offset == d])) == 1 for d in range(side, side * tiling.blocks, side)]
+            known = [side * d >= side * bound for d in range(side, side * tiling.blocks, side)]
             assert far == known
-    unclipped = table_rows(2000, 2000, buckets=-1, max_distance=2000, clamp=False)
-    chosen = plan.make_plan(2000, 12, 64, unclipped, scale=1.0, rate=0.0)
-    assert chosen.far == (-chosen.blocks, chosen.blocks)
-    assert chosen.table_rows == 2 * chosen.padded_length
+    unclipped = make_relative_index(2000, 2000, buckets=-1, max_distance=2000, clamp=False)
+    tiling = make_tpu_tiling(2000, 12, 64, unclipped, scale=1.0, dropout_rate=0.0)
+    assert tiling.far == (-tiling.blocks, tiling.blocks)
+    assert tiling.table_rows == 2 * tiling.padded_length
 
 
-def test_dropout_is_the_same_in_forward_and_backward(monkeypatch):
+def test_dropout_is_the_same_in_forward_and_backward():
     """Against the definition's formula with the mask written out by numpy, which uses no kernel."""
-    blocks_of(monkeypatch, 128)
-    arrays, masks, rows = make_case(150, 3, 32, mask="texts")
+    arrays, masks, relative_index = make_case(150, 3, 32, mask="segments")
     key, rate = jax.random.key(5), 0.3
     keep = keep_mask(np.asarray(dropout_seeds(key)), 2, 3, 150, rate)
 
-    expected = run(definition_dropping(keep, rate), arrays, masks, rows)
-    found = run(interpreted, arrays, masks, rows, dropout_rate=rate, dropout_key=key)
+    expected = run(definition_dropping(keep, rate), arrays, masks, relative_index)
+    found = run(interpreted_in_blocks(128), arrays, masks, relative_index, dropout_rate=rate, dropout_key=key)
     assert_agree(found, expected)
 
 
 @pytest.mark.parametrize("mesh", [{"data": 2, "tensor": 2}, pytest.param({"fsdp": 4}, marks=pytest.mark.long)])
 def test_devices_change_nothing(mesh):
     """Examples and heads over simulated devices, dropout included, against one device. 4 do not divide 2: not used."""
-    arrays, masks, rows = make_case(60, 4, 32, mask="all")
+    arrays, masks, relative_index = make_case(60, 4, 32, mask="all")
     options = {"dropout_rate": 0.2, "dropout_key": jax.random.key(3)}
-    whole = run(interpreted, arrays, masks, rows, **options)
+    whole = run(interpreted, arrays, masks, relative_index, **options)
     with jax.set_mesh(make_mesh(**mesh, devices=jax.devices()[:4])):
-        divided = run(interpreted, arrays, masks, rows, **options)
+        divided = run(interpreted, arrays, masks, relative_index, **options)
     for name, a in whole.items():
         np.testing.assert_allclose(divided[name], a, rtol=0, atol=2e-6 * np.abs(a).max(), err_msg=name)
 
 
 def test_dropout_mask_is_random():
-    """Shares, pairs of neighbours, heads, examples and seeds: all as of independent draws."""
+    """Probabilities, pairs of neighbours, heads, examples and seeds: all as of independent draws."""
     rate, shape = 0.1, (3, 4, 256, 256)
     mask = keep_mask(np.uint32([7, 9]), *shape[:3], rate)
     other = keep_mask(np.uint32([8, 9]), *shape[:3], rate)
@@ -137,10 +136,10 @@ def test_dropout_mask_is_random():
     spread = (rate * (1 - rate)) ** 0.5
     assert abs(mask.mean() - (1 - rate)) < 4 * spread / mask.size**0.5
     for axes in ((0, 1, 2), (0, 1, 3), (2, 3)):  # every key, every query, every head
-        shares = mask.mean(axis=axes)
-        count = mask.size / shares.size
-        assert np.abs(shares - (1 - rate)).max() < 5 * spread / count**0.5
-        assert 0.75 < shares.std() / (spread / count**0.5) < 1.25 or shares.size < 100
+        means = mask.mean(axis=axes)
+        count = mask.size / means.size
+        assert np.abs(means - (1 - rate)).max() < 5 * spread / count**0.5
+        assert 0.75 < means.std() / (spread / count**0.5) < 1.25 or means.size < 100
     dropped = ~mask
     pairs = {
         "key": (dropped[..., 1:], dropped[..., :-1]),
@@ -148,7 +147,7 @@ def test_dropout_mask_is_random():
         "diagonal": (dropped[:, :, 1:, 1:], dropped[:, :, :-1, :-1]),
         "head": (dropped[:, 1:], dropped[:, :-1]),
         "example": (dropped[1:], dropped[:-1]),
-        "turned": (dropped, dropped.swapaxes(2, 3)),
+        "transposed": (dropped, dropped.swapaxes(2, 3)),
         "seed": (dropped, ~other),
     }
     for name, (a, b) in pairs.items():
@@ -159,62 +158,66 @@ def test_dropout_mask_is_random():
     assert ((counts - bits.size / 256) ** 2 / (bits.size / 256)).sum() < 255 + 5 * 510**0.5
 
 
-@pytest.mark.parametrize("mask", ["texts", pytest.param("none", marks=pytest.mark.long)])
-def test_bfloat16_errs_no_more_than_the_definition(monkeypatch, mask):
-    blocks_of(monkeypatch, 128)
-    arrays, masks, rows = make_case(256, 2, 64, mask=mask, dtype=jnp.bfloat16)
-    exact = run(definition, {name: np.float32(a) for name, a in arrays.items()}, masks, rows)
+@pytest.mark.parametrize("mask", ["segments", pytest.param("none", marks=pytest.mark.long)])
+def test_bfloat16_errs_no_more_than_the_definition(mask):
+    arrays, masks, relative_index = make_case(256, 2, 64, mask=mask, dtype=jnp.bfloat16)
+    exact = run(definition, {name: np.float32(a) for name, a in arrays.items()}, masks, relative_index)
     error = lambda found: {name: np.linalg.norm(found[name] - a) / np.linalg.norm(a) for name, a in exact.items()}
-    ours, theirs = error(run(interpreted, arrays, masks, rows)), error(run(definition, arrays, masks, rows))
+    ours, theirs = (
+        error(run(interpreted_in_blocks(128), arrays, masks, relative_index)),
+        error(run(definition, arrays, masks, relative_index)),
+    )
     for name in exact:
         assert 0 < ours[name] <= 1.3 * theirs[name], (name, ours[name], theirs[name])
 
 
-def test_blocks_without_a_visible_pair_are_not_computed(monkeypatch):
+def test_blocks_without_a_pair_are_not_computed():
     """NaN values in another text reach a block that is computed, even under weight 0; and its sums stay finite."""
-    blocks_of(monkeypatch, 128)
-    arrays, _, rows = make_case(384, 2, 64, batch=1)
-    texts = np.repeat(np.int32([[1, 2, 0]]), 128, axis=1)
-    arrays["value"] = np.where((texts == 1)[..., None, None], arrays["value"], np.float32(np.nan))
-    arrays["cotangent"] = np.where((texts == 1)[..., None, None], arrays["cotangent"], 0)
-    found = run(interpreted, arrays, {"texts": texts, "pairs": None}, rows)
+    arrays, _, relative_index = make_case(384, 2, 64, batch=1)
+    segment_ids = np.repeat(np.int32([[1, 2, 0]]), 128, axis=1)
+    own = (segment_ids == 1)[..., None, None]
+    arrays["value"] = np.where(own, arrays["value"], np.float32(np.nan))
+    arrays["cotangent"] = np.where(own, arrays["cotangent"], 0)
+    found = run(
+        interpreted_in_blocks(128), arrays, {"segment_ids": segment_ids, "attention_mask": None}, relative_index
+    )
     first = {name: a if name.startswith("pos") else a[:, :128] for name, a in arrays.items()}
-    expected = run(definition, first, {"texts": None, "pairs": None}, rows[256:-256])
+    expected = run(definition, first, {"segment_ids": None, "attention_mask": None}, relative_index[256:-256])
     for name in ("context", "query", "key", "value"):
         np.testing.assert_allclose(found[name][:, :128], expected[name], atol=2e-5 * np.abs(expected[name]).max())
 
 
-@pytest.mark.parametrize("order", [operands.QUERY_MAJOR, operands.KEY_MAJOR])
+@pytest.mark.parametrize("order", [grid.QUERY_MAJOR, grid.KEY_MAJOR])
 def test_schedule_visits_the_blocks_that_have_pairs_and_fetches_no_other(order):
     random, batch, length = np.random.RandomState(1), 3, 1024
-    chosen = plan.Plan(
+    tiling = Tiling(
         length=length,
-        block=128,
+        block_size=128,
         blocks=8,
         heads=1,
         head_size=128,
         padded_heads=1,
         lanes_per_head=128,
         group=1,
-        nearest=(-7, 7),
+        near=(-7, 7),
         far=(-8, 8),
         scale=1.0,
-        rate=0.0,
+        dropout_rate=0.0,
         all_heads=1,
     )
-    texts = np.cumsum(random.random_sample((batch, length)) < 0.01, axis=1).astype(np.int32)
-    texts[0, 700:], texts[2] = 0, 0
-    pairs = np.repeat(np.repeat(random.random_sample((batch, 8, 8)) < 0.7, 128, axis=1), 128, axis=2)
-    for given in ((texts, None), (None, pairs), (texts, pairs)):
-        steps = operands.schedule(chosen, *(None if a is None else jnp.asarray(a) for a in given), order)
+    segment_ids = np.cumsum(random.random_sample((batch, length)) < 0.01, axis=1).astype(np.int32)
+    segment_ids[0, 700:], segment_ids[2] = 0, 0
+    attention_mask = np.repeat(np.repeat(random.random_sample((batch, 8, 8)) < 0.7, 128, axis=1), 128, axis=2)
+    for given in ((segment_ids, None), (None, attention_mask), (segment_ids, attention_mask)):
+        steps = grid.schedule(tiling, *(None if a is None else jnp.asarray(a) for a in given), order)
         steps = np.asarray(steps).reshape(batch, 8, 8)
-        allowed = visible_pairs(*(None if a is None else jnp.asarray(a) for a in given))
-        seen = np.asarray(allowed).reshape(batch, 8, 128, 8, 128).any(axis=(2, 4))
-        seen = seen if order.query_outer else seen.swapaxes(1, 2)
+        allowed = pairwise_mask(*(None if a is None else jnp.asarray(a) for a in given))
+        has_pair = np.asarray(allowed).reshape(batch, 8, 128, 8, 128).any(axis=(2, 4))
+        has_pair = has_pair if order.query_outer else has_pair.swapaxes(1, 2)
         if given[0] is None or given[1] is None:
-            np.testing.assert_array_equal(steps & 1, seen)
+            np.testing.assert_array_equal(steps & 1, has_pair)
         else:
-            assert (steps & 1)[seen].all()
+            assert (steps & 1)[has_pair].all()
         for b, outer in np.ndindex(batch, 8):
             visited = {inner for inner in range(8) if steps[b, outer, inner] & 1}
             fetched = {int(step) >> 1 for step in steps[b, outer]}
@@ -226,41 +229,42 @@ TILE = np.random.RandomState(0).standard_normal((128, 128)).astype(np.float32)
 
 
 def test_tiles_are_shifted_and_back():
-    np.testing.assert_array_equal(tiles.turn_right(TILE), np.stack([np.roll(row, i + 1) for i, row in enumerate(TILE)]))
+    np.testing.assert_array_equal(strips.roll_rows(TILE), np.stack([np.roll(row, i + 1) for i, row in enumerate(TILE)]))
     wide, (i, j) = np.concatenate([TILE, TILE.T, -TILE], axis=1), np.indices((128, 256))
-    np.testing.assert_array_equal(tiles.shift(wide), wide[i, 127 - i + j])
+    np.testing.assert_array_equal(strips.rel_shift(wide), wide[i, 127 - i + j])
     back = np.zeros((128, 384), np.float32)
     back[i, 127 - i + j] = wide[:, :256]
-    np.testing.assert_array_equal(tiles.unshift(jnp.asarray(wide[:, :256])), back)
+    np.testing.assert_array_equal(strips.rel_unshift(jnp.asarray(wide[:, :256])), back)
 
 
 @pytest.mark.long
-def test_the_rotation_of_the_interpreter_is_the_tpus():
-    def kernel(x, turned, rotated):
-        turned[...], rotated[...] = tiles.turn_right(x[...]), tiles.rotate(x[...])
+def test_the_roll_of_the_interpreter_is_the_tpus():
+    def kernel(x, rolled, rolled_on_tpu):
+        rolled[...], rolled_on_tpu[...] = strips.roll_rows(x[...]), strips.roll_rows_on_tpu(x[...])
 
     like = jax.ShapeDtypeStruct(TILE.shape, jnp.float32)
-    turned, rotated = pl.pallas_call(kernel, out_shape=(like, like), interpret="tpu")(TILE)
-    np.testing.assert_array_equal(turned, rotated)
+    rolled, rolled_on_tpu = pl.pallas_call(kernel, out_shape=(like, like), interpret="tpu")(TILE)
+    np.testing.assert_array_equal(rolled, rolled_on_tpu)
 
 
 def test_what_it_cannot_do_is_refused():
-    arrays, _, rows = make_case(8, 1, 32)
+    arrays, _, relative_index = make_case(8, 1, 32)
     arrays.pop("cotangent")
     arrays = {name: jnp.asarray(a) for name, a in arrays.items()}
     half = {name: a.astype(np.float16) for name, a in arrays.items()}
-    attend = jax.jit(lambda arrays: pallas_attention(**arrays, rows=rows, scale=1.0))
+    inputs = lambda arrays: AttentionInputs(**arrays, relative_index=relative_index, scale=1.0)
+    attend = jax.jit(lambda arrays: pallas_attention(inputs(arrays)))
     with pytest.raises(InputError, match="on a TPU in float32 or bfloat16, not float16; use another dtype, or"):
         attend.trace(half).lower(lowering_platforms=("tpu",))
     with pytest.raises(InputError, match=r"not bfloat16, float32; use"):
-        interpreted(**arrays | {"key": arrays["key"].astype(jnp.bfloat16)}, rows=rows, scale=1.0)
+        interpreted(inputs(arrays | {"key": arrays["key"].astype(jnp.bfloat16)}))
     length = 65537
-    arrays, rows = (
+    arrays, relative_index = (
         {name: jax.ShapeDtypeStruct((1, length, 1, 32), jnp.float32) for name in ARRAYS[:3]},
         np.zeros(1, np.int32),
     )
     with pytest.raises(InputError, match="at most 65536 tokens, not 65537"):
-        jax.eval_shape(lambda a: interpreted(**a, pos_key=None, pos_query=None, rows=rows, scale=1.0), arrays)
+        jax.eval_shape(lambda a: interpreted(inputs(a | {"pos_key": None, "pos_query": None})), arrays)
 
 
 @pytest.fixture
@@ -284,34 +288,33 @@ def test_self_check_agrees_also_while_tracing(fresh_check, caplog):
     assert "attention kernel on cpu in float32: agrees with the definition" in caplog.text
 
 
-def wrong_sign(*args, pos_query, **options):
-    return interpreted_whole(*args, pos_query=-pos_query, **options)
+def wrong_sign(inputs, **options):
+    return interpreted_whole(dataclasses.replace(inputs, pos_query=-inputs.pos_query), **options)
 
 
-def wrong_gradient(*args, key, **options):
-    return interpreted_whole(*args, key=2 * key - jax.lax.stop_gradient(key), **options)
+def wrong_gradient(inputs, **options):
+    key = 2 * inputs.key - jax.lax.stop_gradient(inputs.key)
+    return interpreted_whole(dataclasses.replace(inputs, key=key), **options)
 
 
-def not_finite(*args, value, **options):
-    return interpreted_whole(*args, value=value * jnp.inf, **options)
+def not_finite(inputs, **options):
+    return interpreted_whole(dataclasses.replace(inputs, value=inputs.value * jnp.inf), **options)
 
 
-def does_not_compile(*args, **options):
+def does_not_compile(inputs, **options):
     raise RuntimeError("Mosaic failed to compile\nand much more")
 
 
-def interpreted_whole(*args, interpret, **options):
+def interpreted_whole(inputs, *, interpret):
     """The definition itself in the kernel's place: cheap, and only what is broken on purpose is wrong."""
-    rate = options.pop("dropout_rate")
-    del options["dropout_key"]
-    query = options["query"]
-    context, weights = reference_attention(*args, **options)
+    rate = inputs.dropout_rate
+    context, weights = reference_attention(dataclasses.replace(inputs, dropout_rate=0.0, dropout_key=None))
     if not rate:
         return context
-    batch, length, heads, _ = query.shape
+    batch, length, heads, _ = inputs.query.shape
     with jax.ensure_compile_time_eval():
         keep = keep_mask(np.asarray(dropout_seeds(jax.random.key(0))), batch, heads, length, rate)
-    return jnp.einsum("BNTS,BSNH->BTNH", jnp.where(keep, weights / (1 - rate), 0), options["value"])
+    return jnp.einsum("BNTS,BSNH->BTNH", jnp.where(keep, weights / (1 - rate), 0), inputs.value)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +327,7 @@ def interpreted_whole(*args, interpret, **options):
     ],
 )
 def test_self_check_refuses_a_broken_kernel(fresh_check, caplog, broken, message):
-    assert not fresh_check("float32", body=broken, length=20)
+    assert not fresh_check("float32", attend=broken, length=20)
     (record,) = [r for r in caplog.records if r.name.endswith("self_check")]
     assert record.levelname == "WARNING"
     assert message in record.getMessage()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deberta_jax.ops.attention.relative_position import log_bucket, reachable_rows, table_rows
+from deberta_jax.ops.attention.relative_position import compact_relative_index, log_bucket, make_relative_index
 
 # Buckets of the released v2/v3 models (256 a side, 512 positions), from the published code.
 _RELEASED = {
@@ -80,48 +80,48 @@ def test_buckets_are_odd_monotone_and_linear_at_first(size, length):
 
 @settings(deadline=None, max_examples=100)
 @given(sizes, st.integers(1, 1500), st.booleans())
-def test_rows_are_the_clipped_bucket_of_every_distance(size, length, clamp):
+def test_index_is_the_clipped_bucket_of_every_distance(size, length, clamp):
     buckets, max_distance = size
-    rows = table_rows(length, buckets, buckets=buckets, max_distance=max_distance, clamp=clamp)
-    assert rows.shape == (2 * length - 1,)
-    assert rows.dtype == np.int32
+    relative_index = make_relative_index(length, buckets, buckets=buckets, max_distance=max_distance, clamp=clamp)
+    assert relative_index.shape == (2 * length - 1,)
+    assert relative_index.dtype == np.int32
     for distance in {-(length - 1), -(length // 2), 0, length // 3, length - 1}:
         near = max(1 - max_distance, min(max_distance - 1, distance)) if clamp else distance
         expected = closed_form(near, buckets, max_distance) + buckets
-        assert rows[distance + length - 1] == max(0, min(2 * buckets - 1, expected))
+        assert relative_index[distance + length - 1] == max(0, min(2 * buckets - 1, expected))
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(2, 600), st.integers(1, 1500))
-def test_rows_without_buckets_are_clipped_distances(span, length):
-    rows = table_rows(length, span, buckets=-1, max_distance=span, clamp=False)
+def test_index_without_buckets_is_the_clipped_distance(span, length):
+    relative_index = make_relative_index(length, span, buckets=-1, max_distance=span, clamp=False)
     expected = [max(0, min(2 * span - 1, d + span)) for d in range(-(length - 1), length)]
-    assert rows.tolist() == expected
+    assert relative_index.tolist() == expected
 
 
 @settings(deadline=None, max_examples=50)
 @given(sizes, st.integers(1, 1000))
-def test_reachable_rows_name_the_same_rows(size, length):
+def test_compact_index_names_the_same_rows(size, length):
     buckets, max_distance = size
-    rows = table_rows(length, buckets, buckets=buckets, max_distance=max_distance, clamp=True)
-    kept, renumbered = reachable_rows(rows)
-    assert (kept[renumbered] == rows).all()
-    assert (np.diff(kept) > 0).all()
-    assert set(kept) == set(rows)
+    relative_index = make_relative_index(length, buckets, buckets=buckets, max_distance=max_distance, clamp=True)
+    rows, compact = compact_relative_index(relative_index)
+    assert (rows[compact] == relative_index).all()
+    assert (np.diff(rows) > 0).all()
+    assert set(rows) == set(relative_index)
 
 
 def test_relative_index_beyond_the_trained_range():
     """The original training code clamps first and never reads row 0; transformers reads it from -512 on."""
     released = {"buckets": 256, "max_distance": 512}
-    clamped = table_rows(1500, 256, clamp=True, **released)
+    clamped = make_relative_index(1500, 256, clamp=True, **released)
     assert clamped.min() == 1
     assert (clamped[: 1500 - 511] == 1).all()
-    hf = table_rows(1500, 256, clamp=False, **released)
+    hf = make_relative_index(1500, 256, clamp=False, **released)
     assert (hf[: 1500 - 512] == 0).all()
     assert hf[1499 - 511] == 1
     assert (hf[1499 - 511 :] == clamped[1499 - 511 :]).all()
-    same = (table_rows(512, 256, clamp=clamp, **released) for clamp in (True, False))
-    assert len({rows.tobytes() for rows in same}) == 1
+    same = (make_relative_index(512, 256, clamp=clamp, **released) for clamp in (True, False))
+    assert len({index.tobytes() for index in same}) == 1
 
 
 @pytest.mark.parametrize(
@@ -140,5 +140,5 @@ def test_the_last_distance_stays_in_its_bucket(buckets, span):
 
 def test_the_relative_index_does_not_depend_on_the_length_of_the_text():
     """Longer texts add distances at both ends and change no other row."""
-    short, long = (table_rows(t, 256, buckets=256, max_distance=512, clamp=True) for t in (40, 400))
+    short, long = (make_relative_index(t, 256, buckets=256, max_distance=512, clamp=True) for t in (40, 400))
     assert (long[360:-360] == short).all()

@@ -10,7 +10,7 @@ import torch
 
 from deberta_jax.benchmarking.cases import make_batch
 from deberta_jax.ops.attention import disentangled_attention
-from deberta_jax.ops.attention.relative_position import table_rows
+from deberta_jax.ops.attention.relative_position import make_relative_index
 from tests.gpu_kit import FOLDERS, run_kit
 
 sys.path += [folder for folder in FOLDERS if folder not in sys.path]
@@ -60,10 +60,10 @@ def test_transformers_module_computes_our_attention_of_the_same_arrays(length):
     context = torch_attention.attention("transformers", arrays, tiny=True)()
     cotangent = torch.randn(context.shape, generator=torch.Generator().manual_seed(1))
     theirs = [context, *torch.autograd.grad(context, list(arrays.values()), cotangent)]
-    rows = table_rows(length, span, buckets=span, max_distance=2 * span, clamp=False)
+    relative_index = make_relative_index(length, span, buckets=span, max_distance=2 * span, clamp=False)
 
     def attend(*given):
-        out = disentangled_attention(*given, rows, scale=(3 * size) ** -0.5, impl="reference")[0]
+        out = disentangled_attention(*given, relative_index, scale=(3 * size) ** -0.5, implementation="reference")[0]
         return out.reshape(2, length, -1)
 
     ours, pull = jax.vjp(attend, *(jnp.asarray(a.detach().numpy()) for a in arrays.values()))

@@ -39,7 +39,7 @@ def test_outputs_equal_transformers(case: Case):
     batch = case.batch()
     theirs, _ = hugging_face.run(case, torch_model, batch)
     tree = to_tree(case.config, state)
-    ours = run(case, tree, batch, attention="shift")
+    ours = run(case, tree, batch, attention="xla")
     assert "attentions" in ours
     assert_same_outputs(case, tree, ours, theirs, batch)
 

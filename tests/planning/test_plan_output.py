@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from deberta_jax.cli.main import main
-from deberta_jax.ops.attention import BODIES
+from deberta_jax.ops.attention import IMPLEMENTATIONS
 from deberta_jax.planning import child, scaling
 from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.compiling import Compiled
@@ -137,7 +137,7 @@ def test_more_chips_have_the_same_rows_each(monkeypatch):
 def test_what_the_model_does_not_name_is_what_a_run_takes():
     body = lambda topology: request(topology).experiment.runtime.attention
     # The GPU kernel stands on a part of JAX that is deprecated since 0.11: a run then takes it only by name.
-    on_gpus = "pallas" if jax.__version_info__ < (0, 11) else "shift"
+    on_gpus = "pallas" if jax.__version_info__ < (0, 11) else "xla"
     assert (body("cpu:8"), body("cuda:8"), body("v5e-8")) == ("blocked", on_gpus, "pallas")
 
 
@@ -145,8 +145,8 @@ def test_help_names_every_attention_implementation_and_how_the_rest_is_chosen(ca
     with pytest.raises(SystemExit):
         main(["plan", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "{auto,reference,shift,blocked,pallas}" in text
-    assert set(BODIES) == {"reference", "shift", "blocked", "pallas"}
+    assert "{auto,reference,xla,blocked,pallas}" in text
+    assert set(IMPLEMENTATIONS) == {"reference", "xla", "blocked", "pallas"}
     assert "the least that fits by estimate; --sweep compares" in text
 
 

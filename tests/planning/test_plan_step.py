@@ -97,7 +97,7 @@ def test_products_of_a_step_for_gpus_within_two_percent_of_a_count_by_hand():
         batch_size=ROWS,
         length=LENGTH,
         dtype="float32",
-        runtime=RunOptions(mesh_data=8, attention="shift"),
+        runtime=RunOptions(mesh_data=8, attention="xla"),
     )
     _, flops = lower_for_cuda(asked, jax.devices())
     repeated = 7 * 3 * 2 * LAYERS * 2 * (2 * LENGTH - 1) * WIDTH * WIDTH

@@ -63,7 +63,7 @@ def test_lengths_of_all_sorts_are_the_announced_programs_and_no_more(
                 batch_size=4,
                 max_length=max_length,
                 batching=batching,
-                runtime=RunOptions(attention="shift"),
+                runtime=RunOptions(attention="xla"),
             )
         )
     told = [record.getMessage() for record in caplog.records]

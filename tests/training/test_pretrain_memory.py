@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from deberta_jax import PRESETS
-from deberta_jax.ops.linear_cross_entropy import vocabulary_scores
+from deberta_jax.ops.linear_cross_entropy import linear_cross_entropy
 from deberta_jax.sharding import make_mesh
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
 from deberta_jax.training.objective import masked_batch, prepare_step
@@ -36,7 +36,7 @@ def test_the_loss_takes_a_quarter_of_the_memory_of_all_logits():
         return (value * (labels >= 0)).sum() / (labels >= 0).sum()
 
     def ours(states, table, bias, labels):
-        found = vocabulary_scores(states, table, bias, labels)
+        found = linear_cross_entropy(states, table, bias, labels)
         return found.value.sum() / found.weight.sum()
 
     whole, at_targets, pieces = temporary(full, length), temporary(full, targets), temporary(ours, targets)

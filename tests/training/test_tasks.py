@@ -238,7 +238,7 @@ def test_options_of_the_step_together(task, tmp_path):
                 "--accumulate",
                 "2",
                 "--attention",
-                "shift",
+                "xla",
                 "--layer-decay",
                 "0.9",
                 "--no-bias-correction",

@@ -1,11 +1,27 @@
-"""Disentangled attention: one entry, ``disentangled_attention``, and the implementations that it chooses from."""
+"""Computes disentangled attention: one entry, ``disentangled_attention``, and several implementations of it.
+
+Where to look:
+  entry.py: the entry, and how ``auto`` chooses an implementation.
+  inputs.py: the arguments that every implementation receives.
+  reference.py: the definition, by gather. Content-to-position and position-to-content scores are computed there.
+  xla.py: the same by matrix products and a relative shift (``relative_shift.py``), without a gather.
+  cpu/blocked_attention.py: block by block, for CPUs.
+  pallas/kernel_attention.py: the kernels of ``tpu/`` and ``gpu/`` behind one function.
+  relative_position.py, masks.py, dropout.py: what all implementations share.
+"""
 
 from deberta_jax.ops.attention.entry import (
-    BODIES,
-    WHOLE,
-    choose_body,
+    IMPLEMENTATIONS,
+    WHOLE_SCORES,
+    choose_implementation,
     disentangled_attention,
-    expected_body,
+    expected_implementation,
 )
 
-__all__ = ["BODIES", "WHOLE", "choose_body", "disentangled_attention", "expected_body"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "WHOLE_SCORES",
+    "choose_implementation",
+    "disentangled_attention",
+    "expected_implementation",
+]

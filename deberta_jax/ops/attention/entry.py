@@ -1,4 +1,4 @@
-"""Disentangled attention: the one entry, and how ``auto`` chooses among interchangeable bodies."""
+"""Computes disentangled attention by one of several implementations, and chooses one for ``auto``."""
 
 import functools
 import logging
@@ -11,75 +11,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import InputError
-from deberta_jax.ops.attention.cpu.blocked_attention import blocked_attention
-from deberta_jax.ops.attention.masks import visibility
-from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
-from deberta_jax.ops.attention.pallas.platforms import BACKENDS
-from deberta_jax.ops.attention.pallas.self_check import kernel_agrees, kernel_lowers
-from deberta_jax.ops.attention.reference import reference_attention
-from deberta_jax.ops.attention.xla import shift_attention
-from deberta_jax.ops.dropout import LONGEST
+from deberta_jax.ops.attention.dropout import MAX_LENGTH
+from deberta_jax.ops.attention.inputs import AttentionInputs
+from deberta_jax.ops.attention.masks import normalize_masks
+from deberta_jax.ops.attention.pallas.platforms import KERNEL_PLATFORMS
 
 _log = logging.getLogger(__name__)
 
-# Bodies by name. All equal the definition, forward and every gradient. Those of the first kind hold the whole scores,
-# which talking heads and returned attention weights need; the others never do.
-WHOLE = {"reference": reference_attention, "shift": shift_attention}
-PIECEWISE = {"blocked": blocked_attention, "pallas": pallas_attention}
-BODIES = (*WHOLE, *PIECEWISE)
-
-
-def choose_body(impl: str, dtype: Any, *, whole_scores: bool) -> str:
-    """The body that ``impl`` names, or for ``auto`` the fastest of this backend.
-
-    On a CPU that is ``blocked``; on a TPU or GPU ``pallas``, where its kernels can be imported, need nothing deprecated
-    of JAX, and compute on this device what the definition says (checked once a process); else ``shift``, which gathers
-    nothing. Where the scores are needed whole, a CPU takes
-    ``reference``: there a gather is cheaper than the shift's copies.
-
-    Raises:
-      InputError: a name that no body has, or a body that cannot give what is asked.
-    """
-    backend = jax.default_backend()
-    if impl == "auto":
-        body, why = _fastest(backend, jnp.dtype(dtype).name, whole_scores, kernel_agrees)
-        _log_choice(backend, body, why)
-        return body
-    if impl not in BODIES:
-        raise InputError(f"attention={impl!r}: expected one of 'auto', {', '.join(map(repr, BODIES))}")
-    if whole_scores and impl not in WHOLE:
-        raise InputError(
-            f"attention={impl!r} never holds the whole scores, which returned attentions and talking heads need; "
-            f"use 'auto', {' or '.join(map(repr, WHOLE))}"
-        )
-    return impl
-
-
-def expected_body(platform: str, dtype: Any) -> str:
-    """Returns the implementation that ``auto`` would select on ``platform``, whose devices are not here.
-
-    Assumes that a kernel that can be lowered for the platform passes its self-check there.
-    """
-    agrees = functools.partial(kernel_lowers, platform)
-    return _fastest(platform, jnp.dtype(dtype).name, whole_scores=False, agrees=agrees)[0]
-
-
-def _fastest(backend: str, dtype: str, whole_scores: bool, agrees: Callable[[str], bool]) -> tuple[str, str]:
-    """A body and why, where it is not the backend's first; ``agrees`` asks the device about its kernel."""
-    if whole_scores:
-        return "reference" if backend == "cpu" else "shift", ", as attentions or talking heads need the scores whole"
-    if backend == "cpu":
-        return "blocked", ""
-    if backend not in BACKENDS:
-        return "shift", ""
-    if dtype not in BACKENDS[backend].dtypes:
-        return "shift", f", as the kernel does not compute in {dtype}"
-    return ("pallas", "") if agrees(dtype) else ("shift", ", as the kernel failed its check on this device")
-
-
-@functools.cache
-def _log_choice(backend: str, body: str, why: str) -> None:
-    _log.info("attention on %s: %r%s", backend, body, why)
+# Those that hold the scores of all pairs [B,N,T,T] at once. Talking heads and returned attention weights need them.
+WHOLE_SCORES = ("reference", "xla")
+IMPLEMENTATIONS = (*WHOLE_SCORES, "blocked", "pallas")
 
 
 def disentangled_attention(
@@ -88,59 +29,166 @@ def disentangled_attention(
     value: Float[Array, "B T N H"],
     pos_key: Float[Array, "R N H"] | None,
     pos_query: Float[Array, "R N H"] | None,
-    rows: Int[np.ndarray, " U"],
+    relative_index: Int[np.ndarray, " U"],
     *,
     scale: float,
-    mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None = None,
+    attention_mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     mix_scores: Float[Array, "N N"] | None = None,
     mix_weights: Float[Array, "N N"] | None = None,
     return_weights: bool = False,
-    impl: str = "auto",
+    implementation: str = "auto",
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T T"] | None]:
-    """Attention whose scores add content-to-position and position-to-content terms (He et al. 2021, section 3.1).
+    """Computes attention with content-to-position and position-to-content terms (He et al. 2021, section 3.1).
 
     Args:
       query, key, value: one dtype; products accumulate in float32, and scores and softmax are float32.
       pos_key: projected relative table for the content-to-position term; None leaves the term out.
-      pos_query: the same for position-to-content.
-      rows: table row of each distance from -(T-1) to T-1, int32 [2T-1], a constant of the program.
-      scale: multiplies the sum of the terms; 1/sqrt(H * (1 + number of terms)).
-      mask: [B,T] True for real tokens, or [B,T,T] pair by pair.
-      segment_ids: [B,T] the text of each token in a packed row, 0 for padding; texts do not see each other.
-      dropout_rate, dropout_key: dropout on the weights; none where the key is None.
-      mix_scores, mix_weights: v1's talking heads, maps across heads before the softmax and after the dropout.
-      return_weights: give the attention weights too.
-      impl: ``auto``, ``reference`` (gathers: slow, the definition), ``shift``, ``blocked``, or ``pallas`` (on TPUs
-        and GPUs).
+      pos_query: the same for the position-to-content term.
+      relative_index: table row of each distance from -(T-1) to T-1, int32 [2T-1], a constant of the program.
+      scale: factor of the sum of the terms; 1/sqrt(H * (1 + number of position terms)).
+      attention_mask: [B,T] True for real tokens, or [B,T,T] True where query t may attend to key s.
+      segment_ids: [B,T] text of each token in a packed row, 0 for padding; tokens attend within their text only.
+      dropout_rate: probability that an attention weight is dropped.
+      dropout_key: None turns dropout off.
+      mix_scores, mix_weights: v1's talking heads: maps across heads before the softmax and after the dropout.
+      return_weights: also return the attention weights.
+      implementation: ``auto``, ``reference`` (by gather: slow, the definition), ``xla``, ``blocked``, or ``pallas``
+        (TPUs and GPUs).
 
     Returns:
-      context [B,T,N,H] in the dtype of ``value``, zero for queries that may read nothing, and the attention weights
-      before dropout, float32 [B,N,T,T], or None.
+      The context [B,T,N,H] in the dtype of ``value``, zero for queries that may attend to nothing; and the attention
+      weights before dropout, float32 [B,N,T,T], or None.
 
     Raises:
-      InputError: an unknown ``impl``, or one that cannot give what is asked; dropout in more than 65536 tokens.
-      ValueError: ``rows`` of another length than 2T-1.
+      InputError: an unknown implementation, or one that cannot serve the request; dropout in rows of more than 65536
+        tokens.
+      ValueError: ``relative_index`` of another length than 2T-1.
     """
     length = query.shape[1]
-    if dropout_key is not None and dropout_rate > 0 and length > LONGEST:
-        raise InputError(f"attention drops weights in texts of up to {LONGEST} tokens, not {length}; set its rate to 0")
-    if rows.shape != (2 * length - 1,):
-        raise ValueError(f"rows has shape {rows.shape}; a text of {length} tokens has {2 * length - 1} distances")
-    whole = return_weights or mix_scores is not None or mix_weights is not None
-    name = choose_body(impl, query.dtype, whole_scores=whole)
-    inputs = (query, key, value, pos_key, pos_query, rows)
-    texts, pairs = visibility(mask, segment_ids)
-    options = {
-        "scale": scale,
-        "texts": texts,
-        "pairs": pairs,
-        "dropout_rate": dropout_rate,
-        "dropout_key": dropout_key,
-    }
-    if name in PIECEWISE:
-        return PIECEWISE[name](*inputs, **options), None
-    context, weights = WHOLE[name](*inputs, **options, mix_scores=mix_scores, mix_weights=mix_weights)
+    if dropout_key is not None and dropout_rate > 0 and length > MAX_LENGTH:
+        raise InputError(
+            f"attention drops weights in texts of up to {MAX_LENGTH} tokens, not {length}; set its rate to 0"
+        )
+    if relative_index.shape != (2 * length - 1,):
+        raise ValueError(
+            f"relative_index has shape {relative_index.shape}; a text of {length} tokens has {2 * length - 1} distances"
+        )
+    needs_scores = return_weights or mix_scores is not None or mix_weights is not None
+    name = choose_implementation(implementation, query.dtype, whole_scores=needs_scores)
+    segment_ids, attention_mask = normalize_masks(attention_mask, segment_ids)
+    inputs = AttentionInputs(
+        query=query,
+        key=key,
+        value=value,
+        pos_key=pos_key,
+        pos_query=pos_query,
+        relative_index=relative_index,
+        scale=scale,
+        segment_ids=segment_ids,
+        attention_mask=attention_mask,
+        dropout_rate=dropout_rate,
+        dropout_key=dropout_key,
+        mix_scores=mix_scores,
+        mix_weights=mix_weights,
+    )
+    if name not in WHOLE_SCORES:
+        return _load(name)(inputs), None
+    context, weights = _load(name)(inputs)
     return context, weights if return_weights else None
+
+
+def _load(name: str) -> Callable[[AttentionInputs], Any]:
+    """Imports the implementation of that name and returns its function; the others are not imported.
+
+    Those that hold whole scores return ``(context, weights)``, the others the context.
+    """
+    if name == "reference":
+        from deberta_jax.ops.attention.reference import reference_attention as attend
+    elif name == "xla":
+        from deberta_jax.ops.attention.xla import xla_attention as attend
+    elif name == "blocked":
+        from deberta_jax.ops.attention.cpu.blocked_attention import blocked_attention as attend
+    else:
+        from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention as attend
+    return attend
+
+
+def choose_implementation(implementation: str, dtype: Any, *, whole_scores: bool) -> str:
+    """Returns the name of the implementation to use; for ``auto`` the fastest one of this process's backend.
+
+    On a CPU that is ``blocked``. On a TPU or GPU it is ``pallas``, if its kernels can be imported, use nothing that JAX
+    has deprecated, and agree with the definition on this device (checked once per process and dtype); otherwise
+    ``xla``. Where whole scores are needed, a CPU uses ``reference``, since a gather is cheaper there than the copies of
+    a relative shift, and other backends use ``xla``. The choice is logged once.
+
+    Args:
+      implementation: ``auto`` or one of ``IMPLEMENTATIONS``.
+      dtype: of query, key and value.
+      whole_scores: True if the scores of all pairs are needed at once.
+
+    Raises:
+      InputError: an unknown name, or an implementation that cannot give whole scores.
+    """
+    backend = jax.default_backend()
+    if implementation == "auto":
+        name, reason = _fastest(backend, jnp.dtype(dtype).name, whole_scores, _kernel_agrees)
+        _log_choice(backend, name, reason)
+        return name
+    if implementation not in IMPLEMENTATIONS:
+        renamed = "'shift' is now called 'xla'; " if implementation == "shift" else ""
+        raise InputError(
+            f"attention={implementation!r}: {renamed}expected one of 'auto', {', '.join(map(repr, IMPLEMENTATIONS))}"
+        )
+    if whole_scores and implementation not in WHOLE_SCORES:
+        raise InputError(
+            f"attention={implementation!r} never holds the whole scores, which returned attentions and talking heads "
+            f"need; use 'auto', {' or '.join(map(repr, WHOLE_SCORES))}"
+        )
+    return implementation
+
+
+def expected_implementation(platform: str, dtype: Any) -> str:
+    """Returns the implementation that ``auto`` would select on ``platform``, whose devices are not here.
+
+    Assumes that kernels that can be lowered for the platform pass their self-check there.
+    """
+    return _fastest(
+        platform, jnp.dtype(dtype).name, whole_scores=False, agrees=functools.partial(_kernel_lowers, platform)
+    )[0]
+
+
+def _fastest(backend: str, dtype: str, whole_scores: bool, agrees: Callable[[str], bool]) -> tuple[str, str]:
+    """Returns an implementation, and the reason where it is not the backend's usual one.
+
+    Args:
+      agrees: dtype -> whether the kernels can be relied on; called only where they are candidates.
+    """
+    if whole_scores:
+        return "reference" if backend == "cpu" else "xla", ", as attentions or talking heads need the scores whole"
+    if backend == "cpu":
+        return "blocked", ""
+    if backend not in KERNEL_PLATFORMS:
+        return "xla", ""
+    if dtype not in KERNEL_PLATFORMS[backend].dtypes:
+        return "xla", f", as the kernel does not compute in {dtype}"
+    return ("pallas", "") if agrees(dtype) else ("xla", ", as the kernel failed its check on this device")
+
+
+def _kernel_agrees(dtype: str) -> bool:
+    from deberta_jax.ops.attention.pallas.self_check import kernel_agrees
+
+    return kernel_agrees(dtype)
+
+
+def _kernel_lowers(platform: str, dtype: str) -> bool:
+    from deberta_jax.ops.attention.pallas.self_check import kernel_lowers
+
+    return kernel_lowers(platform, dtype)
+
+
+@functools.cache
+def _log_choice(backend: str, name: str, reason: str) -> None:
+    _log.info("attention on %s: %r%s", backend, name, reason)

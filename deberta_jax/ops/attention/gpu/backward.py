@@ -1,10 +1,14 @@
-"""The GPU's backward kernels: one for the queries, one for keys and values, one for the tables; no atomic additions.
+"""Implements the GPU's backward kernels: one for queries, one for keys and values, one for the tables.
 
-With dS = P (dP - delta) scale, U = unshift(dS) and W = unshift(dS^T):
-dq = dS k + U EK, dk = dS^T q + W EQ, dEK = U^T q, dEQ = W^T k. Each kernel computes dS again and adds up in a fixed
-order what it keeps: a block of queries meets all keys, a block of keys all queries, and a window of the tables all
-pairs of blocks at its distance, of all examples. Between far blocks a table's gradient is that of one row: the sums of
-dS along each query, or key, are given back for it.
+With dS = P (dP - delta) scale, U = rel_unshift(dS) and W = rel_unshift(dS^T):
+
+    d_query = dS k + U table_key        d_table_key = U^T q
+    d_key = dS^T q + W table_query      d_table_query = W^T k
+
+There are no atomic additions. Each kernel computes dS again and sums, in a fixed order, what it keeps: a block of
+queries meets all keys, a block of keys all queries, and a window of the tables all pairs of blocks at its offset, of
+all examples. Between far blocks a table's gradient is that of one row: the kernels for queries and keys also return the
+sums of dS along each query, or key, for it.
 """
 
 from typing import Any
@@ -13,127 +17,140 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from deberta_jax.ops.attention.gpu import block_pair as tiles
+from deberta_jax.ops.attention.gpu import block_pair
+from deberta_jax.ops.attention.gpu.block_pair import KernelProgram
+from deberta_jax.ops.attention.pallas.layout import contract
 from deberta_jax.ops.products import F32
 
 
-def _weights_and_slopes(program: tiles.Program, number: Any, scores: Any, cotangent: Any, value: Any):
-    """(weights after dropout, dS), [outer, inner]; ``cotangent`` and ``value`` are of the blocks of their sides."""
-    across = (lambda x: x[:, None]) if program.query_outer else (lambda x: x[None, :])
-    queries = program.outer if program.query_outer else number
-    scores, seen = tiles.masked(program, scores, number)
-    weights = jnp.exp(scores - across(program.numbers("logsum", queries)))
-    if seen is not None:
-        weights = jnp.where(seen, weights, 0.0)
-    sides = (cotangent, value) if program.query_outer else (value, cotangent)
-    d_weights, dropped = tiles.product(*sides, 1, 1), weights
-    keep = tiles.kept(program, number)
-    if keep is not None:
-        share = 1.0 / (1.0 - program.plan.rate)
-        dropped, d_weights = jnp.where(keep, weights * share, 0.0), jnp.where(keep, d_weights * share, 0.0)
-    d_scores = weights * (d_weights - across(program.numbers("delta", queries))) * program.plan.scale
-    return dropped, d_scores
-
-
-def _through_table(program: tiles.Program, number: Any, d_scores: Any, after: Any, sums: Any, totals: Any):
-    """Adds to the outer block's gradient what comes through its table, and to the totals of far blocks."""
-    if program.outer_table not in program.refs:
-        return sums, totals
-    if after is None:
-        half, _ = program.halves(number)
-        tiles.put_d_scores(program, d_scores)
-        slopes = tiles.by_distance(program, of_outer=True)
-        return sums + tiles.product(slopes, program.window(program.outer_table, half, 2), 1, 0), totals
-    total = d_scores.sum(axis=1)
-    row = program.row(program.outer_table, tiles.far_rows(program, after=after)[0])
-    totals = tuple(t + total if side == after else t for side, t in enumerate(totals))
-    return sums + total[:, None] * row.astype(F32)[None, :], totals
-
-
-def _zeros(program: tiles.Program) -> tuple[Any, tuple[Any, Any]]:
-    size = program.plan.block
-    none = jnp.zeros((size,), F32)
-    return jnp.zeros((size, program.plan.lanes_per_head), F32), (none, none)
-
-
-def _put_totals(program: tiles.Program, totals: tuple[Any, Any]) -> None:
-    if "totals" in program.refs:
-        for side, total in enumerate(totals):
-            tokens = program.tokens(program.outer)
-            program.refs["totals"][program.example, program.head, side, tokens] = total
-
-
-def query_slopes(program: tiles.Program) -> None:
-    """dq of one block of queries."""
-    query, cotangent = (program.block(name, program.outer) for name in ("query", "cotangent"))
+def query_gradients(program: KernelProgram) -> None:
+    """Stores d_query of one block of queries."""
+    query, cotangent = (program.load_block(name, program.outer) for name in ("query", "cotangent"))
 
     def step(state, number, key, scores, after):
-        sums, totals = state
-        value = program.block("value", number)
-        _, d_scores = _weights_and_slopes(program, number, scores, cotangent, value)
+        accumulator, far_sums = state
+        value = program.load_block("value", number)
+        _, d_scores = _weights_and_d_scores(program, number, scores, cotangent, value)
         rounded = d_scores.astype(key.dtype)
-        sums += tiles.product(rounded, key, 1, 0)
-        return _through_table(program, number, rounded if after is None else d_scores, after, sums, totals)
+        accumulator += contract(rounded, key, 1, 0)
+        d_scores = rounded if after is None else d_scores
+        return _add_through_table(program, number, d_scores, after, accumulator, far_sums)
 
-    sums, totals = tiles.each_inner(program, query, step, _zeros(program))
-    program.put("d_query", program.outer, sums)
-    _put_totals(program, totals)
+    accumulator, far_sums = block_pair.for_each_inner(program, query, step, _zeros(program))
+    program.store_block("d_query", program.outer, accumulator)
+    _store_far_sums(program, far_sums)
 
 
-def key_slopes(program: tiles.Program) -> None:
-    """dk and dv of one block of keys."""
-    key, value = (program.block(name, program.outer) for name in ("key", "value"))
+def key_value_gradients(program: KernelProgram) -> None:
+    """Stores d_key and d_value of one block of keys."""
+    key, value = (program.load_block(name, program.outer) for name in ("key", "value"))
 
     def step(state, number, query, scores, after):
-        (sums, totals), d_value = state
-        cotangent = program.block("cotangent", number)
-        dropped, d_scores = _weights_and_slopes(program, number, scores, cotangent, value)
+        (accumulator, far_sums), d_value = state
+        cotangent = program.load_block("cotangent", number)
+        dropped, d_scores = _weights_and_d_scores(program, number, scores, cotangent, value)
         rounded = d_scores.astype(query.dtype)
-        d_value += tiles.product(dropped.astype(query.dtype), cotangent, 1, 0)
-        sums += tiles.product(rounded, query, 1, 0)
-        slopes = rounded if after is None else d_scores
-        return _through_table(program, number, slopes, after, sums, totals), d_value
+        d_value += contract(dropped.astype(query.dtype), cotangent, 1, 0)
+        accumulator += contract(rounded, query, 1, 0)
+        d_scores = rounded if after is None else d_scores
+        return _add_through_table(program, number, d_scores, after, accumulator, far_sums), d_value
 
     zeros = _zeros(program)
-    (sums, totals), d_value = tiles.each_inner(program, key, step, (zeros, zeros[0]))
-    program.put("d_key", program.outer, sums)
-    program.put("d_value", program.outer, d_value)
-    _put_totals(program, totals)
+    (accumulator, far_sums), d_value = block_pair.for_each_inner(program, key, step, (zeros, zeros[0]))
+    program.store_block("d_key", program.outer, accumulator)
+    program.store_block("d_value", program.outer, d_value)
+    _store_far_sums(program, far_sums)
 
 
-def table_slopes(make_program: Any, examples: int, apart: Any, part: Any, parts: int) -> dict[str, Any]:
-    """Gradients of the windows at one distance of blocks, [2S,H] float32 by table, over one part of the pairs.
+def table_gradients(make_program: Any, examples: int, offset: Any, part: Any, parts: int) -> dict[str, Any]:
+    """Returns the gradients of the windows at one block offset, [2S,H] float32 by table, over one part of the pairs.
 
     Args:
-      make_program: (example, query block) -> the program's view.
-      apart: key block - query block.
+      make_program: (example, query block) -> KernelProgram.
+      examples: number of examples.
+      offset: key block - query block.
+      part, parts: number of this part of the pairs, and of all parts.
     """
-    view = make_program(jnp.int32(0), jnp.int32(0))
-    plan, refs = view.plan, view.refs
-    across = plan.blocks - jnp.abs(apart)
+    first_program = make_program(jnp.int32(0), jnp.int32(0))
+    tiling, refs = first_program.tiling, first_program.refs
+    pairs = tiling.blocks - jnp.abs(offset)
 
     def add(sums, program, number):
-        outer, inner = program.block("query", program.outer), program.block("key", number)
-        tiles.put_outer_half(program, outer, program.halves(number)[0])
-        scores = tiles.near_scores(program, outer, inner, number)
-        others = program.block("cotangent", program.outer), program.block("value", number)
-        _, d_scores = _weights_and_slopes(program, number, scores, *others)
-        tiles.put_d_scores(program, d_scores.astype(outer.dtype))
+        outer, inner = program.load_block("query", program.outer), program.load_block("key", number)
+        block_pair.store_outer_half(program, outer, program.first_halves(number)[0])
+        scores = block_pair.near_scores(program, outer, inner, number)
+        others = program.load_block("cotangent", program.outer), program.load_block("value", number)
+        _, d_scores = _weights_and_d_scores(program, number, scores, *others)
+        block_pair.store_d_scores(program, d_scores.astype(outer.dtype))
         blocks = {"table_key": outer, "table_query": inner}
-        slopes = lambda name: tiles.by_distance(program, of_outer=name == "table_key")
-        return {name: total + tiles.product(slopes(name), blocks[name], 0, 0) for name, total in sums.items()}
+        by_distance = lambda name: block_pair.rel_unshift(program, of_outer=name == "table_key")
+        return {name: total + contract(by_distance(name), blocks[name], 0, 0) for name, total in sums.items()}
 
     def visit(n, sums):
         pair = part + n * parts
-        query_block = pair % across + jnp.maximum(-apart, 0)
-        program = make_program(pair // across, query_block)
-        number = query_block + apart
+        query_block = pair % pairs + jnp.maximum(-offset, 0)
+        program = make_program(pair // pairs, query_block)
+        number = query_block + offset
         if "ranges" not in refs:
             return add(sums, program, number)
         first, end = (refs["ranges"][program.example, query_block, side] for side in (0, 1))
-        seen = (number >= first) & (number < end)
-        return lax.cond(seen, lambda s: add(s, program, number), lambda s: s, sums)
+        has_work = (number >= first) & (number < end)
+        return lax.cond(has_work, lambda s: add(s, program, number), lambda s: s, sums)
 
-    none = jnp.zeros((2 * plan.block, plan.lanes_per_head), F32)
-    sums = {name: none for name in ("table_key", "table_query") if name in refs}
-    return lax.fori_loop(0, pl.cdiv(across * examples - part, parts), visit, sums)
+    zeros = jnp.zeros((2 * tiling.block_size, tiling.lanes_per_head), F32)
+    sums = {name: zeros for name in ("table_key", "table_query") if name in refs}
+    return lax.fori_loop(0, pl.cdiv(pairs * examples - part, parts), visit, sums)
+
+
+def _weights_and_d_scores(
+    program: KernelProgram, number: Any, scores: Any, cotangent: Any, value: Any
+) -> tuple[Any, Any]:
+    """Returns the weights after dropout and dS, [outer, inner].
+
+    Args:
+      cotangent, value: blocks of the query side and of the key side.
+    """
+    broadcast = (lambda x: x[:, None]) if program.query_outer else (lambda x: x[None, :])
+    queries = program.outer if program.query_outer else number
+    scores, mask = block_pair.mask_scores(program, scores, number)
+    weights = jnp.exp(scores - broadcast(program.load_numbers("logsumexp", queries)))
+    if mask is not None:
+        weights = jnp.where(mask, weights, 0.0)
+    sides = (cotangent, value) if program.query_outer else (value, cotangent)
+    d_weights, dropped = contract(*sides, 1, 1), weights
+    keep = block_pair.kept_weights(program, number)
+    if keep is not None:
+        factor = 1.0 / (1.0 - program.tiling.dropout_rate)
+        dropped, d_weights = jnp.where(keep, weights * factor, 0.0), jnp.where(keep, d_weights * factor, 0.0)
+    d_scores = weights * (d_weights - broadcast(program.load_numbers("delta", queries))) * program.tiling.scale
+    return dropped, d_scores
+
+
+def _add_through_table(
+    program: KernelProgram, number: Any, d_scores: Any, after: Any, accumulator: Any, far_sums: tuple[Any, Any]
+) -> tuple[Any, tuple[Any, Any]]:
+    """Returns the outer block's gradient with the part through its table, and the sums of dS of far blocks."""
+    if program.outer_table not in program.refs:
+        return accumulator, far_sums
+    if after is None:
+        half, _ = program.first_halves(number)
+        block_pair.store_d_scores(program, d_scores)
+        by_distance = block_pair.rel_unshift(program, of_outer=True)
+        return accumulator + contract(by_distance, program.load_window(program.outer_table, half, 2), 1, 0), far_sums
+    d_sum = d_scores.sum(axis=1)
+    row = program.load_row(program.outer_table, block_pair.far_rows(program, after=after)[0])
+    far_sums = tuple(total + d_sum if side == after else total for side, total in enumerate(far_sums))
+    return accumulator + d_sum[:, None] * row.astype(F32)[None, :], far_sums
+
+
+def _zeros(program: KernelProgram) -> tuple[Any, tuple[Any, Any]]:
+    size = program.tiling.block_size
+    zeros = jnp.zeros((size,), F32)
+    return jnp.zeros((size, program.tiling.lanes_per_head), F32), (zeros, zeros)
+
+
+def _store_far_sums(program: KernelProgram, far_sums: tuple[Any, Any]) -> None:
+    if "far_sums" in program.refs:
+        for side, total in enumerate(far_sums):
+            tokens = program.tokens(program.outer)
+            program.refs["far_sums"][program.example, program.head, side, tokens] = total

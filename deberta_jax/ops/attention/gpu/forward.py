@@ -1,41 +1,45 @@
-"""The GPU's forward kernel: one pass over the keys with a running maximum and sum (Milakov and Gimelshein 2018)."""
+"""Implements the GPU's forward kernel: one pass over the keys by online softmax (Milakov and Gimelshein 2018)."""
 
 from typing import Any
 
 import jax.numpy as jnp
 
-from deberta_jax.ops.attention.gpu import block_pair as tiles
+from deberta_jax.ops.attention.gpu import block_pair
+from deberta_jax.ops.attention.gpu.block_pair import KernelProgram
+from deberta_jax.ops.attention.masks import MASKED_SCORE
+from deberta_jax.ops.attention.pallas.layout import contract
 from deberta_jax.ops.products import F32
 
 
-def attend(program: tiles.Program) -> None:
-    """Context and logsum of one block of queries."""
-    plan = program.plan
-    query = program.block("query", program.outer)
+def attend(program: KernelProgram) -> None:
+    """Stores the context and the logsumexp of one block of queries."""
+    tiling = program.tiling
+    query = program.load_block("query", program.outer)
 
     def step(state, number, _, scores, __):
-        before, total, sums = state
-        scores, seen = tiles.masked(program, scores, number)
-        top = jnp.maximum(before, scores.max(axis=1))
-        weights = jnp.exp(scores - top[:, None])
-        if seen is not None:  # where nothing was visible so far, a masked score equals the maximum
-            weights = jnp.where(seen, weights, 0.0)
-        shrink = jnp.exp(before - top)
-        total = total * shrink + weights.sum(axis=1)
-        keep = tiles.kept(program, number)
+        before, running_sum, accumulator = state
+        scores, mask = block_pair.mask_scores(program, scores, number)
+        running_max = jnp.maximum(before, scores.max(axis=1))
+        weights = jnp.exp(scores - running_max[:, None])
+        if mask is not None:  # where all keys so far were masked, a masked score equals the maximum
+            weights = jnp.where(mask, weights, 0.0)
+        rescale = jnp.exp(before - running_max)
+        running_sum = running_sum * rescale + weights.sum(axis=1)
+        keep = block_pair.kept_weights(program, number)
         if keep is not None:
             weights = jnp.where(keep, weights, 0.0)
-        value = program.block("value", number)
-        sums = sums * shrink[:, None] + tiles.product(weights.astype(value.dtype), value, 1, 0)
-        return top, total, sums
+        value = program.load_block("value", number)
+        accumulator = accumulator * rescale[:, None] + contract(weights.astype(value.dtype), value, 1, 0)
+        return running_max, running_sum, accumulator
 
     start: Any = (
-        jnp.full((plan.block,), tiles.MASKED, F32),
-        jnp.zeros((plan.block,), F32),
-        jnp.zeros((plan.block, plan.lanes_per_head), F32),
+        jnp.full((tiling.block_size,), MASKED_SCORE, F32),
+        jnp.zeros((tiling.block_size,), F32),
+        jnp.zeros((tiling.block_size, tiling.lanes_per_head), F32),
     )
-    top, total, sums = tiles.each_inner(program, query, step, start)
-    total = jnp.where(total == 0.0, 1.0, total)
-    program.put("context", program.outer, sums / (total * (1.0 - plan.rate))[:, None])
+    running_max, running_sum, accumulator = block_pair.for_each_inner(program, query, step, start)
+    running_sum = jnp.where(running_sum == 0.0, 1.0, running_sum)
+    context = accumulator / (running_sum * (1.0 - tiling.dropout_rate))[:, None]
+    program.store_block("context", program.outer, context)
     tokens = program.tokens(program.outer)
-    program.refs["logsum"][program.example, program.head, tokens] = top + jnp.log(total)
+    program.refs["logsumexp"][program.example, program.head, tokens] = running_max + jnp.log(running_sum)

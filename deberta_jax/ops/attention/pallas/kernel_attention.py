@@ -1,4 +1,4 @@
-"""The fused kernels behind one entry: which platform's kernel runs is decided where the program is lowered."""
+"""Runs the Pallas kernels behind one function: the platform's kernel is chosen when the program is lowered."""
 
 import dataclasses
 import functools
@@ -8,79 +8,76 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from deberta_jax.errors import InputError
-from deberta_jax.ops.attention.pallas.platforms import BACKENDS, import_kernels
-from deberta_jax.ops.attention.pallas.tiling import Plan, make_gpu_plan, make_plan
-from deberta_jax.ops.dropout import LONGEST, dropout_seeds
+from deberta_jax.ops.attention.dropout import MAX_LENGTH
+from deberta_jax.ops.attention.inputs import AttentionInputs
+from deberta_jax.ops.attention.pallas.platforms import KERNEL_PLATFORMS, import_kernels
+from deberta_jax.ops.attention.pallas.tiling import (
+    AUTOMATIC_SIZES,
+    KernelSizes,
+    Tiling,
+    make_gpu_tiling,
+    make_tpu_tiling,
+)
+from deberta_jax.ops.dropout import dropout_seeds
 from deberta_jax.ops.products import F32
 from deberta_jax.sharding import RULES, MeshAxes
 
-Machine = Literal["tpu", "gpu"]
+Platform = Literal["tpu", "gpu"]
+
+# Logical axes of the arrays, for a mesh. None: whole on every device.
+_AXES = {
+    **dict.fromkeys(("query", "key", "value"), ("batch", None, "heads", None)),
+    **dict.fromkeys(("pos_key", "pos_query"), (None, "heads", None)),
+    "segment_ids": ("batch", None),
+    "attention_mask": ("batch", None, None),
+    "seeds": (None,),
+}
 
 
 def pallas_attention(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B T N H"],
-    value: Float[Array, "B T N H"],
-    pos_key: Float[Array, "R N H"] | None,
-    pos_query: Float[Array, "R N H"] | None,
-    rows: Int[np.ndarray, " U"],
-    *,
-    scale: float,
-    texts: Int[Array, "B T"] | None = None,
-    pairs: Bool[Array, "B T T"] | None = None,
-    dropout_rate: float = 0.0,
-    dropout_key: jax.Array | None = None,
-    interpret: Machine | None = None,
+    inputs: AttentionInputs, *, sizes: KernelSizes = AUTOMATIC_SIZES, interpret: Platform | None = None
 ) -> Float[Array, "B T N H"]:
-    """Context; arguments as in ``ops.attention.disentangled_attention``.
+    """Returns the context in the dtype of ``value``.
 
     Args:
-      interpret: run the kernel of this machine in Pallas' interpreter, on any backend and slowly: for tests.
+      inputs: arguments of the entry; talking heads are not supported.
+      sizes: of blocks and programs.
+      interpret: run this platform's kernel in Pallas' interpreter, on any backend and slowly; for tests.
 
     Raises:
-      InputError: arrays of different dtypes or one that no kernel computes in, or a text longer than 65536 tokens; and
-        where the program is lowered, a machine without a kernel.
+      InputError: arrays of different dtypes or of one that no kernel computes in, or more than 65536 tokens; and when
+        the program is lowered, a platform without a kernel.
     """
-    given = [a for a in (query, key, value, pos_key, pos_query) if a is not None]
-    dtypes = sorted({str(a.dtype) for a in given})
-    served = BACKENDS["gpu"].dtypes
-    if len(dtypes) > 1 or dtypes[0] not in served:
+    names = ("query", "key", "value", "pos_key", "pos_query", "segment_ids", "attention_mask")
+    arrays = {name: getattr(inputs, name) for name in names}
+    dtypes = sorted({str(arrays[name].dtype) for name in names[:5] if arrays[name] is not None})
+    supported = KERNEL_PLATFORMS["gpu"].dtypes
+    if len(dtypes) > 1 or dtypes[0] not in supported:
         raise InputError(
-            f"attention='pallas' computes in {_listed(served)}, all arrays alike, not {', '.join(dtypes)}; "
-            "use another dtype, or attention='shift'"
+            f"attention='pallas' computes in {_listed(supported)}, all arrays alike, not {', '.join(dtypes)}; "
+            "use another dtype, or attention='xla'"
         )
-    length = query.shape[1]
-    if length > LONGEST:
-        raise InputError(f"attention='pallas' takes at most {LONGEST} tokens, not {length}")
-    rate = 0.0 if dropout_key is None else dropout_rate
-    arrays = {"query": query, "key": key, "value": value, "pos_key": pos_key, "pos_query": pos_query}
-    arrays |= {"texts": texts, "pairs": pairs}
-    arrays |= {"seeds": None if dropout_key is None or not rate else dropout_seeds(dropout_key)}
+    length = inputs.query.shape[1]
+    if length > MAX_LENGTH:
+        raise InputError(f"attention='pallas' takes at most {MAX_LENGTH} tokens, not {length}")
+    rate = 0.0 if inputs.dropout_key is None else inputs.dropout_rate
+    arrays["seeds"] = None if inputs.dropout_key is None or not rate else dropout_seeds(inputs.dropout_key)
     arrays = {name: a for name, a in arrays.items() if a is not None}
-    return _on_each_device(functools.partial(_attend_here, rows, scale, rate, query.shape[2], interpret), arrays)
+    inputs = dataclasses.replace(inputs, dropout_rate=rate)
+    return _on_each_device(functools.partial(_attend_on_device, inputs, sizes, interpret), arrays)
 
 
 def _listed(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-_AXES = {
-    **dict.fromkeys(("query", "key", "value"), ("batch", None, "heads", None)),
-    **dict.fromkeys(("pos_key", "pos_query"), (None, "heads", None)),
-    "texts": ("batch", None),
-    "pairs": ("batch", None, None),
-    "seeds": (None,),
-}
-
-
 def _on_each_device(attend: Callable, arrays: dict[str, jax.Array]) -> Float[Array, "B T N H"]:
-    """``attend(arrays, first example, first head)`` on each device's examples and heads, where a mesh is set.
+    """Returns ``attend(arrays, first example, first head)``, on each device's examples and heads where a mesh is set.
 
     XLA cannot divide a kernel by itself. A mesh axis that does not divide the examples, or heads, is not used for them.
     """
@@ -88,109 +85,135 @@ def _on_each_device(attend: Callable, arrays: dict[str, jax.Array]) -> Float[Arr
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return attend(arrays, 0, 0)
     sizes = {"batch": arrays["query"].shape[0], "heads": arrays["query"].shape[2]}
-    names = {axis: _dividing(mesh.shape, getattr(RULES, axis), size) for axis, size in sizes.items()}
+    names = {axis: _dividing_axes(mesh.shape, getattr(RULES, axis), size) for axis, size in sizes.items()}
     spec = lambda axes: PartitionSpec(*(None if axis is None else names[axis] for axis in axes))
 
-    def here(arrays):
+    def on_device(arrays):
         counts = arrays["query"].shape[0], arrays["query"].shape[2]
         numbers = (lax.axis_index(names[axis]) if names[axis] else 0 for axis in sizes)
         return attend(arrays, *(number * count for number, count in zip(numbers, counts, strict=True)))
 
     in_specs = ({name: spec(_AXES[name]) for name in arrays},)
-    return jax.shard_map(here, mesh=mesh, in_specs=in_specs, out_specs=spec(_AXES["query"]), check_vma=False)(arrays)
+    return jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=spec(_AXES["query"]), check_vma=False)(
+        arrays
+    )
 
 
-def _dividing(mesh: Mapping[str, int], axes: MeshAxes, size: int) -> tuple[str, ...]:
+def _dividing_axes(mesh: Mapping[str, int], axes: MeshAxes, size: int) -> tuple[str, ...]:
     axes = (axes,) if isinstance(axes, str) else axes or ()
     return axes if size % math.prod(mesh[axis] for axis in axes) == 0 else ()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """What is fixed when a call is traced: for each machine that may run it a plan of its forward and its backward."""
+    """Holds what is fixed when a call is traced: for each platform the tilings of its forward and backward kernels."""
 
-    plans: tuple[tuple[Machine, tuple[Plan, Plan]], ...]
-    interpret: Machine | None
+    tilings: tuple[tuple[Platform, tuple[Tiling, Tiling]], ...]
+    interpret: Platform | None
 
 
-def _attend_here(rows, scale, rate, all_heads, interpret, arrays, first_example, first_head):
-    """One device's part. Dropout numbers examples and heads over all devices: the mask is that of one device."""
-    query = arrays["query"]
+def _attend_on_device(
+    inputs: AttentionInputs, sizes: KernelSizes, interpret: Platform | None, arrays, first_example, first_head
+):
+    """Returns the context of one device's examples and heads.
+
+    Dropout numbers examples and heads over all devices, so that the mask is that of one device.
+
+    Args:
+      inputs: of the whole call; only its constants and the number of all heads are read.
+      arrays: of this device, by name.
+      first_example, first_head: numbers of this device's first ones.
+    """
+    query, relative_index = arrays["query"], inputs.relative_index
     _, length, heads, head_size = query.shape
-    plan = make_plan(length, heads, head_size, rows, scale=scale, rate=rate, all_heads=all_heads)
-    on_gpu = functools.partial(make_gpu_plan, plan, rows, query.dtype.itemsize)
-    plans: dict[Machine, tuple[Plan, Plan]] = {
-        "tpu": (plan, plan),
+    tiling = make_tpu_tiling(
+        length,
+        heads,
+        head_size,
+        relative_index,
+        scale=inputs.scale,
+        dropout_rate=inputs.dropout_rate,
+        all_heads=inputs.query.shape[2],
+        sizes=sizes,
+    )
+    on_gpu = functools.partial(make_gpu_tiling, tiling, relative_index, query.dtype.itemsize, sizes=sizes)
+    tilings: dict[Platform, tuple[Tiling, Tiling]] = {
+        "tpu": (tiling, tiling),
         "gpu": (on_gpu(backward=False), on_gpu(backward=True)),
     }
-    machines: tuple[Machine, ...] = ("tpu", "gpu") if interpret is None else (interpret,)
-    call = _Call(tuple((machine, plans[machine]) for machine in machines), interpret)
+    platforms: tuple[Platform, ...] = ("tpu", "gpu") if interpret is None else (interpret,)
+    call = _Call(tuple((platform, tilings[platform]) for platform in platforms), interpret)
     seeds = arrays.get("seeds", jnp.zeros((2,), jnp.uint32))
     first = jnp.stack([jnp.uint32(first_example), jnp.uint32(first_head)])
     flat = {name: a.reshape(*a.shape[:2], -1) for name, a in arrays.items() if _AXES[name] == _AXES["query"]}
     arrays = arrays | flat | {"seeds": jnp.append(seeds, first)}
-    learned = {name: a for name, a in arrays.items() if jnp.issubdtype(a.dtype, jnp.floating)}
-    given = {name: a for name, a in arrays.items() if name not in learned}
-    context: Any = _attend(call, learned, given, jnp.asarray(rows))
+    differentiable = {name: a for name, a in arrays.items() if jnp.issubdtype(a.dtype, jnp.floating)}
+    constant = {name: a for name, a in arrays.items() if name not in differentiable}
+    context: Any = _attend(call, differentiable, constant, jnp.asarray(relative_index))
     return context.reshape(query.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(call, learned, given, rows):
-    return _attend_forward(call, learned, given, rows)[0]
+def _attend(call, differentiable, constant, relative_index):
+    return _attend_forward(call, differentiable, constant, relative_index)[0]
 
 
-def _attend_forward(call, learned, given, rows):
-    batch, length, _ = learned["query"].shape
-    logsum = jax.ShapeDtypeStruct((batch, call.plans[0][1][0].heads, length), F32)
-    context, logsum = _on_machine(call, "forward", learned | given, rows, like=(learned["query"], logsum))
-    return context, (learned | {"context": context, "logsum": logsum}, given, rows)
+def _attend_forward(call, differentiable, constant, relative_index):
+    query = differentiable["query"]
+    batch, length, _ = query.shape
+    logsumexp = jax.ShapeDtypeStruct((batch, call.tilings[0][1][0].heads, length), F32)
+    context, logsumexp = _on_platform(
+        call, "forward", differentiable | constant, relative_index, like=(query, logsumexp)
+    )
+    return context, (differentiable | {"context": context, "logsumexp": logsumexp}, constant, relative_index)
 
 
 def _attend_backward(call, saved, cotangent):
-    arrays, given, rows = saved
-    learned = {name: a for name, a in arrays.items() if name not in ("context", "logsum")}
-    arrays = arrays | given | {"cotangent": cotangent}
-    return _on_machine(call, "backward", arrays, rows, like=learned), None, None
+    arrays, constant, relative_index = saved
+    differentiable = {name: a for name, a in arrays.items() if name not in ("context", "logsumexp")}
+    arrays = arrays | constant | {"cotangent": cotangent}
+    return _on_platform(call, "backward", arrays, relative_index, like=differentiable), None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _on_machine(call: _Call, part: str, arrays: dict[str, jax.Array], rows: Any, *, like: Any) -> Any:
-    """``forward`` or ``backward`` of the kernel of the machine that the program is lowered for."""
-    bodies = {machine: _kernel(call, part, machine, plans, arrays, like) for machine, plans in call.plans}
+def _on_platform(call: _Call, part: str, arrays: dict[str, jax.Array], relative_index: Any, *, like: Any) -> Any:
+    """Returns what ``forward`` or ``backward`` gives, of the platform that the program is lowered for."""
+    kernels = {platform: _kernel(call, part, platform, tilings, arrays, like) for platform, tilings in call.tilings}
     if call.interpret is not None:
-        return bodies[call.interpret](arrays, rows)
-    nowhere = _refusing(
+        return kernels[call.interpret](arrays, relative_index)
+    no_kernel = _refusing(
         "attention='pallas' has kernels for TPUs and for NVIDIA's GPUs, and this program is for neither; "
-        "use attention='auto', or 'blocked' on a CPU, or 'shift'",
+        "use attention='auto', or 'blocked' on a CPU, or 'xla'",
         like,
     )
-    return lax.platform_dependent(arrays, rows, tpu=bodies["tpu"], cuda=bodies["gpu"], default=nowhere)
+    return lax.platform_dependent(arrays, relative_index, tpu=kernels["tpu"], cuda=kernels["gpu"], default=no_kernel)
 
 
-def _kernel(call: _Call, part: str, machine: Machine, plans: tuple[Plan, Plan], arrays: Any, like: Any) -> Callable:
-    """The kernel ``part`` of a platform; one that refuses to be lowered where there is none."""
-    dtype, served = str(arrays["query"].dtype), BACKENDS[machine].dtypes
-    if call.interpret is None and dtype not in served:
+def _kernel(
+    call: _Call, part: str, platform: Platform, tilings: tuple[Tiling, Tiling], arrays: Any, like: Any
+) -> Callable:
+    """Returns the ``forward`` or ``backward`` of a platform, or a function that refuses to be lowered."""
+    dtype, supported = str(arrays["query"].dtype), KERNEL_PLATFORMS[platform].dtypes
+    if call.interpret is None and dtype not in supported:
         return _refusing(
-            f"attention='pallas' computes on a {machine.upper()} in {_listed(served)}, not {dtype}; "
-            "use another dtype, or attention='shift'",
+            f"attention='pallas' computes on a {platform.upper()} in {_listed(supported)}, not {dtype}; "
+            "use another dtype, or attention='xla'",
             like,
         )
     try:
-        kernel = getattr(import_kernels(machine), part)
-    except InputError as error:  # the program may well be for another platform
+        kernel = getattr(import_kernels(platform), part)
+    except InputError as error:  # the program may be for another platform
         return _refusing(str(error), like)
-    plan = plans[0] if part == "forward" else plans[1]
-    return functools.partial(kernel, plan, interpret=call.interpret is not None)
+    tiling = tilings[0] if part == "forward" else tilings[1]
+    return functools.partial(kernel, tiling, interpret=call.interpret is not None)
 
 
 def _refusing(message: str, like: Any) -> Callable:
-    def refuse(arrays, rows):
-        from deberta_jax.ops.attention.pallas.unsupported import refused  # imported when used: its JAX names may move
+    def refuse(arrays, relative_index):
+        from deberta_jax.ops.attention.pallas.unsupported import unsupported  # when used: its JAX names may move
 
-        return refused(message, like)
+        return unsupported(message, like)
 
     return refuse

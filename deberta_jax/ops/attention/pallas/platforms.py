@@ -1,7 +1,7 @@
-"""The Pallas kernels of each platform: what they compute in, and how they are imported.
+"""Lists the platforms that have Pallas kernels, and imports those kernels when a program needs them.
 
-Pallas' backends are experimental parts of JAX that move and disappear. So a platform's kernels are imported when a
-program needs them and not with the package, and everything else works without them.
+Pallas' backends are experimental parts of JAX that move and disappear. A platform's kernels are therefore imported only
+when they are used; everything else works without them.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from deberta_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Backend:
-    """One platform's kernels.
+class KernelPlatform:
+    """Describes one platform's kernels.
 
     Attributes:
       module: name of our module with their ``forward`` and ``backward``.
@@ -31,27 +31,29 @@ class Backend:
     untested_jax: str = "0.13"
 
 
-BACKENDS: Mapping[str, Backend] = {
-    "tpu": Backend("deberta_jax.ops.attention.tpu.kernels", "jax.experimental.pallas.tpu", ("float32", "bfloat16")),
-    "gpu": Backend(
+KERNEL_PLATFORMS: Mapping[str, KernelPlatform] = {
+    "tpu": KernelPlatform(
+        "deberta_jax.ops.attention.tpu.kernels", "jax.experimental.pallas.tpu", ("float32", "bfloat16")
+    ),
+    "gpu": KernelPlatform(
         "deberta_jax.ops.attention.gpu.kernels", "jax.experimental.pallas.triton", ("float32", "bfloat16", "float16")
     ),
 }
 
 
 def import_kernels(platform: str) -> ModuleType:
-    """Imports the kernels of ``platform``, a key of ``BACKENDS``.
+    """Imports the kernels of ``platform``, a key of ``KERNEL_PLATFORMS``, and returns their module.
 
     Raises:
-      InputError: they cannot be imported with the JAX that is installed.
+      InputError: they cannot be imported with the installed JAX.
     """
-    backend = BACKENDS[platform]
+    kernels = KERNEL_PLATFORMS[platform]
     try:
-        return importlib.import_module(backend.module)
+        return importlib.import_module(kernels.module)
     except (ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"attention='pallas' on a {platform.upper()} needs {backend.requires}, which JAX {jax.__version__} does "
-            f"not provide ({type(error).__name__}: {reason}); install 'jax<{backend.untested_jax}', or use "
-            "attention='shift'"
+            f"attention='pallas' on a {platform.upper()} needs {kernels.requires}, which JAX {jax.__version__} does "
+            f"not provide ({type(error).__name__}: {reason}); install 'jax<{kernels.untested_jax}', or use "
+            "attention='xla'"
         ) from None

@@ -1,51 +1,75 @@
-"""How a kernel divides its work: blocks of tokens, heads of a program, and which distances the tables must hold.
+"""Chooses how a kernel divides its work: blocks of tokens, heads of a program, and rows of the tables by distance.
 
-A program of a kernel meets one block of queries and one block of keys, S tokens each; on a TPU for as many heads as
-fill 128 lanes. Heads are not moved apart: products over all 128 lanes with the other heads' lanes set to zero cost a
-128-deep matrix unit the same. A GPU's program takes one head. All distances between the blocks lie in a window of 2S
-rows of the tables by distance, and that window depends on the blocks' difference D = key block - query block alone.
-Beyond some D all distances read one row (the buckets are logarithmic and clipped), the same for all farther blocks:
-there the position terms are one number for each query and one for each key, and the tables end.
+A program of a kernel handles one block of queries and one block of keys, S tokens each; on a TPU for as many heads as
+fill 128 lanes. Heads are not moved apart: products over all 128 lanes, with the other heads' lanes set to zero, cost a
+128-deep matrix unit the same. A GPU's program handles one head. All distances between two blocks lie in a window of 2S
+rows of the tables by distance, and the window depends on the block offset D = key block - query block alone. From some
+D on, all distances read one row (the buckets are logarithmic and clipped), the same for all blocks farther away: the
+position terms are then one number for each query and one for each key, and the tables end there.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
-TILE = 128  # lanes of a vector register
+TILE = 128  # lanes of a TPU's vector register
+MAX_PROGRAMS = 1024  # of a GPU: several for each of the 132 multiprocessors of an H100; their scratch is at most 64 MiB
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """All that is fixed when the kernels are traced; hashable.
+class KernelSizes:
+    """Holds sizes that are chosen automatically unless given.
 
     Attributes:
-      length, block, blocks: tokens T; tokens S of a block; number of blocks, with S * blocks >= T.
-      heads, head_size: given; ``padded_heads`` and ``lanes_per_head`` are what the kernel sees.
+      block_size: tokens of a block; a multiple of 128 on a TPU, a power of two from 16 on a GPU. None: automatic.
+      max_programs: most programs that run on a GPU at once.
+    """
+
+    block_size: int | None = None
+    max_programs: int = MAX_PROGRAMS
+
+
+AUTOMATIC_SIZES = KernelSizes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """Holds everything that is fixed when a kernel is traced; hashable.
+
+    Attributes:
+      length: tokens T of a row.
+      block_size: tokens S of a block.
+      blocks: number of blocks, with S * blocks >= T.
+      heads, head_size: of the arrays given.
+      padded_heads, lanes_per_head: of the arrays that the kernel receives.
       group: heads of one program.
-      nearest: smallest and largest D whose table windows exist; farther blocks read the window at the end.
-      far: the largest negative and the smallest positive D, and beyond, at which all distances read one row.
-      scale, rate: of the scores and of the dropout.
+      near: smallest and largest block offset that has a window; blocks farther away read the window at that end.
+      far: largest negative and smallest positive block offset from which on all distances read one row.
+      scale, dropout_rate: of the scores and of the dropout.
       all_heads: heads on all devices together, by which dropout numbers them.
+      max_programs: most programs that run on a GPU at once.
     """
 
     length: int
-    block: int
+    block_size: int
     blocks: int
     heads: int
     head_size: int
     padded_heads: int
     lanes_per_head: int
     group: int
-    nearest: tuple[int, int]
+    near: tuple[int, int]
     far: tuple[int, int]
     scale: float
-    rate: float
+    dropout_rate: float
     all_heads: int
+    max_programs: int = MAX_PROGRAMS
 
     @property
     def padded_length(self) -> int:
-        return self.block * self.blocks
+        """Tokens of all blocks together."""
+        return self.block_size * self.blocks
 
     @property
     def lanes(self) -> int:
@@ -54,87 +78,104 @@ class Plan:
 
     @property
     def groups(self) -> int:
+        """Number of groups of heads."""
         return self.padded_heads // self.group
 
     @property
     def strips(self) -> int:
         """Strips of 128 rows in a block."""
-        return self.block // TILE
+        return self.block_size // TILE
+
+    @property
+    def has_far(self) -> bool:
+        """True if some blocks are far from one another."""
+        return self.far[0] > -self.blocks or self.far[1] < self.blocks
 
     @property
     def table_rows(self) -> int:
-        return (self.nearest[1] - self.nearest[0] + 2) * self.block
+        """Rows of each table by distance."""
+        return (self.near[1] - self.near[0] + 2) * self.block_size
 
     @property
     def key_distances(self) -> np.ndarray:
-        """Distance i - j of each row of EK: descending, int64 [table_rows]."""
-        return self._real(self.block - 1 - self.nearest[0] * self.block - np.arange(self.table_rows))
+        """Distance i - j of each row of ``table_key``: descending, int64 [table_rows]."""
+        return self._clip(self.block_size - 1 - self.near[0] * self.block_size - np.arange(self.table_rows))
 
     @property
     def query_distances(self) -> np.ndarray:
-        """Distance i - j of each row of EQ: ascending, int64 [table_rows]."""
-        return self._real(1 - self.block - self.nearest[1] * self.block + np.arange(self.table_rows))
+        """Distance i - j of each row of ``table_query``: ascending, int64 [table_rows]."""
+        return self._clip(1 - self.block_size - self.near[1] * self.block_size + np.arange(self.table_rows))
 
-    def _real(self, distance: np.ndarray) -> np.ndarray:
-        """Distances that only padding has read the row of the nearest real one, without effect."""
+    def _clip(self, distance: np.ndarray) -> np.ndarray:
+        """Returns the distances, those that only padding has replaced by the nearest real one, without effect."""
         return np.clip(distance, 1 - self.length, self.length - 1)
 
 
-def make_plan(
+def make_tpu_tiling(
     length: int,
     heads: int,
     head_size: int,
-    rows: np.ndarray,
+    relative_index: np.ndarray,
     *,
     scale: float,
-    rate: float,
+    dropout_rate: float,
     all_heads: int | None = None,
-) -> Plan:
-    """For a TPU: chooses blocks and heads of a program, and finds where the far blocks begin."""
-    block = block_size(length)
+    sizes: KernelSizes = AUTOMATIC_SIZES,
+) -> Tiling:
+    """Returns the tiling of a TPU kernel: blocks, heads of a program, and where the far blocks begin."""
+    block_size = sizes.block_size or tpu_block_size(length)
     lanes = max(32, 1 << (head_size - 1).bit_length()) if head_size <= TILE else -(-head_size // TILE) * TILE
     group = min(heads, max(1, TILE // lanes))
-    return _divide(length, heads, head_size, rows, block, lanes, group, scale, rate, all_heads)
-
-
-def make_gpu_plan(plan: Plan, rows: np.ndarray, itemsize: int, *, backward: bool) -> Plan:
-    """``plan`` for a GPU: one head a program, its size rounded up to a power of two as Triton's arrays must be."""
-    lanes = max(16, 1 << (plan.head_size - 1).bit_length())
-    block = gpu_block_size(itemsize, lanes, backward=backward)
-    given = plan.length, plan.heads, plan.head_size, rows
-    return _divide(*given, block, lanes, 1, plan.scale, plan.rate, plan.all_heads)
-
-
-def gpu_block_size(itemsize: int, lanes: int, *, backward: bool) -> int:
-    """Tokens of a block: as many as the registers hold. Float32 products are not those of the matrix units, and need
-    more of them."""
-    if itemsize == 4:
-        return 16
-    return 32 if backward or lanes > 64 else 64
-
-
-def _divide(length, heads, head_size, rows, block, lanes, group, scale, rate, all_heads) -> Plan:
-    blocks = -(-length // block)
-    far = _first_far(rows, length, block, blocks, sign=-1), _first_far(rows, length, block, blocks, sign=1)
-    return Plan(
-        length=length,
-        block=block,
-        blocks=blocks,
-        heads=heads,
-        head_size=head_size,
-        padded_heads=-(-heads // group) * group,
+    return _divide(
+        length,
+        heads,
+        head_size,
+        relative_index,
+        block_size=block_size,
         lanes_per_head=lanes,
         group=group,
-        nearest=(max(far[0], 1 - blocks), min(far[1], blocks - 1)),
-        far=far,
         scale=scale,
-        rate=rate,
+        dropout_rate=dropout_rate,
         all_heads=all_heads or heads,
+        max_programs=sizes.max_programs,
     )
 
 
-def block_size(length: int) -> int:
-    """Tokens of a block: 128, 256, 384 or 512, so that padding and the number of programs are small together.
+def make_gpu_tiling(
+    tiling: Tiling,
+    relative_index: np.ndarray,
+    itemsize: int,
+    *,
+    backward: bool,
+    sizes: KernelSizes = AUTOMATIC_SIZES,
+) -> Tiling:
+    """Returns ``tiling`` for a GPU: one head per program, its size a power of two as Triton's arrays must be.
+
+    Args:
+      tiling: of the same call on a TPU.
+      relative_index: table row of each distance.
+      itemsize: bytes of a number of query, key and value.
+      backward: for the backward kernels.
+      sizes: given sizes.
+    """
+    lanes = max(16, 1 << (tiling.head_size - 1).bit_length())
+    return _divide(
+        tiling.length,
+        tiling.heads,
+        tiling.head_size,
+        relative_index,
+        block_size=sizes.block_size or gpu_block_size(itemsize, lanes, backward=backward),
+        lanes_per_head=lanes,
+        group=1,
+        scale=tiling.scale,
+        dropout_rate=tiling.dropout_rate,
+        all_heads=tiling.all_heads,
+        max_programs=sizes.max_programs,
+    )
+
+
+def tpu_block_size(length: int) -> int:
+    """Returns the tokens of a block on a TPU: 128, 256, 384 or 512, for little padding and few programs.
 
     A wider block shares more of its position products (m tiles need m + 1 of them), so ties go to it.
     """
@@ -145,11 +186,59 @@ def block_size(length: int) -> int:
     return TILE * min(counts, key=lambda m: counts[m] ** 2 * (m * m + 1))
 
 
-def _first_far(rows: np.ndarray, length: int, block: int, blocks: int, *, sign: int) -> int:
-    """The D nearest to 0 on this side from which on every distance reads the same row; past all blocks if none."""
-    for apart in range(1, blocks):
-        nearest_distance = apart * block - block + 1
-        reached = rows[: length - nearest_distance] if sign > 0 else rows[length - 1 + nearest_distance :]
-        if reached.size and np.all(reached == reached[0]):
-            return sign * apart
+def gpu_block_size(itemsize: int, lanes: int, *, backward: bool) -> int:
+    """Returns the tokens of a block on a GPU: as many as fit the registers.
+
+    Float32 products do not run on the matrix units and need more registers.
+    """
+    if itemsize == 4:
+        return 16
+    return 32 if backward or lanes > 64 else 64
+
+
+def _divide(
+    length: int,
+    heads: int,
+    head_size: int,
+    relative_index: np.ndarray,
+    *,
+    block_size: int,
+    lanes_per_head: int,
+    group: int,
+    scale: float,
+    dropout_rate: float,
+    all_heads: int,
+    max_programs: int,
+) -> Tiling:
+    blocks = -(-length // block_size)
+    first_far = functools.partial(_first_far, relative_index, length, block_size, blocks)
+    far = first_far(sign=-1), first_far(sign=1)
+    return Tiling(
+        length=length,
+        block_size=block_size,
+        blocks=blocks,
+        heads=heads,
+        head_size=head_size,
+        padded_heads=-(-heads // group) * group,
+        lanes_per_head=lanes_per_head,
+        group=group,
+        near=(max(far[0], 1 - blocks), min(far[1], blocks - 1)),
+        far=far,
+        scale=scale,
+        dropout_rate=dropout_rate,
+        all_heads=all_heads,
+        max_programs=max_programs,
+    )
+
+
+def _first_far(relative_index: np.ndarray, length: int, block_size: int, blocks: int, *, sign: int) -> int:
+    """Returns the block offset nearest to 0, on one side, from which on all distances read one row.
+
+    If there is none, returns an offset past all blocks.
+    """
+    for offset in range(1, blocks):
+        smallest = offset * block_size - block_size + 1
+        rows = relative_index[: length - smallest] if sign > 0 else relative_index[length - 1 + smallest :]
+        if rows.size and np.all(rows == rows[0]):
+            return sign * offset
     return sign * blocks

@@ -1,9 +1,13 @@
-"""The backward kernel: all five gradients in one pass over the pairs of blocks.
+"""Implements the TPU's backward kernel: all five gradients in one pass over the pairs of blocks.
 
-With dS = P (dP - delta) scale, U = unshift(dS) and W = unshift(dS^T):
-dq = dS k + U EK, dk = dS^T q + W EQ, dEK = U^T q, dEQ = W^T k. Key blocks run in the outer loop. dk and dv of a key
-block grow over its query blocks, dq over the whole example, and the gradients of the tables over all examples: serial
-sums in a fixed order, without a scatter. Between far blocks a table's gradient is that of one row.
+With dS = P (dP - delta) scale, U = rel_unshift(dS) and W = rel_unshift(dS^T):
+
+    d_query = dS k + U table_key        d_table_key = U^T q
+    d_key = dS^T q + W table_query      d_table_query = W^T k
+
+Key blocks run in the outer loop. d_key and d_value of a key block are summed over its query blocks, d_query over the
+whole example, and the gradients of the tables over all examples: serial sums in a fixed order, without a scatter.
+Between far blocks a table's gradient is that of one row.
 """
 
 import functools
@@ -14,49 +18,49 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from deberta_jax.ops.attention.pallas.tiling import TILE, Plan
-from deberta_jax.ops.attention.tpu import grid as operands
-from deberta_jax.ops.attention.tpu import strips as tiles
+from deberta_jax.ops.attention.pallas.layout import contract
+from deberta_jax.ops.attention.pallas.tiling import TILE, Tiling
+from deberta_jax.ops.attention.tpu import grid, strips
 from deberta_jax.ops.products import F32
 
 
-def backward(plan: Plan, arrays: dict[str, jax.Array], scalars: tuple[jax.Array, jax.Array], interpret: Any):
-    """Gradients by name: query, key, value [B,L,N*H] in their dtype, and the tables given, float32 [U,N*H]."""
-    batch, blocks = arrays["query"].shape[0], plan.blocks
-    names, specs, values = operands.inputs(plan, arrays, operands.KEY_MAJOR)
-    made = outputs(plan, arrays)
+def backward_kernel(tiling: Tiling, arrays: dict[str, jax.Array], scalars: tuple[jax.Array, jax.Array], interpret: Any):
+    """Returns the gradients by name: query, key, value [B,L,N*H] in their dtype, given tables float32 [U,N*H]."""
+    batch, blocks = arrays["query"].shape[0], tiling.blocks
+    names, specs, values = grid.input_blocks(tiling, arrays, grid.KEY_MAJOR)
+    results = output_blocks(tiling, arrays)
     scratch = {
-        "sum_query": pltpu.VMEM((plan.padded_length, plan.lanes), F32),
-        "sum_key": pltpu.VMEM((plan.block, plan.lanes), F32),
-        "sum_value": pltpu.VMEM((plan.block, plan.lanes), F32),
-        **operands.position_scratch(plan, arrays),
+        "sum_d_query": pltpu.VMEM((tiling.padded_length, tiling.lanes), F32),
+        "sum_d_key": pltpu.VMEM((tiling.block_size, tiling.lanes), F32),
+        "sum_d_value": pltpu.VMEM((tiling.block_size, tiling.lanes), F32),
+        **grid.position_scratch(tiling, arrays),
     }
     gradients = pl.pallas_call(
-        functools.partial(_kernel, plan, (*names, *made, *scratch)),
+        functools.partial(_kernel, tiling, (*names, *results, *scratch)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(plan.groups, batch, blocks, blocks),
+            grid=(tiling.groups, batch, blocks, blocks),
             in_specs=specs,
-            out_specs=tuple(spec for spec, _ in made.values()),
+            out_specs=tuple(spec for spec, _ in results.values()),
             scratch_shapes=tuple(scratch.values()),
         ),
-        out_shape=tuple(shape for _, shape in made.values()),
+        out_shape=tuple(shape for _, shape in results.values()),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=operands.vmem_limit(plan, arrays["query"].dtype, backward=True),
+            vmem_limit_bytes=grid.vmem_limit(tiling, arrays["query"].dtype, backward=True),
         ),
         interpret=interpret,
         name="disentangled_attention_backward",
     )(*scalars, *values)
-    return dict(zip((name.removeprefix("d_") for name in made), gradients, strict=True))
+    return dict(zip((name.removeprefix("d_") for name in results), gradients, strict=True))
 
 
-def outputs(plan: Plan, arrays: dict[str, Any]) -> dict[str, tuple[pl.BlockSpec, jax.ShapeDtypeStruct]]:
-    """Block and shape of each output: the gradients, ``d_`` and the name."""
-    whole = pl.BlockSpec((1, plan.padded_length, plan.lanes), lambda g, b, *_: (b, 0, g))
-    table = pl.BlockSpec((plan.table_rows, plan.lanes), lambda g, *_: (0, g))
-    own = operands.own_block(plan)
-    blocks = {"query": whole, "key": own, "value": own, "table_key": table, "table_query": table}
+def output_blocks(tiling: Tiling, arrays: dict[str, Any]) -> dict[str, tuple[pl.BlockSpec, jax.ShapeDtypeStruct]]:
+    """Returns the block and the shape of each output, by the name of the array with the prefix ``d_``."""
+    whole = pl.BlockSpec((1, tiling.padded_length, tiling.lanes), lambda g, b, *_: (b, 0, g))
+    table = pl.BlockSpec((tiling.table_rows, tiling.lanes), lambda g, *_: (0, g))
+    outer = grid.outer_block(tiling)
+    blocks = {"query": whole, "key": outer, "value": outer, "table_key": table, "table_query": table}
     return {
         f"d_{name}": (
             block,
@@ -67,11 +71,11 @@ def outputs(plan: Plan, arrays: dict[str, Any]) -> dict[str, tuple[pl.BlockSpec,
     }
 
 
-def _kernel(plan: Plan, names: tuple[str, ...], steps: Any, seeds: Any, *given: Any) -> None:
+def _kernel(tiling: Tiling, names: tuple[str, ...], steps: Any, seeds: Any, *given: Any) -> None:
     refs = dict(zip(names, given, strict=True))
     group, example, j, i = (pl.program_id(axis) for axis in range(4))
     tables = [name for name in ("d_table_key", "d_table_query") if name in refs]
-    here = pl.ds(pl.multiple_of(i * plan.block, TILE), plan.block)
+    query_block = pl.ds(pl.multiple_of(i * tiling.block_size, TILE), tiling.block_size)
 
     @pl.when((example == 0) & (j == 0) & (i == 0))
     def _():
@@ -80,127 +84,133 @@ def _kernel(plan: Plan, names: tuple[str, ...], steps: Any, seeds: Any, *given: 
 
     @pl.when(j == 0)
     def _():
-        refs["sum_query"][here] = jnp.zeros((plan.block, plan.lanes), F32)
+        refs["sum_d_query"][query_block] = jnp.zeros((tiling.block_size, tiling.lanes), F32)
 
     @pl.when(i == 0)
     def _():
-        refs["sum_key"][...] = jnp.zeros_like(refs["sum_key"])
-        refs["sum_value"][...] = jnp.zeros_like(refs["sum_value"])
+        refs["sum_d_key"][...] = jnp.zeros_like(refs["sum_d_key"])
+        refs["sum_d_value"][...] = jnp.zeros_like(refs["sum_d_value"])
 
-    @pl.when(operands.is_visible(plan, steps, refs, example, j, i))
+    @pl.when(grid.has_work(tiling, steps, refs, example, j, i))
     def _():
-        for head in range(plan.group):
-            words = tiles.dropout_words(plan, seeds, example, group, head)
-            tiles.put_position_scores(plan, refs, head, j - i)
-            tiles.each_strip(plan, functools.partial(_strip, plan, refs, head, words, (i, j)))
+        for head in range(tiling.group):
+            random_bits = strips.program_random_bits(tiling, seeds, example, group, head)
+            strips.put_position_scores(tiling, refs, head, j - i)
+            strips.for_each_strip(
+                tiling, functools.partial(_content_gradients, tiling, refs, head, random_bits, (i, j))
+            )
             if tables:
-                tiles.branches(
-                    plan,
+                strips.near_or_far(
+                    tiling,
                     j - i,
-                    functools.partial(_near, plan, refs, head, (i, j)),
-                    functools.partial(_far, plan, refs, head, (i, j)),
+                    functools.partial(_near_gradients, tiling, refs, head, (i, j)),
+                    functools.partial(_far_gradients, tiling, refs, head, (i, j)),
                 )
 
-    @pl.when(i == plan.blocks - 1)
+    @pl.when(i == tiling.blocks - 1)
     def _():
-        refs["d_key"][0] = refs["sum_key"][...].astype(refs["d_key"].dtype)
-        refs["d_value"][0] = refs["sum_value"][...].astype(refs["d_value"].dtype)
+        refs["d_key"][0] = refs["sum_d_key"][...].astype(refs["d_key"].dtype)
+        refs["d_value"][0] = refs["sum_d_value"][...].astype(refs["d_value"].dtype)
 
-    @pl.when(j == plan.blocks - 1)
+    @pl.when(j == tiling.blocks - 1)
     def _():
-        refs["d_query"][0, here] = refs["sum_query"][here].astype(refs["d_query"].dtype)
+        refs["d_query"][0, query_block] = refs["sum_d_query"][query_block].astype(refs["d_query"].dtype)
 
 
-def _here(plan: Plan, block: Any, n: Any) -> Any:
-    """Strip n of a block, in an array of the whole length."""
-    return pl.ds(pl.multiple_of(block * plan.block + n * TILE, TILE), TILE)
+def _strip_of_row(tiling: Tiling, block: Any, n: Any) -> Any:
+    """Returns the slice of strip n of a block, in an array of the whole length."""
+    return pl.ds(pl.multiple_of(block * tiling.block_size + n * TILE, TILE), TILE)
 
 
-def _strip(plan: Plan, refs: dict[str, Any], head: int, words: Any, blocks: tuple[Any, Any], n: Any, at: Any) -> None:
-    """The gradients through the content products; leaves dS of the strip where its position scores stood."""
-    query, cotangent = (tiles.own_lanes(refs[name][0, at], plan, head) for name in ("query", "cotangent"))
-    scores, seen = tiles.strip_scores(plan, refs, query, at)
-    weights = jnp.exp(scores - tiles.column(refs["logsum"][0, 0, pl.ds(head, 1), at]))
-    if seen is not None:
-        weights = jnp.where(seen, weights, 0.0)
-    d_weights = tiles.product(cotangent, refs["value"][0], 1, 1)
+def _content_gradients(
+    tiling: Tiling, refs: dict[str, Any], head: int, random_bits: Any, blocks: tuple[Any, Any], n: Any, at: Any
+) -> None:
+    """Adds a strip's gradients through the content term; replaces its position scores by dS."""
+    query, cotangent = (strips.mask_other_heads(refs[name][0, at], tiling, head) for name in ("query", "cotangent"))
+    scores, mask = strips.strip_scores(tiling, refs, query, at)
+    weights = jnp.exp(scores - strips.to_column(refs["logsumexp"][0, 0, pl.ds(head, 1), at]))
+    if mask is not None:
+        weights = jnp.where(mask, weights, 0.0)
+    d_weights = contract(cotangent, refs["value"][0], 1, 1)
     dropped = weights
-    if words is not None:
-        keep = tiles.strip_kept(plan, words, n, *blocks)
-        dropped = jnp.where(keep, weights * (1.0 / (1.0 - plan.rate)), 0.0)
-        d_weights = jnp.where(keep, d_weights * (1.0 / (1.0 - plan.rate)), 0.0)
+    if random_bits is not None:
+        keep = strips.strip_kept(tiling, random_bits, n, *blocks)
+        dropped = jnp.where(keep, weights * (1.0 / (1.0 - tiling.dropout_rate)), 0.0)
+        d_weights = jnp.where(keep, d_weights * (1.0 / (1.0 - tiling.dropout_rate)), 0.0)
     delta = (cotangent.astype(F32) * refs["context"][0, at].astype(F32)).sum(axis=1, keepdims=True)
-    d_scores = weights * (d_weights - delta) * plan.scale
-    if "position" in refs:
-        refs["position"][at] = d_scores
+    d_scores = weights * (d_weights - delta) * tiling.scale
+    if "position_scores" in refs:
+        refs["position_scores"][at] = d_scores
     d_scores = d_scores.astype(query.dtype)
-    refs["sum_value"][...] += tiles.product(dropped.astype(query.dtype), cotangent, 0, 0)
-    refs["sum_key"][...] += tiles.product(d_scores, query, 0, 0)
-    refs["sum_query"][_here(plan, blocks[0], n)] += tiles.own_lanes(
-        tiles.product(d_scores, refs["key"][0], 1, 0), plan, head
+    refs["sum_d_value"][...] += contract(dropped.astype(query.dtype), cotangent, 0, 0)
+    refs["sum_d_key"][...] += contract(d_scores, query, 0, 0)
+    refs["sum_d_query"][_strip_of_row(tiling, blocks[0], n)] += strips.mask_other_heads(
+        contract(d_scores, refs["key"][0], 1, 0), tiling, head
     )
 
 
-def _starts(plan: Plan, blocks: tuple[Any, Any]) -> tuple[Any, Any]:
-    """First rows of the windows of EK and EQ."""
-    low, high = plan.nearest
-    apart = jnp.clip(blocks[1] - blocks[0], low, high)
-    return (apart - low) * plan.block, (high - apart) * plan.block
+def _window_starts(tiling: Tiling, blocks: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Returns the first rows of the windows of ``table_key`` and ``table_query``."""
+    low, high = tiling.near
+    offset = jnp.clip(blocks[1] - blocks[0], low, high)
+    return (offset - low) * tiling.block_size, (high - offset) * tiling.block_size
 
 
-def _near(plan: Plan, refs: dict[str, Any], head: int, blocks: tuple[Any, Any]) -> None:
-    key_start, query_start = _starts(plan, blocks)
-    d_scores, dtype = refs["position"], refs["query"].dtype
+def _near_gradients(tiling: Tiling, refs: dict[str, Any], head: int, blocks: tuple[Any, Any]) -> None:
+    """Adds the gradients through both position terms of near blocks."""
+    key_start, query_start = _window_starts(tiling, blocks)
+    d_scores, dtype = refs["position_scores"], refs["query"].dtype
 
-    def through_table_key(n, at):
-        by_distance = tiles.unshift(d_scores[at]).astype(dtype)
-        window = tiles.strip_window(plan, n)
-        query = tiles.own_lanes(refs["query"][0, at], plan, head)
-        added = tiles.product(by_distance, refs["table_key"][window], 1, 0)
-        refs["sum_query"][_here(plan, blocks[0], n)] += tiles.own_lanes(added, plan, head)
+    def c2p(n, at):
+        by_distance = strips.rel_unshift(d_scores[at]).astype(dtype)
+        window = strips.strip_window(tiling, n)
+        query = strips.mask_other_heads(refs["query"][0, at], tiling, head)
+        added = contract(by_distance, refs["table_key"][window], 1, 0)
+        refs["sum_d_query"][_strip_of_row(tiling, blocks[0], n)] += strips.mask_other_heads(added, tiling, head)
         rows = pl.ds(pl.multiple_of(key_start + window.start, TILE), window.size)
-        refs["d_table_key"][rows] += tiles.product(by_distance, query, 0, 0)
+        refs["d_table_key"][rows] += contract(by_distance, query, 0, 0)
 
-    def through_table_query(n, at):
-        by_distance = tiles.unshift(d_scores[:, at].T).astype(dtype)
-        window = tiles.strip_window(plan, n)
-        key = tiles.own_lanes(refs["key"][0, at], plan, head)
-        refs["sum_key"][at] += tiles.own_lanes(
-            tiles.product(by_distance, refs["table_query"][window], 1, 0), plan, head
+    def p2c(n, at):
+        by_distance = strips.rel_unshift(d_scores[:, at].T).astype(dtype)
+        window = strips.strip_window(tiling, n)
+        key = strips.mask_other_heads(refs["key"][0, at], tiling, head)
+        refs["sum_d_key"][at] += strips.mask_other_heads(
+            contract(by_distance, refs["table_query"][window], 1, 0), tiling, head
         )
         rows = pl.ds(pl.multiple_of(query_start + window.start, TILE), window.size)
-        refs["d_table_query"][rows] += tiles.product(by_distance, key, 0, 0)
+        refs["d_table_query"][rows] += contract(by_distance, key, 0, 0)
 
     if "d_table_key" in refs:
-        tiles.each_strip(plan, through_table_key)
+        strips.for_each_strip(tiling, c2p)
     if "d_table_query" in refs:
-        tiles.each_strip(plan, through_table_query)
+        strips.for_each_strip(tiling, p2c)
 
 
-def _far(plan: Plan, refs: dict[str, Any], head: int, blocks: tuple[Any, Any]) -> None:
-    """One tiles.row of each table: sums of dS along keys, or queries, times that row; and its gradient the reverse."""
-    starts = _starts(plan, blocks)
-    d_scores = refs["position"]
+def _far_gradients(tiling: Tiling, refs: dict[str, Any], head: int, blocks: tuple[Any, Any]) -> None:
+    """Adds the gradients through both position terms of far blocks, which read one row of each table.
 
-    def through_table_key(n, at):
-        total = d_scores[at].sum(axis=1, keepdims=True)
-        query, table = (
-            tiles.own_lanes(refs["query"][0, at], plan, head).astype(F32),
-            refs["table_key"][pl.ds(0, TILE)],
+    Queries and keys get the sum of their dS times that row; the row gets the sum of dS times queries and keys.
+    """
+    starts = _window_starts(tiling, blocks)
+    d_scores = refs["position_scores"]
+
+    def c2p(n, at):
+        d_sum = d_scores[at].sum(axis=1, keepdims=True)
+        query = strips.mask_other_heads(refs["query"][0, at], tiling, head).astype(F32)
+        table = refs["table_key"][pl.ds(0, TILE)]
+        refs["sum_d_query"][_strip_of_row(tiling, blocks[0], n)] += strips.mask_other_heads(
+            d_sum * table.astype(F32), tiling, head
         )
-        refs["sum_query"][_here(plan, blocks[0], n)] += tiles.own_lanes(total * table.astype(F32), plan, head)
-        refs["d_table_key"][pl.ds(starts[0], 1)] += (total * query).sum(axis=0, keepdims=True)
+        refs["d_table_key"][pl.ds(starts[0], 1)] += (d_sum * query).sum(axis=0, keepdims=True)
 
-    def through_table_query(n, at):
-        total = tiles.column(d_scores[:, at].sum(axis=0, keepdims=True))
-        key, table = (
-            tiles.own_lanes(refs["key"][0, at], plan, head).astype(F32),
-            refs["table_query"][pl.ds(0, TILE)],
-        )
-        refs["sum_key"][at] += tiles.own_lanes(total * table.astype(F32), plan, head)
-        refs["d_table_query"][pl.ds(starts[1], 1)] += (total * key).sum(axis=0, keepdims=True)
+    def p2c(n, at):
+        d_sum = strips.to_column(d_scores[:, at].sum(axis=0, keepdims=True))
+        key = strips.mask_other_heads(refs["key"][0, at], tiling, head).astype(F32)
+        table = refs["table_query"][pl.ds(0, TILE)]
+        refs["sum_d_key"][at] += strips.mask_other_heads(d_sum * table.astype(F32), tiling, head)
+        refs["d_table_query"][pl.ds(starts[1], 1)] += (d_sum * key).sum(axis=0, keepdims=True)
 
     if "d_table_key" in refs:
-        tiles.each_strip(plan, through_table_key)
+        strips.for_each_strip(tiling, c2p)
     if "d_table_query" in refs:
-        tiles.each_strip(plan, through_table_query)
+        strips.for_each_strip(tiling, p2c)

@@ -1,8 +1,9 @@
-"""Disentangled attention as a TPU kernel (Pallas): scores, softmax, dropout and values in one pass, memory linear.
+"""Computes disentangled attention by TPU kernels: scores, softmax, dropout and values in one pass, with linear memory.
 
-The kernels read [B,T,N*H] as the projections leave it. Nothing score-shaped is in HBM, nothing is gathered or
-scattered but rows of the tables, which are parameters. They were verified in Pallas' interpreter, and compiled ahead of
-time for v5e, v5p and v6e; no TPU has run them yet, so ``selfcheck`` asks the device before they are used by default.
+The kernels read [B,T,N*H] as the projections leave it. Nothing score-shaped is in HBM, and nothing is gathered or
+scattered except rows of the tables, which are parameters. The kernels were verified in Pallas' interpreter, and
+compiled ahead of time for v5e, v5p and v6e. No TPU has run them yet: ``pallas.self_check`` asks the device before
+``auto`` uses them.
 """
 
 from typing import Any
@@ -13,41 +14,53 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from deberta_jax.ops.attention.pallas import layout
-from deberta_jax.ops.attention.pallas.tiling import Plan
-from deberta_jax.ops.attention.tpu import backward as tpu_backward
-from deberta_jax.ops.attention.tpu import forward as tpu_forward
-from deberta_jax.ops.attention.tpu import grid as operands
+from deberta_jax.ops.attention.pallas.tiling import Tiling
+from deberta_jax.ops.attention.tpu.backward import backward_kernel
+from deberta_jax.ops.attention.tpu.forward import forward_kernel
+from deberta_jax.ops.attention.tpu.grid import KEY_MAJOR, QUERY_MAJOR, GridOrder, schedule
 
 
 def forward(
-    plan: Plan, arrays: dict[str, jax.Array], rows: Int[Array, " V"], *, interpret: Any = False
+    tiling: Tiling, arrays: dict[str, jax.Array], relative_index: Int[Array, " V"], *, interpret: Any = False
 ) -> tuple[Float[Array, "B T NH"], Float[Array, "B N T"]]:
-    """Context in the operands' dtype, and the log of the sum of exponentials of each query, float32."""
-    inputs, scalars = _operands(plan, arrays, rows, ("query", "key", "value"), operands.QUERY_MAJOR)
-    context, logsum = tpu_forward.forward(plan, inputs, scalars, interpret)
-    logsum = logsum.reshape(-1, plan.padded_heads, plan.padded_length)[:, : plan.heads, : plan.length]
-    return layout.unpadded(plan, context), logsum
+    """Returns the context in the operands' dtype, and the logsumexp of each query, float32."""
+    inputs, scalars = _operands(tiling, arrays, relative_index, ("query", "key", "value"), QUERY_MAJOR)
+    context, logsumexp = forward_kernel(tiling, inputs, scalars, interpret)
+    logsumexp = logsumexp.reshape(-1, tiling.padded_heads, tiling.padded_length)[:, : tiling.heads, : tiling.length]
+    return layout.unpad_tokens(tiling, context), logsumexp
 
 
 def backward(
-    plan: Plan, arrays: dict[str, jax.Array], rows: Int[Array, " V"], *, interpret: Any = False
+    tiling: Tiling, arrays: dict[str, jax.Array], relative_index: Int[Array, " V"], *, interpret: Any = False
 ) -> dict[str, jax.Array]:
-    """Gradients of query, key, value and the tables given, each like its array. ``arrays`` hold what forward gave."""
+    """Returns the gradients of query, key, value and the tables given, by their names, each like its array.
+
+    Args:
+      arrays: those of ``forward``, its results ``context`` and ``logsumexp``, and the ``cotangent`` of the context.
+    """
     names = ("query", "key", "value", "context", "cotangent")
-    inputs, scalars = _operands(plan, arrays, rows, names, operands.KEY_MAJOR)
-    logsum = layout.padded_rows(plan, arrays["logsum"])
-    inputs |= {"logsum": logsum.reshape(-1, plan.groups, plan.group, plan.padded_length)}
-    found = tpu_backward.backward(plan, inputs, scalars, interpret)
-    gradients = {name: layout.unpadded(plan, found[name]) for name in names[:3]}
-    for name, index in layout.table_index(plan, rows).items():
+    inputs, scalars = _operands(tiling, arrays, relative_index, names, KEY_MAJOR)
+    logsumexp = layout.pad_rows(tiling, arrays["logsumexp"])
+    inputs |= {"logsumexp": logsumexp.reshape(-1, tiling.groups, tiling.group, tiling.padded_length)}
+    found = backward_kernel(tiling, inputs, scalars, interpret)
+    gradients = {name: layout.unpad_tokens(tiling, found[name]) for name in names[:3]}
+    for name, index in layout.expanded_index(tiling, relative_index).items():
         if name in arrays:
-            gradients[name] = layout.sum_by_row(plan, found[name.replace("pos", "table")], index, arrays[name])
+            gradients[name] = layout.sum_by_row(tiling, found[name.replace("pos", "table")], index, arrays[name])
     return gradients
 
 
-def _operands(plan: Plan, arrays: dict[str, jax.Array], rows: jax.Array, names: tuple[str, ...], order: operands.Order):
-    texts, pairs = layout.masks(plan, arrays)
-    inputs = {name: layout.padded(plan, arrays[name]) for name in names}
-    inputs |= layout.tables(plan, arrays, rows) | layout.mask_operands(texts, pairs)
+def _operands(
+    tiling: Tiling,
+    arrays: dict[str, jax.Array],
+    relative_index: jax.Array,
+    names: tuple[str, ...],
+    order: GridOrder,
+) -> tuple[dict[str, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Returns a kernel's arrays by name, and its scalars: the schedule and the seeds."""
+    segment_ids, attention_mask = layout.pad_masks(tiling, arrays)
+    inputs = {name: layout.pad_tokens(tiling, arrays[name]) for name in names}
+    inputs |= layout.tables_by_distance(tiling, arrays, relative_index)
+    inputs |= layout.mask_operands(segment_ids, attention_mask)
     seeds = lax.bitcast_convert_type(arrays["seeds"], jnp.int32)
-    return inputs, (operands.schedule(plan, texts, pairs, order), seeds)
+    return inputs, (schedule(tiling, segment_ids, attention_mask, order), seeds)
