@@ -16,7 +16,7 @@ from deberta_jax.models import init_params, prepare_for_inference
 from deberta_jax.sharding import global_batch, make_mesh
 from deberta_jax.tasks import TextTask
 from deberta_jax.training.experiment import Finetune, RunOptions, compute_dtype
-from deberta_jax.training.finetune import finetune_objective
+from deberta_jax.training.finetune_model import finetune_objective
 from deberta_jax.training.flops import forward_flops, peak_flops
 from deberta_jax.training.objective import prepare_step
 from deberta_jax.training.state import make_state

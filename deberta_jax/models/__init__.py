@@ -11,6 +11,6 @@ from deberta_jax.models.classes import (
     Model,
 )
 from deberta_jax.models.layers import Runtime
-from deberta_jax.models.parameters import abstract_params, init_params, logical_axes, redraw_layers
+from deberta_jax.models.parameters import abstract_params, init_params, logical_axes, reinitialize_layers
 from deberta_jax.models.prepare import prepare_for_inference
 from deberta_jax.models.registry import HEADS, HeadSpec, all_parts, head_spec, spec_of_model

@@ -38,7 +38,7 @@ def init_params(model: Model, key: jax.Array) -> dict[str, Any]:
     return nn.unbox(_boxed_init(model, key))
 
 
-def redraw_layers(model: Model, params: dict[str, Any], key: jax.Array, count: int) -> dict[str, Any]:
+def reinitialize_layers(model: Model, params: dict[str, Any], key: jax.Array, count: int) -> dict[str, Any]:
     """``params`` with the last ``count`` layers of the encoder as ``init_params(model, key)`` draws them.
 
     With few examples the last layers of a pre-trained model, which serve the task it was trained on, can be worse to

@@ -19,7 +19,7 @@ from deberta_jax.planning.hlo import parse_hlo
 from deberta_jax.planning.request import Request
 from deberta_jax.sharding import batch_sharding, make_mesh, tree_shardings
 from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD, model_runtime
-from deberta_jax.training.finetune import finetune_objective
+from deberta_jax.training.finetune_model import finetune_objective
 from deberta_jax.training.objective import Objective, PreparedStep, prepare_step
 from deberta_jax.training.pretrain_objectives import generator_config, mlm_objective, rtd_objective
 from deberta_jax.training.step import jit_step

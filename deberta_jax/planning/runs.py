@@ -18,10 +18,11 @@ from deberta_jax.planning.request import BatchShapes, Experiment, Request, named
 from deberta_jax.planning.table import causes, format_plan, size
 from deberta_jax.tasks import Task
 from deberta_jax.training.experiment import Finetune, Pretraining, PretrainMLM, PretrainRTD
-from deberta_jax.training.finetune import read, read_inputs
+from deberta_jax.training.finetune_data import read_inputs
 from deberta_jax.training.objective import masked_batch
 from deberta_jax.training.pretrain import begin, masking_of
 from deberta_jax.training.pretrain_objectives import masked_lm_config, rtd_configs
+from deberta_jax.training.resolve import resolve_experiment
 
 _log = logging.getLogger(__name__)
 HERE = "here"
@@ -103,8 +104,7 @@ def shape_of_run(e: Experiment) -> RunShape:
       InputError: files, columns, labels, model or options that cannot be used.
     """
     if isinstance(e, Finetune):
-        e, record, train, _ = read(e)
-        inputs = read_inputs(e, record, train)
+        inputs = read_inputs(resolve_experiment(e))
         largest = max(inputs.batches.examples(), key=lambda batch: math.prod(batch["input_ids"].shape))
         return RunShape(inputs.config, inputs.task, shapes(largest), len(inputs.batches))
     begin(e)

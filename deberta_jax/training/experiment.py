@@ -117,8 +117,8 @@ class Finetune(TaskOptions):
     from_scratch: bool = False
     """Initialise all parameters; no weights are read."""
     reinit_layers: int = 0
-    """So many of the last layers are drawn anew (Zhang et al. 2021), the head being what it is otherwise: with few
-    examples they may start better so."""
+    """Number of layers to reinitialize, counted from the last (Zhang et al. 2021). With few examples that may give a
+    better start."""
     epochs: int = 3
     batch_size: int = 32
     """Examples in an optimizer step, over all devices, however they are laid out."""
@@ -166,9 +166,9 @@ class Finetune(TaskOptions):
             if not getattr(self, name) >= 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be below 0")
         if self.reinit_layers and self.from_scratch:
-            raise InputError("--reinit-layers: with --from-scratch all layers are drawn anew")
+            raise InputError("--reinit-layers: with --from-scratch all layers are initialized anyway")
         if self.reinit_layers and self.lora:
-            raise InputError("--reinit-layers: with --lora layers drawn anew would never be trained; leave one out")
+            raise InputError("--reinit-layers: with --lora reinitialized layers would never be trained; leave one out")
         if self.sift and self.task == "question-answering":
             raise InputError("--sift: is for classes and numbers, not for answers in a context")
 
@@ -336,8 +336,14 @@ def model_runtime(experiment: Any) -> Runtime:
     return Runtime(compute_dtype(experiment.dtype), attention=r.attention, remat=r.remat, scan=r.scan)
 
 
-def resolved(experiment: Experiment, files: dict[str, str]) -> dict[str, Any]:
-    """The experiment as JSON, with the SHA-256 of each data file: two runs are one if all but ``runtime`` is equal."""
+def run_record(experiment: Experiment, files: dict[str, str]) -> dict[str, Any]:
+    """Returns a run's record as JSON: the experiment, and the SHA-256 of each data file.
+
+    Two experiments are one run if their records are equal but for ``runtime``.
+
+    Args:
+      files: paths or patterns of the data files.
+    """
     fields = dataclasses.asdict(experiment)
     for name in ("output", "seeds"):  # where a run is, and how many there are beside it
         fields.pop(name, None)
@@ -350,13 +356,13 @@ def resolved(experiment: Experiment, files: dict[str, str]) -> dict[str, Any]:
 
 
 def fingerprint(record: dict[str, Any]) -> str:
-    """A hash of what makes two resolved experiments one run."""
+    """Returns a hash of what makes two records those of one run."""
     same = {name: record[name] for name in ("job", "experiment", "data")}
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-    """The first thing in which two resolved experiments differ, in words; None if they are one run."""
+    """Returns the first thing in which two records differ, in words; None if they are those of one run."""
     if ours["job"] != theirs.get("job"):
         return f"it is a {theirs.get('job')} run"
     for section in ("experiment", "data"):

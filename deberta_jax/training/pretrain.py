@@ -9,7 +9,7 @@ from deberta_jax.data.shards import manifest_of
 from deberta_jax.text.mlm_masking import Masking
 from deberta_jax.training.directory import Result
 from deberta_jax.training.distributed import start
-from deberta_jax.training.experiment import Pretraining, PretrainMLM, PretrainRTD, require, resolved
+from deberta_jax.training.experiment import Pretraining, PretrainMLM, PretrainRTD, require, run_record
 from deberta_jax.training.language_metrics import masked_lm_evaluation, replaced_token_evaluation
 from deberta_jax.training.loop import Job, mesh_of, run_job
 from deberta_jax.training.objective import Objective
@@ -56,7 +56,7 @@ def begin(e: Pretraining) -> tuple[dict[str, Any], Path]:
     start(e.runtime)
     # A prepared directory stands for its manifest, which has the digests of all its files.
     file_of = lambda path: str(manifest_of(Path(path))) if Path(path).is_dir() else path
-    record = resolved(e, {path: file_of(path) for path in (*e.train, e.eval)})
+    record = run_record(e, {path: file_of(path) for path in (*e.train, e.eval)})
     return record, storage.output_directory("--output", e.output)
 
 

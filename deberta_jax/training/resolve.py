@@ -1,13 +1,62 @@
-"""Finds the model config and the tokenizer that an experiment of any kind names."""
+"""Resolves an experiment: fills in what the user left open, and finds the files, config and tokenizer that it names."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from deberta_jax import hub
 from deberta_jax.config import DebertaConfig
+from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.presets import PRESETS
-from deberta_jax.training.experiment import Finetune, Pretraining
+from deberta_jax.tasks import NAMED_TASKS, find_file, read_task, resolve_options, without_unlabelled
+from deberta_jax.training.distributed import start
+from deberta_jax.training.experiment import Finetune, Pretraining, require, run_record
 from deberta_jax.weights import load_config, tokenizer_directory
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedExperiment:
+    """Holds a fine-tuning with nothing left open, and the tables that it reads.
+
+    Attributes:
+      experiment: files, task and columns are filled in.
+      record: what is saved with the run, as JSON; see ``experiment.run_record``.
+      train: the table to train on.
+      held_out: the table to evaluate on.
+    """
+
+    experiment: Finetune
+    record: dict[str, Any]
+    train: Table
+    held_out: Table
+
+
+def resolve_experiment(experiment: Finetune) -> ResolvedExperiment:
+    """Joins the run's processes, reads its tables, and fills in files, task and columns. Guesses are logged.
+
+    Raises:
+      InputError: options, files or columns that cannot be used.
+    """
+    e = _with_files(experiment)
+    require(e, "model", "train", "eval", "output")
+    start(e.runtime)
+    train, held_out = (read_task(e.task, [path], e.delimiter) for path in (e.train, e.eval))
+    e = resolve_options(e, train)
+    record = run_record(e, {"train": e.train, "eval": e.eval})
+    names = NAMED_TASKS[e.task].names if e.task in NAMED_TASKS else ()
+    train, held_out = (without_unlabelled(e, table, names) for table in (train, held_out))
+    return ResolvedExperiment(e, record, train, held_out)
+
+
+def _with_files(e: Finetune) -> Finetune:
+    """Returns the experiment with the files of a named task in ``data_dir``, where they are not given."""
+    if not e.data_dir:
+        return e
+    if e.task not in NAMED_TASKS:
+        raise InputError(f"--data-dir: goes with a named --task, one of {', '.join(NAMED_TASKS)}")
+    train, held_out = e.train or find_file(e.task, e.data_dir, "train"), e.eval or find_file(e.task, e.data_dir, "dev")
+    return dataclasses.replace(e, train=train, eval=held_out)
 
 
 def resolve_config(e: Finetune | Pretraining) -> DebertaConfig:

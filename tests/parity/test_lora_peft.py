@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 import deberta_jax
 from deberta_jax.sharding import make_mesh
-from deberta_jax.training import finetune as finetuning
+from deberta_jax.training import finetune_data
 from tests.made import rows, stdout_of, weighted_model, write_table
 
 pytestmark = pytest.mark.parity
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parity
 def test_peft_runs_the_adapter_beside_the_base_to_the_merged_models_outputs(tmp_path, monkeypatch):
     base = weighted_model(tmp_path / "base")
     train = write_table(tmp_path / "train.csv", ("text", "label"), rows(96, seed=1))
-    monkeypatch.setattr(finetuning, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))
+    monkeypatch.setattr(finetune_data, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))
     stdout_of(
         [
             "finetune",

@@ -14,7 +14,7 @@ from deberta_jax.data.features import make_features
 from deberta_jax.storage import write_json
 from deberta_jax.text import load_tokenizer
 from deberta_jax.training.directory import check_directory
-from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, RunOptions, difference, resolved
+from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, RunOptions, difference, run_record
 from deberta_jax.training.finetune import finetune
 from deberta_jax.training.logging import RunLog
 from deberta_jax.training.loop import _better
@@ -196,11 +196,11 @@ def test_a_directory_is_free_goes_on_has_finished_or_is_refused(tmp_path):
 def test_two_experiments_are_one_run_if_all_but_the_runtime_is_equal(tmp_path):
     data = tmp_path / "a.csv"
     data.write_text("text,label\n")
-    first = resolved(Finetune(output="x"), {"train": str(data)})
+    first = run_record(Finetune(output="x"), {"train": str(data)})
     assert difference(first, json.loads(json.dumps(first))) is None
-    assert difference(resolved(Finetune(output="y"), {"train": str(data)}), first) is None
-    changed = resolved(Finetune(optimization=Optimization(beta1=0.8)), {"train": str(data)})
+    assert difference(run_record(Finetune(output="y"), {"train": str(data)}), first) is None
+    changed = run_record(Finetune(optimization=Optimization(beta1=0.8)), {"train": str(data)})
     assert difference(changed, first) == "its optimization.beta1 is 0.9, now it is 0.8"
     data.write_text("text,label\na,b\n")
-    assert difference(resolved(Finetune(), {"train": str(data)}), first) == f"the data file {data} has changed"
-    assert difference(resolved(PretrainMLM(), {"train": str(data)}), first) == "it is a Finetune run"
+    assert difference(run_record(Finetune(), {"train": str(data)}), first) == f"the data file {data} has changed"
+    assert difference(run_record(PretrainMLM(), {"train": str(data)}), first) == "it is a Finetune run"

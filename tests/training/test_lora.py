@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 import deberta_jax
 from deberta_jax.sharding import make_mesh
-from deberta_jax.training import finetune as finetuning
+from deberta_jax.training import finetune_data
 from deberta_jax.training.lora import find_kernels, init_lora, lora_parameters, merge
 from deberta_jax.training.optimizers import split_frozen
 from deberta_jax.training.state import parameters_of
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
     base = weighted_model(home / "base")
     train = write_table(home / "train.csv", ("text", "label"), rows(96, seed=1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))
+        patch.setattr(finetune_data, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))
         stdout_of(
             [
                 "finetune",

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from deberta_jax import DebertaForSequenceClassification, init_params
 from deberta_jax.cli.main import main
-from deberta_jax.models import redraw_layers
+from deberta_jax.models import reinitialize_layers
 from tests.made import TINY, refused, rows, saved_model, weighted_model, write_table
 
 
@@ -47,7 +47,7 @@ def arguments(home, output, *more):
 
 def test_the_last_layers_are_initialised_again_and_all_else_is_the_files(home, tmp_path, capsys, one_device):
     main(arguments(home, tmp_path / "run", "--reinit-layers", "1"))
-    assert "drawn anew: the last 1 of 2 layers" in capsys.readouterr().err
+    assert "reinitialized: the last 1 of 2 layers" in capsys.readouterr().err
     before, after = (load_file(path / "model.safetensors") for path in (home / "base", tmp_path / "run"))
     assert before.keys() == after.keys()
     drawn = {name for name in before if ".encoder.layer.1." in name}
@@ -71,7 +71,7 @@ def test_another_key_initialises_other_layers():
     model = DebertaForSequenceClassification(TINY)
     key = jax.random.key(0)
     first = jax.jit(lambda: init_params(model, key))()
-    again = jax.jit(lambda p: redraw_layers(model, p, jax.random.fold_in(key, 2), 1))(first)
+    again = jax.jit(lambda p: reinitialize_layers(model, p, jax.random.fold_in(key, 2), 1))(first)
     kernel = lambda params: params["deberta"]["encoder"]["layers"]["intermediate"]["dense"]["kernel"]
     assert jnp.array_equal(kernel(first)[0], kernel(again)[0])
     assert abs(np.corrcoef(kernel(first)[1].ravel(), kernel(again)[1].ravel())[0, 1]) < 0.1
@@ -83,9 +83,9 @@ def test_another_key_initialises_other_layers():
         (("--reinit-layers", "3"), "--reinit-layers 3: the model has 2"),
         (("--reinit-layers", "2", "--freeze-layers", "1"), "--reinit-layers 2: the model has 2, 1 of them frozen"),
         (("--reinit-layers", "-1"), "--reinit-layers -1: must not be below 0"),
-        (("--reinit-layers", "1", "--from-scratch"), "with --from-scratch all layers are drawn anew"),
+        (("--reinit-layers", "1", "--from-scratch"), "with --from-scratch all layers are initialized anyway"),
         (("--reinit-layers", "1", "--lora", "2"), "would never be trained"),
-        (("--reinit-layers", "1", "--freeze", "*/query_proj/kernel"), "--freeze would leave layers as they are drawn"),
+        (("--reinit-layers", "1", "--freeze", "*/query_proj/kernel"), "--freeze would leave layers as they are initialized"),
     ],
 )
 def test_what_does_not_go_together_is_refused(home, tmp_path, capsys, more, message):

@@ -9,7 +9,7 @@ import pytest
 
 import deberta_jax
 from deberta_jax.sharding import make_mesh
-from deberta_jax.training import finetune as finetuning
+from deberta_jax.training import finetune_data
 from tests.made import LABELS, TINY, WORDS, blank_model, stdout_of, write_table
 
 SMALL = dataclasses.replace(TINY, num_hidden_layers=1)
@@ -22,7 +22,7 @@ def blank(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    monkeypatch.setattr(finetuning, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))
+    monkeypatch.setattr(finetune_data, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))
 
 
 def learn(blank, tmp_path, train, held_out, *more):

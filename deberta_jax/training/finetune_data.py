@@ -1,0 +1,124 @@
+"""Turns a fine-tuning's tables into tokens and batches."""
+
+import dataclasses
+import logging
+
+from jax.sharding import Mesh
+
+from deberta_jax import storage
+from deberta_jax.config import DebertaConfig
+from deberta_jax.data.batches import Order, TrainingBatches, example_lengths, length_buckets
+from deberta_jax.data.cache import cached_features
+from deberta_jax.data.features import Features, check_vocabulary, log_cut
+from deberta_jax.data.table import Table
+from deberta_jax.errors import InputError
+from deberta_jax.models.embeddings import check_length
+from deberta_jax.sharding import row_share
+from deberta_jax.tasks import Task, resolve_task
+from deberta_jax.text import Tokenizer, load_tokenizer
+from deberta_jax.training.distributed import is_writer, wait_for_all
+from deberta_jax.training.experiment import Finetune
+from deberta_jax.training.loop import mesh_of
+from deberta_jax.training.resolve import ResolvedExperiment, resolve_config, resolve_tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingInputs:
+    """Holds what a run trains on: all that is known before the model exists.
+
+    Attributes:
+      config: the model's config as its directory has it.
+      task: the task, with the model's own labels where they are the task's.
+    """
+
+    config: DebertaConfig
+    task: Task
+    tokenizer: Tokenizer
+    mesh: Mesh
+    batches: TrainingBatches
+
+
+def read_inputs(resolved: ResolvedExperiment) -> TrainingInputs:
+    """Reads config and tokenizer, and lays out the training table as batches. Writes nothing but the cache of tokens.
+
+    Raises:
+      InputError: a model, tokenizer, metric, column or length that cannot be used.
+    """
+    e = resolved.experiment
+    config = resolve_config(e)
+    task = resolve_task(e, resolved.train).with_labels_of(config)
+    if e.metric and e.metric not in task.metric_names:
+        raise InputError(f"--metric {e.metric}: this task has {', '.join(task.metric_names)}")
+    _log.info("%s", task.describe())
+    tokenizer, mesh = load_tokenizer(resolve_tokenizer(e)), mesh_of(e.runtime)
+    features = features_of(resolved, task, tokenizer, resolved.train, config)
+    return TrainingInputs(config, task, tokenizer, mesh, make_batches(e, features, mesh, tokenizer.pad_id))
+
+
+def features_of(
+    resolved: ResolvedExperiment, task: Task, tokenizer: Tokenizer, table: Table, config: DebertaConfig
+) -> Features:
+    """Returns a table's tokens, from the cache where the same files were tokenized in the same way before.
+
+    Logs how many texts were cut. Process 0 makes the tokens first; the others find them in the cache, or make their
+    own where they do not share its disk.
+
+    Raises:
+      InputError: a row that cannot be used, ids that the model does not have, or texts longer than it can read.
+    """
+    e = resolved.experiment
+    files = {part[1] for part in table.parts} or {table.name}
+    identity = {
+        "features": 2,
+        "tokenizer": tokenizer.fingerprint(),
+        "task": repr(task),
+        "max_length": e.max_length,
+        "delimiter": e.delimiter,
+        "skip_unlabelled": e.skip_unlabelled,
+        "files": sorted(digest for name, digest in resolved.record["data"].items() if name in files),
+    }
+    make = lambda: task.features(table, tokenizer, e.max_length, labelled=True)
+    if is_writer():
+        features = cached_features(identity, make, storage.cache_directory())
+    wait_for_all(f"features {table.name}")
+    if not is_writer():
+        features = cached_features(identity, make, storage.cache_directory())
+    check_vocabulary(features, config.vocab_size, table.name)
+    check_length(config, int(features.lengths.max()))
+    log_cut(features, table.name, e.max_length)
+    return features
+
+
+def make_batches(e: Finetune, features: Features, mesh: Mesh, pad_id: int) -> TrainingBatches:
+    """Returns the run's batches in the layout that the experiment asks for, and logs how much of them is padding.
+
+    Raises:
+      InputError: rows that are shorter than the longest example.
+    """
+    multiple = mesh.shape["data"] * mesh.shape["fsdp"] * e.runtime.accumulate
+    buckets = ()
+    if e.batching == "buckets":
+        buckets = length_buckets(example_lengths(features), e.max_length)
+    longest = int(features.lengths.reshape(-1, features.choices).sum(1).max())
+    if e.batching == "packed" and e.row_length and e.row_length < longest:
+        raise InputError(f"--row-length {e.row_length}: the longest example has {longest} tokens")
+    batches = TrainingBatches(
+        features,
+        Order(batch_size=e.batch_size, seed=e.seed, epochs=e.epochs),
+        pad_id,
+        buckets=buckets,
+        row_length=e.row_length,
+        multiple=multiple,
+        share=row_share(mesh),
+    )
+    padded = 1 - features.lengths.sum() / (features.lengths.max() * len(features.lengths))
+    _log.info(
+        "%d steps of %d examples; %.0f %% of the token slots are padding (%.0f %% if all were as long as the longest)",
+        len(batches),
+        e.batch_size,
+        100 * batches.padding(),
+        100 * padded,
+    )
+    return batches

@@ -1,0 +1,179 @@
+"""Makes a fine-tuning's model: its parameters, what of them is trained, and its loss."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from deberta_jax.config import DebertaConfig
+from deberta_jax.data.labels import LabelIds
+from deberta_jax.errors import InputError, listed
+from deberta_jax.inference.predict import model_inputs
+from deberta_jax.models import Model, head_spec, init_params, reinitialize_layers
+from deberta_jax.tasks import Task
+from deberta_jax.training.experiment import Finetune, model_runtime
+from deberta_jax.training.lora import Lora, find_kernels, init_lora, lora_parameters, merge
+from deberta_jax.training.objective import Objective
+from deberta_jax.training.optimizers import frozen_paths
+from deberta_jax.training.sift import Sift, check_sift, normalized_words, sift_terms
+from deberta_jax.training.state import Parameters, parameters_of
+from deberta_jax.training.step import Loss
+from deberta_jax.weights import load
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """Holds the model of a run and what is trained of it.
+
+    Attributes:
+      model: the model.
+      parameters: shapes and axes of the trained tree.
+      initial_params: returns that tree, given its shardings.
+      effective: returns the model's own parameters, given the trained tree (LoRA's updates are merged).
+      lora: LoRA's kernels, where the run trains those.
+    """
+
+    model: Model
+    parameters: Parameters
+    initial_params: Callable[[Any], Any]
+    effective: Callable[[Any], Any]
+    lora: Lora | None = None
+
+
+def finetune_objective(e: Finetune, config: DebertaConfig, task: Task) -> tuple[TrainedModel, Objective]:
+    """Returns the model, and all that its training step is made of.
+
+    Reads no data, and no weights until parameters are asked for.
+
+    Args:
+      config: the config of the model that the experiment names.
+
+    Raises:
+      InputError: options that the model or the task does not have.
+    """
+    trained = make_model(e, config, task)
+    return trained, Objective(
+        configs=(trained.model.config,),
+        parameters=trained.parameters,
+        initial_params=trained.initial_params,
+        loss=make_loss(e, task, trained),
+        loss_weights={"sift": e.sift},
+        optimization=e.optimization,
+    )
+
+
+def make_model(e: Finetune, config: DebertaConfig, task: Task) -> TrainedModel:
+    """Returns the model for a task, and what is trained of it. Raises InputError as ``finetune_objective``."""
+    # A pre-trained model's mask decoder, and with it its absolute positions, belong to its masked-LM head alone.
+    configured = dataclasses.replace(
+        task.configure(config), mask_decoder=False, cls_dropout=config.cls_dropout if e.dropout is None else e.dropout
+    )
+    kept = config.num_hidden_layers - e.optimization.freeze_layers
+    if e.reinit_layers > max(0, kept):
+        rest = f", {e.optimization.freeze_layers} of them frozen" if e.optimization.freeze_layers else ""
+        raise InputError(f"--reinit-layers {e.reinit_layers}: the model has {config.num_hidden_layers}{rest}")
+    model = head_spec(task.head).model.create(configured, model_runtime(e))
+    initial_params = lambda shardings: _initial_params(e, model, task.head, config.id2label, shardings)
+    base = parameters_of(model)
+    base = dataclasses.replace(base, frozen=frozen_paths(e.optimization, base.shapes))
+    if e.reinit_layers and any("/layers/" in path for path in base.frozen):
+        raise InputError("--reinit-layers: --freeze would leave layers as they are initialized; leave one of them out")
+    if not e.lora:
+        return TrainedModel(model, base, initial_params, lambda params: params)
+    if e.optimization.layer_decay != 1.0 or e.optimization.freeze_layers:
+        raise InputError("--lora: freezes the encoder; --layer-decay and --freeze-layers do not go with it")
+    lora = find_kernels(base, e.lora_targets, e.lora, e.lora_alpha)
+
+    def initial_lora(shardings):
+        key = jax.random.fold_in(jax.random.key(e.seed), 1)
+        update = jax.jit(lambda: init_lora(lora, key), out_shardings=shardings["lora"])()
+        return {"base": initial_params(shardings["base"]), "lora": update}
+
+    return TrainedModel(model, lora_parameters(base, lora), initial_lora, lambda params: merge(params, lora), lora)
+
+
+def _initial_params(e: Finetune, model: Model, head: str, labels: Sequence[str], shardings: Any) -> Any:
+    """Returns the parameters that training starts from: initialized, or those of the model directory.
+
+    Args:
+      labels: the names that the directory gives its labels.
+      shardings: a tree of ``jax.sharding.Sharding``, where each parameter is put.
+    """
+    key, spec = jax.random.key(e.seed), head_spec(head)
+    if e.from_scratch:
+        return jax.jit(lambda: init_params(model, key), out_shardings=shardings)()
+    names = None if spec.classifier and not spec.named_labels else model.config.id2label
+    _, params, report = load(
+        e.model,
+        head,
+        model_runtime(e),
+        id2label=names,
+        new_head=key,
+        shardings=shardings,
+        ignore=e.ignore,
+        base_model=e.base_model or None,
+    )
+    classifier = f"{spec.classifier.partition('.')[0]}/"
+    if any(row.path.startswith(classifier) and not row.initialised for row in report.targets):
+        log_assumed_names(e.model, labels, names or ())
+    if not e.reinit_layers:
+        return params
+    _log.info("reinitialized: the last %d of %d layers", e.reinit_layers, model.config.num_hidden_layers)
+    # Not the key itself: with the seed of a pre-training from scratch it would give that run's first parameters.
+    layers_key = jax.random.fold_in(key, 2)
+    reinitialize = lambda old: reinitialize_layers(model, old, layers_key, e.reinit_layers)
+    return jax.jit(reinitialize, out_shardings=shardings, donate_argnums=0)(params)
+
+
+def log_assumed_names(model: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Warns where a trained classifier whose labels nobody has named is trained further under the task's names.
+
+    Which label is which is then known from their order alone.
+
+    Args:
+      model: the directory, for the message.
+      theirs, ours: the labels' names in its config and in the task.
+    """
+    ids = LabelIds(theirs)
+    if any(ids.find(name) != i for i, name in enumerate(ours)):
+        _log.warning(
+            "%s: its classifier is trained further, but config.json does not name its labels: it is assumed that "
+            "label %s; where that is not so, name them there (id2label)",
+            model,
+            listed(f"{i} is {name}" for i, name in enumerate(ours)),
+        )
+
+
+def make_loss(e: Finetune, task: Task, trained: TrainedModel) -> Loss:
+    """Returns the task's loss, and SiFT's with it where the experiment asks for that.
+
+    Raises:
+      InputError: SiFT for a task or a model that it does not work with.
+    """
+    apply = trained.model.apply
+
+    def run(params, inputs, key):
+        return apply({"params": params}, **inputs, deterministic=False, rngs={"dropout": key})
+
+    def plain(params, batch, key):
+        return {"task": task.loss(run(trained.effective(params), model_inputs(batch), key), batch)}
+
+    if not e.sift:
+        return plain
+    if task.sift is None:
+        raise InputError(f"--sift: is for text-classification, regression and token-classification, not for {e.task}")
+    check_sift(trained.model.config)
+    sift = Sift(e.sift, e.sift_sigma, e.sift_step, task.sift == "numbers")
+
+    def with_sift(params, batch, key):
+        params = trained.effective(params)
+        inputs = model_inputs(batch)
+        z = normalized_words(params, inputs.pop("input_ids"), trained.model.dtype)
+        forward = lambda p, x, k: run(p, {**inputs, "inputs_embeds": x}, k)
+        return sift_terms(forward, lambda out: task.loss(out, batch), params, z, key, sift)
+
+    return with_sift
