@@ -85,7 +85,7 @@ def test_another_key_initialises_other_layers():
         (("--reinit-layers", "-1"), "--reinit-layers -1: must not be below 0"),
         (("--reinit-layers", "1", "--from-scratch"), "with --from-scratch all layers are initialized anyway"),
         (("--reinit-layers", "1", "--lora", "2"), "would never be trained"),
-        (("--reinit-layers", "1", "--freeze", "*/query_proj/kernel"), "--freeze would leave layers as they are initialized"),
+        (("--reinit-layers", "1", "--freeze", "*/query_proj/kernel"), "--freeze would leave layers as they are init"),
     ],
 )
 def test_what_does_not_go_together_is_refused(home, tmp_path, capsys, more, message):
