@@ -28,7 +28,7 @@ import transformers
 
 import deberta_jax
 from deberta_jax import DebertaConfig
-from deberta_jax.data.batches import Order, TrainingBatches, pad_batch, pad_texts
+from deberta_jax.data.batches import ExampleOrder, TrainingBatches, pad_batch, pad_texts
 from deberta_jax.data.tables import Table, read_table
 from deberta_jax.inference.predict import Predictor, model_inputs
 from deberta_jax.models import HEADS
@@ -183,7 +183,7 @@ def compare(data: Path, name: str, args) -> dict:
             params = jax.jit(lambda key: deberta_jax.init_params(model, key))(jax.random.key(seed))
             directory = Path(folder) / f"seed{seed}"
             deberta_jax.save_pretrained(directory, model, params, tokenizer)
-            batches = TrainingBatches(features, Order(batch_size=BATCH, seed=seed, epochs=args.epochs), 0)
+            batches = TrainingBatches(features, ExampleOrder(batch_size=BATCH, seed=seed, epochs=args.epochs), 0)
             began = time.perf_counter()
             layouts = {"ours": batches}
             if name == PADDED_TOO:

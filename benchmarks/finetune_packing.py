@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from deberta_jax import DebertaConfig, DebertaForSequenceClassification, init_params, train_tokenizer
-from deberta_jax.data.batches import Order, TrainingBatches, pad_batch
+from deberta_jax.data.batches import ExampleOrder, TrainingBatches, pad_batch
 from deberta_jax.data.labels import LabelSpec
 from deberta_jax.inference.predict import model_inputs
 from deberta_jax.sharding import global_batch, make_mesh
@@ -92,7 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(table.texts("sentence"), 4000, Path(folder))
     features = task.features(table, tokenizer, 128, labelled=True)
-    batches = TrainingBatches(features, Order(batch_size=args.batch_size, seed=0, epochs=1), tokenizer.pad_id)
+    batches = TrainingBatches(features, ExampleOrder(batch_size=args.batch_size, seed=0, epochs=1), tokenizer.pad_id)
     packed = [batches[step] for step in range(args.steps)]
     padded = []
     for step in range(args.steps):

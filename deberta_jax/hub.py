@@ -24,7 +24,7 @@ _WEIGHT_FILES = (
 _REPO_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 
 
-def split(name: str) -> tuple[str, str | None]:
+def split_file(name: str) -> tuple[str, str | None]:
     """Splits a name into a directory or hub id and a file, which is None unless the name includes one.
 
     ``org/model/weights.bin`` gives ``org/model`` and ``weights.bin``.
@@ -51,7 +51,7 @@ def resolve(name: str | Path, *, revision: str | None = None, files: Sequence[st
     Raises:
       InputError: the name is no directory, and no hub id that can be downloaded.
     """
-    where, file = split(str(name))
+    where, file = split_file(str(name))
     if where and Path(where).expanduser().is_dir():
         return Path(where).expanduser()
     if not _REPO_ID.fullmatch(where):

@@ -182,9 +182,9 @@ def test_a_directory_or_a_file_in_one_is_taken_as_it_is(tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"")
     assert hub.resolve(tmp_path) == tmp_path
     assert hub.resolve(tmp_path / "weights.bin") == tmp_path
-    assert hub.split(str(tmp_path / "weights.bin")) == (str(tmp_path), "weights.bin")
-    assert hub.split("org/model/weights.bin") == ("org/model", "weights.bin")
-    assert hub.split("org/model") == ("org/model", None)
+    assert hub.split_file(str(tmp_path / "weights.bin")) == (str(tmp_path), "weights.bin")
+    assert hub.split_file("org/model/weights.bin") == ("org/model", "weights.bin")
+    assert hub.split_file("org/model") == ("org/model", None)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/place", "a/b/c/d", "~/nothing here", "", "a b"])

@@ -25,7 +25,7 @@ def check_outputs(record: str, plot: str) -> None:
     storage.check_output_file("--plot", plot or "-")
 
 
-def write_record(rows: Sequence[dict[str, Any]], path: str) -> None:
+def write_rows(rows: Sequence[dict[str, Any]], path: str) -> None:
     """Writes all rows as one JSON list."""
     with storage.output_text("--record", path) as file:
         file.write(json.dumps(rows, indent=1) + "\n")

@@ -9,7 +9,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from deberta_jax.benchmarking.cases import make_cases
-from deberta_jax.benchmarking.results import check_outputs, format_table, plot, write_record
+from deberta_jax.benchmarking.results import check_outputs, format_table, plot, write_rows
 from deberta_jax.benchmarking.timing import measure_all
 from deberta_jax.errors import InputError
 
@@ -57,6 +57,6 @@ def run(args: Args) -> None:
         rows.append(row)
     print("\n".join(format_table(rows)), file=sys.stderr)
     if args.record:
-        write_record(rows, args.record)
+        write_rows(rows, args.record)
     if args.plot:
         plot(rows, Path(args.plot))

@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 from deberta_jax import hub
 from deberta_jax.cli.progress import update_of
-from deberta_jax.data.documents import Source
+from deberta_jax.data.documents import CorpusOptions
 from deberta_jax.data.prepare import SHARD_TOKENS, Prepare, Progress, prepare
 from deberta_jax.text import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Args(Source):
+class Args(CorpusOptions):
     """Tokenizes text, jsonl and parquet files into a directory of shards for ``pretrain --train``.
 
     If it is stopped, even by kill -9, the same command continues and writes the same bytes. When it has finished, the
@@ -38,7 +38,7 @@ def run(args: Args) -> None:
     options = Prepare(
         inputs=args.input,
         output=args.output,
-        source=Source(documents=args.documents, text=args.text),
+        source=CorpusOptions(documents=args.documents, text=args.text),
         shard_tokens=args.shard_tokens,
         workers=args.workers,
     )

@@ -48,7 +48,7 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class EpochPlan:
     """Describes an epoch: batch i has the examples ``members[i]`` in rows of ``padded[i]`` tokens."""
 
     members: tuple[np.ndarray, ...]
@@ -65,7 +65,7 @@ def shuffled(count: int, batch_size: int, *, seed: int, epoch: int) -> tuple[np.
     return tuple(order[i : i + batch_size] for i in range(0, count, batch_size))
 
 
-def plan_epoch(lengths: np.ndarray, batch_size: int, buckets: Sequence[int], *, seed: int, epoch: int) -> Plan:
+def plan_epoch(lengths: np.ndarray, batch_size: int, buckets: Sequence[int], *, seed: int, epoch: int) -> EpochPlan:
     """Plans an epoch in random order, with examples of similar length in one batch. One batch may be smaller.
 
     Args:
@@ -83,14 +83,14 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, buckets: Sequence[int], *, 
         together = together[np.argsort(lengths[together], kind="stable")]
         batches += [together[i : i + batch_size] for i in range(0, len(together), batch_size)]
     batches = [batches[i] for i in rng.permutation(len(batches))]
-    return Plan(tuple(batches), tuple(_bucket(lengths[members], buckets) for members in batches))
+    return EpochPlan(tuple(batches), tuple(_bucket(lengths[members], buckets) for members in batches))
 
 
-def plan_in_order(lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> Plan:
+def plan_in_order(lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> EpochPlan:
     """Plans a pass over all examples, longest first, so that a lack of memory shows at once. Args as ``plan_epoch``."""
     order = np.argsort(-lengths, kind="stable")
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return Plan(tuple(batches), tuple(_bucket(lengths[members], buckets) for members in batches))
+    return EpochPlan(tuple(batches), tuple(_bucket(lengths[members], buckets) for members in batches))
 
 
 def _bucket(lengths: np.ndarray, buckets: Sequence[int]) -> int:
@@ -167,7 +167,7 @@ def example_tokens(features: Features) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Order:
+class ExampleOrder:
     """Determines which examples are in which step, independent of their layout in rows."""
 
     batch_size: int
@@ -194,7 +194,7 @@ class TrainingBatches:
     def __init__(
         self,
         features: Features,
-        order: Order,
+        order: ExampleOrder,
         pad_id: int,
         *,
         buckets: tuple[int, ...] = (),
@@ -219,10 +219,10 @@ class TrainingBatches:
     def _shuffled(self, epoch: int) -> tuple[np.ndarray, ...]:
         return shuffled(len(self.features), self.order.batch_size, seed=self.order.seed, epoch=epoch)
 
-    def _plan(self, epoch: int) -> Plan:
+    def _plan(self, epoch: int) -> EpochPlan:
         if self.packing is not None:
             batches = self._shuffled(epoch)
-            return Plan(batches, (self.packing.row_length,) * len(batches))
+            return EpochPlan(batches, (self.packing.row_length,) * len(batches))
         lengths = example_lengths(self.features)
         return plan_epoch(lengths, self.order.batch_size, self.buckets, seed=self.order.seed, epoch=epoch)
 

@@ -1,7 +1,7 @@
 """Converts the files of some named tasks to plain columns.
 
 Each task has a function that converts a row of a file to rows of the task. A row of another form makes it raise an
-ordinary Python exception, of which ``convert`` makes an InputError that names the row.
+ordinary Python exception, of which ``convert_rows`` makes an InputError that names the row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from deberta_jax.errors import InputError
 Row = Mapping[str, Any]
 
 
-def convert(table: Table, task: str, rows_of: Callable[[Row], Sequence[Row]]) -> Table:
+def convert_rows(table: Table, task: str, rows_of: Callable[[Row], Sequence[Row]]) -> Table:
     """Converts all rows of a table.
 
     Args:
@@ -150,4 +150,4 @@ def read_race(name: str, text: str) -> Table:
         parts = zip(passage["questions"], passage["options"], passage["answers"], strict=True)
         return [{"article": article, "question": q, "options": o, "answer": a} for q, o, a in parts]
 
-    return convert(Table(name, {"passage": [parse_json(name, text)]}, [1]), "race", questions)
+    return convert_rows(Table(name, {"passage": [parse_json(name, text)]}, [1]), "race", questions)

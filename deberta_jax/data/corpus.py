@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deberta_jax.data.documents import Source, blocks, encode_block, join_parts, text_files, texts_of
+from deberta_jax.data.documents import CorpusOptions, blocks, encode_block, join_parts, text_files, texts_of
 from deberta_jax.data.shards import open_shards
 from deberta_jax.errors import InputError
 from deberta_jax.text import Tokenizer
@@ -53,7 +53,7 @@ class Corpus:
             )
 
 
-def open_corpus(paths: Sequence[str | Path], tokenizer: Tokenizer, source: Source | None = None) -> Corpus:
+def open_corpus(paths: Sequence[str | Path], tokenizer: Tokenizer, source: CorpusOptions | None = None) -> Corpus:
     """Opens a corpus from text files, as in ``data.documents``, or from one directory that ``prepare`` made.
 
     Args:
@@ -74,12 +74,12 @@ def open_corpus(paths: Sequence[str | Path], tokenizer: Tokenizer, source: Sourc
         parts, lengths, unigrams = shards.ids, shards.lengths, shards.unigrams
     else:
         directory = ""
-        parts, lengths, unigrams = _tokenise(text_files(names), tokenizer, source or Source())
+        parts, lengths, unigrams = _tokenise(text_files(names), tokenizer, source or CorpusOptions())
     return Corpus(parts, lengths, unigrams, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, directory)
 
 
 def _tokenise(
-    files: list[str], tokenizer: Tokenizer, source: Source
+    files: list[str], tokenizer: Tokenizer, source: CorpusOptions
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
     """Tokenises files and returns ``parts``, ``lengths`` and ``unigrams`` of a corpus."""
     encode = BulkEncoder(tokenizer)
@@ -97,13 +97,13 @@ def _tokenise(
     return (whole,), np.concatenate(lengths), np.bincount(whole, minlength=tokenizer.vocab_size)
 
 
-def read_documents(path: str | Path, source: Source | None = None) -> list[str]:
+def read_documents(path: str | Path, source: CorpusOptions | None = None) -> list[str]:
     """Returns the documents of a text file that are not blank, for example for ``train_tokenizer``.
 
     Raises:
       InputError: the file does not exist, has no text or is not UTF-8.
     """
-    source = source or Source()
+    source = source or CorpusOptions()
     found = [
         text for file in text_files([str(path)]) for block in blocks(file, source) for text in texts_of(block, source)
     ]

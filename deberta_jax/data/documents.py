@@ -30,7 +30,7 @@ Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
+class CorpusOptions:
     """Says how files are divided into documents."""
 
     documents: Literal["line", "paragraph", "file"] = "line"
@@ -79,7 +79,7 @@ def text_files(paths: Sequence[str]) -> list[str]:
     """
     files = [file for path in paths for file in matching(str(path))]
     for file in files:
-        kind_of(file)
+        file_kind(file)
         if "://" not in file and Path(file).is_dir():
             raise InputError(f"{file}: is a directory; give its files, as in {Path(file) / '*.txt'}")
     twice = next((file for i, file in enumerate(files) if file in files[:i]), None)
@@ -88,7 +88,7 @@ def text_files(paths: Sequence[str]) -> list[str]:
     return files
 
 
-def kind_of(file: str) -> str:
+def file_kind(file: str) -> str:
     """Returns "text", "jsonl" or "parquet", by the suffix of a file. Raises InputError for another suffix."""
     name = Path(file)
     if name.suffix in COMPRESSED:
@@ -101,7 +101,7 @@ def kind_of(file: str) -> str:
     return _SUFFIXES[name.suffix]
 
 
-def blocks(file: str, source: Source, start: int = 0, line: int = 1) -> Iterator[Block]:
+def blocks(file: str, source: CorpusOptions, start: int = 0, line: int = 1) -> Iterator[Block]:
     """Yields the blocks of a file, from the beginning or from where a block ended that closed a document.
 
     Args:
@@ -114,7 +114,7 @@ def blocks(file: str, source: Source, start: int = 0, line: int = 1) -> Iterator
       InputError: the file is no text or parquet, is not compressed as its suffix says, or has a line of jsonl above
         256 MiB.
     """
-    kind = kind_of(file)
+    kind = file_kind(file)
     with stored(file) as stream:
         if kind == "parquet":
             yield from _parquet_blocks(file, stream, source.text, start)
@@ -128,7 +128,7 @@ def blocks(file: str, source: Source, start: int = 0, line: int = 1) -> Iterator
 
 
 def _byte_blocks(
-    file: str, content: Any, stream: Any, kind: str, source: Source, start: int, line: int
+    file: str, content: Any, stream: Any, kind: str, source: CorpusOptions, start: int, line: int
 ) -> Iterator[Block]:
     """Yields the blocks of text or jsonl. ``stream`` is the stored file that ``content`` decompresses."""
     how = "line" if kind == "jsonl" else source.documents
@@ -231,7 +231,7 @@ def _parquet_blocks(file: str, stream: Any, column: str, start: int) -> Iterator
         raise InputError(f"{file}: not readable as parquet ({error})") from None
 
 
-def texts_of(block: Block, source: Source) -> list[str]:
+def texts_of(block: Block, source: CorpusOptions) -> list[str]:
     """Returns the texts of the documents of a block, including blank ones.
 
     Raises:
@@ -286,7 +286,7 @@ def _check_text(value: Any, where: str, column: str) -> None:
         raise InputError(f"{where}: {column!r} is {value!r}; a text is needed")
 
 
-def encode_block(encode: Encode, block: Block, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def encode_block(encode: Encode, block: Block, source: CorpusOptions) -> tuple[np.ndarray, np.ndarray]:
     """Tokenises a block without special tokens.
 
     Returns:

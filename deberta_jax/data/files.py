@@ -75,7 +75,7 @@ def decompressed(path: str, stream: Any) -> tuple[Any, tuple[type[Exception], ..
 
 def read_content(path: str) -> bytes:
     """Returns the decompressed contents of a file. Raises InputError if it cannot be read or is damaged."""
-    content, damage = decompressed(path, io.BytesIO(read_bytes(path)))
+    content, damage = decompressed(path, io.BytesIO(read_stored(path)))
     try:
         return content.read()
     except damage as error:
@@ -95,7 +95,7 @@ def stored(path: str) -> Iterator[BinaryIO]:
         raise InputError(f"{path}: cannot be read ({reason})") from None
 
 
-def read_bytes(path: str) -> bytes:
+def read_stored(path: str) -> bytes:
     """Returns the stored bytes of a file, which may be in a zip. Raises InputError if it cannot be read."""
     inside = None if storage.is_remote(path) else _split(path)
     if inside is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deberta_jax import storage
-from deberta_jax.data.files import read_bytes
+from deberta_jax.data.files import read_stored
 from deberta_jax.data.parquet_file import table_of_arrow
 from deberta_jax.data.table import Table, reason
 from deberta_jax.errors import InputError
@@ -58,7 +58,7 @@ def digest(path: str) -> str:
     else:
         if storage.is_stream(path):
             raise InputError(f"{path}: can be read only once, and is needed twice; write it to a file first")
-        content = read_bytes(path)
+        content = read_stored(path)
     return hashlib.sha256(content).hexdigest()
 
 

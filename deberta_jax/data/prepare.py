@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from deberta_jax import storage
-from deberta_jax.data.documents import Block, Source, blocks, encode_block, join_parts, text_files
+from deberta_jax.data.documents import Block, CorpusOptions, blocks, encode_block, join_parts, text_files
 from deberta_jax.data.files import stored
 from deberta_jax.data.shards import (
     INPUTS,
@@ -65,7 +65,7 @@ class Prepare:
     """Files and patterns."""
     output: str
     """Directory of the shards."""
-    source: Source = dataclasses.field(default_factory=Source)
+    source: CorpusOptions = dataclasses.field(default_factory=CorpusOptions)
     """How files are divided into documents."""
     shard_tokens: int = SHARD_TOKENS
     """Tokens of a shard; it ends with the document that reaches this number."""
@@ -291,7 +291,7 @@ class _Run:
         """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = self.options.workers or cores
-        encoder = Encoder(self.tokenizer, self.options.source, self.dtype)
+        encoder = BlockEncoder(self.tokenizer, self.options.source, self.dtype)
         if workers == 1 or sum(self.sizes) < _ALONE_BELOW:
             for number, block in numbered:
                 yield number, block, block.next_line, *encoder(block)
@@ -334,10 +334,10 @@ def _npy(array: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-class Encoder:
+class BlockEncoder:
     """Tokenises blocks to ids in the dtype of the shards and the lengths of documents; keeps the ids of words."""
 
-    def __init__(self, tokenizer: Tokenizer, source: Source, dtype: np.dtype):
+    def __init__(self, tokenizer: Tokenizer, source: CorpusOptions, dtype: np.dtype):
         self.tokenizer, self.source, self.dtype = tokenizer, source, dtype
         self.bulk: BulkEncoder | None = None
 
@@ -347,10 +347,10 @@ class Encoder:
         return ids.astype(self.dtype), lengths
 
 
-_encoder: Encoder | None = None  # set in worker processes
+_encoder: BlockEncoder | None = None  # set in worker processes
 
 
-def _begin(encoder: Encoder) -> None:
+def _begin(encoder: BlockEncoder) -> None:
     """Initializes a worker process. It ignores Ctrl-C, and ends when the process that started it ends."""
     global _encoder
     _encoder = encoder

@@ -104,7 +104,7 @@ def load_mask_filler(
     """
     directory, mesh = hub.resolve(model), make_mesh()
     tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
-    source = model if hub.split(str(model))[1] else directory
+    source = model if hub.split_file(str(model))[1] else directory
     network, params, _ = load(source, "masked-lm", runtime, ignore=ignore, base_model=base_model)
     network, params = prepare_for_inference(network, params)
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

@@ -170,7 +170,7 @@ def load_model(
     """Loads a trained model of a kind of task on all devices. Raises InputError as ``pipeline``."""
     directory, head = hub.resolve(model), TASK_KINDS[kind].head
     tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
-    source = model if hub.split(str(model))[1] else directory
+    source = model if hub.split_file(str(model))[1] else directory
     network, params, _ = load(source, head, runtime, ignore=ignore, base_model=base_model)
     mesh = make_mesh()
     network, params = prepare_for_inference(network, params)

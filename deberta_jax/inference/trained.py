@@ -61,7 +61,7 @@ def load_trained(o: TrainedOptions, data: str, *, dtype: Any, labelled: bool) ->
     table = read_task(kind, [data], o.delimiter)
     options = dataclasses.replace(merge_options(o, recorded, table), task=kind)
     options = resolve_options(options, table, labelled=labelled)
-    source = o.model if hub.split(o.model)[1] else directory
+    source = o.model if hub.split_file(o.model)[1] else directory
     config = model_config(kind_name(options.task), source, ignore=o.ignore, base_model=o.base_model)
     if labelled:
         table = without_unlabelled(options, table, config.id2label)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
-from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, Table
+from deberta_jax.models.layers import Dropout, EmbeddingTable, LayerNorm, Linear, Runtime
 from deberta_jax.ops.embedding_lookup import take_rows, take_sharded_rows
 
 
@@ -33,7 +33,7 @@ class Embeddings(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Float[Array, "V E"], Float[Array, "#B T E"] | None]:
         c, run = self.config, self.runtime
         width, spread = c.embedding_width, c.initializer_range
-        words = Table(
+        words = EmbeddingTable(
             c.vocab_size, width, ("vocab", "embed"), spread, run, zero_row=c.pad_token_id, name="word_embeddings"
         )()
         x = inputs_embeds
@@ -44,12 +44,16 @@ class Embeddings(nn.Module):
         x = jnp.asarray(x, run.dtype)
         positions = None
         if c.has_position_table:
-            table = Table(c.max_position_embeddings, width, (None, "embed"), spread, run, name="position_embeddings")()
+            table = EmbeddingTable(
+                c.max_position_embeddings, width, (None, "embed"), spread, run, name="position_embeddings"
+            )()
             positions = take_rows(table, position_ids).astype(run.dtype)
             if c.position_biased_input:
                 x = x + positions
         if c.type_vocab_size > 0:
-            table = Table(c.type_vocab_size, width, (None, "embed"), spread, run, name="token_type_embeddings")()
+            table = EmbeddingTable(
+                c.type_vocab_size, width, (None, "embed"), spread, run, name="token_type_embeddings"
+            )()
             types = jnp.zeros(x.shape[:2], jnp.int32) if token_type_ids is None else token_type_ids
             x = x + take_rows(table, types).astype(run.dtype)
         if width != c.hidden_size:

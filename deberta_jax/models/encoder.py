@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models.attention import Attention, Relative, Residual
-from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, Table, declare, norm_params
+from deberta_jax.models.layers import Dropout, EmbeddingTable, LayerNorm, Linear, Runtime, declare, norm_params
 from deberta_jax.ops.activations import activate
 from deberta_jax.ops.attention.relative_position import compact_relative_index, make_relative_index
 from deberta_jax.ops.convolution import token_convolution
@@ -192,7 +192,9 @@ class Encoder(nn.Module):
         if run.prepared:
             return Relative(None, rows, relative_index)
         axes = ("relpos", "embed")
-        table = Table(2 * c.relative_span, c.hidden_size, axes, c.initializer_range, run, name="rel_embeddings")()
+        table = EmbeddingTable(
+            2 * c.relative_span, c.hidden_size, axes, c.initializer_range, run, name="rel_embeddings"
+        )()
         table = jnp.take(table, rows, axis=0, mode="clip")
         if c.normalizes_relative_table:
             table = LayerNorm(c.hidden_size, c.layer_norm_eps, run, name="LayerNorm")(table)

@@ -92,7 +92,7 @@ def norm_params(module: nn.Module, size: int, runtime: Runtime) -> tuple[jax.Arr
     return scale, bias
 
 
-class Table(nn.Module):
+class EmbeddingTable(nn.Module):
     """An embedding table; called, it gives the table itself."""
 
     rows: int

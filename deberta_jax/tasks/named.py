@@ -270,7 +270,7 @@ def read_task(task: str, paths: Sequence[str], delimiter: str = "") -> Table:
     for path in (file for pattern in paths for file in matching(pattern)):
         table = _renamed(named, read_table(path, named.readers.get(ending(path)), reading))
         if named.convert is not None:
-            table = conversions.convert(table, task, named.convert)
+            table = conversions.convert_rows(table, task, named.convert)
         tables.append(_named_labels(named, table))
     return join_tables(tables)
 

@@ -93,7 +93,7 @@ class AddedTokens:
         return json.dumps([asdict(token) for token in self.tokens])
 
 
-def write_json(path: Path, value: object) -> None:
+def write_tokenizer_json(path: Path, value: object) -> None:
     """Writes a value as indented JSON that keeps non-ASCII characters. Raises as `storage.writing`."""
     storage.write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 

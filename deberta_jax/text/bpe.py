@@ -18,7 +18,7 @@ from tokenizers import models, pre_tokenizers
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError
-from deberta_jax.text.added import AddedTokens, write_json
+from deberta_jax.text.added import AddedTokens, write_tokenizer_json
 from deberta_jax.text.encoding import lengths_of
 from deberta_jax.text.tokenizer import Tokenizer
 
@@ -148,7 +148,7 @@ class ByteLevelTokenizer(Tokenizer):
         storage.make_directory(directory)
         special = {name: token.id for name, token in self.added.by_content.items()}
         entries = sorted((self.vocab | special).items(), key=lambda entry: entry[1])
-        write_json(directory / "vocab.json", dict(entries))
+        write_tokenizer_json(directory / "vocab.json", dict(entries))
         lines = ["#version: 0.2", *map(" ".join, self.merges)]
         storage.write_text(directory / "merges.txt", "\n".join(lines) + "\n")
         config = {
@@ -157,7 +157,7 @@ class ByteLevelTokenizer(Tokenizer):
             "tokenizer_class": "DebertaTokenizer",
             "vocab_type": "gpt2",
         }
-        write_json(directory / "tokenizer_config.json", config | self.added.config())
+        write_tokenizer_json(directory / "tokenizer_config.json", config | self.added.config())
 
 
 def byte_level_bpe(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> tokenizers.Tokenizer:

@@ -67,7 +67,7 @@ class Ragged:
 
 
 @dataclass(frozen=True)
-class Rows:
+class EncodedRows:
     """Says which pieces make up each row: of text `sample[r]` those from start to start + count, for both segments.
 
     All fields are int64 [R]; starts count from the first piece of the text's own segment.
@@ -147,14 +147,14 @@ def truncate(a: np.ndarray, b: np.ndarray, room: int, strategy: str | bool) -> t
     return (cut, fixed) if strategy == "only_first" else (fixed, cut)
 
 
-def whole_rows(a: np.ndarray, b: np.ndarray, room: int | None, strategy: str | bool) -> Rows:
+def whole_rows(a: np.ndarray, b: np.ndarray, room: int | None, strategy: str | bool) -> EncodedRows:
     """Returns one row per text, truncated at the end. Args and Raises as `truncate`; `room` None keeps all."""
     zeros = np.zeros_like(a)
     a_count, b_count = (a, b) if room is None else truncate(a, b, room, strategy)
-    return Rows(np.arange(len(a)), zeros, a_count, zeros, b_count)
+    return EncodedRows(np.arange(len(a)), zeros, a_count, zeros, b_count)
 
 
-def window_rows(a: np.ndarray, b: np.ndarray, room: int, stride: int, split_second: bool) -> Rows:
+def window_rows(a: np.ndarray, b: np.ndarray, room: int, stride: int, split_second: bool) -> EncodedRows:
     """Splits one segment into windows that overlap by `stride` pieces, and repeats the other one in each row.
 
     Args:
@@ -182,8 +182,8 @@ def window_rows(a: np.ndarray, b: np.ndarray, room: int, stride: int, split_seco
     count = np.minimum(moving[sample] - start, size[sample])
     zeros = np.zeros_like(start)
     if split_second:
-        return Rows(sample, zeros, a[sample], start, count)
-    return Rows(sample, start, count, zeros, b[sample])
+        return EncodedRows(sample, zeros, a[sample], start, count)
+    return EncodedRows(sample, start, count, zeros, b[sample])
 
 
 def padded_length(
@@ -216,7 +216,7 @@ def padded_length(
     return length if multiple is None else -(-length // multiple) * multiple
 
 
-def fill(rows: Rows, a: Ragged, b: Ragged | None, template: tuple[int, int] | None) -> tuple[dict, np.ndarray]:
+def fill(rows: EncodedRows, a: Ragged, b: Ragged | None, template: tuple[int, int] | None) -> tuple[dict, np.ndarray]:
     """Builds `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]` for every row.
 
     Args:
@@ -286,7 +286,7 @@ def pad(flat: dict, counts: np.ndarray, length: int, pad_id: int) -> dict:
     return out
 
 
-def split(values: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+def split_rows(values: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
     """Splits a flat field into one view per row."""
     edges = [0, *np.cumsum(counts).tolist()]
     return [values[i:j] for i, j in pairwise(edges)]

@@ -18,7 +18,7 @@ import tokenizers
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError
-from deberta_jax.text.added import AddedTokens, write_json
+from deberta_jax.text.added import AddedTokens, write_tokenizer_json
 from deberta_jax.text.bpe import after_space
 from deberta_jax.text.encoding import lengths_of
 from deberta_jax.text.tokenizer import Tokenizer
@@ -112,6 +112,6 @@ class JsonTokenizer(Tokenizer):
         """Writes tokenizer.json and tokenizer_config.json."""
         directory = Path(directory)
         storage.make_directory(directory)
-        write_json(directory / "tokenizer.json", self.content)
+        write_tokenizer_json(directory / "tokenizer.json", self.content)
         name = "DebertaTokenizer" if self.kind == "bpe" else "DebertaV2Tokenizer"
-        write_json(directory / "tokenizer_config.json", {"tokenizer_class": name})
+        write_tokenizer_json(directory / "tokenizer_config.json", {"tokenizer_class": name})

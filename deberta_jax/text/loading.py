@@ -55,7 +55,7 @@ def load_tokenizer(directory: str | Path, *, rule: Rule | None = None) -> Tokeni
 def load_sentencepiece(directory: Path) -> Tokenizer:
     """Loads a tokenizer from spm.model and the files beside it. Raises InputError as `load_tokenizer`."""
     processor = read_model(directory / "spm.model")
-    config = read_json(directory / "tokenizer_config.json")
+    config = read_object(directory / "tokenizer_config.json")
     return SentencePieceTokenizer(
         processor,
         added_tokens(directory, special_pieces(processor), processor.get_piece_size()),
@@ -67,7 +67,7 @@ def load_sentencepiece(directory: Path) -> Tokenizer:
 
 def load_vocab_and_merges(directory: Path) -> Tokenizer:
     """Loads a tokenizer from vocab.json and merges.txt. Raises InputError as `load_tokenizer`."""
-    vocab = read_json(directory / "vocab.json")
+    vocab = read_object(directory / "vocab.json")
     if not vocab or not all(isinstance(index, int) for index in vocab.values()):
         raise InputError(f"{directory / 'vocab.json'} is not an object of piece: id")
     lines = storage.read_text(directory / "merges.txt").split("\n")
@@ -92,14 +92,14 @@ def _byte_level(directory: Path, vocab: dict[str, int], merges: list, files: str
         vocab,
         merges,
         added_tokens(directory, known, max(vocab.values()) + 1, bpe=True),
-        add_prefix_space=bool(read_json(directory / "tokenizer_config.json").get("add_prefix_space")),
+        add_prefix_space=bool(read_object(directory / "tokenizer_config.json").get("add_prefix_space")),
         rule=f"byte-level BPE: {files} decide",
     )
 
 
 def load_tokenizer_json(directory: Path) -> Tokenizer:
     """Loads a tokenizer from tokenizer.json. Raises InputError as `load_tokenizer`."""
-    content = read_json(directory / "tokenizer.json")
+    content = read_object(directory / "tokenizer.json")
     if content.get("model", {}).get("type") not in ("BPE", "Unigram"):
         raise InputError(f"{directory / 'tokenizer.json'} holds neither a BPE nor a Unigram model; it is not DeBERTa's")
     return JsonTokenizer(content, added_tokens(directory, _vocabulary(content["model"]), None))
@@ -119,7 +119,7 @@ LOADERS: dict[tuple[str, ...], Callable[[Path], Tokenizer]] = {
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object; a file that does not exist gives {}.
 
     Raises:
@@ -179,13 +179,13 @@ def _declared(directory: Path) -> list[tuple[str, AddedToken]]:
     """
     found = [
         ("added_tokens.json", AddedToken(content, int(index), special=content in SPECIALS))
-        for content, index in read_json(directory / "added_tokens.json").items()
+        for content, index in read_object(directory / "added_tokens.json").items()
     ]
     found += [
         ("tokenizer.json", declared_token(entry, entry["id"]))
-        for entry in read_json(directory / "tokenizer.json").get("added_tokens", [])
+        for entry in read_object(directory / "tokenizer.json").get("added_tokens", [])
     ]
-    decoder = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder", {})
+    decoder = read_object(directory / "tokenizer_config.json").get("added_tokens_decoder", {})
     return found + [("tokenizer_config.json", declared_token(entry, index)) for index, entry in decoder.items()]
 
 

@@ -64,7 +64,7 @@ class Masking:
         return max(1, min(round(self.probability * (length - 2)) + room, length - 2))
 
 
-def word_starts(tokenizer: Tokenizer) -> np.ndarray:
+def begins_word(tokenizer: Tokenizer) -> np.ndarray:
     """Returns for each piece whether it begins a word, whatever is before it.
 
     A piece begins a word if it begins with the sign of a space ("▁", or "Ġ" in a byte-level vocabulary), is a single
@@ -138,7 +138,7 @@ class Vocabulary:
         """Returns the vocabulary of a tokenizer."""
         special = np.zeros(tokenizer.vocab_size, bool)
         special[list(tokenizer.all_special_ids)] = True
-        return cls(special, word_starts(tokenizer), np.flatnonzero(~special), tokenizer.mask_id)
+        return cls(special, begins_word(tokenizer), np.flatnonzero(~special), tokenizer.mask_id)
 
 
 def mask_tokens(

@@ -18,7 +18,7 @@ import sentencepiece
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError
-from deberta_jax.text.added import SPECIALS, AddedTokens, write_json
+from deberta_jax.text.added import SPECIALS, AddedTokens, write_tokenizer_json
 from deberta_jax.text.encoding import concatenate, lengths_of
 from deberta_jax.text.tokenizer import Tokenizer
 
@@ -139,14 +139,14 @@ class SentencePieceTokenizer(Tokenizer):
         storage.write_bytes(directory / "spm.model", self._processor.serialized_model_proto())
         # Special tokens that are pieces of the model need no entry. [MASK] is no piece of a released model.
         beside = {t.content: t.id for t in self.added.tokens if self._processor.piece_to_id(t.content) != t.id}
-        write_json(directory / "added_tokens.json", beside)
+        write_tokenizer_json(directory / "added_tokens.json", beside)
         config = {
             "do_lower_case": self.do_lower_case,
             "split_by_punct": self.split_by_punct,
             "tokenizer_class": "DebertaV2Tokenizer",
             "vocab_type": "spm",
         }
-        write_json(directory / "tokenizer_config.json", config | self.added.config())
+        write_tokenizer_json(directory / "tokenizer_config.json", config | self.added.config())
 
 
 def _piece_lengths(processor: sentencepiece.SentencePieceProcessor) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ from deberta_jax.text.encoding import (
     pad,
     padded_length,
     ranges,
-    split,
+    split_rows,
     whole_rows,
     window_rows,
 )
@@ -167,7 +167,7 @@ class Tokenizer(abc.ABC):
         overflow = None if stride is None else rows.sample.astype(np.int32)
         longest = int(counts.max(initial=0))
         if padding is False and len(counts) and counts.min() != longest:
-            out = {name: split(values, counts) for name, values in flat.items()}
+            out = {name: split_rows(values, counts) for name, values in flat.items()}
             out["attention_mask"] = [np.ones(n, np.int32) for n in counts]
         else:
             length = padded_length(longest, padding, max_length, buckets, pad_to_multiple_of if padding else None)
@@ -260,8 +260,8 @@ class Tokenizer(abc.ABC):
         chunks = [self._chunks(text) for text in texts]
         ordinary = [text[i:j] for text, parts in zip(texts, chunks, strict=True) for i, j, token in parts if token < 0]
         ids, lengths = self._encode(ordinary)
-        of_text = iter(split(ids, lengths))
-        of_text_spans = iter(split(self._spans(ordinary, ids, lengths), lengths) if spans else ())
+        of_text = iter(split_rows(ids, lengths))
+        of_text_spans = iter(split_rows(self._spans(ordinary, ids, lengths), lengths) if spans else ())
         pieces, found_spans, counts = [], [], []
         for parts in chunks:
             before = len(pieces)

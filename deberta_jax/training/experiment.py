@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from deberta_jax.data.documents import Source
+from deberta_jax.data.documents import CorpusOptions
 from deberta_jax.data.files import matching
 from deberta_jax.data.hub_datasets import digest
 from deberta_jax.errors import InputError
@@ -202,7 +202,7 @@ class Pretraining:
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters and optimizer state are float32."""
-    source: Source = dataclasses.field(default_factory=Source)
+    source: CorpusOptions = dataclasses.field(default_factory=CorpusOptions)
     layout: Literal["packed", "contiguous"] = "packed"
     """Documents packed in rows, each kept to itself; or the text as one stream of tokens, cut into rows."""
     mask_share: float = 0.15

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
-from deberta_jax.data.batches import Order, TrainingBatches, example_lengths, length_buckets
+from deberta_jax.data.batches import ExampleOrder, TrainingBatches, example_lengths, length_buckets
 from deberta_jax.data.cache import cached_features
 from deberta_jax.data.features import Features, check_vocabulary, log_cut
 from deberta_jax.data.table import Table
@@ -106,7 +106,7 @@ def make_batches(e: Finetune, features: Features, mesh: Mesh, pad_id: int) -> Tr
         raise InputError(f"--row-length {e.row_length}: the longest example has {longest} tokens")
     batches = TrainingBatches(
         features,
-        Order(batch_size=e.batch_size, seed=e.seed, epochs=e.epochs),
+        ExampleOrder(batch_size=e.batch_size, seed=e.seed, epochs=e.epochs),
         pad_id,
         buckets=buckets,
         row_length=e.row_length,

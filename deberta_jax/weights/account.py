@@ -36,7 +36,7 @@ _SCALES = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """How a tree is filled. ``fills`` maps a leaf's path to its row, its place in the row, and its tensors by layer."""
 
     config: DebertaConfig
@@ -78,7 +78,7 @@ def layout_of(config: DebertaConfig, found: Mapping[str, Tensor]) -> tuple[Deber
     return config, "hf", ["a v1 model trained on with key biases, which v1 lacks: read as model_type deberta-v2"]
 
 
-def make_plan(
+def plan_load(
     checkpoint: Checkpoint,
     found: Mapping[str, Tensor],
     config: DebertaConfig,
@@ -91,7 +91,7 @@ def make_plan(
     outside: Mapping[str, Tensor] | None = None,
     rows: Collection[SourceRow] = (),
     foreign: Foreign = "refused",
-) -> Plan:
+) -> LoadPlan:
     """Matches a file with the tree of an encoder and ``parts``.
 
     Args:
@@ -128,7 +128,7 @@ def make_plan(
     if strange:
         more = [*more, f"left out, of no head that is known here: {listed(t.name for t in strange.values())}"]
     targets = tuple(match.targets)
-    return Plan(config, parts, sizes, match.fills, match.shapes, (*rows, *sources), targets, (*notes, *more))
+    return LoadPlan(config, parts, sizes, match.fills, match.shapes, (*rows, *sources), targets, (*notes, *more))
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS, head_spec
 from deberta_jax.storage import AnyPath
 from deberta_jax.weights import names as table
-from deberta_jax.weights.account import Plan
+from deberta_jax.weights.account import LoadPlan
 from deberta_jax.weights.choose import HeadRequest
 from deberta_jax.weights.load import draw_leaves, make_report, plan_all, plan_head
 from deberta_jax.weights.opening import TOKENIZER_FILES, Source, open_source
@@ -124,7 +124,7 @@ def convert(
     return make_report(source, opened, plan, notes)
 
 
-def _with_new_leaves(plan: Plan, head: str, key: jax.Array | None) -> Plan:
+def _with_new_leaves(plan: LoadPlan, head: str, key: jax.Array | None) -> LoadPlan:
     """Returns a plan in which the missing leaves of a head are initialized, in the dtype of the word embeddings."""
     fresh = [row for row in plan.targets if row.initialised]
     if key is None or not fresh:
@@ -142,7 +142,7 @@ def _with_new_leaves(plan: Plan, head: str, key: jax.Array | None) -> Plan:
 
 
 def orbax_leaves(
-    plan: Plan, dtype: np.dtype | None, broken: list[str], progress: Callable[[str], None]
+    plan: LoadPlan, dtype: np.dtype | None, broken: list[str], progress: Callable[[str], None]
 ) -> dict[str, PendingLeaf]:
     """Returns the leaves of a plan by path; each is read when it is written.
 
@@ -164,7 +164,7 @@ def orbax_leaves(
     return out
 
 
-def _reader(plan: Plan, path: str, dtype: np.dtype, broken: list[str], progress: Callable[[str], None]):
+def _reader(plan: LoadPlan, path: str, dtype: np.dtype, broken: list[str], progress: Callable[[str], None]):
     """Returns a function that reads layers of a leaf and checks them for NaN and infinity."""
 
     def read(start: int, stop: int) -> np.ndarray:

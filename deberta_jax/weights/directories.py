@@ -18,7 +18,7 @@ _OTHER_FORMATS = {
 }
 
 
-def explain(directory: Path) -> str | None:
+def explain_directory(directory: Path) -> str | None:
     """Returns one line on why a directory cannot be loaded and what to do; None if it may hold a model."""
     if not directory.is_dir():
         return None

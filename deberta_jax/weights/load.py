@@ -11,7 +11,7 @@ import numpy as np
 
 from deberta_jax.errors import InputError, printable
 from deberta_jax.models import Model, Runtime, head_spec, init_params
-from deberta_jax.weights.account import Foreign, Plan, make_plan
+from deberta_jax.weights.account import Foreign, LoadPlan, plan_load
 from deberta_jax.weights.choose import Choice, HeadRequest, choose_all, choose_head
 from deberta_jax.weights.names import ENCODER
 from deberta_jax.weights.opening import Source, open_source
@@ -21,7 +21,7 @@ from deberta_jax.weights.values import as_dtype, broken_note, is_finite, read_le
 logger = logging.getLogger(__name__)
 
 
-def plan_head(source: Source, request: HeadRequest) -> Plan:
+def plan_head(source: Source, request: HeadRequest) -> LoadPlan:
     """Returns the account for one head, before anything is read; of the encoder alone, tensors of heads that are not
     known are left out. Raises InputError where it does not add up."""
     choice = choose_head(request, source.config, source.found, labelled=source.labelled, where=source.checkpoint.path)
@@ -29,15 +29,15 @@ def plan_head(source: Source, request: HeadRequest) -> Plan:
     return _plan(source, choice, may_be_new=request.new_head, foreign=foreign)
 
 
-def plan_all(source: Source, *, foreign: Foreign = "refused") -> Plan:
+def plan_all(source: Source, *, foreign: Foreign = "refused") -> LoadPlan:
     """Returns the account for every head that the file has. Raises InputError where it does not add up."""
     single = any("MultipleChoice" in name for name in source.architectures)
     choice = choose_all(source.config, source.found, labelled=source.labelled or single)
     return _plan(source, choice, may_be_new=False, foreign=foreign)
 
 
-def _plan(source: Source, choice: Choice, *, may_be_new: bool, foreign: Foreign) -> Plan:
-    return make_plan(
+def _plan(source: Source, choice: Choice, *, may_be_new: bool, foreign: Foreign) -> LoadPlan:
+    return plan_load(
         source.checkpoint,
         source.found,
         choice.config,
@@ -52,7 +52,7 @@ def _plan(source: Source, choice: Choice, *, may_be_new: bool, foreign: Foreign)
     )
 
 
-def make_report(name: str | Path, source: Source, plan: Plan, notes: Sequence[str] = ()) -> Report:
+def make_report(name: str | Path, source: Source, plan: LoadPlan, notes: Sequence[str] = ()) -> Report:
     files = tuple(file.name for file in source.checkpoint.files)
     return Report(str(name), files, plan.config, plan.parts, plan.tensors, plan.targets, (*plan.notes, *notes))
 
@@ -161,7 +161,7 @@ def from_pretrained(
     return model, params
 
 
-def _leaf(source: Source, plan: Plan, path: str, dtype: np.dtype, sharding: Any, broken: list[str]) -> jax.Array:
+def _leaf(source: Source, plan: LoadPlan, path: str, dtype: np.dtype, sharding: Any, broken: list[str]) -> jax.Array:
     """One leaf on its devices; ``broken`` gets its path if it has a NaN or an infinity."""
     if source.checkpoint.read_sharded is not None:
         value = source.checkpoint.read_sharded(path, dtype, sharding)

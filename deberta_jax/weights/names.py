@@ -27,28 +27,28 @@ ENCODER = "deberta"
 Sizes = Mapping[str, int]
 
 
-class Transform(NamedTuple):
+class LayoutTransform(NamedTuple):
     """How one torch tensor (of one layer) becomes leaves, and back. Both give views where they can."""
 
     to_tree: Callable[[np.ndarray, Sizes], tuple[np.ndarray, ...]]
     to_torch: Callable[[tuple[np.ndarray, ...], Sizes], np.ndarray]
 
 
-SAME = Transform(lambda x, s: (x,), lambda leaves, s: leaves[0])
-LINEAR = Transform(lambda x, s: (x.T,), lambda leaves, s: leaves[0].T)
+SAME = LayoutTransform(lambda x, s: (x,), lambda leaves, s: leaves[0])
+LINEAR = LayoutTransform(lambda x, s: (x.T,), lambda leaves, s: leaves[0].T)
 # [N*H, D] <-> [D, N, H]: head h owns rows h*H to (h+1)*H of the projection.
-HEADS_IN = Transform(
+HEADS_IN = LayoutTransform(
     lambda x, s: (x.T.reshape(-1, s["N"], s["H"]),),
     lambda leaves, s: leaves[0].reshape(-1, s["N"] * s["H"]).T,
 )
-HEADS_BIAS = Transform(lambda x, s: (x.reshape(s["N"], s["H"]),), lambda leaves, s: leaves[0].reshape(-1))
+HEADS_BIAS = LayoutTransform(lambda x, s: (x.reshape(s["N"], s["H"]),), lambda leaves, s: leaves[0].reshape(-1))
 # [D, N*H] <-> [N, H, D]
-HEADS_OUT = Transform(
+HEADS_OUT = LayoutTransform(
     lambda x, s: (x.T.reshape(s["N"], s["H"], -1),),
     lambda leaves, s: leaves[0].reshape(s["N"] * s["H"], -1).T,
 )
 # torch Conv1d [out, in/groups, K] <-> [K, in/groups, out]
-CONV = Transform(lambda x, s: (x.transpose(2, 1, 0),), lambda leaves, s: leaves[0].transpose(2, 1, 0))
+CONV = LayoutTransform(lambda x, s: (x.transpose(2, 1, 0),), lambda leaves, s: leaves[0].transpose(2, 1, 0))
 
 
 def _split_qkv(x: np.ndarray, s: Sizes) -> tuple[np.ndarray, ...]:
@@ -62,12 +62,12 @@ def _join_qkv(leaves: tuple[np.ndarray, ...], s: Sizes) -> np.ndarray:
 
 
 # v1 keeps one [3*N*H, D] matrix whose rows are grouped a head: (q, k, v of head 0, q, k, v of head 1, ...).
-QKV = Transform(_split_qkv, _join_qkv)
+QKV = LayoutTransform(_split_qkv, _join_qkv)
 
 
 # A vector that another program's module has and the function does not: held by no leaf, written as zeros.
-ABSENT_HEADS = Transform(lambda x, s: (), lambda leaves, s: np.zeros(s["N"] * s["H"], np.float32))
-ABSENT_VOCABULARY = Transform(lambda x, s: (), lambda leaves, s: np.zeros(s["V"], np.float32))
+ABSENT_HEADS = LayoutTransform(lambda x, s: (), lambda leaves, s: np.zeros(s["N"] * s["H"], np.float32))
+ABSENT_VOCABULARY = LayoutTransform(lambda x, s: (), lambda leaves, s: np.zeros(s["V"], np.float32))
 
 
 def _always(config: DebertaConfig) -> bool:
@@ -81,7 +81,7 @@ class Row:
     torch: str
     tree: tuple[str, ...]
     shape: str
-    transform: Transform = SAME
+    transform: LayoutTransform = SAME
     when: Callable[[DebertaConfig], bool] = _always
 
     @property
@@ -108,8 +108,8 @@ def _dense(
     out: str,
     inp: str,
     when=_always,
-    transform: Transform = LINEAR,
-    bias: Transform = SAME,
+    transform: LayoutTransform = LINEAR,
+    bias: LayoutTransform = SAME,
     tree: str | None = None,
 ) -> tuple[Row, ...]:
     path = tree or _path(name)

@@ -12,7 +12,7 @@ from deberta_jax.errors import InputError, brief, listed
 from deberta_jax.storage import AnyPath
 from deberta_jax.weights import adapters
 from deberta_jax.weights.differences import fold_differences
-from deberta_jax.weights.directories import explain
+from deberta_jax.weights.directories import explain_directory
 from deberta_jax.weights.orbax_files import find_orbax, read_orbax
 from deberta_jax.weights.readers import find_weights, has_standard, read_weights
 from deberta_jax.weights.report import SourceRow
@@ -75,7 +75,7 @@ def load_config(
     if storage.is_remote(name, ("gs",)):
         with storage.reaching(name) as path:
             return _read_config(path, "", None)[0]
-    file = hub.split(str(name))[1]
+    file = hub.split_file(str(name))[1]
     directory = hub.resolve(name, revision=revision, files=["*.json"])
     if _config_file(directory, file or "") is None and (directory / adapters.CONFIG).is_file():
         return _read_config(_base_directory(directory, base_model, files=["*.json"]), "", None)[0]
@@ -94,7 +94,7 @@ def tokenizer_directory(name: str | Path, *, base_model: str | Path | None = Non
     if _has_tokenizer(directory):
         return directory
     if not (directory / adapters.CONFIG).is_file():
-        said = explain(directory)
+        said = explain_directory(directory)
         if said is not None:
             raise InputError(f"{directory}: {said}")
         return directory
@@ -129,7 +129,7 @@ def open_source(
         with storage.reaching(name) as path:
             source = _open_cloud(path, ignore)
     else:
-        file = hub.split(str(name))[1]
+        file = hub.split_file(str(name))[1]
         directory = hub.resolve(name, revision=revision)
         adapter = adapters.find_adapter(directory, file, whole=has_standard(directory))
         if adapter is not None:
@@ -150,7 +150,7 @@ def _open_whole(directory: Path, file: str | None, ignore: Sequence[str]) -> Sou
     orbax = None if file or has_standard(directory) else find_orbax(directory)
     if orbax is not None:
         return _open_orbax(directory, orbax, ignore)
-    said = None if file else explain(directory)
+    said = None if file else explain_directory(directory)
     if said is not None:
         raise InputError(f"{directory}: {said}")
     checkpoint = read_weights(directory / file if file else find_weights(directory))
@@ -177,7 +177,7 @@ def _open_orbax(directory: AnyPath, orbax: AnyPath, ignore: Sequence[str]) -> So
 def _open_adapter(directory: Path, path: Path, base_model: str | Path | None, ignore: Sequence[str]) -> Source:
     """Opens a base model and merges an adapter into it. The adapter's own config and tokenizer come first."""
     home = _base_directory(directory, base_model)
-    base = _open_whole(home, hub.split(str(base_model))[1] if base_model is not None else None, ignore)
+    base = _open_whole(home, hub.split_file(str(base_model))[1] if base_model is not None else None, ignore)
     checkpoint = read_weights(path)
     own = unwrap(checkpoint, ignore)
     both = adapters.overlay(base.found, own.tensors)
@@ -281,7 +281,7 @@ def _read_config(
     path = _config_file(directory, file)
     if path is None and inside is not None:
         return DebertaConfig.from_hf(inside), inside
-    said = explain(directory) if path is None and isinstance(directory, Path) else None
+    said = explain_directory(directory) if path is None and isinstance(directory, Path) else None
     if said is not None:
         raise InputError(f"{directory}: {said}")
     path = path or directory / "config.json"

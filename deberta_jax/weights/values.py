@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deberta_jax.errors import InputError
-from deberta_jax.weights.account import Plan
+from deberta_jax.weights.account import LoadPlan
 from deberta_jax.weights.source import BFLOAT16
 
 DTYPES = {"f32": np.dtype(np.float32), "bf16": BFLOAT16, "f16": np.dtype(np.float16)}
@@ -68,7 +68,7 @@ def contiguous(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return out
 
 
-def read_leaf(plan: Plan, path: str, dtype: np.dtype | None) -> np.ndarray:
+def read_leaf(plan: LoadPlan, path: str, dtype: np.dtype | None) -> np.ndarray:
     """Reads a leaf of a plan with all its layers.
 
     Args:
@@ -81,7 +81,7 @@ def read_leaf(plan: Plan, path: str, dtype: np.dtype | None) -> np.ndarray:
     return read_layers(plan, path, 0, layers, dtype or plan.dtype(path))
 
 
-def read_layers(plan: Plan, path: str, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
+def read_layers(plan: LoadPlan, path: str, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
     """Reads layers ``start`` to ``stop`` of a leaf of a plan, or all of a leaf without layers."""
     row = plan.fills[path][0]
     shape = plan.shapes[path]

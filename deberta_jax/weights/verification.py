@@ -13,7 +13,7 @@ from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS, head_spec
 from deberta_jax.weights import names as table
-from deberta_jax.weights.account import Plan, make_plan
+from deberta_jax.weights.account import LoadPlan, plan_load
 from deberta_jax.weights.choose import HeadRequest
 from deberta_jax.weights.load import plan_head
 from deberta_jax.weights.opening import Source, open_source
@@ -141,7 +141,7 @@ def outputs(source: Source, *, round_trip: bool = False) -> dict[str, np.ndarray
     return out
 
 
-def _run(head: str, plan: Plan) -> dict[str, np.ndarray]:
+def _run(head: str, plan: LoadPlan) -> dict[str, np.ndarray]:
     params: dict[str, Any] = {}
     for path in plan.fills:
         *groups, last = path.split("/")
@@ -166,10 +166,10 @@ def _run(head: str, plan: Plan) -> dict[str, np.ndarray]:
     return {f"{head} {name.removesuffix('_logits')}": np.asarray(getattr(found, name)) for name in spec.outputs}
 
 
-def _there_and_back(plan: Plan) -> Plan:
+def _there_and_back(plan: LoadPlan) -> LoadPlan:
     """The same plan fed by the tensors it would be saved as."""
     labels = plan.sizes["C"]
     pending = torch_tensors(plan.config, plan.parts, labels, plan, None, "hf", bare=False, broken=[])
     found: Mapping[str, Tensor] = {t.name: Tensor(t.name, t.shape, t.dtype, t.produce) for t in pending}
     checkpoint = Checkpoint(Path("memory"), (), found)
-    return make_plan(checkpoint, found, plan.config, plan.parts, labels, new={}, may_be_new=False)
+    return plan_load(checkpoint, found, plan.config, plan.parts, labels, new={}, may_be_new=False)

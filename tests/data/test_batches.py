@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deberta_jax.data.batches import (
-    Order,
+    ExampleOrder,
     TrainingBatches,
     length_buckets,
     pad_batch,
@@ -94,7 +94,7 @@ def test_padding_counts_nowhere(labels, nothing):
 def batches_of(lengths, batch_size, multiple=1, epochs=2, share=WHOLE, packed=False, **more):
     labels = np.arange(len(lengths), dtype=np.int32)
     buckets = () if packed else length_buckets(np.asarray(lengths), 24)
-    order = Order(batch_size=batch_size, seed=5, epochs=epochs)
+    order = ExampleOrder(batch_size=batch_size, seed=5, epochs=epochs)
     return TrainingBatches(
         features_of(lengths, labels), order, 0, buckets=buckets, multiple=multiple, share=share, **more
     )

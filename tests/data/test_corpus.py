@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from deberta_jax.data.corpus import Corpus, open_corpus, read_documents
-from deberta_jax.data.documents import Source
+from deberta_jax.data.documents import CorpusOptions
 from deberta_jax.data.masked_batches import HeldOutBatches, MaskedBatches, Masker, shuffled_index
 from deberta_jax.data.rows import lay_out, pack_histogram
 from deberta_jax.errors import InputError
@@ -199,7 +199,7 @@ def test_files_of_text_become_documents(tmp_path):
         ("paragraph", ["ban bast", "bast\u2028ban\nkon", "kon kon"]),
         ("file", ["ban bast\n\n  \nbast\u2028ban\nkon\r\n\r\nkon kon"]),
     ):
-        source = Source(documents=documents)
+        source = CorpusOptions(documents=documents)
         assert read_documents(tmp_path / "a.txt", source) == expected
         corpus = open_corpus([tmp_path / "a.txt"], tokenizer, source)
         ids, lengths = tokenizer.encode_flat(expected)

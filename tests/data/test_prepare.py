@@ -17,7 +17,7 @@ import pytest
 from deberta_jax.cli.main import main
 from deberta_jax.data import documents
 from deberta_jax.data.corpus import open_corpus
-from deberta_jax.data.documents import Source, lone_space
+from deberta_jax.data.documents import CorpusOptions, lone_space
 from deberta_jax.data.prepare import Prepare, prepare
 from deberta_jax.data.rows import lay_out
 from deberta_jax.errors import InputError
@@ -69,7 +69,7 @@ def write(path, lines):
 
 
 def run(inputs, output, tokenizer, shard_tokens=3000, **options):
-    source = Source(**{"text": "body"} | options)
+    source = CorpusOptions(**{"text": "body"} | options)
     chosen = Prepare(
         inputs=tuple(map(str, inputs)), output=str(output), source=source, shard_tokens=shard_tokens, workers=1
     )
@@ -381,7 +381,7 @@ SCRIPT = """
 
     if __name__ == "__main__":
         documents.BLOCK, module._ALONE_BELOW = 1 << 11, 0
-        source = documents.Source(text="body")
+        source = documents.CorpusOptions(text="body")
         options = module.Prepare(
             inputs=(sys.argv[2],), output=sys.argv[3], source=source, shard_tokens=3000, workers=2
         )

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import deberta_jax
-from deberta_jax.data.batches import Order, TrainingBatches, pad_batch
+from deberta_jax.data.batches import ExampleOrder, TrainingBatches, pad_batch
 from deberta_jax.data.labels import LabelSpec
 from deberta_jax.data.tables import Table
 from deberta_jax.inference.predict import model_inputs
@@ -131,7 +131,7 @@ def test_a_hundred_steps_have_the_losses_of_a_torch_loop(make, tmp_path):
     deberta_jax.save_pretrained(tmp_path / "model", model, params, tokenizer)
     features = task.features(table, tokenizer, LENGTH, labelled=True)
     assert len(features) == ROWS
-    batches = TrainingBatches(features, Order(batch_size=BATCH, seed=7, epochs=10), 0)
+    batches = TrainingBatches(features, ExampleOrder(batch_size=BATCH, seed=7, epochs=10), 0)
     assert batches.packing is not None
     assert batches.packing.counts[-1] < BATCH, "several texts share a row"
     theirs = torch_losses(tmp_path / "model", task.head, batches)

@@ -8,7 +8,7 @@ from scipy import stats
 
 from deberta_jax.errors import InputError
 from deberta_jax.text import load_tokenizer, train_tokenizer
-from deberta_jax.text.mlm_masking import Masking, Vocabulary, draws, mask_tokens, span_lengths, spans, word_starts
+from deberta_jax.text.mlm_masking import Masking, Vocabulary, begins_word, draws, mask_tokens, span_lengths, spans
 
 SIZE, MASK = 5000, 4999
 SPECIAL = np.zeros(SIZE, bool)
@@ -230,7 +230,7 @@ def test_word_starts_of_a_sentencepiece_vocabulary(tmp_path):
     lines = [f"the house, number {i}, has a (small) roof; 屋根 don't {i}!" for i in range(400)]
     train_tokenizer(lines, 400, tmp_path)
     tokenizer = load_tokenizer(tmp_path)
-    starts = word_starts(tokenizer)
+    starts = begins_word(tokenizer)
     text = "the house, (small) don't 屋根"
     ids = tokenizer.encode_flat([text])[0]
     words, pieces = [], [tokenizer.id_to_token(int(i)) for i in ids]

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from deberta_jax import DebertaForSequenceClassification, init_params
-from deberta_jax.data.batches import Order, TrainingBatches
+from deberta_jax.data.batches import ExampleOrder, TrainingBatches
 from deberta_jax.data.features import make_features
 from deberta_jax.inference.predict import model_inputs
 from deberta_jax.sharding import global_batch, make_mesh
@@ -35,7 +35,7 @@ class Trial:
         examples = rows(30, seed=4)
         labels = np.array([label == "pos" for _, label in examples], np.int32)
         features = make_features(tokenizer, [text for text, _ in examples], None, max_length=16, labels=labels)
-        order = Order(batch_size=ROWS, seed=0, epochs=2)
+        order = ExampleOrder(batch_size=ROWS, seed=0, epochs=2)
         self.batches = TrainingBatches(features, order, 0, buckets=(16,), multiple=data * fsdp)
         optimizer = make_optimizer(Optimization(learning_rate=1e-3), STEPS)
         self.shardings = state_shardings(parameters_of(self.model), optimizer, self.mesh)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deberta_jax import InputError
-from deberta_jax.data.batches import Order, Size, TrainingBatches, length_buckets
+from deberta_jax.data.batches import ExampleOrder, Size, TrainingBatches, length_buckets
 from deberta_jax.data.features import make_features
 from deberta_jax.storage import write_json
 from deberta_jax.text import load_tokenizer
@@ -52,7 +52,9 @@ def test_lengths_of_all_sorts_are_the_announced_programs_and_no_more(
     assert len(set(features.lengths)) > 10
     assert max(features.lengths) > 0.9 * max_length
     buckets = length_buckets(features.lengths, max_length) if batching == "buckets" else ()
-    announced = list(TrainingBatches(features, Order(batch_size=4, seed=0, epochs=1), 0, buckets=buckets).examples())
+    announced = list(
+        TrainingBatches(features, ExampleOrder(batch_size=4, seed=0, epochs=1), 0, buckets=buckets).examples()
+    )
     assert len(announced) >= 2
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         finetune(
