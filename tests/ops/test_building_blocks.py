@@ -33,16 +33,16 @@ def test_gelu_is_the_error_function_form():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_slopes_are_those_of_automatic_differentiation(name):
+def test_gradients_are_those_of_automatic_differentiation(name):
     x = jnp.linspace(-6, 6, 480)  # without the kinks
     automatic = jax.vmap(jax.grad(ACTIVATIONS[name]))(x)
     np.testing.assert_allclose(jax.vmap(jax.grad(lambda x: activate(name, x)))(x), automatic, atol=1e-6)
     half = x.astype(jnp.bfloat16)
     assert activate(name, half).dtype == jnp.bfloat16
-    slopes = jax.vmap(jax.grad(lambda x: activate(name, x)))(half)
-    assert slopes.dtype == jnp.bfloat16
+    gradients = jax.vmap(jax.grad(lambda x: activate(name, x)))(half)
+    assert gradients.dtype == jnp.bfloat16
     exact = np.float32(jax.vmap(jax.grad(ACTIVATIONS[name]))(half.astype(jnp.float32)))
-    np.testing.assert_allclose(np.float32(slopes), exact, rtol=2**-8, atol=1e-6)
+    np.testing.assert_allclose(np.float32(gradients), exact, rtol=2**-8, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
