@@ -8,7 +8,7 @@ from deberta_jax.training.demo import format_report, run_demo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Args:
-    """Train a vocabulary, a masked LM and a classifier on Python's own docstrings; evaluate, predict, save."""
+    """Trains a vocabulary, a masked LM and a classifier on Python's own docstrings; evaluates, predicts and saves."""
 
     output: str = "demo-output"
     """Directory for all files of the demonstration."""

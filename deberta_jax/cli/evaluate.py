@@ -10,9 +10,9 @@ from deberta_jax.training.experiment import compute_dtype
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Args(TrainedOptions):
-    """Metrics of a model on a labelled file: one JSON object on standard output.
+    """Prints the metrics of a model on a labelled file, as one JSON object.
 
-    What is not given is as the run that trained the model had it."""
+    Options that are not given are those of the run that trained the model."""
 
     data: str
     """File as ``finetune`` reads it, or a pattern of several."""

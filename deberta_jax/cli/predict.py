@@ -11,9 +11,9 @@ from deberta_jax.training.experiment import compute_dtype
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Args(TrainedOptions):
-    """A model's answers for a file: one JSON object a row, in the order of the file.
+    """Writes a model's answers for a file: one JSON object for each row, in the order of the file.
 
-    What is not given is as the run that trained the model had it."""
+    Options that are not given are those of the run that trained the model."""
 
     input: str
     """File as ``finetune`` reads it, or a pattern of several; - reads jsonl on standard input."""

@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2021) by path: kernels W stay, products A B of low rank are added to them, the head trains whole.
+"""Adds LoRA (Hu et al. 2021) to a model by parameter path: kernels W are frozen, low-rank products A B are trained.
 
-The trained tree is ``{"base": the model's tree, "lora": {path: {"a", "b"}}}``. The model runs on the merged tree
-W + alpha / rank * A B, built anew in every step, so no model knows of any of this.
+The head is trained whole. The trained tree is ``{"base": the model's tree, "lora": {path: {"a", "b"}}}``. In every step
+the model runs on the merged tree, W + alpha / rank * A B, so no model has code for LoRA.
 """
 
 import dataclasses
@@ -20,28 +20,36 @@ from deberta_jax.weights.names import ENCODER
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A kernel with an update: ``layers`` on a leading axis or None, ``inputs`` its contracted axes, ``outputs``."""
+    """Describes a kernel with an update.
+
+    Attributes:
+      layers: size of the leading layer axis; None without one.
+      inputs: sizes of the contracted axes.
+      outputs: sizes of the other axes.
+    """
 
     layers: int | None
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    axes: tuple[Any, ...]
 
     @property
     def fan_in(self) -> int:
+        """Returns the number of inputs."""
         return int(np.prod(self.inputs))
 
     @property
     def fan_out(self) -> int:
+        """Returns the number of outputs."""
         return int(np.prod(self.outputs))
 
     def stacked(self, *shape: int) -> tuple[int, ...]:
+        """Returns a shape with the layer axis, if the kernel has one, before it."""
         return shape if self.layers is None else (self.layers, *shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Rank, scale, and the kernels by their paths."""
+    """Holds the rank, alpha, and the kernels with an update by their paths."""
 
     rank: int
     alpha: float
@@ -49,11 +57,12 @@ class Lora:
 
     @property
     def scale(self) -> float:
+        """Returns the factor of the product A B."""
         return self.alpha / self.rank
 
 
 def find_kernels(base: Parameters, targets: tuple[str, ...], rank: int, alpha: float) -> Lora:
-    """The kernels that the patterns match.
+    """Returns the kernels that the patterns match.
 
     Raises:
       InputError: a pattern that matches no kernel.
@@ -68,16 +77,15 @@ def find_kernels(base: Parameters, targets: tuple[str, ...], rank: int, alpha: f
             axes = _at(base.axes, path)
             stacked = axes[0] == "layers"
             shape, names = leaves[path].shape[stacked:], axes[stacked:]
-            # Heads stand apart: [D, N, H] out of a layer's input, [N, H, D] back into it.
+            # Attention heads have an axis of their own: [D, N, H] for inputs, [N, H, D] for outputs.
             contracted = 2 if names[0] == "heads" else 1
-            kernels[path] = Kernel(
-                leaves[path].shape[0] if stacked else None, shape[:contracted], shape[contracted:], names
-            )
+            layers = leaves[path].shape[0] if stacked else None
+            kernels[path] = Kernel(layers, shape[:contracted], shape[contracted:])
     return Lora(rank, alpha, kernels)
 
 
 def lora_parameters(base: Parameters, lora: Lora) -> Parameters:
-    """Shapes and axes of the trained tree; all of the encoder is frozen."""
+    """Returns shapes and axes of the trained tree; the whole encoder is frozen."""
     frozen = {f"base/{path}" for path in _paths(base.shapes) if _in_encoder(path)} | {
         f"base/{path}" for path in base.frozen
     }
@@ -88,13 +96,13 @@ def lora_parameters(base: Parameters, lora: Lora) -> Parameters:
         }
         for path, k in lora.kernels.items()
     }
-    # Small beside what they are added to: whole on every device.
+    # They are small, so every device has them whole.
     axes = jax.tree.map(lambda leaf: (None,) * len(leaf.shape), shapes)
     return Parameters({"base": base.shapes, "lora": shapes}, {"base": base.axes, "lora": axes}, frozenset(frozen))
 
 
 def init_lora(lora: Lora, key: jax.Array) -> dict[str, Any]:
-    """A uniform within 1 / sqrt(inputs), as peft draws it, and B zero: the model begins as it was."""
+    """Returns A uniform within 1 / sqrt(inputs), as peft does, and B zero, so the model is unchanged at first."""
     out = {}
     for i, (path, k) in enumerate(lora.kernels.items()):
         limit = k.fan_in**-0.5
@@ -104,7 +112,7 @@ def init_lora(lora: Lora, key: jax.Array) -> dict[str, Any]:
 
 
 def merge(params: Any, lora: Lora) -> Any:
-    """The model's tree with the updates added to their kernels."""
+    """Returns the model's tree with the updates added to their kernels."""
     merged = params["base"]
     for path, k in lora.kernels.items():
         update = params["lora"][_name(path)]
@@ -119,7 +127,7 @@ def _added(tree: Any, keys: list[str], delta: jax.Array) -> Any:
 
 
 def _in_encoder(path: str) -> bool:
-    """True for a parameter of the encoder. A head is trained whole, as most tasks initialize it."""
+    """Returns True for a parameter of the encoder. A head is trained whole, because most tasks initialize it."""
     return path.startswith(f"{ENCODER}/")
 
 

@@ -87,7 +87,7 @@ def _head(params: Mapping[str, Any], model: Model, rows: tuple[Row, ...]) -> dic
 
 
 def host(array: jax.Array) -> np.ndarray:
-    """An array's values on this process, wherever it lives."""
+    """Returns all values of an array on this process, for any sharding."""
     if array.is_fully_addressable:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))

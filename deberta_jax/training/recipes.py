@@ -10,8 +10,13 @@ R = TypeVar("R")
 
 
 class Recipe(NamedTuple):
-    """Of one model on one task. ``warmup``: steps, or below 1 a share. ``dropout``: before the classifier. ``sift``:
-    weight of SiFT's loss."""
+    """Holds the settings of one model on one task.
+
+    Attributes:
+      warmup: steps of the warm-up; below 1 a fraction of all steps.
+      dropout: rate before the classifier.
+      sift: weight of the SiFT loss.
+    """
 
     learning_rate: float
     batch_size: int
@@ -35,7 +40,7 @@ HUB = {
 
 
 def recipe(what: str, recipes: Mapping[str, R], name: str) -> R:
-    """One of a table's recipes. Raises InputError for a name that is not in it."""
+    """Returns a recipe by its name. Raises InputError for a name without one; ``what`` is named in the message."""
     if name not in recipes:
         raise InputError(f"{what}: no published recipe for {name}; there are {', '.join(recipes)}")
     return recipes[name]
@@ -44,11 +49,13 @@ def recipe(what: str, recipes: Mapping[str, R], name: str) -> R:
 def published(
     task: str, length: int, recipes: Mapping[str, Recipe], model: str, *, from_mnli: bool = False, **more: Any
 ) -> Finetune:
-    """The experiment of one of a task's recipes, with Microsoft's optimizer and schedule.
+    """Returns the experiment of a recipe, with Microsoft's optimizer and schedule.
 
     Args:
-      model: one of ``recipes``; with ``-sift`` at its end the recipe with SiFT.
-      from_mnli: v1 and v2 begin with the weights that were fine-tuned on MNLI before.
+      length: tokens of the longest input.
+      model: a name in ``recipes``; the ending ``-sift`` means the recipe with SiFT.
+      from_mnli: v1 and v2 start from weights that were fine-tuned on MNLI.
+      more: further fields of the experiment.
 
     Raises:
       InputError: a model without a published recipe for this task.
