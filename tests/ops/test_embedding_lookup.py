@@ -17,13 +17,13 @@ def test_rows_and_the_tables_gradient(sizes):
     table, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((V, E), (B, T, E)))
     ids = rng.integers(0, V, (B, T)).astype(np.int32)
     mesh = make_mesh(*sizes)
-    places = jax.NamedSharding(mesh, RULES.spec(("vocab", "embed"))), *(batch_sharding(mesh),) * 2
+    shardings = jax.NamedSharding(mesh, RULES.spec(("vocab", "embed"))), *(batch_sharding(mesh),) * 2
 
     def program(table, ids, weight):
         return jax.value_and_grad(lambda t: (r := take_sharded_rows(t, ids, jnp.float32), (r * weight).sum())[1])(table)
 
     with jax.set_mesh(mesh):
-        placed = [jax.device_put(a, s) for a, s in zip((table, ids, weight), places, strict=True)]
+        placed = [jax.device_put(a, s) for a, s in zip((table, ids, weight), shardings, strict=True)]
         rows = jax.jit(lambda t, i: take_sharded_rows(t, i, jnp.float32))(*placed[:2])
         _, gradient = jax.jit(program)(*placed)
     by_hand = np.zeros((V, E))

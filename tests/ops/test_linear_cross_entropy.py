@@ -1,4 +1,4 @@
-"""The product with the vocabulary in pieces: values, gradients and draws of numpy's float64, on any mesh."""
+"""The fused linear cross-entropy: values, gradients and samples of numpy's float64, on any mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def agree(case, found, gradients):
 
 
 @pytest.mark.parametrize("chunk_size", [10**9, 5 * WORDS, 1])
-def test_in_pieces_of_any_size(case, chunk_size):
+def test_in_chunks_of_any_size(case, chunk_size):
     agree(case, *ours(case, chunk_size))
 
 

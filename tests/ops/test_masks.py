@@ -1,4 +1,4 @@
-"""Masks, softmax, dropout and where texts start."""
+"""Masks, softmax and where segments start."""
 
 import jax
 import jax.numpy as jnp

@@ -181,6 +181,9 @@ def test_a_directory_is_free_goes_on_has_finished_or_is_refused(tmp_path):
     assert check_directory(run, record | {"runtime": {**runtime, "log_every": 9}}) is None, (
         "how it is computed may change"
     )
+    # Records of runs that began when the implementation 'xla' was called 'shift'.
+    write_json(run / "experiment.json", record | {"runtime": {**runtime, "attention": "shift"}})
+    assert check_directory(run, record | {"runtime": {**runtime, "attention": "xla"}}) is None
     for change, words in (
         ({"experiment": {"seed": 1}}, "its seed is 0, now it is 1"),
         ({"data": {"a.csv": "11"}}, "the data file a.csv has changed"),

@@ -40,8 +40,3 @@ class AttentionInputs:
     dropout_key: jax.Array | None = None
     mix_scores: Float[Array, "N N"] | None = None
     mix_weights: Float[Array, "N N"] | None = None
-
-    @property
-    def has_dropout(self) -> bool:
-        """True if weights are dropped."""
-        return self.dropout_key is not None and self.dropout_rate > 0

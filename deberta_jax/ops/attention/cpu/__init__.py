@@ -1,1 +1,1 @@
-"""The implementation for CPUs, and the workarounds for XLA's CPU backend that attention needs."""
+"""Holds the implementation for CPUs, and the workarounds for XLA's CPU backend that attention needs."""

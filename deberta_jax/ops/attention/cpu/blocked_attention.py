@@ -80,10 +80,9 @@ def blocked_attention(inputs: AttentionInputs, *, sizes: BlockSizes = MEASURED_S
     if inputs.dropout_key is not None and inputs.dropout_rate > 0:
         random_bits = attention_random_bits(dropout_seeds(inputs.dropout_key), batch, heads)
         random_bits = jnp.moveaxis(random_bits.reshape(2, *steps, heads), (-1, 1), (0, 1))
-    pos_query = None if inputs.pos_query is None else inputs.pos_query * folded
     context: jax.Array = _attend(
         (lay_out(query * folded if folded != 1.0 else query), lay_out(inputs.key), lay_out(inputs.value)),
-        (heads_first(inputs.pos_key), heads_first(pos_query)),
+        (heads_first(inputs.pos_key), heads_first(None if inputs.pos_query is None else inputs.pos_query * folded)),
         tuple(jnp.asarray(index_by_distance(index, descending=descending)) for descending in (True, False)),
         (lay_out_mask(segment_ids), lay_out_mask(inputs.attention_mask)),
         random_bits,

@@ -1,1 +1,1 @@
-"""The Pallas kernels for GPUs, written for Triton."""
+"""Holds the Pallas kernels for GPUs, written for Triton."""

@@ -1,1 +1,1 @@
-"""The Pallas kernels for TPUs."""
+"""Holds the Pallas kernels for TPUs."""

@@ -42,11 +42,11 @@ def backward(
     inputs, scalars = _operands(tiling, arrays, relative_index, names, KEY_MAJOR)
     logsumexp = layout.pad_rows(tiling, arrays["logsumexp"])
     inputs |= {"logsumexp": logsumexp.reshape(-1, tiling.groups, tiling.group, tiling.padded_length)}
-    found = backward_kernel(tiling, inputs, scalars, interpret)
-    gradients = {name: layout.unpad_tokens(tiling, found[name]) for name in names[:3]}
+    results = backward_kernel(tiling, inputs, scalars, interpret)
+    gradients = {name: layout.unpad_tokens(tiling, results[name]) for name in names[:3]}
     for name, index in layout.expanded_index(tiling, relative_index).items():
         if name in arrays:
-            gradients[name] = layout.sum_by_row(tiling, found[name.replace("pos", "table")], index, arrays[name])
+            gradients[name] = layout.sum_by_row(tiling, results[name.replace("pos", "table")], index, arrays[name])
     return gradients
 
 

@@ -206,5 +206,5 @@ def program_random_bits(tiling: Tiling, seeds: Any, example: Any, group: Any, he
     if tiling.dropout_rate == 0.0:
         return None
     head_index = (example + seeds[2]) * tiling.all_heads + seeds[3] + group * tiling.group + head
-    words = seeds[0].astype(jnp.uint32), seeds[1].astype(jnp.uint32)
-    return head_random_bits(words, head_index.astype(jnp.uint32))
+    of_key = seeds[0].astype(jnp.uint32), seeds[1].astype(jnp.uint32)
+    return head_random_bits(of_key, head_index.astype(jnp.uint32))
