@@ -1,9 +1,5 @@
 """Every attention implementation against scores written out in numpy float64, and against one another."""
 
-import dataclasses
-import itertools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,63 +7,27 @@ import pytest
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.attention import WHOLE_SCORES, disentangled_attention, entry
-from deberta_jax.ops.attention.cpu.block_geometry import BlockGeometry, BlockSizes, divide
-from deberta_jax.ops.attention.cpu.blocked_attention import blocked_attention
+from deberta_jax.ops.attention.cpu.block_geometry import BlockSizes
 from deberta_jax.ops.attention.dropout import keep_mask
-from deberta_jax.ops.attention.inputs import AttentionInputs
-from deberta_jax.ops.attention.masks import normalize_masks
 from deberta_jax.ops.attention.pallas import self_check
 from deberta_jax.ops.attention.relative_position import make_relative_index
 from deberta_jax.ops.dropout import dropout_seeds
+from tests.attention_cases import (
+    H,
+    N,
+    T,
+    attend,
+    by_hand,
+    gradient_program,
+    gradients_of,
+    make_inputs,
+    outputs_of,
+    relative_error,
+    relative_index_of,
+)
 
 # The kernels have tests of their own, in the interpreter.
 IMPLEMENTATIONS = [implementation for implementation in entry.IMPLEMENTATIONS if implementation != "pallas"]
-T, N, H = 9, 2, 4
-SCALE = 0.3
-
-
-def make_inputs(dtype=np.float32, span=4, length=T):
-    """Asymmetric in everything: no row of the table equals another or its mirror image."""
-    random = np.random.RandomState(0)
-    draw = lambda *shape: random.standard_normal(shape).astype(dtype)
-    arrays = {name: draw(2, length, N, H) for name in ("query", "key", "value")}
-    return arrays | {"pos_key": draw(2 * span, N, H), "pos_query": draw(2 * span, N, H)}
-
-
-def relative_index_of(generation: str) -> np.ndarray:
-    if generation == "v1":
-        return make_relative_index(T, 4, buckets=-1, max_distance=4, clamp=False)
-    return make_relative_index(T, 4, buckets=4, max_distance=7, clamp=generation == "clamp")
-
-
-def attend(arrays, relative_index, *, implementation, mask=None, segment_ids=None, sizes=None, **options):
-    """``disentangled_attention``; ``sizes``: of the blocks of ``blocked``."""
-    arrays = jax.tree.map(jnp.asarray, arrays)
-    mask, segment_ids = (None if a is None else jnp.asarray(a) for a in (mask, segment_ids))
-    options = {"relative_index": relative_index, "scale": SCALE, **options}
-    if sizes is not None and implementation == "blocked":
-        segment_ids, mask = normalize_masks(mask, segment_ids)
-        inputs = AttentionInputs(**arrays, attention_mask=mask, segment_ids=segment_ids, **options)
-        return blocked_attention(inputs, sizes=sizes), None
-    options |= {"return_weights": implementation in WHOLE_SCORES, "implementation": implementation} | options
-    return disentangled_attention(**arrays, attention_mask=mask, segment_ids=segment_ids, **options)
-
-
-def by_hand(a, relative_index, pairs=None):
-    """score[i,j] = (q_i k_j + q_i K[row(i-j)] + Q[row(i-j)] k_j) * scale, in numpy's float64; and the softmax."""
-    a = {name: None if v is None else np.float64(v) for name, v in a.items()}
-    position = np.arange(a["query"].shape[1])
-    row = relative_index[position[:, None] - position + len(position) - 1]
-    scores = np.einsum("binh,bjnh->bnij", a["query"], a["key"])
-    if a["pos_key"] is not None:
-        scores += np.einsum("binh,ijnh->bnij", a["query"], a["pos_key"][row])
-    if a["pos_query"] is not None:
-        scores += np.einsum("ijnh,bjnh->bnij", a["pos_query"][row], a["key"])
-    scores = np.where(True if pairs is None else pairs[:, None], scores * SCALE, -np.inf)
-    maximum = scores.max(-1, keepdims=True)
-    weights = np.exp(scores - np.where(np.isfinite(maximum), maximum, 0))
-    weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)
-    return np.einsum("bnij,bjnh->binh", weights, a["value"]), weights
 
 
 MASK = np.array([[1] * T, [1, 1, 1, 1, 0, 1, 0, 0, 0]], bool)
@@ -99,30 +59,6 @@ def test_context_and_weights_equal_the_definition(implementation, generation, ma
     if implementation in WHOLE_SCORES:
         np.testing.assert_allclose(weights, expected_weights, atol=2e-6)
     np.testing.assert_allclose(context, expected_context, atol=5e-6)
-
-
-def gradient_program(implementation, relative_index, **given):
-    """A compiled function of arrays and cotangents to the gradients by name."""
-
-    def loss(arrays, cotangents):
-        context, weights = attend(arrays, relative_index, implementation=implementation, **given)
-        return jnp.sum(context * cotangents[0]) + (0.0 if weights is None else jnp.sum(weights * cotangents[1]))
-
-    return jax.jit(jax.grad(loss))
-
-
-def gradients_of(implementation, arrays, relative_index, cotangents, **given):
-    return gradient_program(implementation, relative_index, **given)(arrays, cotangents)
-
-
-def outputs_of(implementation, arrays, relative_index, cotangents, **given):
-    """The context and the gradients by name, as one program."""
-
-    def outputs(arrays):
-        context, _ = attend(arrays, relative_index, implementation=implementation, **given)
-        return {"context": context} | gradients_of(implementation, arrays, relative_index, cotangents, **given)
-
-    return jax.jit(outputs)(arrays)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +98,6 @@ def test_gradients_of_the_implementations_agree(generation, mask, mixed):
 INDICES = {"v3": (256, 256, 512), "v1": (512, -1, 512), "short": (4, 4, 7), "short v1": (16, -1, 16)}
 
 
-def relative_error(found, expected):
-    return np.abs(np.float64(found) - expected).max() / max(np.abs(expected).max(), 1e-30)
-
-
 @pytest.mark.parametrize("kind", INDICES)
 @pytest.mark.parametrize(
     "length", [1, 40, 150, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 33, 257, 511, 513, 700, 1100))]
@@ -185,99 +117,6 @@ def test_implementations_agree_at_any_length(length, kind):
         for name, found in outputs_of(implementation, arrays, relative_index, cotangents, **given).items():
             limit = 2e-6 if name == "context" else 2e-5
             assert relative_error(found, np.float64(expected[name])) < limit, (implementation, name)
-
-
-FAR_SIZES = BlockSizes(max_queries=64, tile=32)
-
-
-def far_inputs(**absent):
-    """Returns inputs and index of a padded text in six blocks of two tiles; inner ones have far keys on both sides."""
-    length = 359
-    relative_index = make_relative_index(length, 16, buckets=-1, max_distance=16, clamp=True)
-    assert divide(length, relative_index, FAR_SIZES) == BlockGeometry(length=360, block_size=60, near=120, tile=30)
-    return make_inputs(span=16, length=length) | absent, relative_index
-
-
-def test_long_texts_meet_far_keys_by_row_alone():
-    """The blocked implementation against float64 pair by pair."""
-    arrays, relative_index = far_inputs()
-    found, _ = attend(arrays, relative_index, implementation="blocked", sizes=FAR_SIZES)
-    np.testing.assert_allclose(found, by_hand(arrays, relative_index)[0], atol=5e-6)
-
-
-def far_masks(length: int) -> dict[str, Any]:
-    segments = np.arange(length) // 120
-    return {
-        "mask": np.random.RandomState(5).random_sample((2, length, length)) < 0.9,
-        "segment_ids": np.stack([np.minimum(segments, 1) + 1, np.where(segments < 2, 1, 0)]).astype(np.int32),
-        "dropout_rate": 0.3,
-        "dropout_key": jax.random.key(8),
-    }
-
-
-ONE, BOTH = 1, 1 << 19  # scores held at once: examples one by one, or both together
-
-
-@pytest.mark.parametrize(
-    ("absent", "masked", "scores"),
-    [
-        ((), True, ONE),
-        ((), False, BOTH),
-        (("pos_key",), True, BOTH),
-        (("pos_query",), True, ONE),
-        (("pos_key", "pos_query"), True, BOTH),
-    ],
-    ids=str,
-)
-def test_far_keys_under_masks_and_dropout(absent, masked, scores):
-    """Output and gradients are the definition's where texts are packed, some pairs barred and some weights dropped."""
-    sizes = dataclasses.replace(FAR_SIZES, scores=scores)
-    arrays, relative_index = far_inputs(**dict.fromkeys(absent))
-    length = arrays["query"].shape[1]
-    given = far_masks(length) if masked else {}
-    given["sizes"] = sizes
-    cotangents = np.float32(np.random.RandomState(6).standard_normal(arrays["query"].shape)), np.float32(0)
-    expected, found = (
-        outputs_of(implementation, arrays, relative_index, cotangents, **given)
-        for implementation in ("reference", "blocked")
-    )
-    for name, value in found.items():
-        assert (value is None) == (name in absent)
-        limit = 2e-6 if name == "context" else 2e-5
-        assert value is None or relative_error(value, np.float64(expected[name])) < limit, name
-
-
-@pytest.mark.parametrize(("dtype", "scores"), [(jnp.bfloat16, ONE), (jnp.float16, BOTH)])
-def test_far_keys_in_half_precision_are_as_exact_as_the_definition(dtype, scores):
-    """The output to 1.3 times the definition's error in the same dtype; gradients to its rounding."""
-    sizes = dataclasses.replace(FAR_SIZES, scores=scores)
-    arrays, relative_index = far_inputs()
-    half = {name: jnp.asarray(a, dtype) for name, a in arrays.items()}
-    exactly = {name: np.float32(a) for name, a in half.items()}
-    exact, _ = by_hand(exactly, relative_index)
-    cotangents = np.float32(np.random.RandomState(6).standard_normal(exact.shape)), np.float32(0)
-    gradients = gradients_of("reference", exactly, relative_index, cotangents)
-    by_definition, _ = jax.jit(lambda a: attend(a, relative_index, implementation="reference"))(half)
-    found = outputs_of("blocked", half, relative_index, cotangents, sizes=sizes)
-    assert relative_error(found.pop("context"), exact) < 1.3 * relative_error(by_definition, exact)
-    for name, gradient in found.items():
-        assert relative_error(gradient, np.float64(gradients[name])) < 8 * jnp.finfo(dtype).eps, name
-
-
-def temporary_bytes(length: int) -> int:
-    """Of forward and backward of the blocked implementation, by the compiler."""
-    relative_index = make_relative_index(length, 256, buckets=256, max_distance=512, clamp=True)
-    like = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-    arrays = [like(2, length, 12, 64)] * 3 + [like(512, 12, 64)] * 2
-    loss = lambda *a: disentangled_attention(*a, relative_index, scale=SCALE, implementation="blocked")[0].sum()
-    lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4))).lower(*arrays)
-    return lowered.compile().memory_analysis().temp_size_in_bytes
-
-
-def test_temporary_memory_of_the_blocked_implementation_is_linear_in_length():
-    sizes = [temporary_bytes(length) for length in (512, 1024, 2048, 4096)]
-    growth = [after / before for before, after in itertools.pairwise(sizes)]
-    assert max(growth) <= 2.2, growth
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
