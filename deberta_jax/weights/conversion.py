@@ -73,23 +73,15 @@ def convert(
     """
     kind = None if dtype is None else as_dtype(dtype)
     remote = storage.is_remote(destination, ("gs",))
-    if remote and to != "orbax":
-        raise InputError(f"{destination}: a directory for transformers is written to a local disk; give one")
     target = Path(destination).expanduser()
-    parse_size(max_shard_size)
-    if not remote:
-        check_free(target, overwrite=False)
-    if head is None and (new_head is not None or id2label is not None):
-        raise InputError("a new head, or labels: of which head? Name it (head=..., on the command line --head)")
-    if id2label is not None and head in HEADS and not HEADS[head].named_labels:
-        raise InputError(f"labels: {head} has none to choose")
+    _check_destination(destination, target, to, max_shard_size)
+    _check_head(head, id2label, new_head)
     opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model)
     if head is None:
         plan = plan_all(opened)
     else:
-        plan = _with_new_leaves(
-            plan_head(opened, HeadRequest(head, None, id2label, new_head is not None)), head, new_head
-        )
+        request = HeadRequest(head, None, id2label, new_head is not None)
+        plan = _with_new_leaves(plan_head(opened, request), head, new_head)
     broken: list[str] = []
     bare = not plan.parts and layout == "hf"
     done = itertools.count(1)
@@ -104,10 +96,7 @@ def convert(
         with storage.reaching(destination) as path:
             _to_bucket(path, orbax_leaves(plan, kind, broken, step))
             _check(broken, opened, strict)
-            # config.json is written last: a directory without it is no model directory.
-            for file in files:
-                storage.write_bytes(path / file.name, storage.read_bytes(file))
-            storage.write_text(path / "config.json", config)
+            _write_other_files(path, files, config)
     else:
         with staged_model(target, PARAMS, *TOKENIZER_FILES) as stage:
             if to == "hf":
@@ -115,13 +104,38 @@ def convert(
             else:
                 write_orbax(stage / PARAMS, orbax_leaves(plan, kind, broken, step))
             _check(broken, opened, strict)
-            for file in files:
-                storage.write_bytes(stage / file.name, storage.read_bytes(file))
-            storage.write_text(stage / "config.json", config)
+            _write_other_files(stage, files, config)
     notes = [broken_note(broken)] if broken else []
     if not files:
         notes.append("the source has no tokenizer files; the result has none")
     return make_report(source, opened, plan, notes)
+
+
+def _check_destination(destination: str | Path, target: Path, to: str, max_shard_size: str | int) -> None:
+    """Raises InputError for a destination that cannot be written, or a size that is not one."""
+    remote = storage.is_remote(destination, ("gs",))
+    if remote and to != "orbax":
+        raise InputError(f"{destination}: a directory for transformers is written to a local disk; give one")
+    parse_size(max_shard_size)
+    if not remote:
+        check_free(target, overwrite=False)
+
+
+def _check_head(
+    head: str | None, id2label: Sequence[str] | Mapping[int, str] | None, new_head: jax.Array | None
+) -> None:
+    """Raises InputError for labels or a new head without a head that has them."""
+    if head is None and (new_head is not None or id2label is not None):
+        raise InputError("a new head, or labels: of which head? Name it (head=..., on the command line --head)")
+    if id2label is not None and head in HEADS and not HEADS[head].named_labels:
+        raise InputError(f"labels: {head} has none to choose")
+
+
+def _write_other_files(directory: AnyPath, files: Sequence[AnyPath], config: str) -> None:
+    """Copies the tokenizer files and writes config.json last: a directory without it is no model directory."""
+    for file in files:
+        storage.write_bytes(directory / file.name, storage.read_bytes(file))
+    storage.write_text(directory / "config.json", config)
 
 
 def _with_new_leaves(plan: LoadPlan, head: str, key: jax.Array | None) -> LoadPlan:
