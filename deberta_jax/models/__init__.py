@@ -1,4 +1,4 @@
-"""The models as Flax modules: the only place that knows Flax."""
+"""Defines the models as Flax modules, and ``HEADS``, the registry of heads. Only this package uses Flax."""
 
 from deberta_jax.models.classes import (
     DebertaEncoder,

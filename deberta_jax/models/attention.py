@@ -1,8 +1,10 @@
-"""Implements disentangled self-attention of one layer: projections of content and relative table, ``ops.attention``.
+"""Implements disentangled self-attention of one layer.
 
-One module for all generations. v2/v3 with ``share_att_key`` project the relative table with the query and key
-projections themselves, biases included; otherwise with two of its own. v1 is the case without a key bias and without a
-bias on the content-to-position projection.
+Projects hidden states and the relative table to heads, and calls ``ops.attention``, which computes c2p and p2c.
+
+One module serves all generations. v2/v3 models with ``share_att_key`` project the relative table with the query and key
+projections themselves, biases included; other models have two more projections for it. v1 has no key bias and no bias
+on the content-to-position projection.
 """
 
 from typing import NamedTuple
@@ -19,14 +21,14 @@ from deberta_jax.ops.attention import disentangled_attention
 from deberta_jax.sharding import constrain
 
 
-class Relative(NamedTuple):
-    """Holds what all layers share of the relative positions of a length.
+class RelativePositions(NamedTuple):
+    """Holds the relative positions of one sequence length, which all layers share.
 
     Attributes:
-      table: the normalized rows that some distance reads [R,D]; None without relative attention, or where every layer
-        has projected tables already.
-      table_rows: their numbers in the whole table, int32 [R].
-      relative_index: which of them each distance from -(T-1) to T-1 reads, int32 [2T-1].
+      table: the normalized rows of the relative table that some distance reads [R,D]; None for models without relative
+        attention, and for prepared parameters, where every layer has projected tables.
+      table_rows: the indices of these rows in the whole table, int32 [R].
+      relative_index: for each distance from -(T-1) to T-1 the row of ``table`` that it reads, int32 [2T-1].
     """
 
     table: jax.Array | None
@@ -35,7 +37,11 @@ class Relative(NamedTuple):
 
 
 def table_projections(config: DebertaConfig) -> dict[str, tuple[str, bool]]:
-    """Which projection, with a bias or not, makes the relative table keys and queries; only the model's own terms."""
+    """Returns how the relative table is projected, for the score terms (c2p, p2c) that the model has.
+
+    Returns:
+      From ``pos_key`` and ``pos_query`` to the name of the projection and whether it has a bias.
+    """
     shared, terms = config.share_att_key, config.relative_terms if config.relative_attention else ()
     projections = {
         "c2p": ("pos_key", ("key_proj" if shared else "pos_key_proj", config.model_type != V1)),
@@ -45,14 +51,20 @@ def table_projections(config: DebertaConfig) -> dict[str, tuple[str, bool]]:
 
 
 def head_projection(config: DebertaConfig, runtime: Runtime, use_bias: bool, **options) -> Linear:
-    """From width to heads."""
+    """Returns the projection from the hidden width D to heads [N,H]. ``options`` are fields of the module."""
     shape = (config.hidden_size, config.num_attention_heads, config.head_size)
     axes = ("embed", "heads", "kv")
     return Linear(shape, axes, config.initializer_range, runtime, use_bias=use_bias, **options)
 
 
 class SelfAttention(nn.Module):
-    """Content of ``x`` attends to ``source`` (the same array but in the mask decoder); context and weights."""
+    """Computes attention of the tokens of ``x`` to those of ``source``.
+
+    The two arrays differ only in the enhanced mask decoder.
+
+    Returns:
+      The context [B,T,N,H], and the softmax weights [B,N,T,T] in float32, or None unless ``return_weights``.
+    """
 
     config: DebertaConfig
     runtime: Runtime
@@ -62,7 +74,7 @@ class SelfAttention(nn.Module):
         self,
         x: Float[Array, "B T D"],
         source: Float[Array, "B T D"],
-        relative: Relative,
+        relative: RelativePositions,
         mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None,
         segment_ids: Int[Array, "B T"] | None,
         deterministic: bool,
@@ -96,8 +108,17 @@ class SelfAttention(nn.Module):
             implementation=self.runtime.attention,
         )
 
-    def position_tables(self, relative: Relative, deterministic: bool, **shared: Linear):
-        """The relative table as keys and as queries [R,N,H], each None where the model leaves that term out."""
+    def position_tables(self, relative: RelativePositions, deterministic: bool, **shared: Linear):
+        """Returns the relative table projected to keys and to queries [R,N,H]; None for a term that the model lacks.
+
+        Args:
+          relative: the relative positions of this length.
+          deterministic: False applies dropout to the table.
+          shared: the query and key projections by name, where they project the table too.
+
+        Raises:
+          ValueError: training with parameters that are prepared for inference.
+        """
         c = self.config
         projections = table_projections(c)
         if self.runtime.prepared:
@@ -106,13 +127,14 @@ class SelfAttention(nn.Module):
             tables = {name: self.prepared_table(name, relative.table_rows) for name in projections}
         elif relative.table is not None:
             table = Dropout(c.hidden_dropout_prob)(relative.table, deterministic)
-            of = lambda name, use_bias: shared[name] if name in shared else self.projection(name, use_bias)
-            tables = {name: of(*projection)(table) for name, projection in projections.items()}
+            projection = lambda name, use_bias: shared[name] if name in shared else self.projection(name, use_bias)
+            tables = {name: projection(*arguments)(table) for name, arguments in projections.items()}
         else:
             tables = {}
         return tables.get("pos_key"), tables.get("pos_query")
 
     def prepared_table(self, name: str, table_rows: Int[np.ndarray, " R"]) -> Float[Array, "R N H"]:
+        """Returns the rows of a table that ``prepare_for_inference`` has projected."""
         c = self.config
         shape = (2 * c.relative_span, c.num_attention_heads, c.head_size)
         table = self.param(
@@ -128,7 +150,7 @@ class SelfAttention(nn.Module):
 
 
 class HeadMap(nn.Module):
-    """A bias-free map across heads [N,N] (v1's talking heads)."""
+    """Holds the matrix [N,N] that mixes scores or weights across heads (v1's talking heads)."""
 
     config: DebertaConfig
     runtime: Runtime
@@ -141,7 +163,11 @@ class HeadMap(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention, output projection, dropout, residual, LayerNorm."""
+    """Applies self-attention, output projection, dropout, residual and LayerNorm.
+
+    Returns:
+      The result [B,T,D], and the attention weights of ``SelfAttention``.
+    """
 
     config: DebertaConfig
     runtime: Runtime
@@ -157,7 +183,11 @@ class Attention(nn.Module):
 
 
 class Residual(nn.Module):
-    """``LayerNorm(dropout(dense(x)) + residual)``: the end of both halves of a layer."""
+    """Computes ``LayerNorm(dropout(dense(x)) + residual)``, the end of both halves of a layer.
+
+    Attributes:
+      shape, axes: of the dense kernel; all axes but the last are contracted with ``x``.
+    """
 
     config: DebertaConfig
     runtime: Runtime

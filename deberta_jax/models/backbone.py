@@ -1,4 +1,4 @@
-"""Embeddings and encoder together, and the one place where the callers' inputs become what the layers need."""
+"""Runs embeddings and encoder, and derives masks, text starts and position ids from the arguments of a model."""
 
 import dataclasses
 from typing import TypedDict
@@ -16,14 +16,17 @@ from deberta_jax.ops.attention.masks import segment_starts
 
 
 class Inputs(TypedDict, total=False):
-    """Keyword arguments of every model's call.
+    """Holds the keyword arguments that the call of every model takes.
 
-    attention_mask: [B,T] of any dtype, nonzero for real tokens; or [B,T,T], nonzero where query t may read key s.
-    token_type_ids, position_ids: int [B,T]; read only by models that have such tables.
-    inputs_embeds: float [B,T,E] in place of input_ids.
-    segment_ids: int [B,T], 0 for padding: several texts packed in a row, each kept to itself.
-    deterministic: False turns dropout on (``rngs={"dropout": key}``).
-    output_hidden_states, output_attentions: fill those fields of the output.
+    Attributes:
+      attention_mask: [B,T] of any dtype, nonzero for real tokens; or [B,T,T], nonzero where query t may attend to key
+        s.
+      token_type_ids, position_ids: int [B,T]; ignored by models without such embeddings.
+      inputs_embeds: float [B,T,E] in place of input_ids.
+      segment_ids: int [B,T]: which text of a packed row each token belongs to; 0 for padding. Tokens attend only to
+        tokens of their own text.
+      deterministic: False applies dropout, which needs ``rngs={"dropout": key}``.
+      output_hidden_states, output_attentions: fill these fields of the output.
     """
 
     attention_mask: Shaped[Array, "B T"] | Shaped[Array, "B T T"] | None
@@ -37,13 +40,19 @@ class Inputs(TypedDict, total=False):
 
 
 @dataclasses.dataclass(frozen=True)
-class Hidden:
-    """The backbone's results for a head: states [B,T,D], where each token's text starts [B,T] or [B,1], the word
-    table [V,E], and the optional outputs."""
+class BackboneOutput:
+    """Holds the results of embeddings and encoder, from which the heads compute theirs.
+
+    Attributes:
+      states: the last hidden states [B,T,D].
+      starts: for each token the position where its text starts, int32 [B,T].
+      word_embeddings: the table [V,E].
+      hidden_states, attentions: as in ``EncoderOutput``.
+    """
 
     states: jax.Array
     starts: jax.Array
-    words: jax.Array
+    word_embeddings: jax.Array
     hidden_states: tuple[jax.Array, ...] | None
     attentions: tuple[jax.Array, ...] | None
 
@@ -62,12 +71,16 @@ def run_backbone(
     deterministic: bool = True,
     output_hidden_states: bool = False,
     output_attentions: bool = False,
-) -> Hidden:
+) -> BackboneOutput:
     """Declares ``embeddings`` and ``encoder`` in the calling module and runs them.
 
+    Args:
+      mask_decoder: the last layer is the enhanced mask decoder; see ``Encoder``.
+      attention_mask and the following: see ``Inputs``.
+
     Raises:
-      ValueError: both or neither of input_ids and inputs_embeds.
-      InputError: a text longer than a table of absolute positions.
+      ValueError: both or neither of input_ids and inputs_embeds are given.
+      InputError: a text is longer than the table of absolute positions.
     """
     given = [a for a in (input_ids, inputs_embeds) if a is not None]
     if len(given) != 1:
@@ -79,12 +92,12 @@ def run_backbone(
     if segment_ids is None and position_ids is None:
         check_length(config, length)
     if position_ids is None:
-        # Within a packed row every text counts from 0. Alone, a text counts from the row's start, padding included,
-        # as in transformers.
+        # In a packed row the positions of every text count from 0. Otherwise they count from the row's start, padding
+        # included, as in transformers.
         position_ids = jnp.arange(length, dtype=jnp.int32)[None]
         if segment_ids is not None:
             position_ids = position_ids - starts
-    x, words, positions = Embeddings(config, runtime, name="embeddings")(
+    x, word_embeddings, positions = Embeddings(config, runtime, name="embeddings")(
         input_ids, inputs_embeds, token_type_ids, position_ids, token_mask, deterministic
     )
     last, states, weights = Encoder(config, runtime, name="encoder")(
@@ -97,10 +110,10 @@ def run_backbone(
         output_hidden_states,
         output_attentions,
     )
-    return Hidden(
+    return BackboneOutput(
         last,
         starts,
-        words,
+        word_embeddings,
         None if states is None else (x, *states),
         None if weights is None else tuple(weights),
     )
@@ -109,7 +122,10 @@ def run_backbone(
 def real_tokens(
     mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None, segment_ids: Int[Array, "B T"] | None
 ) -> Bool[Array, "B T"] | None:
-    """True for tokens that are no padding. In a pair mask padding is a token that may read nothing."""
+    """Returns True for every token that is not padding; None if neither argument is given.
+
+    In a mask [B,T,T] a token that may attend to nothing is padding.
+    """
     real = None
     if mask is not None:
         real = mask.any(axis=-1) if mask.ndim == 3 else mask
@@ -119,12 +135,12 @@ def real_tokens(
 
 
 class Backbone(nn.Module):
-    """``run_backbone`` under a name of its own, for the models with a head."""
+    """Runs ``run_backbone`` as a module with its own name, for the models with a head."""
 
     config: DebertaConfig
     runtime: Runtime
     mask_decoder: bool = False
 
     @nn.compact
-    def __call__(self, input_ids, **inputs) -> Hidden:
+    def __call__(self, input_ids, **inputs) -> BackboneOutput:
         return run_backbone(self.config, self.runtime, input_ids, mask_decoder=self.mask_decoder, **inputs)

@@ -1,5 +1,7 @@
 """Defines the model classes, one for each head. All are called in the same way; ``Inputs`` describes the arguments.
 
+Letters of shapes: B rows, T tokens, D hidden width, E embedding width, V vocabulary, P positions, C labels or choices.
+
 model = DebertaForSequenceClassification(config, dtype=jnp.bfloat16)
 params = init_params(model, jax.random.key(0))
 out = model.apply({"params": params}, input_ids, attention_mask=mask)
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.models.backbone import Backbone, Hidden, Inputs, run_backbone
+from deberta_jax.models.backbone import Backbone, BackboneOutput, Inputs, run_backbone
 from deberta_jax.models.heads import (
     LegacyHead,
     OriginalHead,
@@ -24,7 +26,7 @@ from deberta_jax.models.heads import (
     take_positions,
 )
 from deberta_jax.models.layers import Dropout, Runtime
-from deberta_jax.models.outputs import EncoderOutput, FactoredOutput, HeadOutput, SpanOutput
+from deberta_jax.models.outputs import EncoderOutput, HeadOutput, ProjectionInputs, SpanOutput
 from deberta_jax.ops.activations import activate
 
 M = TypeVar("M", bound="Model")
@@ -33,16 +35,17 @@ Positions = Int[Array, "B P"] | None
 
 
 class Model(nn.Module):
-    """The fields that every model has.
+    """Holds the fields that every model has.
 
     Attributes:
       config: the architecture.
-      dtype: of the computation; scores, softmax, LayerNorm and logits are float32 whatever it is.
-      param_dtype: of fresh parameters.
-      attention: ``auto``, or an implementation of ``ops.attention`` by name.
-      remat: ``none``, ``dots`` or ``full``: what the backward pass recomputes to save memory.
-      scan: loop over layers in the program (compiles in the time of one layer) rather than unroll them.
-      prepared: the parameters are those of ``prepare_for_inference``, which sets this.
+      dtype: dtype of the computation; scores, softmax, LayerNorm and logits are always float32.
+      param_dtype: dtype of initialized parameters.
+      attention: ``auto``, or the name of an implementation of ``ops.attention``.
+      remat: what the backward pass recomputes to save memory: ``none``, ``dots`` (all but the results of the
+        projections) or ``full`` (all but the inputs of the layers).
+      scan: True compiles one layer and loops over it; False unrolls all layers into the program.
+      prepared: the parameters come from ``prepare_for_inference``, which sets this field.
     """
 
     config: DebertaConfig
@@ -54,11 +57,11 @@ class Model(nn.Module):
     prepared: bool = False
 
     reads_choices: ClassVar[bool] = False
-    """The inputs have an axis of choices, [B,C,T], and the model scores each choice as a text of its own."""
+    """True if the inputs have an axis of choices, [B,C,T], and the model scores each choice as one text."""
 
     @property
     def runtime(self) -> Runtime:
-        """The runtime choices as the one object that all layers are given."""
+        """Returns the runtime choices as one object, which all layers take."""
         return Runtime(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Runtime)})
 
     @classmethod
@@ -71,12 +74,13 @@ class Model(nn.Module):
         """Returns the shape of the smallest ``input_ids`` that the model takes."""
         return (1, 1, 2) if cls.reads_choices else (1, 2)
 
-    def backbone(self, input_ids, inputs: Inputs, mask_decoder: bool = False) -> Hidden:
+    def backbone(self, input_ids, inputs: Inputs, mask_decoder: bool = False) -> BackboneOutput:
+        """Declares embeddings and encoder under the name ``deberta`` and runs them."""
         return Backbone(self.config, self.runtime, mask_decoder, name="deberta")(input_ids, **inputs)
 
 
 class DebertaEncoder(Model):
-    """The encoder without a head: EncoderOutput."""
+    """Computes the encoder's hidden states, without a head. Returns an ``EncoderOutput``."""
 
     @nn.compact
     def __call__(self, input_ids: Ids = None, **inputs: Unpack[Inputs]) -> EncoderOutput:
@@ -85,11 +89,17 @@ class DebertaEncoder(Model):
 
 
 class DebertaForMaskedLM(Model):
-    """Vocabulary logits [B,T,V], or [B,P,V] at ``positions`` [B,P] alone (-1: none).
+    """Computes the logits of all vocabulary entries for every token: masked language modelling.
 
-    With ``config.mask_decoder`` the logits come from the enhanced mask decoder, as those of released weights must.
-    ``factored`` gives their factors, a FactoredOutput: ``ops.linear_cross_entropy`` computes a loss from these without
-    ever holding all logits.
+    With ``config.mask_decoder`` the logits come from the enhanced mask decoder, as the released weights need it.
+
+    Args:
+      positions: compute logits for these positions of each row only; -1 for none.
+      return_projection_inputs: return the inputs of the output projection instead of logits.
+        ``ops.linear_cross_entropy`` computes a loss from them without holding all logits in memory.
+
+    Returns:
+      A ``HeadOutput`` with logits [B,T,V], or [B,P,V] for ``positions``; or a ``ProjectionInputs``.
     """
 
     @nn.compact
@@ -98,33 +108,43 @@ class DebertaForMaskedLM(Model):
         input_ids: Ids = None,
         *,
         positions: Positions = None,
-        factored: bool = False,
+        return_projection_inputs: bool = False,
         **inputs: Unpack[Inputs],
-    ) -> HeadOutput | FactoredOutput:
+    ) -> HeadOutput | ProjectionInputs:
         h = self.backbone(input_ids, inputs, self.config.mask_decoder)
         states = h.states if positions is None else take_positions(h.states, positions)
         head = LegacyHead if self.config.legacy else OriginalHead
         name = "cls" if self.config.legacy else "lm_predictions"
-        logits = head(self.config, self.runtime, name=name)(states, h.words, factored)
-        if isinstance(logits, FactoredOutput):
+        logits = head(self.config, self.runtime, name=name)(states, h.word_embeddings, return_projection_inputs)
+        if isinstance(logits, ProjectionInputs):
             return logits
         return HeadOutput(logits, h.hidden_states, h.attentions)
 
 
 class DebertaForSequenceClassification(Model):
-    """Logits [B,C] of each row's text, or [B,P,C] of the texts that start at ``positions`` [B,P] of packed rows."""
+    """Computes the logits of the labels of each text, from the vector of its first token.
+
+    Args:
+      positions: where the texts of packed rows start; -1 for none.
+
+    Returns:
+      A ``HeadOutput`` with logits [B,C], or [B,P,C] for ``positions``.
+    """
 
     @nn.compact
     def __call__(self, input_ids: Ids = None, *, positions: Positions = None, **inputs: Unpack[Inputs]) -> HeadOutput:
         h = self.backbone(input_ids, inputs)
-        read = h.starts[:, :1] if positions is None else positions
+        starts = h.starts[:, :1] if positions is None else positions
         deterministic = inputs.get("deterministic", True)
-        logits = pooled_logits(self.config, self.runtime, h.states, read, self.config.num_labels, deterministic)
+        logits = pooled_logits(self.config, self.runtime, h.states, starts, self.config.num_labels, deterministic)
         return HeadOutput(logits[:, 0] if positions is None else logits, h.hidden_states, h.attentions)
 
 
 class DebertaForTokenClassification(Model):
-    """Logits [B,T,C]; with ``config.classifier_proj`` Microsoft's dense layer and GELU come before the classifier."""
+    """Computes the logits of the labels of each token. Returns a ``HeadOutput`` with logits [B,T,C].
+
+    With ``config.classifier_proj`` a dense layer and GELU come before the classifier, as in Microsoft's code.
+    """
 
     @nn.compact
     def __call__(self, input_ids: Ids = None, **inputs: Unpack[Inputs]) -> HeadOutput:
@@ -138,7 +158,7 @@ class DebertaForTokenClassification(Model):
 
 
 class DebertaForQuestionAnswering(Model):
-    """Start and end logits [B,T] of an extracted answer: SpanOutput."""
+    """Computes the logits of the first and the last token of an answer. Returns a ``SpanOutput``."""
 
     @nn.compact
     def __call__(self, input_ids: Ids = None, **inputs: Unpack[Inputs]) -> SpanOutput:
@@ -148,7 +168,15 @@ class DebertaForQuestionAnswering(Model):
 
 
 class DebertaForMultipleChoice(Model):
-    """One score a choice: inputs [B,C,T] give [B,C]; packed rows [B,T] with ``positions`` [B,P] give [B,P]."""
+    """Computes one logit for each choice.
+
+    Args:
+      input_ids: [B,C,T], one text for each choice; or packed rows [B,T] with ``positions``.
+      positions: where the texts of packed rows start; -1 for none.
+
+    Returns:
+      A ``HeadOutput`` with logits [B,C], or [B,P] for ``positions``.
+    """
 
     reads_choices: ClassVar[bool] = True
 
@@ -168,13 +196,17 @@ class DebertaForMultipleChoice(Model):
             )
             input_ids, inputs = flat(input_ids), {name: flat(value) for name, value in inputs.items()}
         h = self.backbone(input_ids, inputs)  # pyright: ignore[reportArgumentType]
-        read = h.starts[:, :1] if positions is None else positions
-        scores = pooled_logits(self.config, self.runtime, h.states, read, 1, inputs.get("deterministic", True))[..., 0]
-        return HeadOutput(scores if shape is None else scores.reshape(shape), h.hidden_states, h.attentions)
+        starts = h.starts[:, :1] if positions is None else positions
+        deterministic = inputs.get("deterministic", True)
+        logits = pooled_logits(self.config, self.runtime, h.states, starts, 1, deterministic)[..., 0]
+        return HeadOutput(logits if shape is None else logits.reshape(shape), h.hidden_states, h.attentions)
 
 
 class DebertaForReplacedTokenDetection(Model):
-    """One logit a token [B,T], positive where it is judged replaced (DeBERTa v3's discriminator)."""
+    """Computes one logit for each token, positive where the model finds it replaced: DeBERTa v3's discriminator.
+
+    Returns a ``HeadOutput`` with logits [B,T].
+    """
 
     @nn.compact
     def __call__(self, input_ids: Ids = None, **inputs: Unpack[Inputs]) -> HeadOutput:

@@ -1,8 +1,8 @@
-"""The stack: one layer's module, its parameters stacked over layers, and ``jax.lax.scan`` over them.
+"""Runs the layers: one module, its parameters stacked over layers, and ``jax.lax.scan`` over them.
 
-The same tree serves the scan and the unrolled loop. Two things happen at single layers: the convolution of v2-xlarge
-joins after the first, and the enhanced mask decoder enters before the last. Both are decided by index inside the one
-body, because a slice of the stacked parameters would copy them all.
+The scan and the unrolled loop read the same parameter tree. Two layers differ from the others: the output of the
+convolution (v2-xlarge) is added after the first, and the enhanced mask decoder adds absolute positions before the last.
+The body selects both by the layer's index, because slicing the stacked parameters would copy them all.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.models.attention import Attention, Relative, Residual
+from deberta_jax.models.attention import Attention, RelativePositions, Residual
 from deberta_jax.models.layers import Dropout, EmbeddingTable, LayerNorm, Linear, Runtime, declare, norm_params
 from deberta_jax.ops.activations import activate
 from deberta_jax.ops.attention.relative_position import compact_relative_index, make_relative_index
@@ -24,7 +24,7 @@ from deberta_jax.sharding import constrain
 
 
 class Intermediate(nn.Module):
-    """The wide half of the feed-forward block: dense and activation."""
+    """Applies the first half of the feed-forward block: dense from D to F, and activation."""
 
     config: DebertaConfig
     runtime: Runtime
@@ -39,7 +39,11 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each with residual and LayerNorm after it (post-norm, as BERT)."""
+    """Applies attention and the feed-forward block, each followed by residual and LayerNorm (post-norm, as in BERT).
+
+    Returns:
+      The hidden states [B,T,D], and the attention weights of ``SelfAttention``.
+    """
 
     config: DebertaConfig
     runtime: Runtime
@@ -58,9 +62,10 @@ class Layer(nn.Module):
 
 
 class Convolution(nn.Module):
-    """The branch beside the first layer: from the embeddings to what is added to that layer's output.
+    """Computes the convolution of the embeddings that is added to the output of the first layer (v2-xlarge).
 
-    Returns the branch [B,T,D] and the scale and bias of the LayerNorm that follows the addition.
+    Returns:
+      The result [B,T,D], and the scale and bias of the LayerNorm that follows the addition.
     """
 
     config: DebertaConfig
@@ -73,12 +78,14 @@ class Convolution(nn.Module):
         y = token_convolution(x, kernel.astype(x.dtype), bias, groups=c.conv_groups, segment_ids=segment_ids)
         if token_mask is not None:
             y = jnp.where(token_mask[..., None], y, 0.0)
-        # Dropout before the activation: the order the weights were trained with.
+        # Dropout comes before the activation, as in the code that the weights were trained with.
         y = activate(c.conv_act, Dropout(c.hidden_dropout_prob)(y, deterministic)).astype(run.dtype)
         return y, NormParams(c, run, name="LayerNorm")()
 
 
 class ConvolutionParams(nn.Module):
+    """Holds the kernel [K,D/groups,D] and the bias [D] of the convolution."""
+
     config: DebertaConfig
     runtime: Runtime
 
@@ -92,6 +99,8 @@ class ConvolutionParams(nn.Module):
 
 
 class NormParams(nn.Module):
+    """Holds the scale and the bias [D] of a LayerNorm."""
+
     config: DebertaConfig
     runtime: Runtime
 
@@ -101,12 +110,16 @@ class NormParams(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All layers over the embeddings.
+    """Applies all layers to the embeddings.
 
-    Returns the last state [B,T,D], the states after each layer [L,B,T,D] and the attention weights [L,B,N,T,T], the
-    last two None unless asked for. Where ``decoder_positions`` [B,T,D] is given the last layer is the enhanced mask
-    decoder (He et al. 2021, section 3.2, as released): its queries and residual are the previous layer's output plus
-    the absolute positions, keys and values that output itself, and it runs twice with the same weights.
+    With ``decoder_positions`` [B,T,D] the last layer is the enhanced mask decoder (He et al. 2021, DeBERTa, section
+    3.2, as in the released code). It runs twice with the same weights. Queries and residual of its first run are the
+    previous layer's output plus the absolute positions; those of its second run are the output of the first. Keys and
+    values of both are the previous layer's output.
+
+    Returns:
+      The last hidden states [B,T,D]; the states after each layer [L,B,T,D]; and the attention weights [L,B,N,T,T] in
+      float32. The last two are None unless asked for.
     """
 
     config: DebertaConfig
@@ -157,13 +170,13 @@ class Encoder(nn.Module):
         (x, previous), (states, weights) = self.iterate(body, carry, xs)
         if decoder_positions is not None:
             final = jax.tree.map(lambda p: p[-1], stack)
-            x, again = run_layer(final, None if keys is None else keys[-1], x, previous)
+            x, last_weights = run_layer(final, None if keys is None else keys[-1], x, previous)
             states = None if states is None else states.at[-1].set(x)
-            weights = None if weights is None else weights.at[-1].set(again)
+            weights = None if weights is None else weights.at[-1].set(last_weights)
         return x, states, weights
 
     def iterate(self, body, carry, xs):
-        """``jax.lax.scan``, or the same loop unrolled into the program; a method, so that it can be intercepted."""
+        """Runs ``jax.lax.scan``, or the same loop unrolled. It is a method so that Flax can intercept it."""
         if self.runtime.scan:
             return jax.lax.scan(body, carry, xs)
         outputs = []
@@ -173,14 +186,16 @@ class Encoder(nn.Module):
         return carry, jax.tree.map(lambda *ys: jnp.stack(ys), *outputs)
 
     def merge(self, y, conv, token_mask):
+        """Returns the first layer's output ``y`` plus the convolution's, normalized, and zero at padding."""
         branch, (scale, bias) = conv
         y = layer_norm(y + branch, scale, bias, self.config.layer_norm_eps).astype(y.dtype)
         return y if token_mask is None else jnp.where(token_mask[..., None], y, jnp.zeros((), y.dtype))
 
-    def relative(self, length: int) -> Relative:
+    def relative(self, length: int) -> RelativePositions:
+        """Declares the relative table, and returns the rows and indices that a length needs."""
         c, run = self.config, self.runtime
         if not c.relative_attention:
-            return Relative(None, np.zeros(0, np.int32), np.zeros(2 * length - 1, np.int32))
+            return RelativePositions(None, np.zeros(0, np.int32), np.zeros(2 * length - 1, np.int32))
         relative_index = make_relative_index(
             length,
             c.relative_span,
@@ -190,7 +205,7 @@ class Encoder(nn.Module):
         )
         rows, relative_index = compact_relative_index(relative_index)
         if run.prepared:
-            return Relative(None, rows, relative_index)
+            return RelativePositions(None, rows, relative_index)
         axes = ("relpos", "embed")
         table = EmbeddingTable(
             2 * c.relative_span, c.hidden_size, axes, c.initializer_range, run, name="rel_embeddings"
@@ -198,30 +213,33 @@ class Encoder(nn.Module):
         table = jnp.take(table, rows, axis=0, mode="clip")
         if c.normalizes_relative_table:
             table = LayerNorm(c.hidden_size, c.layer_norm_eps, run, name="LayerNorm")(table)
-            return Relative(table, rows, relative_index)
-        return Relative(table.astype(run.dtype), rows, relative_index)
+            return RelativePositions(table, rows, relative_index)
+        return RelativePositions(table.astype(run.dtype), rows, relative_index)
 
     def initialize_layers(self, layer: Layer):
-        """An initializer of all layers at once, every leaf stacked on a leading axis ``layers``."""
+        """Returns an initializer of all layers: every leaf is stacked on a leading axis named ``layers``."""
         c = self.config
         x = jnp.zeros((1, 1, c.hidden_size), self.runtime.dtype)
         table = jnp.zeros((1, c.hidden_size), self.runtime.dtype) if c.relative_attention else None
-        relative = Relative(table, np.zeros(1, np.int32), np.zeros(1, np.int32))
+        relative = RelativePositions(table, np.zeros(1, np.int32), np.zeros(1, np.int32))
 
         def one(key):
             return layer.init(key, x, x, relative, None, None, True, False)["params"]
 
         def initialize(key):
             stacked = jax.vmap(one)(jax.random.split(key, c.num_hidden_layers))
-            boxed = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+            is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
             name = {nn.PARTITION_NAME: "layers"}
-            return jax.tree.map(lambda p: p.add_axis(0, name) if boxed(p) else p, stacked, is_leaf=boxed)
+            return jax.tree.map(lambda p: p.add_axis(0, name) if is_box(p) else p, stacked, is_leaf=is_box)
 
         return initialize
 
 
 def rematerialize(body, runtime: Runtime):
-    """``jax.checkpoint`` by policy: ``dots`` keeps the projections' results, ``full`` keeps only a layer's input."""
+    """Returns the body of the loop, with ``jax.checkpoint`` applied as ``runtime.remat`` says.
+
+    ``dots`` keeps the results of the projections for the backward pass; ``full`` keeps only the input of a layer.
+    """
     if runtime.remat == "none":
         return body
     policies = jax.checkpoint_policies

@@ -1,4 +1,4 @@
-"""What stands on the encoder: pooler, classifiers, the masked-LM head and the replaced-token head."""
+"""Defines the layers of the heads: pooler, classifiers, the masked-LM head and the replaced-token head."""
 
 import flax.linen as nn
 import jax
@@ -7,30 +7,30 @@ from jaxtyping import Array, Float, Int
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, declare
-from deberta_jax.models.outputs import FactoredOutput
+from deberta_jax.models.outputs import ProjectionInputs
 from deberta_jax.ops.activations import activate
 from deberta_jax.ops.products import align, product
 from deberta_jax.sharding import constrain
 
 
 def dense(config: DebertaConfig, runtime: Runtime, name: str, width: int | None = None, out: int | None = None):
-    """A Linear from the hidden width (or ``width``) to ``out`` (or the hidden width)."""
+    """Returns a ``Linear`` from ``width`` to ``out``; both are the hidden width by default."""
     shape = (width or config.hidden_size, out or config.hidden_size)
     return Linear(shape, ("embed", None), config.initializer_range, runtime, name=name)
 
 
 def classify(config: DebertaConfig, runtime: Runtime, name: str, x: jax.Array, classes: int) -> jax.Array:
-    """Float32 logits [..., C]."""
+    """Declares a dense layer in the calling module and returns its float32 logits [..., C] for ``x`` [..., D]."""
     return dense(config, runtime, name, out=classes)(x, out_dtype=jnp.float32)
 
 
 def take_positions(x: Float[Array, "B T D"], positions: Int[Array, "B P"]) -> Float[Array, "B P D"]:
-    """The vectors at the given positions; a position of -1 (none) gives a vector that means nothing."""
+    """Returns the vectors at the given positions. For a position of -1 (none) the vector has no meaning."""
     return jnp.take_along_axis(x, jnp.maximum(positions, 0)[..., None], axis=1)
 
 
 class Pooler(nn.Module):
-    """Vector of a text's first token: dropout, dense, activation."""
+    """Applies dropout, dense and activation to the vectors of the texts' first tokens."""
 
     config: DebertaConfig
     runtime: Runtime
@@ -45,32 +45,41 @@ class Pooler(nn.Module):
 def pooled_logits(
     config: DebertaConfig, runtime: Runtime, states: jax.Array, positions: jax.Array, classes: int, deterministic: bool
 ) -> Float[Array, "B P C"]:
-    """Declares ``pooler`` and ``classifier`` in the calling module and reads the texts that start at ``positions``."""
+    """Declares ``pooler`` and ``classifier`` in the calling module and returns the logits of texts.
+
+    Args:
+      states: hidden states [B,T,D].
+      positions: where the texts start, int [B,P]; -1 for none.
+      classes: the number C of logits for each text.
+    """
     x = Pooler(config, runtime, name="pooler")(take_positions(states, positions), deterministic)
     rate = config.hidden_dropout_prob if config.cls_dropout is None else config.cls_dropout
     return classify(config, runtime, "classifier", Dropout(rate)(x, deterministic), classes)
 
 
-def transform(config: DebertaConfig, runtime: Runtime, x: jax.Array, width: int) -> jax.Array:
-    """Declares ``dense`` and ``LayerNorm`` in the calling module: dense, activation, LayerNorm."""
+def prediction_transform(config: DebertaConfig, runtime: Runtime, x: jax.Array, width: int) -> jax.Array:
+    """Declares ``dense`` and ``LayerNorm`` in the calling module; applies dense to ``width``, activation, LayerNorm."""
     x = activate(config.hidden_act, dense(config, runtime, "dense", out=width)(x))
     return LayerNorm(width, config.layer_norm_eps, runtime, name="LayerNorm")(x)
 
 
-class Transform(nn.Module):
+class PredictionTransform(nn.Module):
+    """Applies ``prediction_transform`` as a module with its own name."""
+
     config: DebertaConfig
     runtime: Runtime
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return transform(self.config, self.runtime, x, self.config.embedding_width)
+        return prediction_transform(self.config, self.runtime, x, self.config.embedding_width)
 
 
 class Predictions(nn.Module):
-    """Vocabulary logits [B,P,V] from states [B,P,D], the decoder tied to the word table unless the config unties it.
+    """Computes vocabulary logits [B,P,V], float32, from hidden states [B,P,D].
 
-    ``legacy`` puts dense and LayerNorm under ``transform``, as transformers' ``cls.predictions`` does. ``factored``
-    gives the logits' factors in place of their product.
+    The output projection is the word embedding table, unless the config has ``tie_word_embeddings`` false. With
+    ``config.legacy`` dense and LayerNorm are parameters of a module ``transform``, as in transformers'
+    ``cls.predictions``. ``return_projection_inputs`` returns the inputs of the output projection instead.
     """
 
     config: DebertaConfig
@@ -78,54 +87,53 @@ class Predictions(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B P D"], words: Float[Array, "V E"], factored: bool
-    ) -> Float[Array, "B P V"] | FactoredOutput:
+        self, x: Float[Array, "B P D"], word_embeddings: Float[Array, "V E"], return_projection_inputs: bool
+    ) -> Float[Array, "B P V"] | ProjectionInputs:
         c, run = self.config, self.runtime
         if c.legacy:
-            x = Transform(c, run, name="transform")(x)
+            x = PredictionTransform(c, run, name="transform")(x)
         else:
-            x = transform(c, run, x, c.embedding_width)
+            x = prediction_transform(c, run, x, c.embedding_width)
         bias = self.param("bias", declare(nn.initializers.zeros_init(), ("vocab",)), (c.vocab_size,), run.param_dtype)
         if c.tie_word_embeddings:
-            if factored:
-                return FactoredOutput(x, words, bias)
-            logits = product("BPE,VE->BPV", x, words.astype(x.dtype))
+            if return_projection_inputs:
+                return ProjectionInputs(x, word_embeddings, bias)
+            logits = product("BPE,VE->BPV", x, word_embeddings.astype(x.dtype))
         else:
             shape, axes = (c.embedding_width, c.vocab_size), ("embed", "vocab")
             decoder = Linear(shape, axes, c.initializer_range, run, use_bias=False, name="decoder")
             logits = decoder(x, out_dtype=jnp.float32)
-            if factored:  # the product above is then read by nothing, and not compiled
-                return FactoredOutput(x, decoder.variables["params"]["kernel"].T, bias)
+            if return_projection_inputs:  # XLA removes the product above, which nothing reads then
+                return ProjectionInputs(x, decoder.variables["params"]["kernel"].T, bias)
         return constrain(logits + align(bias.astype(jnp.float32), logits), ("batch", "length", "vocab"))
 
 
 class LegacyHead(nn.Module):
-    """The names of transformers: ``cls.predictions``."""
+    """Computes ``Predictions`` under the names that transformers' masked-LM models have: ``cls.predictions``."""
 
     config: DebertaConfig
     runtime: Runtime
 
     @nn.compact
-    def __call__(self, x, words, factored):
-        return Predictions(self.config, self.runtime, name="predictions")(x, words, factored)
+    def __call__(self, x, word_embeddings, return_projection_inputs):
+        return Predictions(self.config, self.runtime, name="predictions")(x, word_embeddings, return_projection_inputs)
 
 
 class OriginalHead(nn.Module):
-    """The names of the released files: ``lm_predictions.lm_head``."""
+    """Computes ``Predictions`` under the names of Microsoft's released files: ``lm_predictions.lm_head``."""
 
     config: DebertaConfig
     runtime: Runtime
 
     @nn.compact
-    def __call__(self, x, words, factored):
-        return Predictions(self.config, self.runtime, name="lm_head")(x, words, factored)
+    def __call__(self, x, word_embeddings, return_projection_inputs):
+        return Predictions(self.config, self.runtime, name="lm_head")(x, word_embeddings, return_projection_inputs)
 
 
 class ReplacedTokenHead(nn.Module):
-    """One logit per token, positive where the token is judged replaced: [B,T].
+    """Computes one float32 logit for each token [B,T], positive where the token is found to be replaced.
 
-    Each token's vector is joined by that of its text's first token before the LayerNorm (as in
-    Microsoft's code).
+    The vector of the text's first token is added to that of each token before the LayerNorm, as in Microsoft's code.
     """
 
     config: DebertaConfig

@@ -1,4 +1,4 @@
-"""Leaf modules: each declares parameters with their logical axes and calls ``ops``."""
+"""Defines the smallest modules. Each declares its parameters with their logical axes and calls ``ops``."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +19,7 @@ REMAT = ("none", "dots", "full")
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """How a model is computed: never part of a checkpoint. The fields are those of the model classes."""
+    """Holds how a model is computed. It is never part of a checkpoint. ``classes.Model`` describes the fields."""
 
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -34,15 +34,19 @@ class Runtime:
 
 
 def declare(initializer: Callable[..., Any], axes: tuple[str | None, ...]) -> Callable[..., Any]:
-    """An initializer whose parameter carries the names of its axes."""
+    """Returns an initializer whose parameter carries the logical names of its axes."""
     return nn.with_logical_partitioning(initializer, axes)
 
 
 class Linear(nn.Module):
-    """``x @ kernel + bias`` with float32 accumulation; kernels keep heads as an axis of their own.
+    """Computes ``x @ kernel + bias`` with float32 accumulation. Heads are a separate axis of the kernel.
 
-    The first ``contract`` axes of the kernel meet the last ones of x; the others end the result: [..., D] times
-    [D,N,H] is [...,N,H]. The bias, where there is one, has the result's new axes.
+    The first ``contract`` axes of the kernel are contracted with the last axes of x; its other axes are the last axes
+    of the result: [..., D] times [D,N,H] is [...,N,H]. The bias has these other axes.
+
+    Attributes:
+      shape, axes: sizes and logical names of the kernel's axes.
+      stddev: standard deviation of the initial kernel.
     """
 
     shape: tuple[int, ...]
@@ -74,7 +78,7 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm in float32, result in the compute dtype."""
+    """Applies LayerNorm in float32; the result has the dtype of the computation."""
 
     size: int
     epsilon: float
@@ -86,14 +90,21 @@ class LayerNorm(nn.Module):
 
 
 def norm_params(module: nn.Module, size: int, runtime: Runtime) -> tuple[jax.Array, jax.Array]:
-    """Declares ``scale`` and ``bias`` of a LayerNorm in ``module``."""
+    """Declares ``scale`` and ``bias`` [size] of a LayerNorm in ``module`` and returns them."""
     scale = module.param("scale", declare(nn.initializers.ones_init(), (None,)), (size,), runtime.param_dtype)
     bias = module.param("bias", declare(nn.initializers.zeros_init(), (None,)), (size,), runtime.param_dtype)
     return scale, bias
 
 
 class EmbeddingTable(nn.Module):
-    """An embedding table; called, it gives the table itself."""
+    """Holds an embedding table. A call returns the table [V,E]; ``ops.embedding_lookup`` reads its rows.
+
+    Attributes:
+      rows, width: V and E.
+      axes: logical names of the two axes.
+      stddev: standard deviation of the initial values.
+      zero_row: the row that is initialized with zeros, or None.
+    """
 
     rows: int
     width: int
@@ -114,7 +125,7 @@ class EmbeddingTable(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout; draws from the rng ``dropout`` only where it drops."""
+    """Applies inverted dropout. Reads the rng ``dropout`` only if it is not deterministic and ``rate`` is above 0."""
 
     rate: float
 

@@ -1,4 +1,4 @@
-"""What models return: frozen dataclasses that pass through ``jax.jit``. A field not asked for is None."""
+"""Defines the outputs of models: frozen dataclasses that pass through ``jax.jit``. Fields not asked for are None."""
 
 import dataclasses
 
@@ -8,8 +8,13 @@ import jax
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EncoderOutput:
-    """last_hidden_state [B,T,D]; hidden_states: L+1 arrays [B,T,D], the embeddings first; attentions: L arrays
-    [B,N,T,T], softmax weights before dropout, float32."""
+    """Holds the output of ``DebertaEncoder``.
+
+    Attributes:
+      last_hidden_state: [B,T,D], in the dtype of the computation.
+      hidden_states: L+1 arrays [B,T,D]: the embeddings, then the output of each layer.
+      attentions: L arrays [B,N,T,T], float32: the softmax weights before dropout.
+    """
 
     last_hidden_state: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
@@ -19,7 +24,12 @@ class EncoderOutput:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HeadOutput:
-    """logits, float32, of the shape the model's docstring gives; the rest as in EncoderOutput."""
+    """Holds the output of the models with one array of logits.
+
+    Attributes:
+      logits: float32; the model's docstring gives the shape.
+      hidden_states, attentions: as in ``EncoderOutput``.
+    """
 
     logits: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
@@ -28,8 +38,14 @@ class HeadOutput:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class FactoredOutput:
-    """Vocabulary logits before their product: ``states @ table.T + bias`` of states [B,P,E], table [V,E], bias [V]."""
+class ProjectionInputs:
+    """Holds the inputs of the output projection of a masked-LM head. The logits are ``states @ table.T + bias``.
+
+    Attributes:
+      states: [B,P,E], in the dtype of the computation.
+      table: the word embeddings or the decoder's own matrix [V,E].
+      bias: [V].
+    """
 
     states: jax.Array
     table: jax.Array
@@ -39,7 +55,12 @@ class FactoredOutput:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SpanOutput:
-    """start_logits and end_logits [B,T], float32; the rest as in EncoderOutput."""
+    """Holds the output of ``DebertaForQuestionAnswering``.
+
+    Attributes:
+      start_logits, end_logits: float32 [B,T].
+      hidden_states, attentions: as in ``EncoderOutput``.
+    """
 
     start_logits: jax.Array
     end_logits: jax.Array

@@ -1,4 +1,4 @@
-"""A model's parameter tree: made, described without being made, and the names of its axes."""
+"""Initializes the parameter tree of a model, and describes its shapes and the names of its axes."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def _boxed_init(model: Model, key: jax.Array) -> Any:
 
 
 def _skip_layers(method: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-    """Gives the layers' input for their output: their parameters are declared before, and tracing them takes long."""
+    """Replaces the loop over layers by its input: the parameters are declared before it, and tracing it takes long."""
     if isinstance(context.module, Encoder) and context.method_name == Encoder.iterate.__name__:
         _, carry, _ = args
         return carry, (None, None)
@@ -24,25 +24,27 @@ def _skip_layers(method: Any, args: tuple, kwargs: dict, context: nn.module.Inte
 
 
 def init_params(model: Model, key: jax.Array) -> dict[str, Any]:
-    """Fresh parameters as the originals draw them: Normal(0, initializer_range) for every kernel and table, the row of
-    the padding token zero, biases zero, LayerNorms 1 and 0.
+    """Initializes the parameters of a model, with the distributions of the original code.
+
+    Kernels and embedding tables are sampled from Normal(0, initializer_range), except that the padding token's word
+    embedding is 0. Biases are 0; the scales of LayerNorms are 1.
 
     Args:
-      model: any of this package's model classes.
+      model: a model of any head.
       key: ``jax.random.key(seed)``.
 
     Returns:
-      A plain nested dict of arrays in the model's ``param_dtype``. Call it under ``jax.jit`` with ``out_shardings`` to
-      build every array where it is to live.
+      A plain nested dict of arrays in the model's ``param_dtype``. Call this function under ``jax.jit`` with
+      ``out_shardings`` to create every array on its devices.
     """
     return nn.unbox(_boxed_init(model, key))
 
 
 def reinitialize_layers(model: Model, params: dict[str, Any], key: jax.Array, count: int) -> dict[str, Any]:
-    """``params`` with the last ``count`` layers of the encoder as ``init_params(model, key)`` draws them.
+    """Returns ``params`` with the last ``count`` layers of the encoder reinitialized by ``init_params(model, key)``.
 
-    With few examples the last layers of a pre-trained model, which serve the task it was trained on, can be worse to
-    start from than fresh ones (Zhang et al. 2021, Revisiting Few-sample BERT Fine-tuning, section 5).
+    The last layers of a pre-trained model are specialized for its pre-training task. With few examples initialized
+    layers can be a better start (Zhang et al. 2021, Revisiting Few-sample BERT Fine-tuning, section 5).
     """
     assert 0 < count <= model.config.num_hidden_layers
 
@@ -55,12 +57,15 @@ def reinitialize_layers(model: Model, params: dict[str, Any], key: jax.Array, co
 
 
 def abstract_params(model: Model) -> dict[str, Any]:
-    """The tree of ``init_params`` as ``jax.ShapeDtypeStruct``: costs no memory whatever the size."""
+    """Returns the tree of ``init_params`` with a ``jax.ShapeDtypeStruct`` for every array; nothing is allocated."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def logical_axes(model: Model) -> dict[str, Any]:
-    """The same tree with a tuple of axis names (or None) for every array; see ``deberta_jax.sharding``."""
+    """Returns the same tree with a tuple of logical axis names for every array, None for an axis without a name.
+
+    ``deberta_jax.sharding`` maps the names to axes of a mesh.
+    """
     boxed = jax.eval_shape(lambda: _boxed_init(model, jax.random.key(0)))
     is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
     return jax.tree.map(lambda p: tuple(p.names) if is_box(p) else (None,) * p.ndim, boxed, is_leaf=is_box)

@@ -1,4 +1,4 @@
-"""For inference: the relative table as each layer projects it depends on the weights alone, so it is computed once."""
+"""Projects the relative table for every layer once. For inference this is exact: it depends on the weights alone."""
 
 from typing import Any
 
@@ -11,20 +11,22 @@ from deberta_jax.models.layers import LayerNorm
 
 
 def prepare_for_inference(model: Model, params: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
-    """The same function of the inputs with every layer's position tables computed beforehand.
+    """Returns a model and parameters that compute the same function with the relative table projected beforehand.
+
+    The result can neither be trained nor saved.
 
     Args:
-      model: any of this package's models.
-      params: its parameters, anywhere: under ``jax.jit`` or on a mesh too.
+      model: a model of any head.
+      params: its parameters, on any devices; the function also works under ``jax.jit``.
 
     Returns:
-      (model, params) to call as before, deterministically. In each layer's ``attention/self``, ``pos_key`` and
-      ``pos_query`` [layers, R, N, H] in the compute dtype, where the model has these terms; the encoder's table, its
-      LayerNorm and projections of the table alone are gone. Not to be trained or saved. A model without relative
-      attention comes back as it is.
+      (model, params), to be called as before with ``deterministic=True``. ``attention/self`` of the layers has
+      ``pos_key`` and ``pos_query`` [L,R,N,H] in the dtype of the computation, each if the model has that score term.
+      The relative table, its LayerNorm, and the projections that only the table uses are removed. A model without
+      relative attention is returned unchanged.
 
     Raises:
-      ValueError: parameters that are prepared already.
+      ValueError: the parameters are prepared already.
     """
     c = model.config
     if model.prepared:
@@ -35,9 +37,9 @@ def prepare_for_inference(model: Model, params: dict[str, Any]) -> tuple[Model, 
     encoder = dict((params if isinstance(model, DebertaEncoder) else params["deberta"])["encoder"])
     norm = encoder.pop("LayerNorm") if c.normalizes_relative_table else None
     layers = encoder["layers"]
-    own = dict(layers["attention"]["self"])
+    self_attention = dict(layers["attention"]["self"])
 
-    def project_table(table: jax.Array, norm: Any, own: Any) -> dict[str, jax.Array]:
+    def project_table(table: jax.Array, norm: Any, projections: Any) -> dict[str, jax.Array]:
         if norm is not None:
             layer_norm = LayerNorm(c.hidden_size, c.layer_norm_eps, run, parent=None)
             table = jnp.asarray(layer_norm.apply({"params": norm}, table))
@@ -45,13 +47,13 @@ def prepare_for_inference(model: Model, params: dict[str, Any]) -> tuple[Model, 
 
         def project(name: str, use_bias: bool) -> jax.Array:
             linear = head_projection(c, run, use_bias, parent=None)
-            return jax.lax.map(lambda p: linear.apply({"params": p}, table), own[name])
+            return jax.lax.map(lambda p: linear.apply({"params": p}, table), projections[name])
 
         return {name: project(*projection) for name, projection in table_projections(c).items()}
 
-    tables = jax.jit(project_table)(encoder.pop("rel_embeddings")["embedding"], norm, own)
-    own = {name: p for name, p in own.items() if name not in ("pos_key_proj", "pos_query_proj")} | tables
-    encoder["layers"] = layers | {"attention": layers["attention"] | {"self": own}}
+    tables = jax.jit(project_table)(encoder.pop("rel_embeddings")["embedding"], norm, self_attention)
+    kept = {name: p for name, p in self_attention.items() if name not in ("pos_key_proj", "pos_query_proj")}
+    encoder["layers"] = layers | {"attention": layers["attention"] | {"self": kept | tables}}
     if isinstance(model, DebertaEncoder):
         return model.clone(prepared=True), params | {"encoder": encoder}
     return model.clone(prepared=True), params | {"deberta": params["deberta"] | {"encoder": encoder}}

@@ -34,19 +34,19 @@ class HeadSpec:
 
     Attributes:
       model: the model class. Its parameters are the encoder's, under ``deberta``, and those of ``parts``.
-      parts: the first words of the head's tensor names in a checkpoint: all that it may have, under any config.
-      parts_of: returns the parts that it has under a config; None: all of ``parts``.
-      optional: parts that some files lack and that the head does without.
-      spellings: ``parts`` are spellings of one thing, of which a file has one.
+      parts: the first components of the head's tensor names in a checkpoint, for all configs together.
+      parts_of: returns the parts that the head has with a config; None: all of ``parts``.
+      optional: parts that a file may lack.
+      spellings: ``parts`` are alternative names of one part, and a file has one of them.
       transformers: the end of the class name that config.json gives, such as ``ForSequenceClassification``; empty
         where transformers has no such class.
       peft_task: ``task_type`` in a peft adapter's config; None where peft has none.
-      outputs: the fields of the model's output that predictions are made from.
-      per_token: these fields have an axis of tokens, [B,T], rather than one value a text.
-      num_outputs: returns the number of rows of the classifier under a config.
+      outputs: the fields of the model's output that predictions are computed from.
+      per_token: these fields have an axis of tokens, [B,T,...]; otherwise there is one value or row for each text.
+      num_outputs: returns the number of rows of the classifier with a config.
       named_labels: users choose the labels and their number (``num_labels``, ``id2label``).
-      fixed_labels: the labels that the head always has, whatever a file names.
-      classifier: the tensor whose rows are the labels, by its name in a checkpoint; empty where there is none.
+      fixed_labels: the labels that the head always has, whatever a file says.
+      classifier: the name in a checkpoint of the tensor whose rows are the labels; empty if there is none.
     """
 
     model: type[Model]
@@ -64,7 +64,7 @@ class HeadSpec:
     classifier: str = ""
 
     def parts_in(self, config: DebertaConfig) -> tuple[str, ...]:
-        """Returns the parts that the head has under a config."""
+        """Returns the parts that the head has with a config."""
         return self.parts if self.parts_of is None else self.parts_of(config)
 
     def missing_parts(self, present: Collection[str]) -> list[str]:
@@ -74,8 +74,10 @@ class HeadSpec:
         return [part for part in self.parts if part not in present and part not in self.optional]
 
     def read(self, output: Any) -> jax.Array:
-        """Returns what predictions are made from: [B,K], or [B,T,K] if ``per_token``. Several outputs are stacked on
-        the last axis."""
+        """Returns the array that predictions are computed from: [B,K], or [B,T,K] if ``per_token``.
+
+        Several outputs are stacked on the last axis.
+        """
         fields = [getattr(output, name) for name in self.outputs]
         return fields[0] if len(fields) == 1 else jnp.stack(fields, axis=-1)
 
@@ -133,10 +135,10 @@ HEADS: dict[str, HeadSpec] = {
 
 
 def head_spec(head: str) -> HeadSpec:
-    """Returns the entry of a head.
+    """Returns the ``HeadSpec`` with this name.
 
     Raises:
-      InputError: a head that does not exist.
+      InputError: the head does not exist.
     """
     if head not in HEADS:
         raise InputError(f"head {head!r} does not exist; choose one of {', '.join(HEADS)}")
@@ -144,10 +146,10 @@ def head_spec(head: str) -> HeadSpec:
 
 
 def spec_of_model(model: Model) -> tuple[str, HeadSpec]:
-    """Returns the name and the entry of a model's head.
+    """Returns the name and the ``HeadSpec`` of a model's head.
 
     Raises:
-      InputError: a model of a class that no entry of ``HEADS`` has.
+      InputError: no entry of ``HEADS`` has the model's class.
     """
     for head, spec in HEADS.items():
         if type(model) is spec.model:

@@ -25,5 +25,5 @@ def masked_lm_scores(
       options: keyword arguments of the model, such as ``deterministic``.
     """
     inputs = {name: batch[name] for name in _INPUTS if name in batch}
-    out = model.apply({"params": params}, **inputs, factored=True, **options)  # pyright: ignore
+    out = model.apply({"params": params}, **inputs, return_projection_inputs=True, **options)  # pyright: ignore
     return linear_cross_entropy(out.states, out.table, out.bias, batch["labels"], uniform=uniform)  # pyright: ignore
