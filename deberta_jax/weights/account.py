@@ -1,6 +1,7 @@
-"""Every tensor of a file against every leaf of the tree: what fills what, what is left over and why, what is missing.
+"""Plans how the tensors of a file fill the leaves of the tree, and explains every tensor and every leaf.
 
-Nothing is read here but the few tensors whose values decide (a tied decoder, a zero bias, a GDES difference).
+A tensor is loaded or dropped for a reason; a leaf is filled or initialized. Anything else is an error. Only tensors
+whose values decide are read: a decoder that may be tied, and biases that may be zero.
 """
 
 import dataclasses
@@ -21,14 +22,14 @@ from deberta_jax.weights.source import FLOATS, Checkpoint, Folded, Tensor, kind
 
 Foreign = Literal["refused", "dropped"]
 
-_WORDS = "deberta.embeddings.word_embeddings.weight"
+_WORD_EMBEDDINGS = "deberta.embeddings.word_embeddings.weight"
 _POSITIONS = "deberta.embeddings.position_embeddings.weight"
-_DECODER = {"cls.predictions.decoder.weight": _WORDS, "cls.predictions.decoder.bias": "cls.predictions.bias"}
+_DECODER = {"cls.predictions.decoder.weight": _WORD_EMBEDDINGS, "cls.predictions.decoder.bias": "cls.predictions.bias"}
 
-# In a message that says what does not fit.
+# Names in an error message: how many are shown, and how many are searched for similar ones.
 _MOST_SHOWN, _MOST_COMPARED = 50, 500
 
-# What bitsandbytes, GPTQ, AWQ, PyTorch and others keep beside integers.
+# Names of the tensors that bitsandbytes, GPTQ, AWQ, PyTorch and others store beside quantized integers.
 _SCALES = re.compile(
     r"\.(SCB|absmax|quant_map|nested_absmax|nested_quant_map|qweight|qzeros|weight_scale|weight_format|"
     r"weight_zero_point|scale|zero_point)$|quant_state|_packed_params"
@@ -37,37 +38,50 @@ _SCALES = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class LoadPlan:
-    """How a tree is filled. ``fills`` maps a leaf's path to its row, its place in the row, and its tensors by layer."""
+    """Holds how a tree is filled from a file.
+
+    Attributes:
+      config, parts: the architecture, and the parts of heads in the tree.
+      sizes: the sizes of the letters in ``names``.
+      fills: for each filled leaf its row, its index among the row's leaves, and its tensors, one for each layer.
+      shapes: the shape of every leaf of the tree, filled or not, with its axis of layers.
+      tensors: what became of every tensor of the file.
+      targets: where every leaf comes from.
+      notes: remarks for the report.
+    """
 
     config: DebertaConfig
     parts: tuple[str, ...]
     sizes: Mapping[str, int]
     fills: Mapping[str, tuple[Row, int, tuple[Tensor, ...]]]
     shapes: Mapping[str, tuple[int, ...]]
-    """Every leaf of the tree, filled or not, with its layer axis."""
     tensors: tuple[SourceRow, ...]
     targets: tuple[TargetRow, ...]
     notes: tuple[str, ...]
 
     def dtype(self, path: str) -> np.dtype:
-        """The dtype the file keeps a leaf in; float32 where its layers differ."""
-        kinds = {tensor.dtype for tensor in self.fills[path][2]}
-        return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+        """Returns the dtype in which the file stores a leaf; float32 if the dtypes of its layers differ."""
+        dtypes = {tensor.dtype for tensor in self.fills[path][2]}
+        return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
     def slice(self, path: str, layer: int | None) -> np.ndarray:
-        """One leaf, or one layer of it, as the file stores it."""
-        row, place, tensors = self.fills[path]
-        return row.transform.to_tree(tensors[layer or 0].read(), self.sizes)[place]
+        """Reads one leaf, or one layer of it, in the dtype of the file."""
+        row, index, tensors = self.fills[path]
+        return row.transform.to_tree(tensors[layer or 0].read(), self.sizes)[index]
 
 
 def parts_present(found: Iterable[str]) -> tuple[str, ...]:
-    """Returns the parts of which a file has a tensor, by their canonical names."""
+    """Returns the parts of heads of which a file has a tensor, given the canonical names of its tensors."""
     present = {table.part_of(name) for name in found if table.is_head_name(name)}
     return tuple(part for part in all_parts() if part in present)
 
 
 def layout_of(config: DebertaConfig, found: Mapping[str, Tensor]) -> tuple[DebertaConfig, str, list[str]]:
-    """Whether a v1 file names its projections as v2's modules do, and whether it then still is a v1 model."""
+    """Returns the config, the layout (``hf`` or ``microsoft``) and notes of a file.
+
+    A v1 file with the names of v2's modules has the layout ``microsoft``. If its key biases are not zero, it is no
+    longer a v1 model, and its config becomes that of a v2 model.
+    """
     prefix = "deberta.encoder.layer.0.attention.self"
     if config.model_type != V1 or f"{prefix}.query_proj.weight" not in found:
         return config, "hf", []
@@ -92,20 +106,21 @@ def plan_load(
     rows: Collection[SourceRow] = (),
     foreign: Foreign = "refused",
 ) -> LoadPlan:
-    """Matches a file with the tree of an encoder and ``parts``.
+    """Returns the plan that fills the tree of an encoder and ``parts`` from a file.
 
     Args:
       found: the tensors by canonical name.
-      labels: rows of the classifier in the tree.
-      new: parts that are initialised though the file may hold them, with the reason.
-      may_be_new: parts that the file lacks are initialised; otherwise their absence is an error.
-      outside: tensors beside the model, by their own names.
-      rows: tensors that are accounted for already.
-      foreign: what becomes of tensors outside, and of those of heads that are not known. They are refused in any case
-        where something else does not add up: they may be what is missing, misnamed.
+      labels: number of rows of the classifier in the tree.
+      new: parts that are initialized though the file may have them, with the reason.
+      may_be_new: parts that the file lacks are initialized; otherwise they are an error.
+      notes: remarks for the report.
+      outside: tensors that do not belong to the model, by their own names.
+      rows: tensors that are explained already.
+      foreign: whether tensors outside and those of unknown heads are refused or dropped. They are always refused if
+        something else is missing or unexplained, because they may be the missing tensors under wrong names.
 
     Raises:
-      InputError: any tensor or leaf without an explanation; the one line lists them, up to 50 of a kind.
+      InputError: a tensor or a leaf is not explained; the message lists up to 50 of each kind.
     """
     config, layout, more = layout_of(config, found)
     sizes = table.sizes(config, labels)
@@ -114,26 +129,35 @@ def plan_load(
     absent = {part: "the file has no such head" for part in parts if part not in present} if may_be_new else {}
     absent |= new
     match = _match(found, table_rows, config, sizes, absent)
-    sources, odd = _explain(found, match.used, config, parts, absent)
-    strange = {
-        name: found[name] for name in odd if table.part_of(name) != table.ENCODER and not table.is_head_name(name)
+    sources, unexplained = _explain(found, match.used, config, parts, absent)
+    unknown = {
+        name: found[name]
+        for name in unexplained
+        if table.part_of(name) != table.ENCODER and not table.is_head_name(name)
     }
-    odd = [name for name in odd if name not in strange]
-    strange |= outside or {}
-    if match.missing or match.wrong or odd or (strange and foreign == "refused"):
-        raise InputError(f"{checkpoint.path}: {_complaint(match, odd, strange, found)}")
+    unexplained = [name for name in unexplained if name not in unknown]
+    unknown |= outside or {}
+    if match.missing or match.wrong or unexplained or (unknown and foreign == "refused"):
+        raise InputError(f"{checkpoint.path}: {_error_message(match, unexplained, unknown, found)}")
     sources += [
-        SourceRow(t.name, t.shape, kind(t.dtype), "dropped", "of no head that is known here") for t in strange.values()
+        SourceRow(t.name, t.shape, kind(t.dtype), "dropped", "of no head that is known here") for t in unknown.values()
     ]
-    if strange:
-        more = [*more, f"left out, of no head that is known here: {listed(t.name for t in strange.values())}"]
+    if unknown:
+        more = [*more, f"left out, of no head that is known here: {listed(t.name for t in unknown.values())}"]
     targets = tuple(match.targets)
     return LoadPlan(config, parts, sizes, match.fills, match.shapes, (*rows, *sources), targets, (*notes, *more))
 
 
 @dataclasses.dataclass
 class _Match:
-    """What the rows of the table find in a file: filled leaves and tensors in use, missing ones, and wrong ones."""
+    """Holds the result of looking up the tensors of rows in a file.
+
+    Attributes:
+      fills, shapes, targets: as in ``LoadPlan``.
+      used: names of the tensors in use; with the reason for those that fill no leaf.
+      missing: names of tensors that the file lacks.
+      wrong: descriptions of tensors with another shape or dtype than expected.
+    """
 
     fills: dict[str, tuple[Row, int, tuple[Tensor, ...]]] = dataclasses.field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
@@ -150,6 +174,7 @@ def _match(
     sizes: Mapping[str, int],
     absent: Mapping[str, str],
 ) -> _Match:
+    """Looks up the tensors of rows in a file, except those of ``absent`` parts, which are initialized."""
     out = _Match()
     for row in rows:
         for path, shape in zip(row.tree, row.leaf_shapes(sizes), strict=True):
@@ -171,7 +196,7 @@ def _match(
                     f"{name} is {kind(tensor.dtype)} {list(tensor.shape)}, expected {list(row.torch_shape(sizes))}"
                 )
         if len(tensors) == len(row.names(config)):
-            out.fills |= {path: (row, place, tuple(tensors)) for place, path in enumerate(row.tree)}
+            out.fills |= {path: (row, index, tuple(tensors)) for index, path in enumerate(row.tree)}
             names = tuple(tensor.name for tensor in tensors)
             out.targets += [TargetRow(path, out.shapes[path], names) for path in row.tree]
     return out
@@ -184,24 +209,24 @@ def _explain(
     parts: Collection[str],
     absent: Mapping[str, str],
 ) -> tuple[list[SourceRow], list[str]]:
-    """A row for every tensor of the file, and those for which there is none."""
-    rows, odd = [], []
+    """Returns a row for every tensor of the file that can be explained, and the names of the others."""
+    rows, unexplained = [], []
     for name, tensor in found.items():
         if name in used:
-            why = used[name] or None
+            drop_reason = used[name] or None
         else:
-            why = _reason(name, tensor, found, config, parts, absent)
-            if why is None:
-                odd.append(name)
+            drop_reason = _drop_reason(name, tensor, found, config, parts, absent)
+            if drop_reason is None:
+                unexplained.append(name)
                 continue
         folded = isinstance(tensor, Folded)
-        fate = "folded" if folded and why is None else "loaded" if why is None else "dropped"
-        reason = why or (tensor.reason if isinstance(tensor, Folded) else "")
+        fate = "folded" if folded and drop_reason is None else "loaded" if drop_reason is None else "dropped"
+        reason = drop_reason or (tensor.reason if isinstance(tensor, Folded) else "")
         rows.append(SourceRow(tensor.name, tensor.shape, kind(tensor.dtype), fate, reason))
-    return rows, odd
+    return rows, unexplained
 
 
-def _reason(
+def _drop_reason(
     name: str,
     tensor: Tensor,
     found: Mapping[str, Tensor],
@@ -209,7 +234,7 @@ def _reason(
     parts: Collection[str],
     absent: Mapping[str, str],
 ) -> str | None:
-    """Why a tensor that fills nothing may be left out, or None."""
+    """Returns why a tensor that fills no leaf may be dropped; None if there is no reason."""
     part = table.part_of(name)
     if name.endswith(".position_ids"):
         return "the numbers 0, 1, 2, ..., which need no storing"
@@ -231,9 +256,11 @@ def _reason(
     return None
 
 
-def _complaint(match: _Match, odd: list[str], strange: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """One line with everything that does not fit, or with the one cause of it."""
-    cause = _cause(found)
+def _error_message(
+    match: _Match, unexplained: list[str], unknown: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> str:
+    """Returns one line that lists all tensors that are wrong, missing or not explained, or names their common cause."""
+    cause = _common_cause(found)
     if cause is not None:
         return cause
     missing, wrong = match.missing, match.wrong
@@ -246,20 +273,20 @@ def _complaint(match: _Match, odd: list[str], strange: Mapping[str, Tensor], fou
             out.append(f"{name} (nearest: {close[0]})" if close else name)
         return ", ".join(out) + _more(collapsed)
 
-    says = []
+    sentences = []
     if wrong:
-        says.append(f"do not fit config.json: {'; '.join(wrong[:_MOST_SHOWN])}{_more(wrong)}")
+        sentences.append(f"do not fit config.json: {'; '.join(wrong[:_MOST_SHOWN])}{_more(wrong)}")
     if missing:
-        says.append(f"missing: {near(missing, table.collapse([*odd, *strange]))}")
-    if odd or strange:
-        names = [*odd, *(tensor.name for tensor in strange.values())]
-        says.append(f"not explained: {near(names, table.collapse(missing))}")
-        tied = [name for name in odd if name in _DECODER]
+        sentences.append(f"missing: {near(missing, table.collapse([*unexplained, *unknown]))}")
+    if unexplained or unknown:
+        names = [*unexplained, *(tensor.name for tensor in unknown.values())]
+        sentences.append(f"not explained: {near(names, table.collapse(missing))}")
+        tied = [name for name in unexplained if name in _DECODER]
         if tied:
-            says.append(f"{tied[0]} differs from {_DECODER[tied[0]]}: set tie_word_embeddings to false")
-    if strange:
-        patterns = list(dict.fromkeys(_pattern(name) for name in strange))
-        says.append(
+            sentences.append(f"{tied[0]} differs from {_DECODER[tied[0]]}: set tie_word_embeddings to false")
+    if unknown:
+        patterns = list(dict.fromkeys(_pattern(name) for name in unknown))
+        sentences.append(
             f"To leave out the head that is not known here, pass ignore=[{listed(map(repr, patterns), 5)}] (on the "
             f"command line --ignore {listed(map(repr, patterns), 5).replace(',', '')}), or take the encoder alone "
             "(head 'encoder')"
@@ -267,16 +294,16 @@ def _complaint(match: _Match, odd: list[str], strange: Mapping[str, Tensor], fou
     heads = sorted({table.part_of(name) for name in missing} & set(all_parts()))
     if heads:
         has = ", ".join(parts_present(found)) or "none"
-        says.append(
+        sentences.append(
             f"the file has no head {', '.join(heads)} (it has: {has}); to start one, pass new_head=jax.random.key(0), "
             "or to convert --new-head 0"
         )
-    count = len(missing) + len(wrong) + len(odd) + len(strange)
-    return f"{count} tensors do not add up. " + ". ".join(says)
+    count = len(missing) + len(wrong) + len(unexplained) + len(unknown)
+    return f"{count} tensors do not add up. " + ". ".join(sentences)
 
 
-def _cause(found: Mapping[str, Tensor]) -> str | None:
-    """What has been done to the weights of a whole file, in words; None where nothing of that kind is seen."""
+def _common_cause(found: Mapping[str, Tensor]) -> str | None:
+    """Returns an error message for a file in an unsupported form, such as quantized weights; None for other files."""
     quantized = [name for name, tensor in found.items() if _is_quantized(name, tensor)]
     if quantized:
         return (
@@ -295,14 +322,14 @@ def _more(names: Sequence[str]) -> str:
 
 
 def _pattern(name: str) -> str:
-    """A pattern for ``ignore`` that matches a tensor of a head that is not known, and those that belong with it."""
-    words = name.split(".")
-    kept = words[: 2 if words[0] in all_parts() else 1]
-    return ".".join([*kept, "*"]) if len(kept) < len(words) else name
+    """Returns a pattern for ``ignore`` that matches a tensor of an unknown head and the other tensors of that head."""
+    components = name.split(".")
+    kept = components[: 2 if components[0] in all_parts() else 1]
+    return ".".join([*kept, "*"]) if len(kept) < len(components) else name
 
 
 def _is_quantized(name: str, tensor: Tensor) -> bool:
-    """A tensor that only quantized weights have: integers in place of a matrix, or what makes floats of them."""
+    """Tells whether a tensor belongs to quantized weights: a matrix of integers, or the scales that dequantize it."""
     if table.part_of(name) not in (table.ENCODER, *all_parts()):
         return False
     return _SCALES.search(name) is not None or (tensor.dtype.kind in "iu" and name.endswith(".weight"))

@@ -1,7 +1,8 @@
-"""Which parts of a file make a requested head, and how its config must read for that.
+"""Chooses the parts of a file that make a requested head, and adjusts the config to them.
 
-Heads leave their marks in a file, and config.json often does not say: the masked-LM head comes in two spellings and
-with or without absolute positions, a discriminator's is a left-over, a classifier may read tokens or a pooled text.
+The tensors of a file decide, because config.json often does not say: the masked-LM head has two spellings and may have
+absolute positions, the masked-LM head in a discriminator's file is unusable, and a classifier may read tokens or a
+pooled text.
 """
 
 import dataclasses
@@ -20,7 +21,15 @@ _POSITIONS = "deberta.embeddings.position_embeddings.weight"
 
 @dataclasses.dataclass
 class Choice:
-    """A config fit for the head, its parts, the classifier's rows, and the parts to start anew with the reason."""
+    """Holds what is loaded for a head.
+
+    Attributes:
+      config: the file's config, adjusted to the head.
+      parts: the parts of the head.
+      labels: the number of rows of the classifier.
+      new: parts that are initialized though the file may have them, with the reason.
+      notes: remarks for the report.
+    """
 
     config: DebertaConfig
     parts: tuple[str, ...] = ()
@@ -31,7 +40,13 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class HeadRequest:
-    """What the caller asked for."""
+    """Holds the head that the caller asks for.
+
+    Attributes:
+      head: a key of ``HEADS``.
+      num_labels, id2label: the labels; None: those of the file.
+      new_head: parts that the file lacks may be initialized.
+    """
 
     head: str
     num_labels: int | None = None
@@ -42,13 +57,15 @@ class HeadRequest:
 def choose_head(
     request: HeadRequest, config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: bool, where: AnyPath
 ) -> Choice:
-    """The choice for one head.
+    """Returns the choice for one head.
 
     Args:
-      labelled: config.json names its labels (their number is no default).
+      found: the tensors of the file by canonical name.
+      labelled: config.json gives the labels, so that their number is not a default.
+      where: the path of the file, for messages.
 
     Raises:
-      InputError: the file cannot serve this head, or its classifier is another than the one asked for.
+      InputError: the file has no such head, or its classifier differs from the one asked for.
     """
     spec = head_spec(request.head)
     choice = Choice(dataclasses.replace(config, mask_decoder=False))
@@ -66,12 +83,12 @@ def choose_head(
 
 
 def choose_all(config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: bool) -> Choice:
-    """Every head that the file has, as conversion keeps them; ``labelled`` as for one head."""
+    """Returns the choice for every head that the file has. ``found`` and ``labelled`` are as for one head."""
     present = parts_present(found)
     legacy = "lm_predictions" not in present if {"cls", "lm_predictions"} & set(present) else config.legacy
     decoder = "lm_predictions" in present and _POSITIONS in found and not config.position_biased_input
     config = dataclasses.replace(config, legacy=legacy, mask_decoder=decoder, classifier_proj="proj" in present)
-    rows = _rows(found, "classifier.weight")
+    rows = _classifier_rows(found, "classifier.weight")
     if rows is not None and rows != config.num_labels and not labelled:
         config = dataclasses.replace(config, id2label=_generic(rows))
     # Multiple choice has one row whatever config.json says about labels.
@@ -82,6 +99,7 @@ def choose_all(config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: 
 def _masked_lm(
     choice: Choice, request: HeadRequest, config: DebertaConfig, found: Mapping[str, Tensor], where: AnyPath
 ) -> None:
+    """Completes the choice for the masked-LM head, in the spelling that the file has."""
     present = parts_present(found)
     decoder = _POSITIONS in found and not config.position_biased_input
     if "cls" in present:
@@ -115,9 +133,10 @@ def _classifier(
     where: AnyPath,
 ) -> None:
     """Compares the labels asked for with the classifier in the file, and completes the choice's config."""
-    config, rows, present = choice.config, _rows(found, spec.classifier), parts_present(found)
+    config, present = choice.config, parts_present(found)
+    rows = _classifier_rows(found, spec.classifier)
     single = not spec.named_labels
-    asked = None if single else _asked(request, config)
+    asked = None if single else _requested_labels(request, config)
     if single and (request.num_labels is not None or request.id2label is not None):
         raise InputError(f"{request.head} has one score a choice; num_labels and id2label do not apply")
     pooled = "pooler" in spec.parts
@@ -146,8 +165,8 @@ def _classifier(
         choice.config = dataclasses.replace(config, id2label=_generic(rows))
 
 
-def _asked(request: HeadRequest, config: DebertaConfig) -> tuple[str, ...] | None:
-    """The label names asked for, or None."""
+def _requested_labels(request: HeadRequest, config: DebertaConfig) -> tuple[str, ...] | None:
+    """Returns the names of the labels that a request asks for; None if it asks for none."""
     if request.id2label is not None:
         names = request.id2label
         if isinstance(names, Mapping):
@@ -166,7 +185,7 @@ def _generic(count: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{i}" for i in range(count))
 
 
-def _rows(found: Mapping[str, Tensor], classifier: str) -> int | None:
-    """Returns the number of rows of a file's classifier, a tensor by its name; None where there is none."""
+def _classifier_rows(found: Mapping[str, Tensor], classifier: str) -> int | None:
+    """Returns the number of rows of the tensor named ``classifier``; None if the file has no such matrix."""
     tensor = found.get(classifier)
     return tensor.shape[0] if tensor is not None and len(tensor.shape) == 2 else None

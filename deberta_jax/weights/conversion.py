@@ -17,7 +17,7 @@ from deberta_jax.storage import AnyPath
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import LoadPlan
 from deberta_jax.weights.choose import HeadRequest
-from deberta_jax.weights.load import draw_leaves, make_report, plan_all, plan_head
+from deberta_jax.weights.load import init_leaves, make_report, plan_all, plan_head
 from deberta_jax.weights.opening import TOKENIZER_FILES, Source, open_source
 from deberta_jax.weights.orbax_files import PARAMS, PendingLeaf, write_orbax
 from deberta_jax.weights.output import check_free, staged_model
@@ -144,7 +144,7 @@ def _with_new_leaves(plan: LoadPlan, head: str, key: jax.Array | None) -> LoadPl
     if key is None or not fresh:
         return plan
     dtype = plan.dtype(_WORD_EMBEDDINGS)
-    leaves = draw_leaves(head_spec(head).model(plan.config), fresh, key, {})
+    leaves = init_leaves(head_spec(head).model(plan.config), fresh, key, {})
     drawn = {path: np.asarray(leaf).astype(dtype) for path, leaf in leaves.items()}
     fills = dict(plan.fills)
     for row in table.table(plan.config, plan.parts):

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and what it can be used for, found without reading its weights."""
+"""Finds out what a checkpoint holds and which heads it can be loaded with, without reading its weights."""
 
 import dataclasses
 import math
@@ -21,33 +21,43 @@ from deberta_jax.weights.report import Report
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """The answers of ``deberta-jax inspect``; counts are parameters."""
+    """Holds the results of ``deberta-jax inspect``. Counts are numbers of parameters.
+
+    Attributes:
+      generation: ``v1``, ``v2`` or ``v3``, in words for others.
+      report: every tensor of the file and every leaf of the tree.
+      embeddings: parameters of the word, position and token-type embeddings.
+      backbone: parameters of the encoder without embeddings, which published sizes such as 86M count.
+      heads: parameters of each part of a head.
+      dtypes: number of tensors of each dtype.
+      uses: for each head ``ready``, or why it cannot be loaded.
+      tokenizer: names of the tokenizer's files.
+      tokenizer_rule: which of them decides the ids, in words; None without a tokenizer.
+    """
 
     generation: str
     report: Report
     embeddings: int
-    """Word, position and token-type tables."""
     backbone: int
-    """The encoder without them: what published sizes such as 86M count."""
     heads: dict[str, int]
     dtypes: dict[str, int]
     uses: dict[str, str]
-    """For each head ``ready``, or why it is not."""
     tokenizer: tuple[str, ...]
-    """The tokenizer's files."""
     tokenizer_rule: str | None
-    """Which of them decides the ids, in words; None without a tokenizer."""
 
     @property
     def total(self) -> int:
+        """Returns the number of all parameters."""
         return self.embeddings + self.backbone + sum(self.heads.values())
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the fields and ``total`` as JSON."""
         out = dataclasses.asdict(self)
         out["report"] = self.report.to_json()
         return {**out, "total": self.total}
 
     def text(self) -> str:
+        """Returns the lines that ``deberta-jax inspect`` prints."""
         c = self.report.config
         ready = [head for head, use in self.uses.items() if use == "ready"]
         heads = ", ".join(f"{part} ({count:,})" for part, count in self.heads.items()) or "none"
@@ -76,13 +86,13 @@ def inspect(
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
 ) -> Inspection:
-    """Opens a source as ``convert`` does and says what is in it, tensors of heads that are not known here included.
+    """Returns what a source holds, including tensors of heads that are not known here.
 
     Args:
-      revision, ignore, base_model: as ``from_pretrained``.
+      source: a directory, file or hub id, as for ``from_pretrained``; so are revision, ignore and base_model.
 
     Raises:
-      InputError: a source that cannot be read, or does not add up.
+      InputError: the source cannot be read, or a tensor or leaf is not explained.
     """
     opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model)
     plan = plan_all(opened, foreign="dropped")

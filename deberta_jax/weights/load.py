@@ -1,4 +1,4 @@
-"""A model directory, file or hub id -> a model, its parameters, and the account of how they came about."""
+"""Loads a model directory, file or hub id: returns the model, its parameters, and a report of every tensor."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,15 +22,20 @@ logger = logging.getLogger(__name__)
 
 
 def plan_head(source: Source, request: HeadRequest) -> LoadPlan:
-    """Returns the account for one head, before anything is read; of the encoder alone, tensors of heads that are not
-    known are left out. Raises InputError where it does not add up."""
+    """Returns the plan for loading one head. No weights are read.
+
+    For the encoder alone tensors of unknown heads are dropped.
+
+    Raises:
+      InputError: a tensor or a leaf is not explained, or the file cannot serve the head.
+    """
     choice = choose_head(request, source.config, source.found, labelled=source.labelled, where=source.checkpoint.path)
     foreign: Foreign = "dropped" if request.head == "encoder" else "refused"
     return _plan(source, choice, may_be_new=request.new_head, foreign=foreign)
 
 
 def plan_all(source: Source, *, foreign: Foreign = "refused") -> LoadPlan:
-    """Returns the account for every head that the file has. Raises InputError where it does not add up."""
+    """Returns the plan for loading every head that the file has. Raises InputError as ``plan_head``."""
     single = any("MultipleChoice" in name for name in source.architectures)
     choice = choose_all(source.config, source.found, labelled=source.labelled or single)
     return _plan(source, choice, may_be_new=False, foreign=foreign)
@@ -53,6 +58,7 @@ def _plan(source: Source, choice: Choice, *, may_be_new: bool, foreign: Foreign)
 
 
 def make_report(name: str | Path, source: Source, plan: LoadPlan, notes: Sequence[str] = ()) -> Report:
+    """Returns the report of loading a source, called ``name`` in it, with the plan's notes and more."""
     files = tuple(file.name for file in source.checkpoint.files)
     return Report(str(name), files, plan.config, plan.parts, plan.tensors, plan.targets, (*plan.notes, *notes))
 
@@ -71,13 +77,14 @@ def load(
     shardings: Any = None,
     strict: bool = False,
 ) -> tuple[Model, dict[str, Any], Report]:
-    """Loads as ``from_pretrained`` does, and returns the account of it too.
+    """Loads a model as ``from_pretrained`` does, and also returns a report.
 
     Args:
       runtime: how the model is computed, and the dtype of its parameters.
-      shardings: a tree of ``jax.sharding.Sharding`` like that of the parameters; each array is put there as soon as it
-        is read, so that the host never holds two of them. None: the default device.
+      shardings: a tree like that of the parameters with a ``jax.sharding.Sharding`` for each; every array is put on its
+        devices before the next is read. None: the default device.
       strict: NaN or infinity in the weights is an error; otherwise the report notes it.
+      All others: as for ``from_pretrained``.
 
     Raises:
       InputError: as ``from_pretrained``.
@@ -87,20 +94,20 @@ def load(
     source = open_source(name, revision=revision, ignore=ignore, base_model=base_model)
     plan = plan_head(source, HeadRequest(head, num_labels, id2label, new_head is not None))
     model = head_spec(head).model.create(plan.config, runtime)
-    placed = _flatten(shardings, head)
+    sharding_of = _flatten(shardings, head)
     params: dict[str, Any] = {}
     broken: list[str] = []
     for path in plan.fills:
-        value = _leaf(source, plan, path, param_dtype, placed.get(path), broken)
+        value = _leaf(source, plan, path, param_dtype, sharding_of.get(path), broken)
         _insert(params, path, value)
     if broken and strict:
         raise InputError(f"{source.checkpoint.path}: {broken_note(broken)}")
-    fresh = [row for row in plan.targets if row.initialised]
-    if new_head is not None and fresh:
-        for path, value in draw_leaves(model, fresh, new_head, placed).items():
+    initialized = [row for row in plan.targets if row.initialised]
+    if new_head is not None and initialized:
+        for path, value in init_leaves(model, initialized, new_head, sharding_of).items():
             _insert(params, path, value)
     report = make_report(name, source, plan, [broken_note(broken)] if broken else [])
-    for line in (*(f"initialised {row.path}: {row.reason}" for row in fresh), *report.notes):
+    for line in (*(f"initialised {row.path}: {row.reason}" for row in initialized), *report.notes):
         logger.info("%s: %s", name, printable(line))
     return model, params[ENCODER] if head == "encoder" else params, report
 
@@ -123,29 +130,30 @@ def from_pretrained(
 ) -> tuple[Model, dict[str, Any]]:
     """Loads a model with the weights of a directory, a file of weights, or a hub id.
 
-    What training programs put around a model's tensor names is taken off, and said.
+    Prefixes that training programs add to the names of a model's tensors are removed, which is logged.
 
     Args:
       name_or_dir: a model directory (Hugging Face's layout or ours, or a peft adapter's), a file of weights beside its
         config, ``org/model`` on the hub, or ``org/model/file``.
       head: ``encoder``, ``masked-lm``, ``sequence-classification``, ``token-classification``, ``question-answering``,
         ``multiple-choice`` or ``replaced-token-detection``.
-      dtype: of the computation. param_dtype: of the parameters, whatever the file stores.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters, whatever the file stores.
       attention, remat, scan: fields of the model, see ``models.Model``.
-      num_labels, id2label: of the classifier. Where the file's classifier is another, an error unless ``new_head``.
-      new_head: a key. Head tensors that the file lacks are initialised with it, and logged; without it their absence
-        is an error.
-      revision: of a hub id: branch, tag or commit.
+      num_labels, id2label: the labels of the classifier. If the file's classifier has others, ``new_head`` is needed.
+      new_head: a random key. Head tensors that the file lacks are initialized with it, and logged. Without it they are
+        an error.
+      revision: branch, tag or commit of a hub id.
       ignore: patterns (``*``, ``?``) of tensors to leave out, such as ``["crf.*"]`` for a head that is not known here.
-        The encoder alone needs none.
+        Not needed for the encoder alone.
       base_model: the base of a peft adapter, a directory or hub id; None: the one that its adapter_config.json names.
 
     Returns:
       The model and its parameters, a plain nested dict of arrays.
 
     Raises:
-      InputError: what cannot be read; a tensor of the file or of the model without an explanation (the message lists
-        all of them); a head that the file lacks; the masked-LM head of a discriminator.
+      InputError: the source cannot be read; a tensor of the file or of the model is not explained (the message lists
+        all of them); the file lacks the head; or the masked-LM head of a discriminator is asked for.
     """
     model, params, _ = load(
         name_or_dir,
@@ -162,7 +170,7 @@ def from_pretrained(
 
 
 def _leaf(source: Source, plan: LoadPlan, path: str, dtype: np.dtype, sharding: Any, broken: list[str]) -> jax.Array:
-    """One leaf on its devices; ``broken`` gets its path if it has a NaN or an infinity."""
+    """Returns one leaf on its devices. Appends its path to ``broken`` if it has a NaN or an infinity."""
     if source.checkpoint.read_sharded is not None:
         value = source.checkpoint.read_sharded(path, dtype, sharding)
         if not bool(jnp.isfinite(value).all()):
@@ -174,19 +182,26 @@ def _leaf(source: Source, plan: LoadPlan, path: str, dtype: np.dtype, sharding: 
     return jax.device_put(array, sharding)
 
 
-def draw_leaves(
-    model: Model, fresh: Sequence[TargetRow], key: jax.Array, placed: Mapping[str, Any]
+def init_leaves(
+    model: Model, rows: Sequence[TargetRow], key: jax.Array, shardings: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
-    """Fresh values by path of the leaves that a file lacks, on the devices that ``placed`` names, float32 by default.
+    """Initializes the leaves that a file lacks.
 
-    The compiler drops the draws of all others.
+    Args:
+      rows: the leaves.
+      key: random key.
+      shardings: from paths to shardings; leaves without one are put on the default device.
+
+    Returns:
+      The leaves by path, in the model's ``param_dtype``.
     """
 
-    def draw(key: jax.Array) -> dict[str, jax.Array]:
+    # The compiler removes the computation of all other leaves.
+    def initialize(key: jax.Array) -> dict[str, jax.Array]:
         tree = init_params(model, key)
-        return {row.path: _lookup(tree, row.path) for row in fresh}
+        return {row.path: _lookup(tree, row.path) for row in rows}
 
-    return jax.jit(draw, out_shardings={row.path: placed.get(row.path) for row in fresh})(key)
+    return jax.jit(initialize, out_shardings={row.path: shardings.get(row.path) for row in rows})(key)
 
 
 def _insert(tree: dict[str, Any], path: str, value: Any) -> None:
@@ -203,7 +218,7 @@ def _lookup(tree: Any, path: str) -> Any:
 
 
 def _flatten(tree: Any, head: str) -> dict[str, Any]:
-    """Leaves of a tree by path; a bare encoder's paths get the word ``deberta`` in front, as the table's have it."""
+    """Returns the leaves of a tree by path. Paths of an encoder alone get the prefix ``deberta/``, as rows have it."""
     if tree is None:
         return {}
     if head == "encoder":

@@ -1,11 +1,13 @@
-"""The table: which tensor of a checkpoint is which leaf of the parameter tree, for every generation and head.
+"""Maps the tensors of checkpoints to the leaves of the parameter tree, for every generation and head.
 
-One row says: this torch name, of this shape, is these leaves, by this transform. Both directions read it, so a tensor
-that can be loaded can be saved. A name with ``{i}`` exists once a layer; its leaves are stacked on a leading axis L.
-A torch ``Linear`` stores ``[out, in]``; the tree stores ``[in, out]``, with heads apart: ``[D, N, H]``, ``[N, H, D]``.
+A ``Row`` gives the torch name of a tensor, its shape, the leaves that it fills, and the transform between them. Loading
+and saving read the same rows, so that a tensor that can be loaded can be saved. A name with ``{i}`` exists once for
+each layer; its leaves are stacked on a leading axis L. A torch ``Linear`` stores ``[out, in]``; the tree stores
+``[in, out]`` with a separate axis for heads: ``[D, N, H]``, ``[N, H, D]``.
 
-Sizes in shapes: V vocabulary, E embedding width, D width, F mlp, N heads, H head size, R relative rows, P positions,
-T token types, K conv kernel, G conv input channels a group, C labels. ``N*H`` is one axis of that length.
+Letters of shapes: V vocabulary, E embedding width, D hidden width, F mlp, N heads, H head size, R rows of the relative
+table, P positions, T token types, K size of the convolution kernel, G convolution input channels in a group, C labels.
+``N*H`` is one axis of that size.
 """
 
 import dataclasses
@@ -28,7 +30,10 @@ Sizes = Mapping[str, int]
 
 
 class LayoutTransform(NamedTuple):
-    """How one torch tensor (of one layer) becomes leaves, and back. Both give views where they can."""
+    """Holds the two functions that convert one torch tensor (of one layer) to leaves and back.
+
+    Both return views where they can.
+    """
 
     to_tree: Callable[[np.ndarray, Sizes], tuple[np.ndarray, ...]]
     to_torch: Callable[[tuple[np.ndarray, ...], Sizes], np.ndarray]
@@ -36,7 +41,7 @@ class LayoutTransform(NamedTuple):
 
 SAME = LayoutTransform(lambda x, s: (x,), lambda leaves, s: leaves[0])
 LINEAR = LayoutTransform(lambda x, s: (x.T,), lambda leaves, s: leaves[0].T)
-# [N*H, D] <-> [D, N, H]: head h owns rows h*H to (h+1)*H of the projection.
+# [N*H, D] <-> [D, N, H]: rows h*H to (h+1)*H of the projection belong to head h.
 HEADS_IN = LayoutTransform(
     lambda x, s: (x.T.reshape(-1, s["N"], s["H"]),),
     lambda leaves, s: leaves[0].reshape(-1, s["N"] * s["H"]).T,
@@ -61,11 +66,12 @@ def _join_qkv(leaves: tuple[np.ndarray, ...], s: Sizes) -> np.ndarray:
     return grouped.reshape(3 * s["N"] * s["H"], -1)
 
 
-# v1 keeps one [3*N*H, D] matrix whose rows are grouped a head: (q, k, v of head 0, q, k, v of head 1, ...).
+# v1 stores one matrix [3*N*H, D] whose rows are grouped by head: q, k, v of head 0, q, k, v of head 1, ...
 QKV = LayoutTransform(_split_qkv, _join_qkv)
 
 
-# A vector that another program's module has and the function does not: held by no leaf, written as zeros.
+# Bias vectors that another program's modules have but that do not change the function: no leaf holds them, and they are
+# saved as zeros.
 ABSENT_HEADS = LayoutTransform(lambda x, s: (), lambda leaves, s: np.zeros(s["N"] * s["H"], np.float32))
 ABSENT_VOCABULARY = LayoutTransform(lambda x, s: (), lambda leaves, s: np.zeros(s["V"], np.float32))
 
@@ -76,7 +82,15 @@ def _always(config: DebertaConfig) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One torch tensor (a layer, where ``torch`` holds ``{i}``) and the leaves it fills."""
+    """Describes one torch tensor, or one for each layer, and the leaves that it fills.
+
+    Attributes:
+      torch: the tensor's name; it contains ``{i}`` if there is one tensor for each layer.
+      tree: the paths of the leaves.
+      shape: the tensor's axes in the letters of this module, such as ``"N*H D"``.
+      transform: converts the tensor to the leaves and back.
+      when: tells whether a model with a config has the tensor.
+    """
 
     torch: str
     tree: tuple[str, ...]
@@ -86,19 +100,21 @@ class Row:
 
     @property
     def layered(self) -> bool:
+        """Tells whether there is one tensor for each layer."""
         return "{i}" in self.torch
 
     def names(self, config: DebertaConfig) -> list[str]:
-        """The torch names this row stands for: one, or one a layer."""
+        """Returns the torch names of the row's tensors: one, or one for each layer."""
         return [self.torch.format(i=i) for i in range(config.num_hidden_layers)] if self.layered else [self.torch]
 
     def torch_shape(self, sizes: Sizes) -> tuple[int, ...]:
+        """Returns the shape of the torch tensor, given the sizes that the letters stand for."""
         return tuple(
             math.prod(int(f) if f.isdigit() else sizes[f] for f in axis.split("*")) for axis in self.shape.split()
         )
 
     def leaf_shapes(self, sizes: Sizes) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the leaves, without the layer axis."""
+        """Returns the shapes of the leaves, without the axis of layers."""
         probe = np.broadcast_to(np.zeros((), np.int8), self.torch_shape(sizes))
         return tuple(leaf.shape for leaf in self.transform.to_tree(probe, sizes))
 
@@ -186,7 +202,7 @@ _ATTENTION_V1 = (
     *_TALKING,
 )
 
-# v1 under the names of v2's modules, as Microsoft's code stores it after training.
+# A v1 model with the names of v2's modules, as Microsoft's code saves it after training.
 _ATTENTION_V1_MICROSOFT = (
     *(
         dataclasses.replace(row, tree=(), transform=ABSENT_HEADS)
@@ -237,7 +253,7 @@ _PART_ROWS: dict[str, tuple[Row, ...]] = {
         *_dense("cls.predictions.transform.dense", "E", "D"),
         *_norm("cls.predictions.transform.LayerNorm", "E"),
         Row("cls.predictions.bias", ("cls/predictions/bias",), "V", when=lambda c: c.tie_word_embeddings),
-        # Untied, transformers adds the decoder's own bias and leaves ``cls.predictions.bias`` unread.
+        # Without tying, transformers adds the decoder's bias and ignores ``cls.predictions.bias``.
         Row("cls.predictions.bias", (), "V", ABSENT_VOCABULARY, _untied),
         Row("cls.predictions.decoder.bias", ("cls/predictions/bias",), "V", when=_untied),
         Row("cls.predictions.decoder.weight", ("cls/predictions/decoder/kernel",), "V E", LINEAR, _untied),
@@ -264,14 +280,16 @@ _TORCH_ENDS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
 def part_rows(config: DebertaConfig, part: str) -> tuple[Row, ...]:
-    """Returns the rows of a part of a head; those of a part that only a head from outside the package has are derived
-    from its parameters."""
+    """Returns the rows of a part of a head.
+
+    If only a head from outside the package has the part, the rows are derived from that head's parameters.
+    """
     return _PART_ROWS[part] if part in _PART_ROWS else _derived_rows(config, part)
 
 
 @functools.lru_cache(maxsize=16)
 def _derived_rows(config: DebertaConfig, part: str) -> tuple[Row, ...]:
-    """Returns a row for every parameter: kernels of two axes as a torch ``Linear``, all others as they are."""
+    """Returns a row for every parameter: kernels of two axes are stored as in a torch ``Linear``, others unchanged."""
     spec = next(spec for spec in HEADS.values() if part in spec.parts)
     leaves = jax.tree_util.tree_flatten_with_path(abstract_params(spec.model(config))[part])[0]
     rows = []
@@ -285,7 +303,7 @@ def _derived_rows(config: DebertaConfig, part: str) -> tuple[Row, ...]:
 
 
 def is_head_name(name: str) -> bool:
-    """Tells whether a canonical name is that of a tensor of a head that is known."""
+    """Tells whether a canonical name belongs to a head of ``HEADS``."""
     return name in _HEAD_NAMES or part_of(name) in set(all_parts()) - set(_PART_ROWS)
 
 
@@ -296,7 +314,7 @@ _HEAD_NAMES = {row.torch for rows in _PART_ROWS.values() for row in rows} | {
 
 
 def sizes(config: DebertaConfig, labels: int) -> dict[str, int]:
-    """The letters of the table for one architecture; ``labels`` is the number of rows of the classifier."""
+    """Returns the sizes that the letters of shapes stand for; ``labels`` is the number of rows of the classifier."""
     return {
         "V": config.vocab_size,
         "E": config.embedding_width,
@@ -314,13 +332,16 @@ def sizes(config: DebertaConfig, labels: int) -> dict[str, int]:
 
 
 def table(config: DebertaConfig, parts: Iterable[str], layout: str = "hf") -> tuple[Row, ...]:
-    """The rows of an encoder with these parts; every torch name starts with ``deberta.`` or the name of a part.
+    """Returns the rows of an encoder with these parts of heads.
 
-    ``layout`` is ``hf`` or ``microsoft``: the latter names v1's projections as Microsoft's code does, and every
-    masked-LM head ``lm_predictions``.
+    Every torch name starts with ``deberta.`` or the name of a part.
+
+    Args:
+      layout: ``hf``; or ``microsoft``, which names v1's projections and every masked-LM head (``lm_predictions``) as
+        Microsoft's code does.
 
     Raises:
-      InputError: a masked-LM head of its own decoder matrix under ``lm_predictions``; no published code has it.
+      InputError: a masked-LM head named ``lm_predictions`` has its own decoder matrix; no published code reads that.
     """
     if config.model_type != V1:
         attention = _ATTENTION_V2
@@ -343,7 +364,7 @@ _LAYER_NORM = re.compile(r"LayerNorm\.(gamma|beta)$")
 
 
 def canonical(name: str) -> str:
-    """Returns the name the table knows for one that has no wrapper: without the spellings of old files."""
+    """Returns a tensor's name as the rows have it: with the prefix ``deberta.``, and without spellings of old files."""
     if name.startswith("bert."):
         name = "deberta." + name.removeprefix("bert.")
     elif name.startswith(("embeddings.", "encoder.")):
@@ -352,12 +373,12 @@ def canonical(name: str) -> str:
 
 
 def part_of(name: str) -> str:
-    """``deberta`` or the part a canonical name belongs to (its first word)."""
+    """Returns the first component of a canonical name: ``deberta`` or a part of a head."""
     return name.split(".", 1)[0]
 
 
 def collapse(names: Iterable[str]) -> list[str]:
-    """Names for people, escaped and cut; those that differ only in the layer become one, ``layer.{0-11}``."""
+    """Returns names for messages, escaped and shortened. Those that differ only in the layer become one: ``{0-11}``."""
     groups: dict[str, list[int]] = {}
     for name in (brief(name, 200) for name in names):
         match = re.search(r"(?<=\.layer\.)\d+(?=\.)", name)
@@ -369,7 +390,7 @@ def collapse(names: Iterable[str]) -> list[str]:
             out.append(key)
             continue
         layers = sorted(layers)
-        whole = layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 1
-        text = f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
+        consecutive = layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 1
+        text = f"{layers[0]}-{layers[-1]}" if consecutive else ",".join(map(str, layers))
         out.append(key.replace("{}", f"{{{text}}}" if len(layers) > 1 else text))
     return out

@@ -1,4 +1,4 @@
-"""Parameters -> a model directory that PyTorch's transformers and this package both load."""
+"""Saves parameters as a model directory that PyTorch's transformers and this package both load."""
 
 import json
 import re
@@ -26,15 +26,19 @@ _METADATA = {"format": "pt"}
 
 @runtime_checkable
 class Leaves(Protocol):
-    """Where the leaves of a tree come from: parameters in memory, or a file not yet read."""
+    """Gives the leaves of a tree by path, from parameters in memory or from a file that is read when needed."""
 
-    def dtype(self, path: str) -> np.dtype: ...
+    def dtype(self, path: str) -> np.dtype:
+        """Returns the dtype of a leaf."""
+        ...
 
-    def slice(self, path: str, layer: int | None) -> np.ndarray: ...
+    def slice(self, path: str, layer: int | None) -> np.ndarray:
+        """Returns a leaf, or one layer of it."""
+        ...
 
 
 class TreeLeaves:
-    """Leaves of a parameter tree, brought to the host one at a time."""
+    """Gives the leaves of a parameter tree, copied to the host one at a time."""
 
     def __init__(self, tree: Mapping[str, Any]):
         flat, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -43,6 +47,7 @@ class TreeLeaves:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of all leaves by path."""
         return {path: tuple(leaf.shape) for path, leaf in self._leaves.items()}
 
     def dtype(self, path: str) -> np.dtype:
@@ -50,7 +55,7 @@ class TreeLeaves:
 
     def slice(self, path: str, layer: int | None) -> np.ndarray:
         if path not in self._held:
-            if len(self._held) == 3:  # what one tensor of a checkpoint can need: v1's query, key and value
+            if len(self._held) == 3:  # v1's query, key and value: no tensor of a checkpoint needs more leaves
                 self._held.clear()
             self._held[path] = np.asarray(self._leaves[path])
         return self._held[path] if layer is None else self._held[path][layer]
@@ -68,30 +73,33 @@ def torch_tensors(
     broken: list[str],
     progress: Callable[[str], None] = lambda name: None,
 ) -> list[Pending]:
-    """The tensors of a checkpoint, each computed when it is written.
+    """Returns the tensors of a checkpoint; each is computed when it is written.
 
     Args:
-      labels: rows of the classifier.
-      dtype: None keeps each leaf's own.
-      bare: names without ``deberta.``, as transformers has them for an encoder by itself.
-      broken: gets the names of tensors with NaN or infinity as they are written.
-      progress: called with each name then.
+      labels: number of rows of the classifier.
+      leaves: where the values come from.
+      dtype: dtype of the tensors; None keeps that of each leaf.
+      bare: names have no prefix ``deberta.``, as in transformers for an encoder without a head.
+      broken: the names of tensors with NaN or infinity are appended as they are written.
+      progress: is called with each name as the tensor is written.
     """
     sizes = table.sizes(config, labels)
     out = []
     for row in table.table(config, parts, layout):
         kind = dtype or leaves.dtype(row.tree[0] if row.tree else "deberta/embeddings/word_embeddings/embedding")
         for layer, name in enumerate(row.names(config)):
-            shown = name.removeprefix("deberta.") if bare else name
-            compute = _computer(row, layer if row.layered else None, sizes, leaves, kind)
-            produce = _watched(compute, shown, broken, progress)
-            out.append(Pending(shown, row.torch_shape(sizes), kind, produce))
+            stored_name = name.removeprefix("deberta.") if bare else name
+            compute = _producer(row, layer if row.layered else None, sizes, leaves, kind)
+            produce = _checked(compute, stored_name, broken, progress)
+            out.append(Pending(stored_name, row.torch_shape(sizes), kind, produce))
     return out
 
 
-def _computer(
+def _producer(
     row: table.Row, layer: int | None, sizes: Mapping[str, int], leaves: Leaves, dtype: np.dtype
 ) -> Callable[[], np.ndarray]:
+    """Returns a function that computes a row's tensor, of one layer if ``layer`` is given."""
+
     def compute() -> np.ndarray:
         parts = tuple(leaves.slice(path, layer) for path in row.tree)
         return contiguous(row.transform.to_torch(parts, sizes), dtype)
@@ -99,9 +107,11 @@ def _computer(
     return compute
 
 
-def _watched(
+def _checked(
     compute: Callable[[], np.ndarray], name: str, broken: list[str], progress: Callable[[str], None]
 ) -> Callable[[], np.ndarray]:
+    """Returns a function that computes a tensor, notes in ``broken`` if it is not finite, and reports progress."""
+
     def produce() -> np.ndarray:
         array = compute()
         if not is_finite(array):
@@ -113,16 +123,20 @@ def _watched(
 
 
 def write_weights(directory: Path, tensors: Sequence[Pending], max_shard_size: str | int) -> None:
-    """``model.safetensors``, or shards of at most that size and an index."""
+    """Writes ``model.safetensors``, or several files of at most that size with an index.
+
+    Raises:
+      InputError: ``max_shard_size`` is no size.
+    """
     limit = parse_size(max_shard_size)
     shards: list[list[Pending]] = [[]]
-    room = limit
+    free = limit
     for tensor in tensors:
-        if tensor.nbytes > room and shards[-1]:
+        if tensor.nbytes > free and shards[-1]:
             shards.append([])
-            room = limit
+            free = limit
         shards[-1].append(tensor)
-        room -= tensor.nbytes
+        free -= tensor.nbytes
     if len(shards) == 1:
         write_safetensors(directory / "model.safetensors", tensors, _METADATA)
         return
@@ -136,7 +150,7 @@ def write_weights(directory: Path, tensors: Sequence[Pending], max_shard_size: s
 
 
 def parse_size(size: str | int) -> int:
-    """Bytes, from a number or a text such as ``5GB`` or ``200MB``. Raises InputError for anything else."""
+    """Returns a number of bytes, given as a number or as a text such as ``5GB``. Raises InputError for others."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", str(size).strip(), re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
         raise InputError(f"max_shard_size {size!r} is no size; write 5GB or 200MB")
@@ -144,7 +158,7 @@ def parse_size(size: str | int) -> int:
 
 
 def json_text(value: Any) -> str:
-    """Returns JSON that UTF-8 can hold: half a surrogate pair, which a file may name by its escape, stays an escape."""
+    """Returns a value as JSON. Lone surrogates, which UTF-8 cannot encode, are written as escapes."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
@@ -152,13 +166,19 @@ def json_text(value: Any) -> str:
 def hf_config(
     config: DebertaConfig, parts: Sequence[str], labels: int, dtype: np.dtype, known: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The contents of config.json, with a class that transformers loads these parts into, unless it is ``known``."""
+    """Returns the contents of config.json.
+
+    Args:
+      parts, labels: as for ``torch_tensors``.
+      dtype: dtype of the weights, which the file names.
+      known: the value of ``architectures``; if empty, the class of transformers that loads these parts.
+    """
     out = config.to_hf()
     prefix = "Deberta" if config.model_type == V1 else "DebertaV2"
     ends = (spec.transformers for spec in HEADS.values() if spec.parts and not spec.missing_parts(parts))
     task = next((end for end in ends if end), "Model")
     if task == "ForSequenceClassification" and labels == 1 and config.num_labels != 1:
-        # transformers has no multiple choice for v1; there the class of the same tensors serves.
+        # transformers has no multiple choice for v1; sequence classification has the same tensors.
         task = "ForMultipleChoice" if config.model_type != V1 else task
         names = ["LABEL_0"] if config.model_type == V1 else list(config.id2label)
         out |= {"id2label": {str(i): n for i, n in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
@@ -176,23 +196,26 @@ def save_pretrained(
     layout: Layout = "hf",
     overwrite: bool = False,
 ) -> None:
-    """Writes config.json, safetensors and the tokenizer's files; transformers loads them with no key missing or left.
+    """Writes config.json, the weights as safetensors, and the tokenizer's files.
 
-    A new directory appears whole, in one rename. A model directory written before is replaced file by file, each by a
-    rename; its config.json goes first and comes last, so that a process that is killed leaves no mixture. With several
-    processes, all must call; the first one writes.
+    transformers loads the directory without missing or unexpected keys. A new directory is complete when it appears: it
+    is written under another name and renamed. In an existing model directory each file is replaced by a rename;
+    config.json is removed first and written last, so that an interrupted write never leaves a mixture that loads. With
+    several processes all must call; the first one writes.
 
     Args:
-      model: one of ``deberta_jax.models``; its config is written.
+      directory: a new or empty directory, or one that holds a model.
+      model: a model of any head; its config is written.
       params: its parameters, on any devices.
-      tokenizer: anything with ``save(directory)``.
-      dtype: of the file; None keeps that of the parameters.
-      max_shard_size: larger files are split; a number of bytes, or ``5GB``, ``200MB``.
-      layout: ``microsoft`` names tensors as Microsoft's code does.
-      overwrite: write also into a directory that holds other things than a model; those stay.
+      tokenizer: an object with ``save(directory)``.
+      dtype: dtype of the file; None keeps that of the parameters.
+      max_shard_size: largest file of weights, in bytes or as a text such as ``5GB``; larger ones are split.
+      layout: ``hf``; or ``microsoft``, which names tensors as Microsoft's code does.
+      overwrite: also write into a directory that holds files other than a model's; they are kept.
 
     Raises:
-      InputError: a directory of other things, parameters that are not this model's, or a size that is none.
+      InputError: the directory holds other files, the parameters do not belong to the model, or ``max_shard_size`` is
+        no size.
     """
     target = Path(directory).expanduser()
     check_free(target, overwrite=overwrite)
@@ -217,15 +240,18 @@ def save_pretrained(
 
 
 def on_first_process(tree: Any) -> Any:
-    """Arrays that live on several processes as numpy arrays on the first; the others get empty ones of the same shapes,
-    which take no memory. Leaf by leaf, in one order on all; all must call."""
+    """Returns a tree of numpy arrays on the first process, gathered from all processes. All must call.
+
+    The other processes get arrays of the same shapes that take no memory. Leaves are gathered one at a time, in the
+    same order on all processes.
+    """
     if jax.process_count() == 1:
         return tree
 
     def gather(leaf: Any) -> np.ndarray:
-        across = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-        whole = np.asarray(multihost_utils.process_allgather(leaf, tiled=True) if across else leaf)
-        return whole if jax.process_index() == 0 else np.broadcast_to(np.zeros((), whole.dtype), whole.shape)
+        distributed = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        array = np.asarray(multihost_utils.process_allgather(leaf, tiled=True) if distributed else leaf)
+        return array if jax.process_index() == 0 else np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
     return jax.tree.map(gather, tree)
 
@@ -233,6 +259,7 @@ def on_first_process(tree: Any) -> Any:
 def _check_tree(
     shapes: Mapping[str, tuple[int, ...]], config: DebertaConfig, parts: Sequence[str], labels: int
 ) -> None:
+    """Raises InputError if a parameter is missing, unknown or of another shape."""
     sizes = table.sizes(config, labels)
     expected = {}
     for row in table.table(config, parts):
@@ -240,5 +267,5 @@ def _check_tree(
             expected[path] = (config.num_hidden_layers, *shape) if row.layered else shape
     wrong = [p for p in sorted(expected.keys() | shapes.keys()) if expected.get(p) != shapes.get(p)]
     if wrong:
-        says = ", ".join(f"{p} is {shapes.get(p, 'missing')}, expected {expected.get(p, 'none')}" for p in wrong)
-        raise InputError(f"the parameters are not this model's: {says}")
+        problems = ", ".join(f"{p} is {shapes.get(p, 'missing')}, expected {expected.get(p, 'none')}" for p in wrong)
+        raise InputError(f"the parameters are not this model's: {problems}")

@@ -1,4 +1,7 @@
-"""A checkpoint run on fixed inputs, compared layer by layer with another, a recording, or its own way back."""
+"""Runs a checkpoint on fixed inputs and compares it layer by layer with another checkpoint or a recording.
+
+Without either it is compared with itself after conversion to torch's layout and back.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -26,18 +29,25 @@ _ROWS, _LENGTH = 2, 24
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Largest absolute difference of every layer and of every head's logits; passed if all are within tolerance."""
+    """Holds how far the outputs of two models differ.
+
+    Attributes:
+      differences: largest absolute difference of every layer's output and of every head's logits.
+      scales: largest absolute value of the same outputs.
+      tolerance: largest difference that passes.
+    """
 
     differences: dict[str, float]
     scales: dict[str, float]
-    """Largest absolute value of the same outputs."""
     tolerance: float
 
     @property
     def passed(self) -> bool:
+        """Tells whether every difference is within the tolerance."""
         return all(difference <= self.tolerance for difference in self.differences.values())
 
     def text(self) -> str:
+        """Returns the lines that ``deberta-jax verify`` prints."""
         width = max(map(len, self.differences))
         lines = [
             f"{name:<{width}}  max difference {difference:.3g}  (values up to {self.scales[name]:.3g})"
@@ -65,14 +75,14 @@ def verify(
     """Compares the outputs of a source, layer by layer, in float32.
 
     Args:
-      against: another source, or an ``.npz`` recording. None: the source's own tensors after the way to torch's layout
-        and back, which must change nothing.
+      against: another source, or an ``.npz`` recording. None: the source's own tensors after conversion to torch's
+        layout and back, which must not change them.
       tolerance: largest absolute difference that passes.
       record: an ``.npz`` file to write the outputs to.
-      ignore, base_model: as ``from_pretrained``, for the source; patterns leave out what they match in ``against`` too.
+      revision, ignore, base_model: as for ``from_pretrained``; ``ignore`` also applies to ``against``.
 
     Raises:
-      InputError: a source that cannot be read, a recording of other outputs, or outputs that are not finite.
+      InputError: a source cannot be read, the recording has other outputs, or outputs are not finite.
     """
     if record is not None:
         storage.check_output_file("--record", record)
@@ -117,7 +127,10 @@ def _recording(path: Path) -> dict[str, np.ndarray]:
 
 
 def fixed_inputs(vocabulary: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [2, length] spread over the vocabulary, the second row padded in its last third, and their mask."""
+    """Returns int32 token ids [2, length] spread over the vocabulary, and the attention mask of the same shape.
+
+    The last third of the second row is padding.
+    """
     ids = (np.arange(_ROWS * length, dtype=np.int64) * 7919 + 5) % max(vocabulary - 1, 1) + (vocabulary > 1)
     ids = ids.astype(np.int32).reshape(_ROWS, length)
     mask = np.ones_like(ids)
@@ -126,7 +139,11 @@ def fixed_inputs(vocabulary: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def outputs(source: Source, *, round_trip: bool = False) -> dict[str, np.ndarray]:
-    """Hidden states by layer and the logits of every head that the source has, float32."""
+    """Returns the hidden states of every layer and the logits of every head that the source has, float32.
+
+    Args:
+      round_trip: convert the tensors to torch's layout and back first.
+    """
     out: dict[str, np.ndarray] = {}
     for head in HEADS:
         try:
@@ -136,38 +153,39 @@ def outputs(source: Source, *, round_trip: bool = False) -> dict[str, np.ndarray
                 raise
             continue
         if round_trip:
-            plan = _there_and_back(plan)
+            plan = _round_trip(plan)
         out |= _run(head, plan)
     return out
 
 
 def _run(head: str, plan: LoadPlan) -> dict[str, np.ndarray]:
+    """Returns the outputs of one head on the fixed inputs, by name."""
     params: dict[str, Any] = {}
     for path in plan.fills:
         *groups, last = path.split("/")
-        place = params
+        node = params
         for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = jnp.asarray(read_leaf(plan, path, np.dtype(np.float32)))
+            node = node.setdefault(group, {})
+        node[last] = jnp.asarray(read_leaf(plan, path, np.dtype(np.float32)))
     spec = head_spec(head)
     model = spec.model(plan.config)
     ids, mask = fixed_inputs(plan.config.vocab_size, min(_LENGTH, plan.config.max_position_embeddings))
     variables = {"params": params[table.ENCODER] if head == "encoder" else params}
     if model.reads_choices:
         ids, mask = ids[None], mask[None]
-    states_too: dict[str, Any] = {"output_hidden_states": True} if head == "encoder" else {}
-    run = jax.jit(lambda variables, ids, mask: model.apply(variables, ids, attention_mask=mask, **states_too))
-    found: Any = run(variables, jnp.asarray(ids), jnp.asarray(mask))
+    options: dict[str, Any] = {"output_hidden_states": True} if head == "encoder" else {}
+    run = jax.jit(lambda variables, ids, mask: model.apply(variables, ids, attention_mask=mask, **options))
+    output: Any = run(variables, jnp.asarray(ids), jnp.asarray(mask))
     if head == "encoder":
-        states = [np.asarray(state, np.float32) for state in found.hidden_states]
+        states = [np.asarray(state, np.float32) for state in output.hidden_states]
         return {"embeddings": states[0]} | {f"layer {i}": state for i, state in enumerate(states[1:], 1)}
     if len(spec.outputs) == 1:
-        return {f"{head} {name}": np.asarray(getattr(found, name), np.float32) for name in spec.outputs}
-    return {f"{head} {name.removesuffix('_logits')}": np.asarray(getattr(found, name)) for name in spec.outputs}
+        return {f"{head} {name}": np.asarray(getattr(output, name), np.float32) for name in spec.outputs}
+    return {f"{head} {name.removesuffix('_logits')}": np.asarray(getattr(output, name)) for name in spec.outputs}
 
 
-def _there_and_back(plan: LoadPlan) -> LoadPlan:
-    """The same plan fed by the tensors it would be saved as."""
+def _round_trip(plan: LoadPlan) -> LoadPlan:
+    """Returns the plan for loading the tensors that the model of a plan would be saved as."""
     labels = plan.sizes["C"]
     pending = torch_tensors(plan.config, plan.parts, labels, plan, None, "hf", bare=False, broken=[])
     found: Mapping[str, Tensor] = {t.name: Tensor(t.name, t.shape, t.dtype, t.produce) for t in pending}
