@@ -1,4 +1,7 @@
-"""What a run is, as frozen dataclasses: saved with the run, overridable one by one on the command line."""
+"""Defines experiments: frozen dataclasses that describe a run.
+
+They are saved with the run. The command line sets each field with an option, and shows the docstrings below as help.
+"""
 
 import dataclasses
 import hashlib
@@ -17,138 +20,152 @@ from deberta_jax.tasks import TaskOptions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """AdamW with warm-up and decay. Biases and LayerNorm weights are not decayed."""
+    """Configures AdamW, its learning rate schedule, and the parameters that it leaves unchanged."""
 
     learning_rate: float = 2e-5
-    """Peak, reached at the end of the warm-up."""
+    """Highest learning rate, reached at the end of the warm-up."""
     warmup: float | int = 0.1
-    """Share of all steps if below 1, else a number of steps."""
+    """Length of the warm-up: a fraction of all steps if below 1, else a number of steps."""
     schedule: Literal["linear", "cosine", "constant", "original"] = "linear"
-    """After the warm-up: linearly or by a cosine to 0 at the last step, or level. ``original``: Microsoft's linear one,
-    which drops by the warm-up's share at its end."""
+    """Learning rate after the warm-up: falls linearly or as a cosine to 0 at the last step, or stays constant.
+    ``original`` is Microsoft's linear schedule, whose learning rate jumps down at the end of the warm-up."""
     weight_decay: float = 0.01
+    """Weight decay of all parameters except biases and LayerNorms."""
     beta1: float = 0.9
+    """Decay rate of Adam's mean of gradients."""
     beta2: float = 0.999
+    """Decay rate of Adam's mean of squared gradients."""
     epsilon: float = 1e-6
+    """Constant added to the denominator of Adam's update."""
     bias_correction: bool = True
-    """False: Adam as Microsoft's code has it."""
+    """Correct the bias of Adam's means in the first steps; --no-bias-correction omits it, as Microsoft's code does."""
     clip_norm: float = 1.0
-    """Largest global norm of a gradient."""
+    """Global norm to which larger gradients are scaled down."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from each layer to the one below; the head has the full rate."""
+    """Factor by which the learning rate of each layer is smaller than that of the layer above; the head has the full
+    learning rate."""
     freeze: tuple[str, ...] = ()
-    """Patterns of parameters that stay as they are, such as deberta/embeddings/*."""
+    """Patterns of parameters that are not trained, such as deberta/embeddings/*."""
     freeze_layers: int = 0
-    """So many of the lowest layers stay as they are."""
+    """Number of layers that are not trained, counted from the first."""
     ema: float = 0.0
-    """Decay of a running mean of the parameters, which is then evaluated and saved; 0: none."""
+    """Decay of the exponential moving average of the parameters, which is evaluated and saved in their place; 0 turns
+    it off."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run is computed. It may change when a run is continued: what is computed does not depend on it."""
+    """Configures devices, memory, logging and checkpoints. These options may change when a run is continued."""
 
     mesh_data: int = -1
-    """Devices along the mesh axis ``data``; -1: all that the other axes leave."""
+    """Number of devices along the mesh axis ``data``, each with a part of the batch; -1 for all remaining devices."""
     mesh_fsdp: int = 1
-    """Devices that share the parameters; each also has its part of the batch."""
+    """Number of devices that the parameters are sharded over; each also has a part of the batch."""
     mesh_tensor: int = 1
-    """Devices that share heads, feed-forward and vocabulary."""
+    """Number of devices that attention heads, feed-forward layers and vocabulary are sharded over."""
     attention: str = "auto"
+    """Implementation of attention: auto, reference, xla, blocked (CPU) or pallas (TPU, GPU)."""
     remat: Literal["none", "dots", "full"] = "none"
+    """Activations that the backward pass recomputes to save memory: none; all but the results of the projections
+    (dots); or all but the inputs of the layers (full)."""
     scan: bool = True
+    """Compile one layer and loop over it; --no-scan compiles all layers."""
     accumulate: int = 1
-    """Parts that a batch is computed in, one after the other, to save memory."""
+    """Number of parts of a batch that are computed one after the other to save memory."""
     log_every: int = 20
-    """Steps from one line of log.jsonl to the next."""
+    """Number of steps between lines of log.jsonl."""
     checkpoint_every: int = 500
-    """Steps from one saved state to the next; a state is saved after every evaluation too."""
+    """Number of steps between saved training states; a state is also saved after every evaluation."""
     keep: int = 1
-    """Saved states that are kept."""
+    """Number of saved training states that are kept."""
     resume: Literal["auto", "never"] = "auto"
-    """Go on with a run that is there already, or refuse to."""
+    """Continue a run that the output directory holds (auto), or refuse to (never)."""
     distributed: bool = False
-    """Several processes, found by JAX itself on TPU pods, SLURM and Kubernetes."""
+    """Run as one of several processes, which JAX finds itself on TPU pods, SLURM and Kubernetes."""
     coordinator: str = ""
-    """Address host:port of process 0, where JAX does not find the processes itself; with --processes and --process."""
+    """Address host:port of process 0, if JAX does not find the processes itself; needs --processes and --process."""
     processes: int = 0
+    """Number of processes, with --coordinator."""
     process: int = -1
+    """Index of this process, counted from 0, with --coordinator."""
     heartbeat: int = 40
-    """Seconds without a sign of life after which a process is given up, and with it the run."""
+    """Seconds without a heartbeat after which a process is considered lost and the run ends."""
     deadline: int = 300
-    """Seconds within which every process must have arrived."""
+    """Seconds within which all processes must have started."""
     dry_run: bool = False
-    """Only say what the run would be: guesses, shapes, parameters, memory, steps; write nothing."""
+    """Describe the run (guesses, shapes, parameters, memory, steps) without training or writing anything."""
     plan: str = ""
-    """Before the run say what it needs, and refuse if that cannot fit: here (CPUs), or of a slice such as v5e:4x4; then
+    """Log what the run needs, and refuse a run that does not fit: ``here`` (CPU), or a slice such as v5e:4x4, for which
     nothing is run."""
     profile: tuple[int, ...] = ()
-    """First and last step of a profile, written to DIR/profile."""
+    """First and last step of a profile, which is written to DIR/profile."""
     peak_tflops: float = 0.0
-    """Peak of one device, for the utilisation (mfu) in the log; 0: from a table of known devices."""
+    """Peak performance of one device in TFLOP/s, for the utilization (mfu) in the log; 0 looks the device up."""
     tensorboard: bool = False
-    """Write DIR/tensorboard too; needs the extra of that name."""
+    """Also write DIR/tensorboard; needs the extra ``tensorboard``."""
     wandb: str = ""
-    """Log to this project of Weights & Biases too; needs the extra of that name."""
+    """Project of Weights & Biases to log to as well; needs the extra ``wandb``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetune(TaskOptions):
-    """Fine-tune a model on a task: classes, numbers, several labels, tags of words, answers, or multiple choice."""
+    """Fine-tune a model on a task: classification, regression, tagging, question answering or multiple choice."""
 
     model: str = ""
     """Model directory, hub id, or the name of a released architecture."""
     train: str = ""
-    """File to train on (csv, tsv, json, jsonl, parquet, conll, conllu), or a pattern of several; hub:NAME/CONFIG@SPLIT,
-    or a folder of datasets' save_to_disk."""
+    """File to train on (csv, tsv, json, jsonl, parquet, conll, conllu), a pattern of files, hub:NAME/CONFIG@SPLIT, or a
+    folder that save_to_disk of datasets wrote."""
     eval: str = ""
-    """File to evaluate on; the best checkpoint is chosen by it."""
+    """File to evaluate on, which selects the best checkpoint."""
     data_dir: str = ""
-    """Directory of a named task's files, in place of --train and --eval."""
+    """Directory with the files of a named task, instead of --train and --eval."""
     output: str = ""
-    """Directory of the run: becomes the model directory of the best checkpoint."""
+    """Directory of the run, which becomes the model directory of the best checkpoint."""
     tokenizer: str = ""
     """Directory or hub id of the tokenizer; that of the model if not given."""
     ignore: tuple[str, ...] = ()
     """Patterns of the model's tensors to leave out, such as 'crf.*' for a head that is not known here."""
     base_model: str = ""
-    """Base of --model where that is a peft adapter: a directory or hub id; what adapter_config.json names if not
-    given."""
+    """Base model of --model if that is a peft adapter: a directory or hub id. By default the one that
+    adapter_config.json names."""
     from_scratch: bool = False
-    """Initialise all parameters; no weights are read."""
+    """Initialize all parameters; no weights are read."""
     reinit_layers: int = 0
-    """Number of layers to reinitialize, counted from the last (Zhang et al. 2021). With few examples that may give a
-    better start."""
+    """Number of layers to reinitialize, counted from the last (Zhang et al. 2021); this can help with few examples."""
     epochs: int = 3
+    """Number of passes over the training data."""
     batch_size: int = 32
-    """Examples in an optimizer step, over all devices, however they are laid out."""
+    """Number of examples in an optimizer step, over all devices."""
     max_length: int = 256
-    """Longest input in tokens; longer ones lose their ends, and the run says how many."""
+    """Longest input in tokens; longer ones are truncated, and the log gives their number."""
     batching: Literal["packed", "buckets"] = "packed"
-    """Several examples in a row, each kept to itself; or an example a row, padded to one of four lengths."""
+    """Several examples in a row without attention between them (packed), or one example in a row, padded to one of four
+    lengths (buckets)."""
     row_length: int = 0
-    """Tokens of a packed row; 0: what suits the examples."""
+    """Number of tokens of a packed row; 0 chooses it from the lengths of the examples."""
     seed: int = 0
+    """Seed of initialization, dropout and the order of the examples."""
     seeds: int = 1
-    """So many runs, with this seed and those after it, in DIR/seed-N; prints their median and spread."""
+    """Number of runs with consecutive seeds, in DIR/seed-N; their median and spread are printed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters and optimizer state are float32."""
+    """Dtype of the computation; parameters and optimizer state are float32."""
     dropout: float | None = None
-    """Dropout before the classifier; the model's own if not given."""
+    """Dropout rate before the classifier; the model's own if not given."""
     metric: str = ""
-    """What chooses the best checkpoint; the task's usual one if not given."""
+    """Metric that selects the best checkpoint; the task's usual one if not given."""
     sift: float = 0.0
-    """Weight of SiFT's loss between clean and perturbed inputs; 0: none."""
+    """Weight of SiFT's loss between clean and perturbed inputs; 0 turns it off."""
     sift_sigma: float = 1e-2
-    """Spread of SiFT's first, random perturbation."""
+    """Standard deviation of SiFT's random initial perturbation."""
     sift_step: float = 1e-4
-    """Length of SiFT's step from there uphill."""
+    """Size of the gradient ascent step by which SiFT increases the effect of the perturbation."""
     lora: int = 0
-    """Rank of LoRA's updates, the head trained whole; 0: all parameters are trained."""
+    """Rank of LoRA's updates, with which the encoder is frozen and the head is trained; 0 trains all parameters."""
     lora_alpha: float = 16.0
-    """LoRA's updates are scaled by alpha / rank."""
+    """Scale of LoRA's updates, which are multiplied by alpha / rank."""
     lora_targets: tuple[str, ...] = ("*/query_proj/kernel", "*/value_proj/kernel")
-    """Patterns of the kernels that get them."""
+    """Patterns of the kernels that have LoRA's updates."""
     optimization: Optimization = dataclasses.field(default_factory=Optimization)
     runtime: RunOptions = dataclasses.field(default_factory=RunOptions)
 
@@ -175,46 +192,50 @@ class Finetune(TaskOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """What both kinds of pre-training have."""
+    """Holds the options that both kinds of pre-training have."""
 
     model: str = ""
     """Model directory, hub id, or the name of a released architecture."""
     tokenizer: str = ""
     """Directory or hub id of the tokenizer; that of the model if not given."""
     train: tuple[str, ...] = ()
-    """Text to train on: files, one document or paragraph a line, or a directory that ``prepare`` made."""
+    """Text to train on: files with one document or paragraph on each line, or a directory that ``prepare`` made."""
     eval: str = ""
-    """Text held out."""
+    """Text to evaluate on, which selects the best checkpoint."""
     output: str = ""
     """Directory of the run."""
     ignore: tuple[str, ...] = ()
-    """Patterns of the tensors to leave out of the files of weights, such as 'crf.*' for a head that is not known
-    here."""
+    """Patterns of tensors to leave out of the files of weights, such as 'crf.*' for a head that is not known here."""
     base_model: str = ""
-    """Base of --model where that is a peft adapter: a directory or hub id; what adapter_config.json names if not
-    given."""
+    """Base model of --model if that is a peft adapter: a directory or hub id. By default the one that
+    adapter_config.json names."""
     from_scratch: bool = False
-    """Initialise all parameters; no weights are read."""
+    """Initialize all parameters; no weights are read."""
     steps: int = 1000
+    """Number of optimizer steps."""
     batch_size: int = 32
-    """Rows of ``max_length`` tokens in an optimizer step, over all devices."""
+    """Number of rows of --max-length tokens in an optimizer step, over all devices."""
     max_length: int = 128
+    """Number of tokens of a row."""
     seed: int = 0
+    """Seed of initialization, dropout, masking and the order of the rows."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters and optimizer state are float32."""
+    """Dtype of the computation; parameters and optimizer state are float32."""
     source: CorpusOptions = dataclasses.field(default_factory=CorpusOptions)
     layout: Literal["packed", "contiguous"] = "packed"
-    """Documents packed in rows, each kept to itself; or the text as one stream of tokens, cut into rows."""
+    """Documents packed in rows without attention between them (packed), or one stream of tokens that is cut into rows
+    (contiguous)."""
     mask_share: float = 0.15
-    """Share of a row's tokens that are predicted."""
+    """Fraction of a row's tokens that are predicted."""
     mask_unit: Literal["token", "word"] = "token"
-    """What is masked whole."""
+    """Unit of masking: single tokens, or all tokens of a word together."""
     longest_span: int = 1
-    """Up to so many neighbouring units are masked together, n of them with a weight of 1/n."""
+    """Largest number of consecutive units that are masked together; a span of n units is chosen with probability
+    proportional to 1/n."""
     skip_tail: bool = False
-    """Mask as Microsoft's code does, which almost never reaches the last tenth of a row."""
+    """Mask as Microsoft's code does, which almost never masks the last tenth of a row."""
     eval_every: int = 500
-    """Steps from one evaluation to the next."""
+    """Number of steps between evaluations."""
     optimization: Optimization = dataclasses.field(default_factory=lambda: Optimization(learning_rate=1e-3))
     runtime: RunOptions = dataclasses.field(default_factory=RunOptions)
 
@@ -232,36 +253,40 @@ class Pretraining:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainMLM(Pretraining):
-    """Pre-train an encoder by masked language modelling; DIR becomes the model directory of the best checkpoint."""
+    """Pre-train an encoder by masked language modelling. DIR becomes the model directory of the best checkpoint."""
 
     head: Literal["model", "mask-decoder", "plain"] = "model"
-    """The enhanced mask decoder, as the released models have it, or the last layer; as the model says if not given."""
+    """Head that predicts the tokens: the enhanced mask decoder, as the released models have it (mask-decoder), a head
+    on the last layer (plain), or the one that the model's config names (model)."""
     shown: Literal["80-10-10", "mask"] = "80-10-10"
-    """What stands in a target's place: [MASK], a random token, itself in 80, 10, 10 % of cases; or always [MASK]."""
+    """Input token of a target: [MASK], a random token or the token itself with probabilities of 80, 10 and 10 %; or
+    always [MASK]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainRTD(Pretraining):
-    """Pre-train by replaced-token detection: a generator fills masks, a discriminator finds what it replaced.
+    """Pre-train by replaced-token detection: a generator fills masks, and a discriminator finds the replaced tokens.
 
-    DIR/generator and DIR/discriminator become model directories. --model is the discriminator's.
+    DIR/generator and DIR/discriminator become model directories. --model is the discriminator.
     """
 
     generator: str = ""
     """Model directory, hub id or file of the generator's weights; not with --from-scratch."""
     generator_layers: int = 0
-    """Layers of a generator from scratch; 0: half of the discriminator's."""
+    """Number of layers of a generator from scratch; 0 for half as many as the discriminator has."""
     sharing: Literal["gdes", "es", "none"] = "gdes"
-    """Embeddings of the discriminator: the generator's, without a gradient to them, plus a difference of its own; the
-    generator's, with gradients from both losses; its own."""
+    """Embeddings of the discriminator: those of the generator without gradient plus a trained difference (gdes), those
+    of the generator with gradients from both losses (es), or separate ones (none)."""
     update: Literal["decoupled", "joint"] = "decoupled"
-    """The generator first, then the discriminator, each with an optimizer of its own; or both on the sum."""
+    """Update generator and discriminator one after the other with separate optimizers (decoupled), or both with one
+    optimizer on the sum of their losses (joint)."""
     discriminator_weight: float = 50.0
-    """What the discriminator's loss is multiplied with."""
+    """Weight of the discriminator's loss."""
     discriminator_learning_rate: float = 0.0
-    """Peak, of the discriminator's own optimizer; 0: that of the generator."""
+    """Highest learning rate of the discriminator's optimizer; 0 for that of the generator."""
 
     def check(self) -> None:
+        """Raises InputError for the first value that cannot be used."""
         super().check()
         for name in ("generator_layers", "discriminator_learning_rate"):
             if not getattr(self, name) >= 0:
@@ -282,11 +307,12 @@ class PretrainRTD(Pretraining):
 
 Experiment = Finetune | Pretraining
 
-# Fields that records of older runs lack: left out where they have their defaults, so that such runs go on.
+# Fields that records of older runs lack. Records omit them at their defaults, so that older runs can be continued.
 _ADDED = {"delimiter": "", "skip_unlabelled": False, "ignore": (), "base_model": ""}
 
 
 def _check_common(e: Any) -> None:
+    """Raises InputError for the first value that cannot be used, of the fields that all experiments have."""
     if e.batch_size < 1:
         raise InputError(f"--batch-size {e.batch_size}: must be at least 1")
     if e.max_length < 8:
@@ -318,7 +344,7 @@ def _check_common(e: Any) -> None:
 
 
 def require(experiment: Any, *names: str) -> None:
-    """Raises InputError for the first of these fields that is not given, or a value that cannot be used."""
+    """Raises InputError if one of these fields is not given, or a value cannot be used."""
     for name in names:
         if not getattr(experiment, name):
             raise InputError(f"--{name.replace('_', '-')} is missing; see --help")
@@ -326,26 +352,26 @@ def require(experiment: Any, *names: str) -> None:
 
 
 def compute_dtype(name: str) -> Any:
-    """Returns the dtype that an experiment calls by this name."""
+    """Returns the JAX dtype with this name."""
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
 
 
 def model_runtime(experiment: Any) -> Runtime:
-    """Returns how an experiment's models are computed."""
+    """Returns the runtime choices of an experiment's models."""
     r = experiment.runtime
     return Runtime(compute_dtype(experiment.dtype), attention=r.attention, remat=r.remat, scan=r.scan)
 
 
 def run_record(experiment: Experiment, files: dict[str, str]) -> dict[str, Any]:
-    """Returns a run's record as JSON: the experiment, and the SHA-256 of each data file.
+    """Returns the record of a run as JSON: the experiment, and the SHA-256 of each data file.
 
-    Two experiments are one run if their records are equal but for ``runtime``.
+    Two experiments describe the same run if their records differ only in ``runtime``.
 
     Args:
       files: paths or patterns of the data files.
     """
     fields = dataclasses.asdict(experiment)
-    for name in ("output", "seeds"):  # where a run is, and how many there are beside it
+    for name in ("output", "seeds"):  # where a run is, and how many others there are: not part of the run
         fields.pop(name, None)
     fields = {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
     runtime = fields.pop("runtime")
@@ -356,13 +382,13 @@ def run_record(experiment: Experiment, files: dict[str, str]) -> dict[str, Any]:
 
 
 def fingerprint(record: dict[str, Any]) -> str:
-    """Returns a hash of what makes two records those of one run."""
+    """Returns a hash that is equal for two records of the same run."""
     same = {name: record[name] for name in ("job", "experiment", "data")}
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-    """Returns the first thing in which two records differ, in words; None if they are those of one run."""
+    """Describes the first difference between two records; returns None if they describe the same run."""
     if ours["job"] != theirs.get("job"):
         return f"it is a {theirs.get('job')} run"
     for section in ("experiment", "data"):

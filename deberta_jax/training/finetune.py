@@ -1,4 +1,4 @@
-"""Fine-tunes a model on a task of any kind: from files and a model directory to the run's ``Job``."""
+"""Fine-tunes a model on a task of any kind: makes the run's ``Job`` from files and a model directory, and runs it."""
 
 import sys
 from pathlib import Path
@@ -23,8 +23,8 @@ def finetune(experiment: Finetune) -> Result:
     """Starts a fine-tuning, or continues it; the best checkpoint becomes the model directory ``experiment.output``.
 
     Raises:
-      InputError: files, columns, labels, model or output directory that cannot be used; nothing is written then.
-      FloatingPointError: the run diverged.
+      InputError: files, columns, labels, model or output directory cannot be used. Nothing is written then.
+      FloatingPointError: the loss is NaN or infinite.
     """
     resolved = resolve_experiment(experiment)
     directory = storage.output_directory("--output", experiment.output)
@@ -39,7 +39,7 @@ def plan_finetune(experiment: Finetune) -> tuple[Finetune, Job]:
 
 
 def make_job(resolved: ResolvedExperiment, directory: Path) -> Job:
-    """Returns the job with everything up to its first step; writes nothing but the cache of tokens."""
+    """Returns a job that is ready for its first step. Writes only the cache of tokens."""
     e, held_out, inputs = resolved.experiment, resolved.held_out, read_inputs(resolved)
     task, tokenizer, mesh, batches = inputs.task, inputs.tokenizer, inputs.mesh, inputs.batches
     evaluated = features_of(resolved, task, tokenizer, held_out, inputs.config)

@@ -1,4 +1,4 @@
-"""Turns a fine-tuning's tables into tokens and batches."""
+"""Makes tokens and batches from the tables of a fine-tuning run."""
 
 import dataclasses
 import logging
@@ -26,11 +26,14 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TrainingInputs:
-    """Holds what a run trains on: all that is known before the model exists.
+    """Holds what a run trains on, before the model is made.
 
     Attributes:
-      config: the model's config as its directory has it.
-      task: the task, with the model's own labels where they are the task's.
+      config: the config of the model directory.
+      task: the task; its labels have the model's order and case if the model has the same labels.
+      tokenizer: the tokenizer.
+      mesh: the devices.
+      batches: the training batches.
     """
 
     config: DebertaConfig
@@ -41,10 +44,10 @@ class TrainingInputs:
 
 
 def read_inputs(resolved: ResolvedExperiment) -> TrainingInputs:
-    """Reads config and tokenizer, and lays out the training table as batches. Writes nothing but the cache of tokens.
+    """Reads config and tokenizer, and makes batches from the training table. Writes only the cache of tokens.
 
     Raises:
-      InputError: a model, tokenizer, metric, column or length that cannot be used.
+      InputError: a model, tokenizer, metric, column or length cannot be used.
     """
     e = resolved.experiment
     config = resolve_config(e)
@@ -60,13 +63,14 @@ def read_inputs(resolved: ResolvedExperiment) -> TrainingInputs:
 def features_of(
     resolved: ResolvedExperiment, task: Task, tokenizer: Tokenizer, table: Table, config: DebertaConfig
 ) -> Features:
-    """Returns a table's tokens, from the cache where the same files were tokenized in the same way before.
+    """Returns the tokens of a table, from the cache if the same files were tokenized in the same way before.
 
-    Logs how many texts were cut. Process 0 makes the tokens first; the others find them in the cache, or make their
-    own where they do not share its disk.
+    Logs how many texts were truncated. Process 0 tokenizes first. The others then read the cache, or tokenize
+    themselves if they do not share its disk.
 
     Raises:
-      InputError: a row that cannot be used, ids that the model does not have, or texts longer than it can read.
+      InputError: a row cannot be used, an id is outside the model's vocabulary, or a text is longer than the model's
+        absolute positions.
     """
     e = resolved.experiment
     files = {part[1] for part in table.parts} or {table.name}
@@ -92,10 +96,10 @@ def features_of(
 
 
 def make_batches(e: Finetune, features: Features, mesh: Mesh, pad_id: int) -> TrainingBatches:
-    """Returns the run's batches in the layout that the experiment asks for, and logs how much of them is padding.
+    """Returns the training batches in the experiment's layout, and logs the fraction of padding.
 
     Raises:
-      InputError: rows that are shorter than the longest example.
+      InputError: ``--row-length`` is smaller than the longest example.
     """
     multiple = mesh.shape["data"] * mesh.shape["fsdp"] * e.runtime.accumulate
     buckets = ()
@@ -113,12 +117,12 @@ def make_batches(e: Finetune, features: Features, mesh: Mesh, pad_id: int) -> Tr
         multiple=multiple,
         share=row_share(mesh),
     )
-    padded = 1 - features.lengths.sum() / (features.lengths.max() * len(features.lengths))
+    unpacked_padding = 1 - features.lengths.sum() / (features.lengths.max() * len(features.lengths))
     _log.info(
         "%d steps of %d examples; %.0f %% of the token slots are padding (%.0f %% if all were as long as the longest)",
         len(batches),
         e.batch_size,
         100 * batches.padding(),
-        100 * padded,
+        100 * unpacked_padding,
     )
     return batches

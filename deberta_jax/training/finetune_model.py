@@ -1,4 +1,4 @@
-"""Makes a fine-tuning's model: its parameters, what of them is trained, and its loss."""
+"""Makes the model of a fine-tuning run: its parameters, which of them are trained, and its loss."""
 
 import dataclasses
 import logging
@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """Holds the model of a run and what is trained of it.
+    """Holds the model of a run and its parameters.
 
     Attributes:
       model: the model.
-      parameters: shapes and axes of the trained tree.
-      initial_params: returns that tree, given its shardings.
-      effective: returns the model's own parameters, given the trained tree (LoRA's updates are merged).
-      lora: LoRA's kernels, where the run trains those.
+      parameters: shapes and axes of the run's parameters, and which of them are frozen.
+      initial_params: returns the run's parameters, given their shardings.
+      effective: returns the model's parameters, given the run's parameters: LoRA's updates are merged.
+      lora: the kernels with LoRA's updates; None without LoRA.
     """
 
     model: Model
@@ -45,15 +45,15 @@ class TrainedModel:
 
 
 def finetune_objective(e: Finetune, config: DebertaConfig, task: Task) -> tuple[TrainedModel, Objective]:
-    """Returns the model, and all that its training step is made of.
+    """Returns the model and the objective that its training step is made from.
 
-    Reads no data, and no weights until parameters are asked for.
+    Reads no data. Weights are read when ``initial_params`` is called.
 
     Args:
       config: the config of the model that the experiment names.
 
     Raises:
-      InputError: options that the model or the task does not have.
+      InputError: an option does not go with the model or the task.
     """
     trained = make_model(e, config, task)
     return trained, Objective(
@@ -67,8 +67,8 @@ def finetune_objective(e: Finetune, config: DebertaConfig, task: Task) -> tuple[
 
 
 def make_model(e: Finetune, config: DebertaConfig, task: Task) -> TrainedModel:
-    """Returns the model for a task, and what is trained of it. Raises InputError as ``finetune_objective``."""
-    # A pre-trained model's mask decoder, and with it its absolute positions, belong to its masked-LM head alone.
+    """Returns the model for a task with its parameters. Raises InputError as ``finetune_objective``."""
+    # The mask decoder of a pre-trained model, and the absolute positions that it reads, belong to its masked-LM head.
     configured = dataclasses.replace(
         task.configure(config), mask_decoder=False, cls_dropout=config.cls_dropout if e.dropout is None else e.dropout
     )
@@ -97,11 +97,11 @@ def make_model(e: Finetune, config: DebertaConfig, task: Task) -> TrainedModel:
 
 
 def _initial_params(e: Finetune, model: Model, head: str, labels: Sequence[str], shardings: Any) -> Any:
-    """Returns the parameters that training starts from: initialized, or those of the model directory.
+    """Returns the parameters that training starts from: initialized, or read from the model directory.
 
     Args:
-      labels: the names that the directory gives its labels.
-      shardings: a tree of ``jax.sharding.Sharding``, where each parameter is put.
+      labels: the names of the labels in the directory's config.
+      shardings: a tree of ``jax.sharding.Sharding``, one for each parameter.
     """
     key, spec = jax.random.key(e.seed), head_spec(head)
     if e.from_scratch:
@@ -123,36 +123,36 @@ def _initial_params(e: Finetune, model: Model, head: str, labels: Sequence[str],
     if not e.reinit_layers:
         return params
     _log.info("reinitialized: the last %d of %d layers", e.reinit_layers, model.config.num_hidden_layers)
-    # Not the key itself: with the seed of a pre-training from scratch it would give that run's first parameters.
+    # A different key: with the seed of a pre-training run from scratch, ``key`` gives that run's initial parameters.
     layers_key = jax.random.fold_in(key, 2)
     reinitialize = lambda old: reinitialize_layers(model, old, layers_key, e.reinit_layers)
     return jax.jit(reinitialize, out_shardings=shardings, donate_argnums=0)(params)
 
 
-def log_assumed_names(model: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
-    """Warns where a trained classifier whose labels nobody has named is trained further under the task's names.
+def log_assumed_names(model: str, model_labels: Sequence[str], task_labels: Sequence[str]) -> None:
+    """Warns if a trained classifier without names for its labels is trained further with the names of the task.
 
-    Which label is which is then known from their order alone.
+    Only the order of the labels then tells which label is which.
 
     Args:
-      model: the directory, for the message.
-      theirs, ours: the labels' names in its config and in the task.
+      model: the model directory, for the message.
+      model_labels, task_labels: the names of the labels in the model's config and in the task.
     """
-    ids = LabelIds(theirs)
-    if any(ids.find(name) != i for i, name in enumerate(ours)):
+    ids = LabelIds(model_labels)
+    if any(ids.find(name) != i for i, name in enumerate(task_labels)):
         _log.warning(
             "%s: its classifier is trained further, but config.json does not name its labels: it is assumed that "
             "label %s; where that is not so, name them there (id2label)",
             model,
-            listed(f"{i} is {name}" for i, name in enumerate(ours)),
+            listed(f"{i} is {name}" for i, name in enumerate(task_labels)),
         )
 
 
 def make_loss(e: Finetune, task: Task, trained: TrainedModel) -> Loss:
-    """Returns the task's loss, and SiFT's with it where the experiment asks for that.
+    """Returns the loss of the task, and that of SiFT if the experiment asks for it.
 
     Raises:
-      InputError: SiFT for a task or a model that it does not work with.
+      InputError: SiFT does not work with the task or the model.
     """
     apply = trained.model.apply
 

@@ -1,4 +1,4 @@
-"""LoRA's updates in the files that the ``peft`` library reads: adapter_config.json and adapter_model.safetensors."""
+"""Saves LoRA's updates as an adapter of the ``peft`` library: adapter_config.json and adapter_model.safetensors."""
 
 import logging
 from collections.abc import Mapping
@@ -20,9 +20,14 @@ _log = logging.getLogger(__name__)
 
 
 def save_adapter(directory: Path, model: Model, params: Mapping[str, Any], lora: Lora, base_model: str) -> None:
-    """Writes the adapter; of a model whose kernels are one matrix in PyTorch (v1's projections) says that it cannot.
+    """Writes a peft adapter. With several processes all must call.
 
-    ``params`` is the trained tree ``{"base", "lora"}``. With several processes all must call.
+    Logs a message and writes nothing if a kernel with an update is part of a larger matrix in PyTorch, as query, key
+    and value of v1 models are.
+
+    Args:
+      params: the parameters of the run, ``{"base", "lora"}``.
+      base_model: directory or hub id of the model that was fine-tuned.
     """
     _, spec = spec_of_model(model)
     rows = table(model.config, spec.parts_in(model.config))
@@ -39,7 +44,7 @@ def save_adapter(directory: Path, model: Model, params: Mapping[str, Any], lora:
     storage.make_directory(directory)
     pending = [Pending(name, a.shape, a.dtype, lambda a=a: a) for name, a in tensors.items()]
     write_safetensors(directory / "adapter_model.safetensors", pending, {"format": "pt"})
-    # Dots before the name: "output.dense" must not match "attention.output.dense" as well.
+    # The pattern contains the names in front of a module: "output.dense" must not match "attention.output.dense".
     modules = sorted({of_leaf[path].torch.removesuffix(".weight").partition("{i}.")[2] for path in lora.kernels})
     storage.write_json(
         directory / "adapter_config.json",
@@ -60,6 +65,7 @@ def save_adapter(directory: Path, model: Model, params: Mapping[str, Any], lora:
 
 
 def _updates(params: Mapping[str, Any], lora: Lora, of_leaf: Mapping[str, Row]) -> dict[str, np.ndarray]:
+    """Returns the updates as PyTorch tensors [rank, inputs] and [outputs, rank], by their names in peft's files."""
     out = {}
     for path, kernel in lora.kernels.items():
         update = {name: host(value) for name, value in params["lora"][path.replace("/", ".")].items()}
@@ -72,6 +78,7 @@ def _updates(params: Mapping[str, Any], lora: Lora, of_leaf: Mapping[str, Row]) 
 
 
 def _head(params: Mapping[str, Any], model: Model, rows: tuple[Row, ...]) -> dict[str, np.ndarray]:
+    """Returns the parameters of the head as PyTorch tensors, by their names in peft's files."""
     shapes = sizes(model.config, spec_of_model(model)[1].num_outputs(model.config))
     out = {}
     for row in rows:
@@ -87,7 +94,7 @@ def _head(params: Mapping[str, Any], model: Model, rows: tuple[Row, ...]) -> dic
 
 
 def host(array: jax.Array) -> np.ndarray:
-    """Returns all values of an array on this process, for any sharding."""
+    """Returns an array's values as a numpy array, gathered from all processes if it is distributed."""
     if array.is_fully_addressable:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))

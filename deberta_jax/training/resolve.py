@@ -1,4 +1,4 @@
-"""Resolves an experiment: fills in what the user left open, and finds the files, config and tokenizer that it names."""
+"""Resolves an experiment: fills in fields that are not given, and finds the files, config and tokenizer it names."""
 
 import dataclasses
 from pathlib import Path
@@ -17,7 +17,7 @@ from deberta_jax.weights import load_config, tokenizer_directory
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedExperiment:
-    """Holds a fine-tuning with nothing left open, and the tables that it reads.
+    """Holds an experiment in which every field has a value, and the tables that it reads.
 
     Attributes:
       experiment: files, task and columns are filled in.
