@@ -1,4 +1,4 @@
-"""Holds the kinds of task: columns, labels, features, loss, metrics and answers of each. ``TASK_KINDS`` lists them."""
+"""Defines the kinds of task: their columns, labels, features, loss, metrics and answers. ``TASK_KINDS`` lists them."""
 
 from deberta_jax.tasks.base import (
     Metrics,

@@ -20,32 +20,33 @@ Metrics = Mapping[str, float | None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """What a user may say about a task. What is not said is guessed from the columns, and logged."""
+    """Holds the options that describe a task. Those not given are guessed from the columns of the data, and logged."""
 
     task: str = ""
-    """text-classification, regression, multi-label, token-classification, question-answering or multiple-choice; or a
-    named task such as mnli, squad or conll2003, which knows its columns, labels and metric."""
+    """Kind of task: text-classification, regression, multi-label, token-classification, question-answering or
+    multiple-choice; or a named task such as mnli, squad or conll2003, which defines columns, labels and metric."""
     text: tuple[str, ...] = ()
-    """Column of the text, or two of a pair; of the words; of question and context; of what stands before a choice."""
+    """Column of the texts, or of the lists of words; or two columns: of a pair of texts, of question and context, or of
+    the texts before a choice."""
     label: str = ""
-    """Column of the label: classes, numbers, lists of names, tags of words, answers, or the right choice."""
+    """Column of the labels: classes, numbers, lists of names, tags of words, answers, or the right choice."""
     labels: tuple[str, ...] = ()
-    """Columns of 0 and 1, one a label, where a text may have several."""
+    """Columns of 0 and 1, one for each label, if a text may have several labels."""
     choices: tuple[str, ...] = ()
     """Columns of the choices, or one column of lists."""
     doc_stride: int = 128
-    """Tokens by which the windows of a long context overlap."""
+    """Number of tokens by which the windows of a long context overlap."""
     max_answer_length: int = 30
-    """Tokens of the longest extracted answer."""
+    """Largest number of tokens of an answer."""
     n_best: int = 20
-    """Answers that are kept of each question."""
+    """Number of answers that are kept for each question."""
     null_threshold: float = 0.0
-    """"No answer" is given where its score exceeds the best answer's by more."""
+    """Margin by which the score of "no answer" must exceed that of the best answer to be chosen."""
     delimiter: str = ""
-    """Character between the fields of csv and tsv files, or the word tab; found if not given."""
+    """Character between the fields of csv and tsv files, or the word tab; detected if not given."""
     skip_unlabelled: bool = False
-    """Leave out rows without a usable label (missing, or an answer that is not in its context) instead of refusing the
-    file; the log says how many."""
+    """Skip rows without a usable label (missing, or an answer that is not in its context) instead of refusing the file;
+    the log gives their number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +55,17 @@ class NamedTask:
 
     Attributes:
       kind: a key of ``TASK_KINDS``.
-      text, label, choices: columns of the rows that ``convert`` gives, which may be several of each.
-      names: labels in DeBERTa's order; () where none are needed.
-      hub_names: what the numbers in the label column of the hub's copies mean; () where numbers are the labels.
-      metric: chooses the best checkpoint.
-      dev: stems of the file to evaluate on, the first that exists is taken; train: likewise.
+      text, label, choices: the columns of texts, labels and choices in the rows that ``convert`` returns.
+      metric: the metric that selects the best checkpoint.
+      names: the labels in the order of Microsoft's code; () if the task has none.
+      hub_names: the labels that the numbers in the label column of the hub's copies stand for; () if the numbers are
+        the labels.
       called: other names of a column in the published files.
-      readers: read files with these endings, in a form that only this task has.
+      readers: functions that read files in a form that only this task has, by the ending of their names.
       convert: returns the rows of the task for one row of a published file.
-      group: rows with the same value in this column are one question; all must be right (MultiRC).
-      gold: column of all texts that are right (ReCoRD).
+      train, dev: names without ending of the files to train and to evaluate on; the first that exists is used.
+      group: column of the question that a row belongs to; all rows of a question must be right (MultiRC).
+      gold: column of all right texts (ReCoRD).
     """
 
     kind: str
@@ -83,15 +85,16 @@ class NamedTask:
 
 
 class Task(abc.ABC):
-    """A task with its columns and labels: turns rows into tokens, and outputs into a loss, metrics and answers.
+    """Defines a task with its columns and labels: tokens of rows, and loss, metrics and answers from a model's output.
 
     Subclasses are frozen dataclasses; their ``repr`` identifies the features that they make.
 
     Attributes:
-      head: a key of ``models.HEADS``. What ``metrics`` and ``answers`` are given is what that head's ``read`` returns.
-      metric: the metric that chooses the best checkpoint.
-      metric_names: all metrics that can.
-      sift: how SiFT compares outputs: of ``classes`` by divergence, of ``numbers`` by squares; None: not at all.
+      head: a key of ``models.HEADS``. ``metrics`` and ``answers`` take the logits that ``read`` of that head returns.
+      metric: the metric that selects the best checkpoint.
+      metric_names: the metrics that can be selected by.
+      sift: how SiFT compares outputs: ``classes`` by divergence, ``numbers`` by squared difference; None if SiFT does
+        not support the task.
     """
 
     head: ClassVar[str]
@@ -117,8 +120,10 @@ class Task(abc.ABC):
         """Returns the labels in one line, for the log."""
 
     def with_labels_of(self, config: DebertaConfig) -> "Task":
-        """Returns the task with a model's labels where these are the task's in another order or case, so that the
-        model's classifier is trained further. By default the task itself."""
+        """Returns the task with a model's labels if they are the task's in another order or case.
+
+        The model's classifier can then be trained further. By default returns the task itself.
+        """
         return self
 
     @abc.abstractmethod
@@ -126,32 +131,38 @@ class Task(abc.ABC):
         """Returns the tokens of all rows, and their labels if ``labelled``.
 
         Raises:
-          InputError: a row that cannot be used; the message names its line.
+          InputError: a row cannot be used; the message names its line.
         """
 
     @abc.abstractmethod
     def loss(self, out: Any, batch: Mapping[str, jax.Array]) -> Items:
-        """Returns the loss and the weight of every item from the model's output, for padded and packed batches."""
+        """Returns the loss and the weight of every item of a padded or packed batch, from the model's output."""
 
     @abc.abstractmethod
     def metrics(self, logits: np.ndarray, features: Features, table: Table) -> Metrics:
-        """Returns ``loss`` and the metrics, from the logits of all texts [n, K] or tokens [N, K]."""
+        """Returns ``loss`` and the metrics of ``metric_names`` from the logits of all texts [n, K] or tokens [N, K]."""
 
     @abc.abstractmethod
     def answers(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
-        """Returns what ``predict`` writes: an object for each row of the table, in its order."""
+        """Returns what ``predict`` writes: a dict for each row of the table, in order."""
 
     def pipeline_answers(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
-        """Returns what ``deberta_jax.pipeline`` answers: an object for each row. By default that of ``answers``."""
+        """Returns what ``deberta_jax.pipeline`` answers: a dict for each row. By default as ``answers``."""
         return self.answers(logits, features, table)
 
     def details(self, logits: np.ndarray, features: Features, table: Table) -> dict[str, Any]:
-        """Returns what a report shows beside the metrics, as JSON: see ``training.report``. By default nothing."""
+        """Returns what a report shows in addition to metrics, as JSON; see ``training.report``. By default nothing."""
         return {}
 
 
 class PipelineInputs(NamedTuple):
-    """Holds the inputs of one call of a pipeline as a table, its columns, and whether the input was a single one."""
+    """Holds the inputs of one call of a pipeline.
+
+    Attributes:
+      table: the inputs as rows.
+      columns: the columns of the table.
+      single: the call has one input instead of a list.
+    """
 
     table: Table
     columns: Columns
@@ -168,17 +179,14 @@ class TaskKind:
 
     Attributes:
       head: a key of ``models.HEADS``.
-      columns: returns the columns of a table, those given and those guessed; takes the options and whether the table
-        has labels. Raises InputError where nothing fits.
-      task: returns the task for a table to train on; takes the options with columns resolved, and the named task that
-        they name, if any.
-      task_of_model: returns the task for a trained model; takes the options, the model's config, the table to answer,
-        and the named task, if any.
-      recognizes: tells whether a table is one of this kind, by its columns; None: no table is taken for one.
-      unlabelled: returns the rows of a table that have no usable label; takes the options and the known labels.
-      word_lists: texts in a file stand as lists of words (a word a line in ``.txt`` and ``.conll`` files).
+      columns: (table, options, labelled) -> the columns, given or guessed. Raises InputError if none fit.
+      task: (options, table, named task or None) -> the task for a table to train on. The options have their columns.
+      task_of_model: (options, config, table, named task or None) -> the task for a trained model and a table to answer.
+      unlabelled: (options, table, known labels) -> the indices of the rows without a usable label.
+      recognizes: tells whether a table is of this kind, by its columns; None if the kind is never guessed.
+      word_lists: texts in files are lists of words: ``.txt`` and ``.conll`` files have one word on each line.
       pipeline_inputs: returns the inputs of a call of ``deberta_jax.pipeline``, given its arguments; raises InputError
-        for others. None: there is no pipeline of this name.
+        for arguments of another form. None if there is no pipeline with this name.
       check_config: raises InputError for a config that a trained model of this kind cannot have.
     """
 

@@ -1,4 +1,4 @@
-"""Helps to find the columns of a table that a task needs, where the user does not name them."""
+"""Finds the columns of a table that a task needs, if the user does not name them."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ _TEXTS = ("text", "sentence", "content", "review", "document", "body", "comment"
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The columns of a task, as in ``TaskOptions``."""
+    """Holds the names of a task's columns, as in ``TaskOptions``."""
 
     text: tuple[str, ...]
     label: str
@@ -29,16 +29,16 @@ class Columns:
 
 
 def guess_text(table: Table, label: str) -> tuple[str, ...]:
-    """Returns the column of the text, or the two of a pair: those of known names, or the only column of texts.
+    """Returns the column of the texts, or the two of a pair: columns with known names, or the only column of texts.
 
     Raises:
-      InputError: no column, or several, can be the text; the message lists the columns.
+      InputError: no column, or several, can be the texts; the message lists the columns.
     """
     for names in (*_PAIRS, *((name,) for name in _TEXTS)):
         if all(name in table.columns and name != label for name in names):
             return names
     texts = [n for n, values in table.columns.items() if n != label and all(isinstance(v, str) for v in values)]
-    # Numbers, such as those of the rows, are no texts.
+    # A column of numbers, such as the numbers of the rows, is not one of texts.
     texts = [n for n in texts if any(number_of(value) is None for value in table.columns[n])]
     if len(texts) == 1:
         return (texts[0],)
@@ -46,7 +46,7 @@ def guess_text(table: Table, label: str) -> tuple[str, ...]:
 
 
 def first_columns(table: Table, alternatives: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
-    """Returns the first of these groups of columns that the table has whole. Raises InputError where it has none."""
+    """Returns the first of these groups of columns that the table has completely. Raises InputError if it has none."""
     for names in alternatives:
         if all(name in table.columns for name in names):
             return names
@@ -54,7 +54,7 @@ def first_columns(table: Table, alternatives: tuple[tuple[str, ...], ...]) -> tu
 
 
 def label_column(table: Table, names: tuple[str, ...]) -> str:
-    """Returns the first of these columns that the table has. Raises InputError where it has none."""
+    """Returns the first of these columns that the table has. Raises InputError if it has none."""
     for name in names:
         if name in table.columns:
             return name
@@ -62,6 +62,6 @@ def label_column(table: Table, names: tuple[str, ...]) -> str:
 
 
 def unknown_column(table: Table, what: str, option: str) -> InputError:
-    """Returns the error for a column that cannot be guessed; it lists the columns and names the option to give."""
+    """Returns the error for a column that cannot be guessed; it lists the columns and the option to use."""
     question = f"which columns are {what}?" if what.endswith("s") else f"which column is {what}?"
     return InputError(f"{table.name}: {question} Give {option}; its columns are {', '.join(map(repr, table.columns))}")

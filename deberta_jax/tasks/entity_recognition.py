@@ -1,6 +1,7 @@
-"""Defines tagging of raw texts: the labels are named spans of characters, and each word of the text gets a tag.
+"""Defines tagging of raw texts: labels are named spans of characters, and each word of a text gets a tag.
 
-The kind token-classification is completed here, as it chooses between lists of words and raw texts.
+Also defines the kind ``TOKEN_CLASSIFICATION``, which selects ``WordTask`` for lists of words and ``EntityTask`` for raw
+texts.
 """
 
 import dataclasses
@@ -55,7 +56,7 @@ class EntityTask(WordTask):
         except InputError as error:
             raise InputError(f"{table.name}: {error}") from None
         if spans is not None:
-            widened = sum(map(len, spans)) - _whole(spans, features)
+            widened = sum(map(len, spans)) - _count_aligned(spans, features)
             if widened:
                 _log.warning(
                     "%s: %d of %d spans do not begin and end with a word; whole words are tagged",
@@ -66,15 +67,15 @@ class EntityTask(WordTask):
         return features
 
     def _spans(self, table: Table) -> list[list[Span]]:
-        found = [spans_of(table, self.text, self.label, row) for row in range(len(table))]
-        moved = sum(count for _, count in found)
+        rows = [spans_of(table, self.text, self.label, row) for row in range(len(table))]
+        moved = sum(count for _, count in rows)
         if moved:
             _log.warning(
                 "%s: %d spans are not where the file says; the nearest place with their text is taken",
                 table.name,
                 moved,
             )
-        return [spans for spans, _ in found]
+        return [spans for spans, _ in rows]
 
     def metrics(self, logits: np.ndarray, features: Features, table: Table) -> Metrics:
         """Returns precision, recall and F1 of spans that agree in label and characters, accuracy of tags, and loss."""
@@ -109,8 +110,11 @@ class EntityTask(WordTask):
 def text_answer(
     text: str, tags: Sequence[str], scores: np.ndarray, offsets: np.ndarray, *, spans: bool
 ) -> dict[str, Any]:
-    """Returns the tags of a text's words, their probabilities and characters (``offsets``), and where tags mark spans
-    those: ``label``, ``start`` and ``end`` in characters, ``text``, and ``score``, the mean of their words'."""
+    """Returns the tags of a text's words, their probabilities, their characters (``offsets``), and the named spans.
+
+    A span has ``label``, ``start`` and ``end`` in characters, ``text``, and ``score``, the mean of its words'
+    probabilities. Spans are left out if tags do not mark any.
+    """
     answer: dict[str, Any] = {"tags": list(tags), "scores": scores.tolist(), "offsets": offsets.tolist()}
     if spans:
         answer["spans"] = [
@@ -127,15 +131,15 @@ def text_answer(
 
 
 def discover_spans(table: Table, text: str, label: str) -> tuple[str, ...]:
-    """Returns the tags (IOB2) of all labels of a column of spans. Raises InputError where it holds none."""
+    """Returns the tags (IOB2) for all labels in a column of spans. Raises InputError if it has no span."""
     kinds = {span.label for row in range(len(table)) for span in spans_of(table, text, label, row)[0]}
     if not kinds:
         raise InputError(f"{table.name}: {label!r} has no span in any row")
     return sorted_tags({"O", *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI")})
 
 
-def _whole(spans: Sequence[Sequence[Span]], features: Features) -> int:
-    """Returns the number of spans that begin and end where words do."""
+def _count_aligned(spans: Sequence[Sequence[Span]], features: Features) -> int:
+    """Returns the number of spans that begin with a word and end with a word."""
     assert features.words is not None
     assert features.offsets is not None
     begins = features.words >= 0
@@ -146,14 +150,14 @@ def _whole(spans: Sequence[Sequence[Span]], features: Features) -> int:
 
 
 def _words_column(table: Table) -> str | None:
-    """Returns the column of lists of words."""
+    """Returns the column of lists of words; None if there is none."""
     name = named_column(table, WORD_COLUMNS)
     first = table.columns[name][0] if name else None
     return name if isinstance(first, list) and all(isinstance(word, str) for word in first) else None
 
 
 def _spans_column(table: Table) -> str | None:
-    """Returns the column of named spans of characters."""
+    """Returns the column of named spans of characters; None if there is none."""
     names = [*(name for name in _SPANS if name in table.columns), *table.columns]
     return next((name for name in names if is_span_column(table.columns[name])), None)
 
@@ -169,10 +173,10 @@ def _columns(table: Table, options: TaskOptions, labelled: bool) -> Columns:
         text = (words,) if words else guess_text(table, label)
     if labelled and not (label or options.labels):
         listed = isinstance(table.column(text[0])[0], list)
-        found = named_column(table, TAG_COLUMNS) if listed else _spans_column(table)
-        if found is None:
+        guess = named_column(table, TAG_COLUMNS) if listed else _spans_column(table)
+        if guess is None:
             raise unknown_column(table, "the label", "--label")
-        label = found
+        label = guess
     return Columns(text, label)
 
 
@@ -181,7 +185,7 @@ def _is_raw(table: Table, text: str) -> bool:
 
 
 def _task(options: TaskOptions, table: Table, names: Sequence[str]) -> WordTask:
-    """Returns the task of lists of words or of raw texts; without names they are the tags in the table."""
+    """Returns the task for lists of words or for raw texts; without ``names`` the tags are those in the table."""
     text = options.text[0]
     if _is_raw(table, text):
         return EntityTask(text, options.label, tuple(names) or discover_spans(table, text, options.label))
@@ -202,11 +206,14 @@ def _unlabelled(options: TaskOptions, table: Table, known: Collection[str]) -> l
 
 
 def _pipeline_inputs(inputs: Any, is_split_into_words: bool = False) -> PipelineInputs:
-    """Reads a text, a list of texts, or a list of lists of words; with ``is_split_into_words`` a list of words is one
-    input.
+    """Reads a text, a list of texts, or a list of lists of words.
+
+    Args:
+      inputs: the argument of the pipeline's call.
+      is_split_into_words: a list of words is one input.
 
     Raises:
-      InputError: an input that is neither a text nor words, or both kinds together.
+      InputError: an input is neither a text nor a list of words, or both kinds are given together.
     """
     items, single = _texts_or_words(inputs, is_split_into_words)
     column = "text" if items and isinstance(items[0], str) else "tokens"

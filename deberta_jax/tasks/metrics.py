@@ -1,18 +1,17 @@
-"""Metrics of a whole evaluation set, by scikit-learn and scipy, on the host."""
+"""Computes metrics of a whole evaluation set with scikit-learn and scipy, on the host."""
 
 import math
 import warnings
 
 import numpy as np
 
-# scikit-learn and scipy.stats are imported where they are used: together they take longer to import than JAX.
+# scikit-learn and scipy.stats are imported inside functions: together they take longer to import than JAX.
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """accuracy, f1 and matthews_correlation of logits [n,C] against ids [n].
+    """Returns accuracy, f1 and matthews_correlation of logits [n,C] with respect to label ids [n].
 
-    ``f1`` is that of class 1 where there are two classes, as GLUE reports it, and the mean over classes (macro)
-    where there are more.
+    With two classes ``f1`` is that of class 1, as GLUE reports it; with more it is the mean over classes (macro).
     """
     from sklearn import metrics as sk
 
@@ -27,7 +26,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
         zero_division=0,  # pyright: ignore[reportArgumentType]
     )
     with warnings.catch_warnings():
-        # It warns where labels and predictions are of one class; 0 is the answer there.
+        # It warns if all labels and predictions are of one class, and returns 0, which is right.
         warnings.simplefilter("ignore", UserWarning)
         matthews = sk.matthews_corrcoef(labels, predicted)
     return {
@@ -38,7 +37,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 
 def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
-    """pearson and spearman correlation of predictions [n] with numbers [n]; None where one of them is constant."""
+    """Returns the pearson and spearman correlations of predictions [n] and labels [n]; None if one is constant."""
     from scipy import stats
 
     correlations: dict[str, float | None] = {"pearson": None, "spearman": None}
@@ -51,7 +50,10 @@ def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str,
 
 
 def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """f1 (mean over labels), micro_f1 and accuracy (of whole rows) of logits [n,C] against 0 and 1 [n,C], at 0.5."""
+    """Returns f1 (mean over labels), micro_f1 and accuracy of logits [n,C] with respect to labels of 0 and 1 [n,C].
+
+    A label is predicted if its probability exceeds 0.5. Accuracy counts the rows in which all labels are right.
+    """
     from sklearn import metrics as sk
 
     guess, truth = logits > 0, labels > 0.5

@@ -1,4 +1,4 @@
-"""Defines multiple choice: each choice is a text of its own, and the one with the highest score is taken."""
+"""Defines multiple choice: the model scores each choice as one text, and the highest score is the answer."""
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
@@ -21,10 +21,10 @@ from deberta_jax.tasks.squad import answer_scores
 from deberta_jax.tasks.text_classification import confusion, mean_loss, probabilities
 from deberta_jax.text import Tokenizer
 
-# The score of a choice that an example lacks: lower than any, and finite, so that the softmax stays defined.
+# The logit of a choice that an example does not have: lower than any other, and finite, so that softmax is defined.
 _ABSENT = -1e30
 
-# Columns before the choices, the pairs first.
+# Names of the columns before the choices; pairs come first.
 _TEXTS = (
     ("sent1", "sent2"),
     ("premise", "question"),
@@ -39,16 +39,18 @@ _TEXTS = (
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceTask(Task):
-    """Chooses among the choices of each row.
+    """Selects one of the choices of each row.
+
+    The model reads pairs. The first text is that of the first column (or an element of its list, one for each choice);
+    the second text is that of the second column, if there is one, followed by the choice.
 
     Attributes:
-      text: columns before the choice. The first is the pair's first text (a list: one a choice), a second begins the
-        pair's second text.
+      text: one or two columns of the texts before the choice.
       choices: the columns of the choices, or one column of lists.
-      label: the column of the right choice's number, from 0 (or a letter from A, or a number from ``first``).
+      label: the column of the right choice: its number, counted from ``first``, or a letter, from A.
       first: the number of the first choice, 0 or 1.
-      gold: a column of all right answers' texts, chosen among ``entities``; ``exact_match`` and ``f1`` then compare
-        these texts, as in ReCoRD.
+      gold: a column with the texts of all right answers; ``exact_match`` and ``f1`` compare the chosen element of
+        ``entities`` with them, as in ReCoRD.
     """
 
     head: ClassVar[str] = "multiple-choice"
@@ -101,22 +103,22 @@ class ChoiceTask(Task):
 
     def loss(self, out: Any, batch: Mapping[str, jax.Array]) -> Items:
         if "positions" in batch:
-            # Packed: the texts of an example stand side by side in a row's slots.
+            # Packed: the choices of an example are consecutive texts of a row.
             labels = batch["labels"]
             shape = (*labels.shape, -1)
-            there, scores = (batch["positions"] >= 0).reshape(shape), out.logits.reshape(shape)
+            present, logits = (batch["positions"] >= 0).reshape(shape), out.logits.reshape(shape)
         else:
-            there, scores, labels = batch["attention_mask"].any(axis=-1), out.logits, batch["labels"]
-        return losses.cross_entropy(jnp.where(there, scores, _ABSENT), labels)
+            present, logits, labels = batch["attention_mask"].any(axis=-1), out.logits, batch["labels"]
+        return losses.cross_entropy(jnp.where(present, logits, _ABSENT), labels)
 
-    def _scores(self, logits: np.ndarray, features: Features) -> np.ndarray:
-        """Returns scores [n, choices]; those of choices that an example lacks are lower than any."""
+    def _logits_by_choice(self, logits: np.ndarray, features: Features) -> np.ndarray:
+        """Returns logits [n, choices]; those of choices that an example does not have are lower than any other."""
         shape = (len(features), features.choices)
         return np.where(features.lengths.reshape(shape) > 0, logits.reshape(shape), _ABSENT)
 
     def metrics(self, logits: np.ndarray, features: Features, table: Table) -> Metrics:
         assert features.labels is not None
-        scores = self._scores(logits, features)
+        scores = self._logits_by_choice(logits, features)
         best = scores.argmax(-1)
         out = {"accuracy": float((best == features.labels).mean()), "loss": float(mean_loss(scores, features.labels))}
         if self.gold:
@@ -129,7 +131,9 @@ class ChoiceTask(Task):
 
     def answers(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
         rows = []
-        for scores, choices in zip(self._scores(logits, features), choice_lists(table, self.choices), strict=True):
+        for scores, choices in zip(
+            self._logits_by_choice(logits, features), choice_lists(table, self.choices), strict=True
+        ):
             by_choice = probabilities(scores[: len(choices)]).tolist()
             best = int(scores.argmax())
             rows.append({"choice": best + self.first, "text": choices[best], "probabilities": by_choice})
@@ -138,11 +142,11 @@ class ChoiceTask(Task):
     def details(self, logits: np.ndarray, features: Features, table: Table) -> dict[str, Any]:
         assert features.labels is not None
         names = [str(i + self.first) for i in range(features.choices)]
-        return confusion(self._scores(logits, features).argmax(-1), features.labels, names)
+        return confusion(self._logits_by_choice(logits, features).argmax(-1), features.labels, names)
 
 
 def choice_lists(table: Table, columns: tuple[str, ...]) -> list[list[str]]:
-    """Returns each row's choices, two or more. Raises InputError for anything else."""
+    """Returns the choices of each row. Raises InputError for a row with fewer than two."""
     if len(columns) == 1:
         rows = table.word_lists(columns[0])
     else:
@@ -154,7 +158,7 @@ def choice_lists(table: Table, columns: tuple[str, ...]) -> list[list[str]]:
 
 
 def _choice_columns(table: Table) -> tuple[str, ...]:
-    """Returns the column of lists of choices, or the numbered columns of choices; () where there are none."""
+    """Returns the column of lists of choices, or the numbered columns of choices; () if there are none."""
     for names in (("choices",), ("options",), ("endings",)):
         values = table.columns.get(names[0])
         if values is not None and isinstance(values[0], list):
@@ -184,7 +188,7 @@ def _columns(table: Table, options: TaskOptions, labelled: bool) -> Columns:
 
 def _task_of_table(options: TaskOptions, table: Table, named: NamedTask | None) -> ChoiceTask:
     numbers = [number_of(value) for value in table.column(options.label)]
-    # Choices are numbered from 1 where no row says 0.
+    # Choices are numbered from 1 if no row has the number 0.
     first = int(all(number is not None and number > 0 for number in numbers))
     return ChoiceTask(options.text, options.choices, options.label, first, named.gold if named else "")
 

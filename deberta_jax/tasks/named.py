@@ -1,8 +1,8 @@
-"""Lists the published tasks: where their files are, what their columns mean, the order of their labels, their metric.
+"""Lists the published tasks with their files, columns, labels and metrics, and reads their files.
 
-Files are read as users have them: GLUE's zips (tsv, some without a header), SuperGLUE's jsonl, SQuAD's json, CoNLL's
-text, and the parquet or jsonl copies of the Hugging Face hub, whose label numbers mean another order for some tasks.
-Orders of the labels are those of Microsoft's DeBERTa code.
+Files are read in the published forms: GLUE's zips (tsv, some without a header), SuperGLUE's jsonl, SQuAD's json,
+CoNLL's text, and the parquet or jsonl copies of the Hugging Face hub, whose label numbers follow another order for some
+tasks. Labels are in the order of Microsoft's DeBERTa code.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def _pair(a: str, b: str, metric: str, names: tuple[str, ...], **more: Any) -> N
 
 
 def _read_cola(name: str, text: str) -> Table:
-    """Reads CoLA's files: those with labels have no header, that of the test has one."""
+    """Reads CoLA's files. Those with labels have no header; the test file has one."""
     lines = tab_separated(text)
     if lines and len(lines[0][1]) == 4 and lines[0][1][1] in BINARY:
         lines.insert(0, (0, ["source", "label", "original", "sentence"]))
@@ -50,8 +50,11 @@ def _read_cola(name: str, text: str) -> Table:
 
 
 def _read_qqp(name: str, text: str) -> Table:
-    """Reads QQP's files. A question with a line break tears its line: those pairs are left out of labelled files, as in
-    Microsoft's reader, but not where every line is to get an answer."""
+    """Reads QQP's files.
+
+    A line break inside a question splits its line. In labelled files such lines are left out, as in Microsoft's reader;
+    in other files every line needs an answer and is kept.
+    """
     lines = tab_separated(text)
     if lines and "is_duplicate" in lines[0][1]:
         whole = [(number, fields) for number, fields in lines if len(fields) == len(lines[0][1])]
@@ -87,7 +90,7 @@ NAMED_TASKS: dict[str, NamedTask] = {
         "question1", "question2", "accuracy", BINARY, called={"label": ("is_duplicate",)}, readers={".tsv": _read_qqp}
     ),
     "mnli": _pair("premise", "hypothesis", "accuracy", NLI, hub_names=HUB_NLI, called=_SENTENCES, dev=_MATCHED),
-    # The sentence first: Microsoft's order.
+    # The sentence comes first, as in Microsoft's code.
     "qnli": _pair("sentence", "question", "accuracy", ENTAILMENT, hub_names=HUB_ENTAILMENT),
     "rte": _pair("sentence1", "sentence2", "accuracy", ENTAILMENT, hub_names=HUB_ENTAILMENT),
     "wnli": _pair("sentence1", "sentence2", "accuracy", BINARY),
@@ -209,16 +212,16 @@ _ENDINGS = (".tsv", ".jsonl", ".json", ".conll", ".txt", ".csv", ".parquet", "-*
 def find_file(task: str, directory: str, split: str) -> str:
     """Returns the path or pattern of a task's training (``train``) or evaluation (``dev``) file.
 
-    ``directory`` may be a zip, or hold one of the task's name: then the file in it that lies in the fewest folders.
+    ``directory`` may be a zip, or contain a zip with the task's name. In a zip the file in the fewest folders is used.
 
     Raises:
-      InputError: no file of a name that it may have, or several in a zip.
+      InputError: there is no file with one of the task's names, or there are several in a zip.
     """
     named = NAMED_TASKS[task]
     stems = named.train if split == "train" else named.dev
-    here = _find(directory, stems)
-    if here:
-        return here
+    path = _find(directory, stems)
+    if path:
+        return path
     hits: dict[int, list[str]] = {}
     for archive in _archives(task, Path(directory)):
         for folder in sorted({folder for name in members(archive) for folder in PurePosixPath(name).parents}):
@@ -243,22 +246,22 @@ def _find(directory: str, stems: Sequence[str]) -> str | None:
 
 
 def _archives(task: str, directory: Path) -> list[Path]:
-    """Returns a zip, or those in a directory whose names begin with the task's: SST-2.zip, QQP-clean.zip."""
+    """Returns a zip, or the zips in a directory whose names begin with the task's: SST-2.zip, QQP-clean.zip."""
     if directory.suffix == ".zip" and directory.is_file():
         return [directory]
     return [file for file in sorted(directory.glob("*.zip")) if re.sub(r"\W", "", file.stem.lower()).startswith(task)]
 
 
 def read_task(task: str, paths: Sequence[str], delimiter: str = "") -> Table:
-    """Reads files as one table; a named task's with its columns and the names of its labels.
+    """Reads files as one table. For a named task columns and labels get the task's names.
 
     Args:
-      task: a named task, a kind of task, or "" where the kind is to be guessed.
+      task: a named task, a kind of task, or "" if the kind is to be guessed.
       paths: files or patterns.
-      delimiter: of csv and tsv files; "" finds it.
+      delimiter: character between the fields of csv and tsv files; "" detects it.
 
     Raises:
-      InputError: as ``read_tables``, or a row that is none of the task's.
+      InputError: as ``read_tables``, or a row does not have the form of the task's rows.
     """
     named = NAMED_TASKS.get(task)
     kind = named.kind if named else task
@@ -276,19 +279,19 @@ def read_task(task: str, paths: Sequence[str], delimiter: str = "") -> Table:
 
 
 def _renamed(named: NamedTask, table: Table) -> Table:
-    """Returns the table with columns renamed to the task's names, where a published file calls them otherwise."""
-    ours: dict[str, str] = {}
+    """Returns the table with its columns renamed to the task's names, if a published file has other names."""
+    new_names: dict[str, str] = {}
     for name, others in named.called.items():
-        there = [other for other in others if other in table.columns]
-        if there and name not in table.columns:
-            ours[there[0]] = name
-    # The task says what the numbers of labels mean, for every form of its files.
-    columns = {ours.get(key, key): values for key, values in table.columns.items()}
+        present = [other for other in others if other in table.columns]
+        if present and name not in table.columns:
+            new_names[present[0]] = name
+    # The task gives the names of label numbers, for every form of its files.
+    columns = {new_names.get(key, key): values for key, values in table.columns.items()}
     return dataclasses.replace(table, columns=columns, class_names={})
 
 
 def _named_labels(named: NamedTask, table: Table) -> Table:
-    """Returns the table with names for the numbers and booleans in the label column, in the hub's order."""
+    """Returns the table with names instead of the numbers and booleans in the label column, in the hub's order."""
     if not named.hub_names or named.label not in table.columns:
         return table
     values = [_named(value, named.hub_names) for value in table.columns[named.label]]
@@ -301,6 +304,6 @@ def _named(value: Any, names: Sequence[str]) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     number = number_of(value)
-    if number == -1:  # what the hub's copies have where there is no label
+    if number == -1:  # the hub's copies have -1 for a missing label
         return None
     return names[number] if number is not None and 0 <= number < len(names) else value

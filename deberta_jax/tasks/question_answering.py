@@ -1,4 +1,4 @@
-"""Defines extractive question answering: the answer is a span of the context, or there is none."""
+"""Defines extractive question answering: the answer is a span of the context, or "no answer"."""
 
 import dataclasses
 import logging
@@ -31,13 +31,13 @@ class SpanTask(Task):
     """Finds the answer to a question in a context.
 
     Attributes:
-      question, context: their columns.
+      question, context: the columns of questions and contexts.
       answers_column: the column of answers, in a form that ``data.questions`` reads.
       may_be_none: "no answer" is an answer, as in SQuAD 2.
-      stride: tokens by which the windows of a long context overlap.
-      longest: tokens of the longest answer.
-      n_best: answers that are kept of each question.
-      threshold: "no answer" is given where its score exceeds the best answer's by more.
+      stride: number of tokens by which the windows of a long context overlap.
+      longest: largest number of tokens of an answer.
+      n_best: number of answers that are kept for each question.
+      threshold: margin by which the score of "no answer" must exceed that of the best answer to be chosen.
     """
 
     head: ClassVar[str] = "question-answering"
@@ -69,8 +69,8 @@ class SpanTask(Task):
         )
 
     def _spans(self, table: Table, contexts: list[str]) -> list[tuple[int, int] | None]:
-        found = [answer_span(table, self.answers_column, row, contexts[row]) for row in range(len(table))]
-        moved = sum(span is not None and span[2] for span in found)
+        spans = [answer_span(table, self.answers_column, row, contexts[row]) for row in range(len(table))]
+        moved = sum(span is not None and span[2] for span in spans)
         if moved:
             _log.warning(
                 "%s: %d of %d answers do not start where the file says; the nearest place with their text is taken",
@@ -78,21 +78,21 @@ class SpanTask(Task):
                 moved,
                 len(table),
             )
-        return [span if span is None else span[:2] for span in found]
+        return [span if span is None else span[:2] for span in spans]
 
     def loss(self, out: Any, batch: Mapping[str, jax.Array]) -> Items:
         labels = batch["labels"]
         if "segment_ids" not in batch:
             mask = batch["attention_mask"]
             return losses.span_loss(out.start_logits, out.end_logits, labels[:, 0], labels[:, 1], mask)
-        # Packed: a softmax over each text's own tokens, [R, P, T].
-        slots = labels.shape[1]
-        texts = jnp.arange(1, slots + 1, dtype=jnp.int32)[None, :, None]
-        mask = (batch["segment_ids"][:, None, :] == texts).reshape(-1, batch["segment_ids"].shape[-1])
-        spread = lambda a: jnp.repeat(a, slots, axis=0)
+        # Packed: a softmax over the tokens of each text, [B, P, T].
+        count = labels.shape[1]
+        segment_ids = jnp.arange(1, count + 1, dtype=jnp.int32)[None, :, None]
+        mask = (batch["segment_ids"][:, None, :] == segment_ids).reshape(-1, batch["segment_ids"].shape[-1])
+        repeat = lambda a: jnp.repeat(a, count, axis=0)
         value, weight = losses.span_loss(
-            spread(out.start_logits),
-            spread(out.end_logits),
+            repeat(out.start_logits),
+            repeat(out.end_logits),
             labels[..., 0].reshape(-1),
             labels[..., 1].reshape(-1),
             mask,
@@ -120,23 +120,27 @@ class SpanTask(Task):
             logits, features.starts, features.row, features.offsets, n_best=self.n_best, longest=self.longest
         )
 
-    def _says_nothing(self, answers: Answers) -> bool:
+    def _has_no_answer(self, answers: Answers) -> bool:
+        """Tells whether "no answer" is the answer."""
         if not answers.best:
             return True
         return self.may_be_none and answers.nothing - answers.best[0].score > self.threshold
 
     def _text(self, answers: Answers, context: str) -> str:
-        return "" if self._says_nothing(answers) else context[answers.best[0].start : answers.best[0].end]
+        return "" if self._has_no_answer(answers) else context[answers.best[0].start : answers.best[0].end]
 
     def answer(self, answers: Answers, context: str) -> dict[str, Any]:
-        """Returns the answer's text, characters and probability among the n best (and "no answer"), and the n best."""
+        """Returns the answer with its text, characters and score, and the n best answers.
+
+        Scores are probabilities among the n best answers and, if it is possible, "no answer".
+        """
         scores = [answer.score for answer in answers.best] + ([answers.nothing] if self.may_be_none else [])
         certainty = probabilities(np.array(scores or [0.0])).tolist()
         best = [
             {"answer": context[a.start : a.end], "start": a.start, "end": a.end, "score": score}
             for a, score in zip(answers.best, certainty, strict=False)
         ]
-        if self._says_nothing(answers):
+        if self._has_no_answer(answers):
             first = {"answer": "", "start": 0, "end": 0, "score": certainty[-1]}
         else:
             first = best[0]
@@ -159,7 +163,7 @@ class SpanTask(Task):
 
 
 def _loss(logits: np.ndarray, features: Features) -> float:
-    """Returns the mean over windows of half the two cross-entropies, each over the window's own tokens."""
+    """Returns the mean cross-entropy of start and end over all windows; the softmax is over the window's tokens."""
     assert features.labels is not None
     values = []
     for text, answer in enumerate(features.labels):
@@ -171,7 +175,7 @@ def _loss(logits: np.ndarray, features: Features) -> float:
 
 
 def _answers_column(table: Table) -> str | None:
-    """Returns the column of the answers to questions."""
+    """Returns the column of the answers; None if there is none."""
     if "answers" in table.columns:
         return "answers"
     return "answer" if {"answer", "answer_start"} <= set(table.columns) else None

@@ -1,4 +1,4 @@
-"""Lists the kinds of task. One ``TaskKind`` describes a kind to the whole package; nothing else lists kinds.
+"""Lists the kinds of task. One ``TaskKind`` describes a kind to the whole package; no other list has to change.
 
 To add a kind, write its ``Task`` and register a ``TaskKind`` under a name:
 
@@ -23,7 +23,7 @@ from deberta_jax.weights.adapters import read_adapter_config
 
 DEFAULT_KIND, MULTI_LABEL_NAME = "text-classification", "multi-label"
 
-# A table is taken for one of the last kind in this order that recognizes it.
+# The guess for a table is the last kind in this order that recognizes it.
 TASK_KINDS: dict[str, TaskKind] = {
     DEFAULT_KIND: CLASSIFICATION,
     "regression": REGRESSION_KIND,
@@ -35,7 +35,7 @@ TASK_KINDS: dict[str, TaskKind] = {
 
 
 def guess_kind(table: Table) -> str:
-    """Returns the name of a table's kind of task, from its columns; text classification where no other fits."""
+    """Returns the name of a table's kind of task, guessed from its columns; text-classification if no other fits."""
     for name, kind in reversed(TASK_KINDS.items()):
         if kind.recognizes is not None and kind.recognizes(table):
             return name
@@ -43,18 +43,19 @@ def guess_kind(table: Table) -> str:
 
 
 def kind_of_model(directory: Path) -> str:
-    """Returns the name of the kind of task that a model directory was made for, by its config.json; of a peft adapter
-    without one, by its adapter_config.json.
+    """Returns the name of the kind of task of a trained model.
+
+    The class in config.json decides; for a peft adapter without one, the task type in adapter_config.json.
 
     Raises:
-      InputError: no such file, or one that cannot be used.
+      InputError: the file is missing or cannot be used.
     """
     path = directory / "config.json"
     if not path.is_file() and (directory / ADAPTER_CONFIG).is_file():
         peft_task = read_adapter_config(directory).get("task_type")
         fits = (name for name, kind in TASK_KINDS.items() if HEADS[kind.head].peft_task == peft_task)
         return next(fits, DEFAULT_KIND)
-    DebertaConfig.from_hf(path)  # raises with what is wrong with a file that is no config
+    DebertaConfig.from_hf(path)  # raises InputError for a file that is not a config
     classes = storage.read_json(path).get("architectures")
     for class_name in classes if isinstance(classes, list) else ():
         for name, kind in TASK_KINDS.items():

@@ -1,4 +1,4 @@
-"""Resolves what the user left open about a task: its kind, its columns, its labels."""
+"""Resolves the parts of a task that the user does not give: its kind, its columns and its labels."""
 
 import dataclasses
 import logging
@@ -17,10 +17,10 @@ Options = TypeVar("Options", bound=TaskOptions)
 
 
 def kind_name(task: str) -> str:
-    """Returns the key of ``TASK_KINDS`` for a task that may be a named one.
+    """Returns the key of ``TASK_KINDS`` for a kind of task or a named task.
 
     Raises:
-      InputError: a task that does not exist.
+      InputError: the task does not exist.
     """
     name = NAMED_TASKS[task].kind if task in NAMED_TASKS else task
     if name not in TASK_KINDS:
@@ -31,7 +31,7 @@ def kind_name(task: str) -> str:
 
 
 def kind_of(options: TaskOptions) -> TaskKind:
-    """Returns the kind of a task that is given. Raises InputError as ``kind_name``."""
+    """Returns the kind of the task that the options name. Raises InputError as ``kind_name``."""
     return TASK_KINDS[kind_name(options.task)]
 
 
@@ -39,10 +39,10 @@ def resolve_options(options: Options, table: Table, *, labelled: bool = True) ->
     """Returns the options with task and columns: those given, those of a named task, or guesses, which are logged.
 
     Args:
-      labelled: the table has labels, so that their column is needed.
+      labelled: the table has labels, and their column is needed.
 
     Raises:
-      InputError: a task that does not exist, or columns that cannot be guessed.
+      InputError: the task does not exist, or columns cannot be guessed.
     """
     o = options
     if len(o.text) > 2:
@@ -64,28 +64,28 @@ def resolve_options(options: Options, table: Table, *, labelled: bool = True) ->
 
 
 def resolve_task(options: TaskOptions, table: Table) -> Task:
-    """Returns the task of resolved options; labels are those of the named task, or those in the table to train on.
+    """Returns the task of resolved options. Labels are those of the named task, or those in the table to train on.
 
     Raises:
-      InputError: columns that are not there, or that hold something else.
+      InputError: a column is missing or has other contents than the task needs.
     """
     return kind_of(options).task(options, table, NAMED_TASKS.get(options.task))
 
 
 def task_of_model(options: TaskOptions, config: DebertaConfig, table: Table) -> Task:
-    """Returns the task of resolved options for a trained model, whose config has the labels, and a table to answer."""
+    """Returns the task of resolved options for a trained model and a table to answer. The config has the labels."""
     return kind_of(options).task_of_model(options, config, table, NAMED_TASKS.get(options.task))
 
 
 def without_unlabelled(options: TaskOptions, table: Table, known: Collection[str] = ()) -> Table:
-    """Returns the table without the rows that have no usable label, where ``skip_unlabelled`` asks for that.
+    """Returns the table without the rows that have no usable label, if ``skip_unlabelled`` is set.
 
     Args:
-      options: with task and columns resolved.
-      known: names that are labels, even those that look like a missing value.
+      options: options with task and columns resolved.
+      known: names of labels, which are usable even if they look like a missing value.
 
     Raises:
-      InputError: no row has a label.
+      InputError: no row has a usable label.
     """
     if not options.skip_unlabelled:
         return table

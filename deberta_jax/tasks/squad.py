@@ -1,4 +1,4 @@
-"""Extracted answers: from start and end logits to text, and the scores of SQuAD's official scripts."""
+"""Extracts answers from start and end logits, and computes the scores of SQuAD's official scripts."""
 
 import collections
 import dataclasses
@@ -13,37 +13,41 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation and articles, white space in single blanks."""
+    """Returns a text in lower case, without punctuation and articles, and with single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact(guess: str, truth: str) -> float:
+    """Returns 1 if two normalized texts are equal, else 0."""
     return float(normalize_answer(guess) == normalize_answer(truth))
 
 
 def overlap_f1(guess: str, truth: str) -> float:
-    """F1 of the words, as multisets; where either has none, 1 if both have none."""
-    ours, theirs = normalize_answer(guess).split(), normalize_answer(truth).split()
-    if not ours or not theirs:
-        return float(ours == theirs)
-    same = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
+    """Returns the F1 of the words of two normalized texts, as multisets. If one has no words, 1 if both have none."""
+    guessed_words, true_words = normalize_answer(guess).split(), normalize_answer(truth).split()
+    if not guessed_words or not true_words:
+        return float(guessed_words == true_words)
+    same = sum((collections.Counter(guessed_words) & collections.Counter(true_words)).values())
     if same == 0:
         return 0.0
-    precision, recall = same / len(ours), same / len(theirs)
+    precision, recall = same / len(guessed_words), same / len(true_words)
     return 2 * precision * recall / (precision + recall)
 
 
 def answer_scores(guess: str, truths: Sequence[str]) -> tuple[float, float]:
-    """(exact match, F1) against the best of several answers; none means that "" is right.
+    """Returns exact match and F1, each the highest over several true answers. Without true answers "" is right.
 
-    Answers of which normalisation leaves nothing do not count, as in the script of SQuAD 2.
+    True answers that are empty after normalization are ignored, as in the script of SQuAD 2.
     """
     kept = [truth for truth in truths if normalize_answer(truth)] or [""]
     return max(exact(guess, truth) for truth in kept), max(overlap_f1(guess, truth) for truth in kept)
 
 
 def squad_metrics(guesses: Sequence[str], truths: Sequence[Sequence[str]]) -> dict[str, float]:
-    """exact_match and f1 in percent, as the scripts print them; and of the questions with and without an answer."""
+    """Returns exact_match and f1 in percent, as the scripts print them.
+
+    If some questions have no answer, the scores of questions with and without an answer are returned as well.
+    """
     scores = np.array([answer_scores(g, t) for g, t in zip(guesses, truths, strict=True)]) * 100
     answerable = np.array([any(normalize_answer(t) for t in texts) for texts in truths])
     out = {"exact_match": float(scores[:, 0].mean()), "f1": float(scores[:, 1].mean())}
@@ -57,7 +61,7 @@ def squad_metrics(guesses: Sequence[str], truths: Sequence[Sequence[str]]) -> di
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """An answer's characters in the context, and its score: the sum of the two logits."""
+    """Holds an answer: its first character and the one after its last in the context, and the sum of its two logits."""
 
     start: int
     end: int
@@ -66,14 +70,21 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """The best answers to one question, best first, and the score of "no answer"."""
+    """Holds the best answers to one question, best first, and the score of "no answer"."""
 
     best: tuple[Answer, ...]
     nothing: float
 
 
 def window_answers(logits: np.ndarray, offsets: np.ndarray, *, n_best: int, longest: int) -> list[Answer]:
-    """The best spans of one window: logits [T, 2], offsets [T, 2] of the context's tokens, empty elsewhere."""
+    """Returns the best answers in one window, best first.
+
+    Args:
+      logits: start and end logits of the window's tokens [T, 2].
+      offsets: the characters of each token in the context [T, 2]; empty for tokens outside the context.
+      n_best: largest number of answers.
+      longest: largest number of tokens of an answer.
+    """
     tokens = np.flatnonzero(offsets[:, 0] < offsets[:, 1])
     if not len(tokens):
         return []
@@ -90,25 +101,31 @@ def window_answers(logits: np.ndarray, offsets: np.ndarray, *, n_best: int, long
 def collect_answers(
     logits: np.ndarray, starts: np.ndarray, rows: np.ndarray, offsets: np.ndarray, *, n_best: int, longest: int
 ) -> Mapping[int, Answers]:
-    """Answers by question from the logits [N, 2] of all windows; a question's windows compete by score.
+    """Returns the answers to each question, the best of all its windows.
 
-    The score of "no answer" is the lowest of its windows' [CLS] scores: every window must say so.
+    The score of "no answer" is the lowest score of [CLS] among the windows: no window may contain an answer.
+
+    Args:
+      logits: start and end logits of the tokens of all windows [N, 2].
+      starts: index of the first token of each window, and N.
+      rows: the question that each window belongs to.
+      offsets, n_best, longest: as for ``window_answers``.
     """
-    found: dict[int, list[Answer]] = {}
+    candidates: dict[int, list[Answer]] = {}
     nothing: dict[int, float] = {}
     for text, row in enumerate(rows.tolist()):
         part = slice(starts[text], starts[text + 1])
         window = logits[part]
-        found.setdefault(row, []).extend(window_answers(window, offsets[part], n_best=n_best, longest=longest))
+        candidates.setdefault(row, []).extend(window_answers(window, offsets[part], n_best=n_best, longest=longest))
         nothing[row] = min(nothing.get(row, np.inf), float(window[0].sum()))
     return {
         row: Answers(_distinct(sorted(answers, key=lambda a: -a.score))[:n_best], nothing[row])
-        for row, answers in found.items()
+        for row, answers in candidates.items()
     }
 
 
 def _distinct(answers: Sequence[Answer]) -> tuple[Answer, ...]:
-    """Windows overlap: the same characters, found twice, count once."""
+    """Removes answers with the characters of an earlier one, which overlapping windows both contain."""
     seen: dict[tuple[int, int], Answer] = {}
     for answer in answers:
         seen.setdefault((answer.start, answer.end), answer)

@@ -1,4 +1,4 @@
-"""Defines the kinds of task with one answer for a text or a pair: a class, several labels, or a number."""
+"""Defines the kinds of task with one answer for a text or a pair of texts: a class, several labels, or a number."""
 
 import dataclasses
 import functools
@@ -44,11 +44,11 @@ class TextTask(Task):
     """Predicts a class, several labels or a number for each text or pair.
 
     Attributes:
-      text: one column, or the two of a pair.
-      label: the label's column, or several columns of 0 and 1.
-      spec: the problem (classes, several labels, or a number) and the labels' names.
-      group: rows with the same value in this column are one question; ``exact_match`` counts those all right.
-      usual: the metric that a named task goes by; empty: the first of ``metric_names``.
+      text: the column of texts, or two columns of pairs.
+      label: the column of labels, or several columns of 0 and 1.
+      spec: the problem (classes, several labels, or a number) and the names of the labels.
+      group: column of the question that a row belongs to; ``exact_match`` counts questions with all rows right.
+      usual: the metric of a named task; empty for the first of ``metric_names``.
     """
 
     head: ClassVar[str] = "sequence-classification"
@@ -109,7 +109,7 @@ class TextTask(Task):
         return [text_answer(row, self.spec) for row in logits]
 
     def pipeline_answers(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
-        """Returns ``label`` and ``score`` of each text; of several labels a text, the labels and all probabilities."""
+        """Returns ``label`` and ``score`` of each text. With several labels for each text, as ``answers``."""
         if self.spec.problem_type != SINGLE_LABEL:
             return self.answers(logits, features, table)
         best, scores = logits.argmax(-1).tolist(), probabilities(logits).max(-1).tolist()
@@ -131,7 +131,7 @@ class TextTask(Task):
 
 
 def text_answer(logits: np.ndarray, spec: LabelSpec) -> dict[str, Any]:
-    """Returns what ``predict`` writes for one text's logits [C]: label and probabilities, or the number."""
+    """Returns what ``predict`` writes for the logits [C] of one text: label and probabilities, or the number."""
     if spec.problem_type == REGRESSION:
         return {"label": spec.names[0], "score": float(logits[0])}
     if spec.problem_type == MULTI_LABEL:
@@ -174,31 +174,31 @@ def score(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> Metrics:
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Returns the softmax over the last axis in float64, so that printed probabilities sum to 1."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def confusion(guess: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Returns the counts of (true, predicted) labels."""
+    """Returns the names of the labels and the confusion matrix, [true label, predicted label], as lists."""
     counts = np.zeros((len(names), len(names)), np.int64)
     np.add.at(counts, (truth, guess), 1)
     return {"labels": list(names), "confusion": counts.tolist()}
 
 
 def by_label(guess: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, list[float]]:
-    """Returns precision, recall, f1 and number of each column of [n, C]."""
-    right = (guess & truth).sum(0)
-    precision, recall = right / np.maximum(guess.sum(0), 1), right / np.maximum(truth.sum(0), 1)
+    """Returns precision, recall, f1 and number of true rows for each label, from booleans [n, C]."""
+    correct = (guess & truth).sum(0)
+    precision, recall = correct / np.maximum(guess.sum(0), 1), correct / np.maximum(truth.sum(0), 1)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     columns = zip(precision, recall, f1, truth.sum(0), strict=True)
     return {name: [float(value) for value in values] for name, values in zip(names, columns, strict=True)}
 
 
 def problem_of(config: DebertaConfig) -> str:
-    """Returns ``problem_type``; where the config names none, one label is a number and several are classes.
+    """Returns the config's ``problem_type``. By default one label is a regression, and several are classes.
 
     Raises:
-      InputError: a regression with several outputs.
+      InputError: a regression has several outputs.
     """
     problem = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
     if problem == REGRESSION and config.num_labels != 1:

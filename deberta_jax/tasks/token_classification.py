@@ -1,6 +1,6 @@
-"""Defines the kind of task with a tag for each word. The first token of a word answers for it.
+"""Defines tagging of lists of words (``WordTask``). The prediction for a word is that of its first token.
 
-Texts are lists of words (``WordTask``, here) or raw texts with named spans of characters (``EntityTask``).
+``entity_recognition`` defines tagging of raw texts with named spans of characters.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from deberta_jax.tasks.metrics import classification_metrics
 from deberta_jax.tasks.text_classification import by_label, confusion, mean_loss, probabilities
 from deberta_jax.text import Tokenizer
 
-# A number beyond this is no tag's.
+# Larger numbers in a column of tags are an error.
 _MOST_TAGS = 10_000
 
 
@@ -45,7 +45,7 @@ class WordTask(Task):
 
     @property
     def spans(self) -> bool:
-        """True if tags mark spans (``B-PER``, ``I-PER``, ``O``); others, such as parts of speech, stand alone."""
+        """Tells whether tags mark spans (``B-PER``, ``I-PER``, ``O``), unlike parts of speech."""
         return all(map(is_chunk_tag, self.names)) and self.names != ("O",)
 
     @property
@@ -109,7 +109,7 @@ class WordTask(Task):
 
 
 def word_answer(words: Sequence[str], tags: Sequence[str], scores: Sequence[float], *, spans: bool) -> dict[str, Any]:
-    """Returns tags and their probabilities, and where tags mark spans also the spans, with their words."""
+    """Returns the tags of a sentence and their probabilities and, if tags mark spans, the spans with their words."""
     answer: dict[str, Any] = {"tags": list(tags), "scores": list(scores)}
     if spans:
         answer["spans"] = [
@@ -120,11 +120,10 @@ def word_answer(words: Sequence[str], tags: Sequence[str], scores: Sequence[floa
 
 
 def discover_tags(table: Table, text: str, label: str) -> tuple[str, ...]:
-    """Returns all tags of a column: those that the file names, in its order; else those found, ``O`` first, then the
-    kinds in alphabetical order, each with its B before its I.
+    """Returns all tags of a column: in the file's order if the file names them, else as ``sorted_tags`` orders them.
 
     Raises:
-      InputError: a row whose words and tags are not equally many, or tags of which some are names and some numbers.
+      InputError: a row has more words than tags or fewer, or some tags are names and others numbers.
     """
     lists = _tag_lists(table, text, label)
     if label in table.class_names:
@@ -143,38 +142,40 @@ def discover_tags(table: Table, text: str, label: str) -> tuple[str, ...]:
 
 
 def sorted_tags(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns ``O``, then the kinds in alphabetical order, each with its B before its I."""
+    """Returns tags in order: ``O`` first, then by type, and B before I for each type."""
     kind = lambda tag: (tag != "O", tag.partition("-")[2] if is_chunk_tag(tag) else tag, tag)
     return tuple(sorted(names, key=kind))
 
 
 def encode_tags(table: Table, text: str, label: str, names: Sequence[str]) -> list[list[int]]:
-    """Returns the ids of each row's tags. Tags that are numbers are ids of the model, which is logged; where the file
-    names its numbers they are ids only for a model whose labels nobody has named.
+    """Returns the ids of each row's tags.
+
+    Tags that are numbers are ids of the model, which is logged. If the file has names for its numbers, the names are
+    looked up instead, unless the model's labels have no names.
 
     Raises:
-      InputError: a tag that is not among the names.
+      InputError: a tag is not among the names.
     """
     ids, out = LabelIds(names), []
     numbers = label in table.class_names and tuple(names) == generic_names(len(names))
     for row, tags in enumerate(_tag_lists(table, text, label)):
         raw = table.column(label)[row] if numbers else tags
-        found: list[Any] = [
+        row_ids: list[Any] = [
             ids.find(number) if isinstance(number, str) else ids.by_number(tag, number)
             for tag, number in zip(tags, raw, strict=True)
         ]
-        if None in found:
+        if None in row_ids:
             raise InputError(
-                f"{table.where(row)}: unknown tag {tags[found.index(None)]!r} in {label!r}; "
+                f"{table.where(row)}: unknown tag {tags[row_ids.index(None)]!r} in {label!r}; "
                 f"known tags: {shorten(tuple(names), 20)}"
             )
-        out.append(found)
+        out.append(row_ids)
     ids.log_renamed(table.name)
     return out
 
 
 def untagged_rows(table: Table, label: str) -> list[int]:
-    """Returns the rows that have no tags, or a word without one."""
+    """Returns the indices of the rows without tags, or with a word without a tag."""
     tags = (value_of(table, label, row) for row in range(len(table)))
     return [row for row, value in enumerate(tags) if not isinstance(value, list) or any(map(_is_missing, value))]
 
@@ -184,12 +185,13 @@ def _is_missing(tag: Any) -> bool:
 
 
 def _tag_lists(table: Table, text: str, label: str) -> list[list[str | int]]:
+    """Returns each row's tags. Raises InputError for a row without exactly one tag for each word."""
     words, out = table.word_lists(text), []
     for row, ws in enumerate(words):
         ts = value_of(table, label, row)
         if not isinstance(ts, list) or len(ts) != len(ws):
-            said = len(ts) if isinstance(ts, list) else shown(ts)
-            raise InputError(f"{table.where(row)}: {len(ws)} words in {text!r} but {label!r} is {said}; a tag a word")
+            given = len(ts) if isinstance(ts, list) else shown(ts)
+            raise InputError(f"{table.where(row)}: {len(ws)} words in {text!r} but {label!r} is {given}; a tag a word")
         out.append([_tag(table, label, row, tag) for tag in ts])
     return out
 
@@ -205,12 +207,17 @@ def _tag(table: Table, label: str, row: int, tag: Any) -> str | int:
 
 
 def owners(features: Features) -> np.ndarray:
-    """Returns the table's row of every token."""
+    """Returns the index of the table's row that each token belongs to, [N]."""
     assert features.row is not None
     return np.repeat(features.row, features.lengths)
 
 
 def by_sentence(ids: np.ndarray, owner: np.ndarray, count: int, names: Sequence[str]) -> list[list[str]]:
-    """Returns the names of these tags, of each of ``count`` rows."""
+    """Returns the names of tags in a list for each of ``count`` rows.
+
+    Args:
+      ids: the tags' ids [n].
+      owner: the row of each tag [n], ascending.
+    """
     cuts = np.cumsum(np.bincount(owner, minlength=count))[:-1]
     return [[names[int(i)] for i in part] for part in np.split(ids, cuts)]
