@@ -1,1 +1,1 @@
-"""A model at work: batched forward passes over a data set, metrics, pipelines."""
+"""Applies trained models: batched prediction over a data set, metrics, and pipelines."""

@@ -1,4 +1,4 @@
-"""What a masked language model would write for [MASK]."""
+"""Predicts the tokens that [MASK] stands for, with a masked language model."""
 
 import dataclasses
 import functools
@@ -24,9 +24,18 @@ FILL_MASK = "fill-mask"
 
 @dataclasses.dataclass(frozen=True)
 class MaskFiller:
-    """``pipe("Paris is the [MASK] of France.")`` gives the likeliest tokens, each ``{"score", "token", "token_str"}``,
-    the score a probability, the likeliest first; a list of those where a text has several [MASK]; a list of texts gives
-    a list. All [MASK] of a text are filled at once, each as if the others stayed."""
+    """Predicts the most probable tokens for each [MASK] of a text.
+
+    ``pipe("Paris is the [MASK] of France.")`` returns a list of ``{"score", "token", "token_str"}``, the most probable
+    token first; the score is its probability. A text with several [MASK] gives a list of such lists; each [MASK] is
+    predicted with the others in place. A list of texts gives a list of results.
+
+    Attributes:
+      model, params, tokenizer: the masked language model.
+      forward: (params, batch, top_k) -> probabilities and ids [B, P, top_k].
+      rows: number of texts in a batch.
+      max_length: largest number of tokens of a text.
+    """
 
     model: Model
     params: Any
@@ -36,7 +45,11 @@ class MaskFiller:
     max_length: int
 
     def __call__(self, inputs: Any, top_k: int = 5) -> Any:
-        """Raises InputError for an input that is no text, has no [MASK], or is longer than ``max_length`` tokens."""
+        """Returns the predictions for a text or a list of texts.
+
+        Raises:
+          InputError: an input is not a text, has no [MASK], or has more than ``max_length`` tokens.
+        """
         texts = [inputs] if isinstance(inputs, str) or not isinstance(inputs, Iterable) else list(inputs)
         if not 1 <= top_k <= self.tokenizer.vocab_size:
             raise InputError(f"top_k={top_k}: give 1 to {self.tokenizer.vocab_size}")
@@ -47,7 +60,7 @@ class MaskFiller:
             return []
         features = make_features(self.tokenizer, texts, None, max_length=1 << 30)
         check_vocabulary(features, self.model.config.vocab_size, "the input")
-        positions = self._masks(texts, features)
+        positions = self._mask_positions(texts, features)
         results: list[Any] = [None] * len(texts)
         plan = plan_in_order(features.lengths, self.rows, length_buckets(features.lengths, self.max_length))
         mesh = make_mesh()
@@ -56,27 +69,27 @@ class MaskFiller:
                 batch = pad_texts(features, members, self.rows, length, self.tokenizer.pad_id)
                 batch["positions"] = np.full((self.rows, positions.shape[1]), -1, np.int32)
                 batch["positions"][: len(members)] = positions[members]
-                found = self.forward(self.params, global_batch(batch, mesh), top_k=top_k)
-                for text, scores, tokens in zip(members, *map(np.asarray, found), strict=False):
+                outputs = self.forward(self.params, global_batch(batch, mesh), top_k=top_k)
+                for text, scores, tokens in zip(members, *map(np.asarray, outputs), strict=False):
                     results[text] = self._answer(positions[text], scores, tokens)
         return results[0] if isinstance(inputs, str) else results
 
-    def _masks(self, texts: Sequence[str], features: Features) -> np.ndarray:
-        """Where each text's [MASK] stand, int32 [n, P], -1 beyond them."""
-        places = []
+    def _mask_positions(self, texts: Sequence[str], features: Features) -> np.ndarray:
+        """Returns the positions of each text's [MASK], int32 [n, P], padded with -1."""
+        positions = []
         for i, text in enumerate(texts):
             ids = features.ids[features.starts[i] : features.starts[i + 1]]
             if len(ids) > self.max_length:
                 raise InputError(f"the text {text[:40]!r}... has {len(ids)} tokens; the most is {self.max_length}")
-            places.append(np.flatnonzero(ids == self.tokenizer.mask_id))
-            if not len(places[-1]):
+            positions.append(np.flatnonzero(ids == self.tokenizer.mask_id))
+            if not len(positions[-1]):
                 raise InputError(f"the text {text[:60]!r} has no [MASK]")
-        # A power of two, so that texts with a few more [MASK] than others do not need programs of their own.
-        most = 1 << (max(map(len, places)) - 1).bit_length()
-        return np.array([np.pad(p, (0, most - len(p)), constant_values=-1) for p in places], np.int32)
+        # P is a power of two, so that few programs are compiled.
+        size = 1 << (max(map(len, positions)) - 1).bit_length()
+        return np.array([np.pad(p, (0, size - len(p)), constant_values=-1) for p in positions], np.int32)
 
     def _answer(self, positions: np.ndarray, scores: np.ndarray, tokens: np.ndarray) -> list[Any]:
-        """Of one text, from scores and tokens [P, K]."""
+        """Returns the predictions for one text from its probabilities and token ids [P, top_k]."""
         lists = [
             [
                 {"score": float(score), "token": int(token), "token_str": self.tokenizer.decode([int(token)], False)}
@@ -97,10 +110,15 @@ def load_mask_filler(
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
 ) -> MaskFiller:
-    """A masked language model on all devices; the mask decoder is used where the file holds one.
+    """Loads a masked language model on all devices. The mask decoder is used if the file has one.
+
+    Args:
+      max_length: largest number of tokens of a text; by default the model's ``max_position_embeddings``.
+      batch_size: number of texts in a forward pass.
+      model, ignore, base_model: as for ``pipeline``.
 
     Raises:
-      InputError: a directory that is no model or has no masked-LM head, such as a discriminator.
+      InputError: the directory is not a model, or has no masked-LM head, such as that of a discriminator.
     """
     directory, mesh = hub.resolve(model), make_mesh()
     tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
@@ -108,14 +126,13 @@ def load_mask_filler(
     network, params, _ = load(source, "masked-lm", runtime, ignore=ignore, base_model=base_model)
     network, params = prepare_for_inference(network, params)
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    everywhere = batch_sharding(mesh)
 
-    @functools.partial(jax.jit, static_argnames="top_k", out_shardings=everywhere)
+    @functools.partial(jax.jit, static_argnames="top_k", out_shardings=batch_sharding(mesh))
     def forward(params, batch, *, top_k):
         logits = network.apply({"params": params}, **batch).logits  # pyright: ignore
-        shares = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-        # Rows of the table beyond the tokenizer's ids are no tokens.
-        return jax.lax.top_k(shares[..., : tokenizer.vocab_size], top_k)
+        probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+        # The embedding table may have more rows than the tokenizer has tokens.
+        return jax.lax.top_k(probabilities[..., : tokenizer.vocab_size], top_k)
 
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     limit = network.config.max_position_embeddings if max_length is None else max_length

@@ -28,7 +28,7 @@ from deberta_jax.weights.opening import open_source
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A trained model with its tokenizer and the predictor that runs it over a data set."""
+    """Holds a trained model, its parameters and tokenizer, and the predictor that applies it to a data set."""
 
     model: Model
     params: Any
@@ -36,7 +36,7 @@ class Loaded:
     predictor: Predictor
 
     def answers_for(self, task: Task, table: Table, progress: Progress | None = None) -> list[dict[str, Any]]:
-        """Returns the task's answer to each row of a table; ``progress`` is called with the number of rows done."""
+        """Returns the task's answer to each row of a table. ``progress`` is as for ``Predictor.logits``."""
         features = self.features_of(task, table, labelled=False)
         return task.answers(self.predictor.logits(self.params, features, progress), features, table)
 
@@ -46,8 +46,11 @@ class Loaded:
         return task.metrics(self.predictor.logits(self.params, features, progress), features, table)
 
     def features_of(self, task: Task, table: Table, *, labelled: bool) -> Features:
-        """Returns the tokens of a table's rows, and logs how many rows were cut. Raises InputError for a row that
-        cannot be used, or a tokenizer whose ids the model does not have."""
+        """Returns the tokens of a table's rows, and logs how many rows were truncated.
+
+        Raises:
+          InputError: a row cannot be used, or a token id is outside the model's vocabulary.
+        """
         features = task.features(table, self.tokenizer, self.predictor.max_length, labelled=labelled)
         check_vocabulary(features, self.model.config.vocab_size, table.name)
         log_cut(features, table.name, self.predictor.max_length)
@@ -56,40 +59,42 @@ class Loaded:
 
 @dataclasses.dataclass(frozen=True)
 class TaskPipeline(Loaded):
-    """A ready model of a kind of task: call it with one input or a list of inputs.
+    """Answers inputs with a trained model. Call it with one input or a list of inputs.
 
     ``pipe(input)`` returns an answer, ``pipe([input, ...])`` a list of answers in the same order. By kind:
 
-    - text-classification: a text, or ``{"text": ..., "text_pair": ...}``; the answer is ``{"label", "score"}``, the
-      score being the label's probability; of a regression, the number itself. Of a model with several labels a text it
-      is ``{"labels": [...], "probabilities": {...}}``.
-    - token-classification: a text; the answer is ``{"tags", "scores", "offsets", "spans"}``, where offsets and spans
-      are in characters of the text. Words that are split already are given as a list of lists of words, or, with
-      ``is_split_into_words=True``, as one list of words; then spans are in words.
+    - text-classification: a text, or ``{"text": ..., "text_pair": ...}``; the answer is ``{"label", "score"}``. The
+      score is the label's probability, or the number of a regression. If a text may have several labels, the answer is
+      ``{"labels": [...], "probabilities": {...}}``.
+    - token-classification: a text; the answer is ``{"tags", "scores", "offsets", "spans"}``, with offsets and spans
+      in characters of the text. Split texts are given as a list of lists of words, or with
+      ``is_split_into_words=True`` as one list of words; spans are then in words.
     - question-answering: ``{"question": ..., "context": ...}``; the answer is ``{"answer", "start", "end", "score",
       "n_best"}``.
     - multiple-choice: ``{"text": ..., "choices": [...]}``; the answer is ``{"choice", "text", "probabilities"}``.
 
     Attributes:
       kind: the name of the kind of task.
-      options: how long answers may be, how windows of a context overlap, when there is no answer.
+      options: the options for answers in a context: their length, the overlap of windows, and when there is none.
     """
 
     kind: str
     options: TaskOptions = dataclasses.field(default_factory=TaskOptions)
 
     def __call__(self, inputs: Any, *args: Any, **keywords: Any) -> Any:
-        """Returns the answer or the answers. Raises InputError for an input that the kind of task does not read."""
-        asked = self._read(inputs, *args, **keywords)
-        if not len(asked.table):
+        """Returns the answer or the answers. Raises InputError for an input that the kind of task cannot read."""
+        parsed = self._read(inputs, *args, **keywords)
+        if not len(parsed.table):
             return []
-        task, features = self._features(asked)
-        answers = task.pipeline_answers(self.predictor.logits(self.params, features), features, asked.table)
-        return answers[0] if asked.single else answers
+        task, features = self._features(parsed)
+        answers = task.pipeline_answers(self.predictor.logits(self.params, features), features, parsed.table)
+        return answers[0] if parsed.single else answers
 
     def logits(self, inputs: Any, *args: Any, **keywords: Any) -> np.ndarray:
-        """Returns the float32 logits that the answers are made from: [n, K], or of all tokens [N, K]; inputs as for
-        calls, each cut to the predictor's ``max_length`` tokens."""
+        """Returns the logits that the answers are computed from, float32 [n, K], or of all tokens [N, K].
+
+        The arguments are those of a call. Inputs are truncated to the predictor's ``max_length`` tokens.
+        """
         return self.predictor.logits(self.params, self._features(self._read(inputs, *args, **keywords))[1])
 
     def _read(self, inputs: Any, *args: Any, **keywords: Any) -> PipelineInputs:
@@ -97,10 +102,10 @@ class TaskPipeline(Loaded):
         assert read is not None
         return read(inputs, *args, **keywords)
 
-    def _features(self, asked: PipelineInputs) -> tuple[Task, Features]:
-        options = dataclasses.replace(self.options, task=self.kind, **dataclasses.asdict(asked.columns))
-        task = task_of_model(options, self.model.config, asked.table)
-        return task, self.features_of(task, asked.table, labelled=False)
+    def _features(self, parsed: PipelineInputs) -> tuple[Task, Features]:
+        options = dataclasses.replace(self.options, task=self.kind, **dataclasses.asdict(parsed.columns))
+        task = task_of_model(options, self.model.config, parsed.table)
+        return task, self.features_of(task, parsed.table, labelled=False)
 
 
 def pipeline(
@@ -119,17 +124,18 @@ def pipeline(
     Args:
       task: ``text-classification``, ``token-classification``, ``question-answering``, ``multiple-choice`` or
         ``fill-mask``; or a kind of task that was added to ``TASK_KINDS``.
-      model: a model directory or a hub id; it must hold a trained head of that kind.
-      dtype: of the computation.
-      max_length: longest input in tokens; by default what ``finetune`` trained the model with, else 512.
-      batch_size: texts in a forward pass.
-      ignore, base_model: as ``from_pretrained``.
+      model: a model directory or a hub id; it must have a trained head of that kind.
+      dtype: dtype of the computation.
+      max_length: longest input in tokens; by default that of the training run, else 512.
+      batch_size: number of texts in a forward pass.
+      attention: ``auto``, or the name of an implementation of ``ops.attention``.
+      ignore, base_model: as for ``from_pretrained``.
 
     Returns:
       A ``TaskPipeline``, or for ``fill-mask`` a ``MaskFiller``.
 
     Raises:
-      InputError: an unknown task, a directory that is no model, or one without such a head.
+      InputError: the task is unknown, the directory is not a model, or the model has no such head.
     """
     kinds = {name: kind for name, kind in TASK_KINDS.items() if kind.pipeline_inputs is not None}
     if task not in (*kinds, FILL_MASK):
@@ -151,8 +157,10 @@ def pipeline(
 def model_config(
     kind: str, model: str | Path, *, ignore: Sequence[str] = (), base_model: str | Path | None = None
 ) -> DebertaConfig:
-    """Returns the config that a trained model of a kind loads with, without its weights; it has as many labels as the
-    file's classifier. Raises InputError as ``pipeline``."""
+    """Returns the config that a trained model of a kind is loaded with. No weights are read.
+
+    It has as many labels as the file's classifier. Raises InputError as ``pipeline``.
+    """
     source = open_source(model, ignore=ignore, base_model=base_model)
     return plan_head(source, HeadRequest(TASK_KINDS[kind].head)).config
 
@@ -167,7 +175,10 @@ def load_model(
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
 ) -> Loaded:
-    """Loads a trained model of a kind of task on all devices. Raises InputError as ``pipeline``."""
+    """Loads a trained model of a kind of task on all devices.
+
+    ``max_length`` is None for that of the training run. Raises InputError as ``pipeline``.
+    """
     directory, head = hub.resolve(model), TASK_KINDS[kind].head
     tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
     source = model if hub.split_file(str(model))[1] else directory
@@ -181,7 +192,7 @@ def load_model(
 
 
 def trained_length(directory: Path) -> int:
-    """Returns the ``max_length`` of the run that made this model directory; 512 where none is recorded."""
+    """Returns the ``max_length`` of the run that made a model directory; 512 if there is no record of a run."""
     record = trained_experiment(directory)
     if record is None:
         return 512
@@ -194,13 +205,15 @@ def trained_length(directory: Path) -> int:
 
 
 def trained_experiment(directory: Path) -> dict[str, Any] | None:
-    """Returns the experiment of the run that made this model directory; None where there is none, {} for a file of
-    another program."""
+    """Returns the experiment of the run that made a model directory, from ``experiment.json``.
+
+    Returns None if there is no such file, and {} if another program wrote it.
+    """
     record = directory / "experiment.json"
     if not record.is_file():
         return None
     try:
-        found = storage.read_json(record).get("experiment")
+        experiment = storage.read_json(record).get("experiment")
     except (ValueError, AttributeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return experiment if isinstance(experiment, dict) else {}

@@ -1,4 +1,4 @@
-"""A model's answers for a data set: batched, length-bucketed, sharded over the devices, in the data's order."""
+"""Computes a model's logits for a data set, in batches of similar lengths that are sharded over the devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,24 +20,24 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "segment_ids", "posi
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """The part of a batch that the models read."""
+    """Returns the arrays of a batch that are arguments of the models."""
     return {name: batch[name] for name in _INPUTS if name in batch}
 
 
 class Predictor:
-    """Runs a model over features. One program is compiled per padded length, on its first use.
+    """Applies a model to features. One program is compiled for each padded length, on first use.
 
-    With several processes all must call; each reads its share of the rows and all get all answers.
+    With several processes all must call. Each computes a part of the rows, and all get the logits of all rows.
 
     Args:
-      model: any with a head.
-      pad_id: the tokenizer's.
-      max_length: tokens of the longest text.
-      batch_size: rows of a batch, rounded up to what the mesh divides.
-      mesh: devices to use; all by default, the batch split over them.
+      model: a model with a head.
+      pad_id: the padding token of the tokenizer.
+      max_length: largest number of tokens of a text.
+      batch_size: number of rows of a batch, rounded up to a multiple of the devices that share it.
+      mesh: the devices; by default all, with the batch split over them.
 
     Raises:
-      InputError: sizes that cannot be used.
+      InputError: ``batch_size`` is below 1 or ``max_length`` below 8.
     """
 
     def __init__(
@@ -64,15 +64,24 @@ class Predictor:
 
         def forward(params, batch):
             inputs = model_inputs(batch)
-            if model.reads_choices:  # a choice is read as the one text of its row
+            if model.reads_choices:  # each choice is one row, whose text starts at position 0
                 inputs["positions"] = jax.numpy.zeros((batch["input_ids"].shape[0], 1), jax.numpy.int32)
             return spec.read(model.apply({"params": params}, **inputs))
 
         self.forward = jax.jit(forward, out_shardings=batch_sharding(self.mesh))
 
     def logits(self, params: Any, features: Features, progress: Progress | None = None) -> np.ndarray:
-        """Float32 [n, K], row i for text i, or with ``per_token`` [N, K], beside ``features.ids``. Texts of no tokens
-        get 0. ``progress`` is told the number of texts done."""
+        """Returns the logits of all texts, in the order of the features.
+
+        Args:
+          params: the model's parameters.
+          features: the tokens of the texts.
+          progress: is called with the number of texts of each batch when it is done.
+
+        Returns:
+          Float32 [n, K], one row for each text; for heads with logits of tokens [N, K], one row for each of
+          ``features.ids``. Rows of texts without tokens are 0.
+        """
         buckets = length_buckets(features.lengths, self.max_length)
         plan = plan_in_order(features.lengths, self.rows, buckets)
         out: np.ndarray | None = None
@@ -80,22 +89,23 @@ class Predictor:
             for members, length in zip(plan.members, plan.padded, strict=True):
                 local = self.share.rows(self.rows)
                 batch = pad_texts(features, members[local[local < len(members)]], len(local), length, self.pad_id)
-                found = self._gather(self.forward(params, global_batch(batch, self.mesh)))[: len(members)]
+                logits = self._gather(self.forward(params, global_batch(batch, self.mesh)))[: len(members)]
                 if out is None:
                     count = len(features.ids if self.per_token else features.lengths)
-                    out = np.zeros((count, found.shape[-1]), np.float32)
+                    out = np.zeros((count, logits.shape[-1]), np.float32)
                 if self.per_token:
                     for row, text in enumerate(members):
                         start, end = features.starts[text], features.starts[text + 1]
-                        out[start:end] = found[row, : end - start]
+                        out[start:end] = logits[row, : end - start]
                 else:
-                    out[members] = found
+                    out[members] = logits
                 if progress is not None:
                     progress(len(members))
         assert out is not None, "features are never empty"
         return out
 
     def _gather(self, array: jax.Array) -> np.ndarray:
+        """Returns a batch's results on the host, from all processes."""
         if array.is_fully_addressable:
             return np.asarray(jax.device_get(array))
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))

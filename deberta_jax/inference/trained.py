@@ -1,4 +1,4 @@
-"""Loads a trained model together with its task: for ``evaluate`` and ``predict``."""
+"""Loads a trained model together with its task, for the commands ``evaluate`` and ``predict``."""
 
 import dataclasses
 from pathlib import Path
@@ -24,38 +24,39 @@ from deberta_jax.weights import load_config
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainedOptions(TaskOptions):
-    """Holds which trained model to load, and how to run it."""
+    """Holds the options for loading and applying a trained model."""
 
     model: str
     """Model directory or hub id with a trained head."""
     batch_size: int = 32
-    """Texts that are computed at once."""
+    """Number of texts that are computed at once."""
     max_length: int | None = None
-    """Longest input in tokens; what the model was trained with if not given, else 512."""
+    """Longest input in tokens; by default that of the training run, else 512."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation."""
+    """Dtype of the computation."""
     ignore: tuple[str, ...] = ()
     """Patterns of the model's tensors to leave out, such as 'crf.*' for a head that is not known here."""
     base_model: str | None = None
-    """Base of a peft adapter: a directory or hub id; what adapter_config.json names if not given."""
+    """Base model of a peft adapter: a directory or hub id. By default the one that adapter_config.json names."""
 
 
 def load_trained(o: TrainedOptions, data: str, *, dtype: Any, labelled: bool) -> tuple[Task, Loaded, Table]:
-    """Loads a model, the table to run it on, and the task that connects them.
+    """Loads a model, a table to apply it to, and the task.
 
-    Task and columns are those given, else those that the model was trained with, else those of a named task, else
-    guessed from the table.
+    Task and columns are those given, else those of the training run, else those of a named task, else guesses from the
+    table.
 
     Args:
+      o: the options.
       data: path or pattern of the table's files.
-      dtype: the JAX dtype of the computation.
-      labelled: the table has labels; rows without one are refused, or left out with ``skip_unlabelled``.
+      dtype: dtype of the computation.
+      labelled: the table has labels; rows without one are an error, or are skipped with ``skip_unlabelled``.
 
     Raises:
-      InputError: a model, file or column that cannot be used.
+      InputError: the model, a file or a column cannot be used.
     """
     directory = hub.resolve(o.model)
-    load_config(o.model, base_model=o.base_model)  # its error names what a directory without a model holds
+    load_config(o.model, base_model=o.base_model)  # raises InputError for a directory without a model
     recorded = trained_experiment(directory) or {}
     kind = o.task or recorded.get("task", "") or kind_of_model(directory)
     table = read_task(kind, [data], o.delimiter)
@@ -79,24 +80,24 @@ def load_trained(o: TrainedOptions, data: str, *, dtype: Any, labelled: bool) ->
 
 
 def merge_options(given: TaskOptions, recorded: dict[str, Any], table: Table) -> TaskOptions:
-    """Returns the options given, else those of the training run's record, where the table has such columns."""
+    """Returns the options given, else those in the training run's record, if the table has such columns."""
     out: dict[str, Any] = {}
     for field in dataclasses.fields(TaskOptions):
-        value, before = getattr(given, field.name), recorded.get(field.name, field.default)
-        before = tuple(before) if isinstance(before, list) else before
-        names = (before,) if isinstance(before, str) else before
+        value, recorded_value = getattr(given, field.name), recorded.get(field.name, field.default)
+        recorded_value = tuple(recorded_value) if isinstance(recorded_value, list) else recorded_value
+        names = (recorded_value,) if isinstance(recorded_value, str) else recorded_value
         is_column = field.name in ("text", "label", "labels", "choices")
         of_file = field.name in ("delimiter", "skip_unlabelled")
         usable = not of_file and (not is_column or all(name in table.columns for name in names))
-        out[field.name] = value if value != field.default or not usable else before
+        out[field.name] = value if value != field.default or not usable else recorded_value
     return TaskOptions(**out)
 
 
 def check_overwrites_nothing(output: str, data: str, model: str) -> None:
-    """Checks that writing to ``output`` replaces neither the data that is read nor a file of the model.
+    """Checks that ``output`` is neither a file of the data nor a file of the model.
 
     Raises:
-      InputError: it would.
+      InputError: it is.
     """
     path = Path(output).expanduser()
     if not path.is_file():
