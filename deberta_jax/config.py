@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deberta_jax.config_json import NO_EFFECT, V1, V2, V2_ONLY, Extra, parse, read_json_object, split_terms
+from deberta_jax.config_json import NO_EFFECT, V1, V2, V2_ONLY, Extra, parse_config, read_json_object, split_terms
 from deberta_jax.errors import InputError, brief
 
 ACTIVATIONS = (
@@ -207,7 +207,7 @@ class DebertaConfig:
           InputError: the file is no JSON object, a field is misspelled, or a value is impossible.
         """
         raw, where = read_json_object(source)
-        fields, extra = parse(raw, where, _FIELDS, cls.hidden_size)
+        fields, extra = parse_config(raw, where, _FIELDS, cls.hidden_size)
         try:
             _check_kinds(fields)
             return cls(**fields, extra=extra)

@@ -136,7 +136,7 @@ def read_json_object(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, 
     return raw, str(path)
 
 
-def parse(raw: Mapping[str, Any], where: str, known: Collection[str], hidden_size: int) -> Contents:
+def parse_config(raw: Mapping[str, Any], where: str, known: Collection[str], hidden_size: int) -> Contents:
     """Splits the contents of a config.json into fields and other keys, and logs unknown keys once per file.
 
     Args:

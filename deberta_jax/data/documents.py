@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deberta_jax.data.files import COMPRESSED, decompressed, matching, stored
+from deberta_jax.data.files import COMPRESSED, decompressed, matching_files, stored
 from deberta_jax.data.json_files import parse_json
 from deberta_jax.errors import InputError
 
@@ -77,7 +77,7 @@ def text_files(paths: Sequence[str]) -> list[str]:
     Raises:
       InputError: a pattern matches no file, a file is given twice, is a directory, or has an unknown suffix.
     """
-    files = [file for path in paths for file in matching(str(path))]
+    files = [file for path in paths for file in matching_files(str(path))]
     for file in files:
         file_kind(file)
         if "://" not in file and Path(file).is_dir():

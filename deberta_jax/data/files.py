@@ -19,7 +19,7 @@ from deberta_jax.errors import InputError
 COMPRESSED = (".gz", ".zst")
 
 
-def matching(path: str) -> list[str]:
+def matching_files(path: str) -> list[str]:
     """Returns the sorted names of the files that match a pattern; a path is returned even if no file exists.
 
     Raises:

@@ -46,12 +46,12 @@ def parse_json(where: str, text: str) -> Any:
         raise InputError(f"{where}: JSON that cannot be read ({reason(error)})") from None
 
 
-def read_jsonl(name: str, text: str) -> Table:
+def read_jsonl_table(name: str, text: str) -> Table:
     """Reads one object per line, or an array of objects. Raises InputError with the line of anything else."""
     return _read(name, text, lines=True)
 
 
-def read_json(name: str, text: str) -> Table:
+def read_json_table(name: str, text: str) -> Table:
     """Reads an array of objects, one object per line, SQuAD 1 or 2 (one row per question), or pandas' ``to_json``.
 
     Raises:

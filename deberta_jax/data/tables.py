@@ -8,9 +8,9 @@ from pathlib import Path
 from deberta_jax import storage
 from deberta_jax.data.conll import read_conll, read_conllu
 from deberta_jax.data.delimited import check_delimiter, read_csv, read_tsv
-from deberta_jax.data.files import COMPRESSED, ending, matching, members, read_content
+from deberta_jax.data.files import COMPRESSED, ending, matching_files, members, read_content
 from deberta_jax.data.hub_datasets import is_dataset, read_dataset
-from deberta_jax.data.json_files import read_json, read_jsonl
+from deberta_jax.data.json_files import read_json_table, read_jsonl_table
 from deberta_jax.data.parquet_file import read_parquet
 from deberta_jax.data.table import Table, join_tables
 from deberta_jax.errors import InputError
@@ -31,9 +31,9 @@ class Reading:
 
 _CONLL = (".conll", ".bio", ".iob", ".iob2")
 _READERS: dict[str, Reader] = {
-    ".jsonl": read_jsonl,
-    ".ndjson": read_jsonl,
-    ".json": read_json,
+    ".jsonl": read_jsonl_table,
+    ".ndjson": read_jsonl_table,
+    ".json": read_json_table,
     **dict.fromkeys(_CONLL, read_conll),
     ".conllu": read_conllu,
 }
@@ -45,7 +45,7 @@ def read_tables(paths: Sequence[str], reading: Reading = Reading()) -> Table:
 
     It has the columns of all files; a row has None in a column that its file lacks. Raises as ``read_table``.
     """
-    return join_tables([read_table(file, reading=reading) for path in paths for file in matching(path)])
+    return join_tables([read_table(file, reading=reading) for path in paths for file in matching_files(path)])
 
 
 def read_table(path: str | Path, reader: Reader | None = None, reading: Reading = Reading()) -> Table:

@@ -16,7 +16,7 @@ from typing import Any
 from deberta_jax.data import conversions
 from deberta_jax.data.conll import read_conll
 from deberta_jax.data.delimited import tab_separated, table_of_lines
-from deberta_jax.data.files import COMPRESSED, ending, found, matching, members
+from deberta_jax.data.files import COMPRESSED, ending, found, matching_files, members
 from deberta_jax.data.labels import number_of
 from deberta_jax.data.layouts import arrange
 from deberta_jax.data.table import Table, join_tables
@@ -270,7 +270,7 @@ def read_task(task: str, paths: Sequence[str], delimiter: str = "") -> Table:
     if named is None:
         return arrange(read_tables(paths, reading), words=word_lists or not kind)
     tables = []
-    for path in (file for pattern in paths for file in matching(pattern)):
+    for path in (file for pattern in paths for file in matching_files(pattern)):
         table = _renamed(named, read_table(path, named.readers.get(ending(path)), reading))
         if named.convert is not None:
             table = conversions.convert_rows(table, task, named.convert)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from deberta_jax.data.documents import CorpusOptions
-from deberta_jax.data.files import matching
+from deberta_jax.data.files import matching_files
 from deberta_jax.data.hub_datasets import digest
 from deberta_jax.errors import InputError
 from deberta_jax.models import Runtime
@@ -375,7 +375,7 @@ def run_record(experiment: Experiment, files: dict[str, str]) -> dict[str, Any]:
         fields.pop(name, None)
     fields = {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
     runtime = fields.pop("runtime")
-    paths = sorted({path for pattern in files.values() for path in matching(pattern)})
+    paths = sorted({path for pattern in files.values() for path in matching_files(pattern)})
     digests = {path: digest(path) for path in paths}
     record = {"job": type(experiment).__name__, "experiment": fields, "data": digests, "runtime": runtime}
     return json.loads(json.dumps(record))  # tuples become lists, as they will be when read back

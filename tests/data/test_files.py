@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 
-from deberta_jax.data.files import found, matching
+from deberta_jax.data.files import found, matching_files
 from deberta_jax.errors import InputError
 from deberta_jax.tasks.named import find_file, read_task
 
@@ -33,17 +33,17 @@ def test_what_is_there_by_the_letter_is_no_pattern(tmp_path):
         "d[12]/a.csv": ["d1/a.csv"],
         "e/*/*.csv": ["e/f/a.csv", "e/g/a.csv"],
     }.items():
-        assert matching(str(tmp_path / name)) == [str(tmp_path / file) for file in files], name
+        assert matching_files(str(tmp_path / name)) == [str(tmp_path / file) for file in files], name
     assert found(str(tmp_path / "none.csv")) == []
     with pytest.raises(InputError, match="no file matches"):
-        matching(str(tmp_path / "d[1]/c*.csv"))
+        matching_files(str(tmp_path / "d[1]/c*.csv"))
 
 
 def test_a_tasks_files_are_found_in_folders(tmp_path):
     folder = tmp_path / "anli [v1.0]"
     written(folder, "R1/train.jsonl", "R3/train.jsonl")
     path = find_file("anli", f"{folder}/", "train")
-    assert matching(path) == [str(folder / "R1/train.jsonl"), str(folder / "R3/train.jsonl")]
+    assert matching_files(path) == [str(folder / "R1/train.jsonl"), str(folder / "R3/train.jsonl")]
 
 
 COLA = {
