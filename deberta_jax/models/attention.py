@@ -143,9 +143,11 @@ class SelfAttention(nn.Module):
         return jnp.take(table, table_rows, axis=0, mode="clip")
 
     def projection(self, name: str, use_bias: bool = True) -> Linear:
+        """Returns the projection with this name from D to heads [N,H]."""
         return head_projection(self.config, self.runtime, use_bias, name=name)
 
     def head_map(self, name: str) -> jax.Array:
+        """Returns the matrix with this name that mixes heads [N,N]."""
         return HeadMap(self.config, self.runtime, name=name)()
 
 
