@@ -70,10 +70,10 @@ def find_kernels(base: Parameters, targets: tuple[str, ...], rank: int, alpha: f
     leaves = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(base.shapes)[0]}
     kernels = {}
     for pattern in targets:
-        found = [path for path in fnmatch.filter(leaves, pattern) if path.endswith("/kernel") and _in_encoder(path)]
-        if not found:
+        paths = [path for path in fnmatch.filter(leaves, pattern) if path.endswith("/kernel") and _in_encoder(path)]
+        if not paths:
             raise InputError(f"--lora-targets {pattern}: matches no kernel of the encoder; try */kernel")
-        for path in found:
+        for path in paths:
             axes = _at(base.axes, path)
             stacked = axes[0] == "layers"
             shape, names = leaves[path].shape[stacked:], axes[stacked:]

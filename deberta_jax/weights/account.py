@@ -70,23 +70,23 @@ class LoadPlan:
         return row.transform.to_tree(tensors[layer or 0].read(), self.sizes)[index]
 
 
-def parts_present(found: Iterable[str]) -> tuple[str, ...]:
+def parts_present(file_tensors: Iterable[str]) -> tuple[str, ...]:
     """Returns the parts of heads of which a file has a tensor, given the canonical names of its tensors."""
-    present = {table.part_of(name) for name in found if table.is_head_name(name)}
+    present = {table.part_of(name) for name in file_tensors if table.is_head_name(name)}
     return tuple(part for part in all_parts() if part in present)
 
 
-def layout_of(config: DebertaConfig, found: Mapping[str, Tensor]) -> tuple[DebertaConfig, str, list[str]]:
+def layout_of(config: DebertaConfig, file_tensors: Mapping[str, Tensor]) -> tuple[DebertaConfig, str, list[str]]:
     """Returns the config, the layout (``hf`` or ``microsoft``) and notes of a file.
 
     A v1 file with the names of v2's modules has the layout ``microsoft``. If its key biases are not zero, it is no
     longer a v1 model, and its config becomes that of a v2 model.
     """
     prefix = "deberta.encoder.layer.0.attention.self"
-    if config.model_type != V1 or f"{prefix}.query_proj.weight" not in found:
+    if config.model_type != V1 or f"{prefix}.query_proj.weight" not in file_tensors:
         return config, "hf", []
     biases = [f"deberta.encoder.layer.{i}.attention.self.key_proj.bias" for i in range(config.num_hidden_layers)]
-    if all(np.count_nonzero(found[name].read()) == 0 for name in biases if name in found):
+    if all(np.count_nonzero(file_tensors[name].read()) == 0 for name in biases if name in file_tensors):
         return config, "microsoft", ["v1 weights under the names of Microsoft's modules"]
     config = dataclasses.replace(config, model_type=V2)
     return config, "hf", ["a v1 model trained on with key biases, which v1 lacks: read as model_type deberta-v2"]
@@ -94,7 +94,7 @@ def layout_of(config: DebertaConfig, found: Mapping[str, Tensor]) -> tuple[Deber
 
 def plan_load(
     checkpoint: Checkpoint,
-    found: Mapping[str, Tensor],
+    file_tensors: Mapping[str, Tensor],
     config: DebertaConfig,
     parts: tuple[str, ...],
     labels: int,
@@ -109,7 +109,7 @@ def plan_load(
     """Returns the plan that fills the tree of an encoder and ``parts`` from a file.
 
     Args:
-      found: the tensors by canonical name.
+      file_tensors: the tensors of the file by canonical name.
       labels: number of rows of the classifier in the tree.
       new: parts that are initialized though the file may have them, with the reason.
       may_be_new: parts that the file lacks are initialized; otherwise they are an error.
@@ -122,23 +122,23 @@ def plan_load(
     Raises:
       InputError: a tensor or a leaf is not explained; the message lists up to 50 of each kind.
     """
-    config, layout, more = layout_of(config, found)
+    config, layout, more = layout_of(config, file_tensors)
     sizes = table.sizes(config, labels)
     table_rows = table.table(config, parts, layout)
-    present = set(parts_present(found))
+    present = set(parts_present(file_tensors))
     absent = {part: "the file has no such head" for part in parts if part not in present} if may_be_new else {}
     absent |= new
-    match = _match(found, table_rows, config, sizes, absent)
-    sources, unexplained = _explain(found, match.used, config, parts, absent)
+    match = _match(file_tensors, table_rows, config, sizes, absent)
+    sources, unexplained = _explain(file_tensors, match.used, config, parts, absent)
     unknown = {
-        name: found[name]
+        name: file_tensors[name]
         for name in unexplained
         if table.part_of(name) != table.ENCODER and not table.is_head_name(name)
     }
     unexplained = [name for name in unexplained if name not in unknown]
     unknown |= outside or {}
     if match.missing or match.wrong or unexplained or (unknown and foreign == "refused"):
-        raise InputError(f"{checkpoint.path}: {_error_message(match, unexplained, unknown, found)}")
+        raise InputError(f"{checkpoint.path}: {_error_message(match, unexplained, unknown, file_tensors)}")
     sources += [
         SourceRow(t.name, t.shape, kind(t.dtype), "dropped", "of no head that is known here") for t in unknown.values()
     ]
@@ -168,7 +168,7 @@ class _Match:
 
 
 def _match(
-    found: Mapping[str, Tensor],
+    file_tensors: Mapping[str, Tensor],
     rows: Iterable[Row],
     config: DebertaConfig,
     sizes: Mapping[str, int],
@@ -185,7 +185,7 @@ def _match(
             continue
         tensors = []
         for name in row.names(config):
-            tensor = found.get(name)
+            tensor = file_tensors.get(name)
             if tensor is None:
                 out.missing += [name] if row.tree else []
                 continue
@@ -203,7 +203,7 @@ def _match(
 
 
 def _explain(
-    found: Mapping[str, Tensor],
+    file_tensors: Mapping[str, Tensor],
     used: Mapping[str, str],
     config: DebertaConfig,
     parts: Collection[str],
@@ -211,11 +211,11 @@ def _explain(
 ) -> tuple[list[SourceRow], list[str]]:
     """Returns a row for every tensor of the file that can be explained, and the names of the others."""
     rows, unexplained = [], []
-    for name, tensor in found.items():
+    for name, tensor in file_tensors.items():
         if name in used:
             drop_reason = used[name] or None
         else:
-            drop_reason = _drop_reason(name, tensor, found, config, parts, absent)
+            drop_reason = _drop_reason(name, tensor, file_tensors, config, parts, absent)
             if drop_reason is None:
                 unexplained.append(name)
                 continue
@@ -229,7 +229,7 @@ def _explain(
 def _drop_reason(
     name: str,
     tensor: Tensor,
-    found: Mapping[str, Tensor],
+    file_tensors: Mapping[str, Tensor],
     config: DebertaConfig,
     parts: Collection[str],
     absent: Mapping[str, str],
@@ -242,7 +242,7 @@ def _drop_reason(
         return "absolute positions, which only the masked-lm head's mask decoder reads"
     if name.endswith("_embeddings._weight"):
         sum_name = name.removesuffix("_weight") + "weight"
-        if sum_name in found:
+        if sum_name in file_tensors:
             return f"the difference that training kept apart; {sum_name} is the sum"
         if sum_name == _POSITIONS and not config.has_position_table:
             return "absolute positions, which only the masked-lm head's mask decoder reads"
@@ -250,17 +250,17 @@ def _drop_reason(
         return f"replaced: {absent[part]}"
     if table.is_head_name(name) and part not in parts:
         return f"belongs to another head ({part})"
-    twin = found.get(_DECODER.get(name, ""))
+    twin = file_tensors.get(_DECODER.get(name, ""))
     if twin is not None and config.tie_word_embeddings and np.array_equal(tensor.read(), twin.read()):
         return f"tied: equal to {_DECODER[name]}"
     return None
 
 
 def _error_message(
-    match: _Match, unexplained: list[str], unknown: Mapping[str, Tensor], found: Mapping[str, Tensor]
+    match: _Match, unexplained: list[str], unknown: Mapping[str, Tensor], file_tensors: Mapping[str, Tensor]
 ) -> str:
     """Returns one line that lists all tensors that are wrong, missing or not explained, or names their common cause."""
-    cause = _common_cause(found)
+    cause = _common_cause(file_tensors)
     if cause is not None:
         return cause
     missing, wrong = match.missing, match.wrong
@@ -293,7 +293,7 @@ def _error_message(
         )
     heads = sorted({table.part_of(name) for name in missing} & set(all_parts()))
     if heads:
-        has = ", ".join(parts_present(found)) or "none"
+        has = ", ".join(parts_present(file_tensors)) or "none"
         sentences.append(
             f"the file has no head {', '.join(heads)} (it has: {has}); to start one, pass new_head=jax.random.key(0), "
             "or to convert --new-head 0"
@@ -302,17 +302,17 @@ def _error_message(
     return f"{count} tensors do not add up. " + ". ".join(sentences)
 
 
-def _common_cause(found: Mapping[str, Tensor]) -> str | None:
+def _common_cause(file_tensors: Mapping[str, Tensor]) -> str | None:
     """Returns an error message for a file in an unsupported form, such as quantized weights; None for other files."""
-    quantized = [name for name, tensor in found.items() if _is_quantized(name, tensor)]
+    quantized = [name for name, tensor in file_tensors.items() if _is_quantized(name, tensor)]
     if quantized:
         return (
             f"quantized weights ({listed(quantized, 3)}), of which float weights cannot be read; save the model "
             "dequantized (in transformers: model.dequantize())"
         )
-    if any(name.endswith("_flat_param") for name in found):
+    if any(name.endswith("_flat_param") for name in file_tensors):
         return "FSDP's flattened parameters; save the model with the state dict type FULL_STATE_DICT"
-    if sum(tensor.shape == (0,) for tensor in found.values()) > len(found) // 2:
+    if sum(tensor.shape == (0,) for tensor in file_tensors.values()) > len(file_tensors) // 2:
         return "empty tensors, as DeepSpeed ZeRO-3 leaves them; join its pieces with zero_to_fp32.py"
     return None
 

@@ -55,12 +55,12 @@ class HeadRequest:
 
 
 def choose_head(
-    request: HeadRequest, config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: bool, where: AnyPath
+    request: HeadRequest, config: DebertaConfig, file_tensors: Mapping[str, Tensor], *, labelled: bool, where: AnyPath
 ) -> Choice:
     """Returns the choice for one head.
 
     Args:
-      found: the tensors of the file by canonical name.
+      file_tensors: the tensors of the file by canonical name.
       labelled: config.json gives the labels, so that their number is not a default.
       where: the path of the file, for messages.
 
@@ -70,11 +70,11 @@ def choose_head(
     spec = head_spec(request.head)
     choice = Choice(dataclasses.replace(config, mask_decoder=False))
     if request.head == "masked-lm":
-        _masked_lm(choice, request, config, found, where)
+        _masked_lm(choice, request, config, file_tensors, where)
     elif spec.classifier:
         if "proj" in spec.parts:
-            choice.config = dataclasses.replace(choice.config, classifier_proj="proj" in parts_present(found))
-        _classifier(choice, request, spec, found, labelled, where=where)
+            choice.config = dataclasses.replace(choice.config, classifier_proj="proj" in parts_present(file_tensors))
+        _classifier(choice, request, spec, file_tensors, labelled, where=where)
     elif spec.fixed_labels and config.num_labels != len(spec.fixed_labels):
         choice.config = dataclasses.replace(choice.config, id2label=spec.fixed_labels)
     choice.parts = spec.parts_in(choice.config)
@@ -82,13 +82,13 @@ def choose_head(
     return choice
 
 
-def choose_all(config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: bool) -> Choice:
-    """Returns the choice for every head that the file has. ``found`` and ``labelled`` are as for one head."""
-    present = parts_present(found)
+def choose_all(config: DebertaConfig, file_tensors: Mapping[str, Tensor], *, labelled: bool) -> Choice:
+    """Returns the choice for every head that the file has. ``file_tensors`` and ``labelled`` are as for one head."""
+    present = parts_present(file_tensors)
     legacy = "lm_predictions" not in present if {"cls", "lm_predictions"} & set(present) else config.legacy
-    decoder = "lm_predictions" in present and _POSITIONS in found and not config.position_biased_input
+    decoder = "lm_predictions" in present and _POSITIONS in file_tensors and not config.position_biased_input
     config = dataclasses.replace(config, legacy=legacy, mask_decoder=decoder, classifier_proj="proj" in present)
-    rows = _classifier_rows(found, "classifier.weight")
+    rows = _classifier_rows(file_tensors, "classifier.weight")
     if rows is not None and rows != config.num_labels and not labelled:
         config = dataclasses.replace(config, id2label=_generic(rows))
     # Multiple choice has one row whatever config.json says about labels.
@@ -97,11 +97,11 @@ def choose_all(config: DebertaConfig, found: Mapping[str, Tensor], *, labelled: 
 
 
 def _masked_lm(
-    choice: Choice, request: HeadRequest, config: DebertaConfig, found: Mapping[str, Tensor], where: AnyPath
+    choice: Choice, request: HeadRequest, config: DebertaConfig, file_tensors: Mapping[str, Tensor], where: AnyPath
 ) -> None:
     """Completes the choice for the masked-LM head, in the spelling that the file has."""
-    present = parts_present(found)
-    decoder = _POSITIONS in found and not config.position_biased_input
+    present = parts_present(file_tensors)
+    decoder = _POSITIONS in file_tensors and not config.position_biased_input
     if "cls" in present:
         choice.config = dataclasses.replace(config, legacy=True, mask_decoder=False)
     elif "mask_predictions" in present:
@@ -127,14 +127,14 @@ def _classifier(
     choice: Choice,
     request: HeadRequest,
     spec: HeadSpec,
-    found: Mapping[str, Tensor],
+    file_tensors: Mapping[str, Tensor],
     labelled: bool,
     *,
     where: AnyPath,
 ) -> None:
     """Compares the labels asked for with the classifier in the file, and completes the choice's config."""
-    config, present = choice.config, parts_present(found)
-    rows = _classifier_rows(found, spec.classifier)
+    config, present = choice.config, parts_present(file_tensors)
+    rows = _classifier_rows(file_tensors, spec.classifier)
     single = not spec.named_labels
     asked = None if single else _requested_labels(request, config)
     if single and (request.num_labels is not None or request.id2label is not None):
@@ -185,7 +185,7 @@ def _generic(count: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{i}" for i in range(count))
 
 
-def _classifier_rows(found: Mapping[str, Tensor], classifier: str) -> int | None:
+def _classifier_rows(file_tensors: Mapping[str, Tensor], classifier: str) -> int | None:
     """Returns the number of rows of the tensor named ``classifier``; None if the file has no such matrix."""
-    tensor = found.get(classifier)
+    tensor = file_tensors.get(classifier)
     return tensor.shape[0] if tensor is not None and len(tensor.shape) == 2 else None

@@ -188,6 +188,6 @@ def _round_trip(plan: LoadPlan) -> LoadPlan:
     """Returns the plan for loading the tensors that the model of a plan would be saved as."""
     labels = plan.sizes["C"]
     pending = torch_tensors(plan.config, plan.parts, labels, plan, None, "hf", bare=False, broken=[])
-    found: Mapping[str, Tensor] = {t.name: Tensor(t.name, t.shape, t.dtype, t.produce) for t in pending}
-    checkpoint = Checkpoint(Path("memory"), (), found)
-    return plan_load(checkpoint, found, plan.config, plan.parts, labels, new={}, may_be_new=False)
+    file_tensors: Mapping[str, Tensor] = {t.name: Tensor(t.name, t.shape, t.dtype, t.produce) for t in pending}
+    checkpoint = Checkpoint(Path("memory"), (), file_tensors)
+    return plan_load(checkpoint, file_tensors, plan.config, plan.parts, labels, new={}, may_be_new=False)
