@@ -56,10 +56,15 @@ def assert_close(found, expected, where=""):
         assert found == expected, where
 
 
+def command_of(name: str) -> list[str]:
+    """A run's command. Its implementation of attention, ``shift`` in the run's record, is now called ``xla``."""
+    return ["xla" if word == "shift" else word for word in RUNS[name]["command"]]
+
+
 def continue_run(name: str, err_of) -> None:
     """Runs the command of an interrupted run again, to the end that the older code came to."""
     run, output = RUNS[name], Path("stopped", name)
-    printed = json.loads(stdout_of([*run["command"], "--output", str(output)]))
+    printed = json.loads(stdout_of([*command_of(name), "--output", str(output)]))
     steps = run["log"][-1]["step"]
     assert re.search(rf"step {run['stopped_at']} of {steps}\b", err_of())
     session = json.loads((output / "sessions.jsonl").read_text().splitlines()[-1])
@@ -73,6 +78,8 @@ def continue_run(name: str, err_of) -> None:
 @pytest.mark.parametrize("name", ["classification", pytest.param("lora", marks=pytest.mark.system)])
 def test_a_fine_tuning_in_progress_goes_on(name, older, capsys):
     before = contents(older / "cache")
+    record = json.loads((older / "stopped" / name / "experiment.json").read_text())
+    assert record["runtime"]["attention"] == {"classification": "shift", "lora": "auto"}[name]
     continue_run(name, lambda: capsys.readouterr().err)
     after = contents(older / "cache")
     assert {path: after.get(path) for path in before} == before
@@ -99,7 +106,7 @@ def test_a_pretraining_in_progress_goes_on_from_its_prepared_text(capsys):
 @pytest.mark.parametrize("name", RUNS)
 def test_a_finished_run_is_finished(name, capsys):
     before = contents(Path("finished", name))
-    main([*RUNS[name]["command"], "--output", f"finished/{name}"])
+    main([*command_of(name), "--output", f"finished/{name}"])
     out, err = capsys.readouterr()
     assert "finished" in err
     assert json.loads(out) == {"output": f"finished/{name}", **RUNS[name]["printed"]}
