@@ -209,10 +209,11 @@ class Stopped(Exception):
 
 
 class GracefulStop:
-    """Delays SIGTERM and SIGINT within its block: they are recorded, and ``check`` raises Stopped where it is safe.
+    """Delays SIGTERM and SIGINT within its block, so that a run can save its state and end.
 
-    With several processes a signal to any of them, or a preemption notice, stops all of them after the same step. For
-    that all must call ``check_step`` at every step.
+    In one process a signal is recorded, a second one too, and ``check`` raises Stopped where it is safe. With several
+    processes JAX receives SIGTERM, and a preemption notice, at any of them; all stop after the same step, for which all
+    must call ``check_step`` at every step. SIGINT then interrupts as in any Python program.
     """
 
     def __enter__(self) -> "GracefulStop":

@@ -1,4 +1,4 @@
-"""Makes one optimizer step as a pure function, and compiles it ahead for every batch shape of a run."""
+"""Makes the training step, one optimizer step as a pure function, and compiles it for every batch shape of a run."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -25,10 +25,10 @@ def xla_attention(inputs: AttentionInputs) -> tuple[Float[Array, "B T N H"], Flo
     query, key, relative_index = inputs.query, inputs.key, inputs.relative_index
     stored = F32 if query.dtype == jnp.float16 else query.dtype
     scores = product("BTNH,BSNH->BNTS", query, key)
-    if inputs.pos_key is not None:
+    if inputs.pos_key is not None:  # content-to-position, c2p
         table = table_by_distance(inputs.pos_key, relative_index, descending=True)
         scores += position_scores(query, table, stored).astype(F32)
-    if inputs.pos_query is not None:
+    if inputs.pos_query is not None:  # position-to-content, p2c
         table = table_by_distance(inputs.pos_query, relative_index, descending=False)
         scores += position_scores(key, table, stored).swapaxes(-1, -2).astype(F32)
     return attend_with_scores(scores * inputs.scale, inputs)
