@@ -186,8 +186,6 @@ class Finetune(TaskOptions):
             raise InputError("--reinit-layers: with --from-scratch all layers are initialized anyway")
         if self.reinit_layers and self.lora:
             raise InputError("--reinit-layers: with --lora reinitialized layers would never be trained; leave one out")
-        if self.sift and self.task == "question-answering":
-            raise InputError("--sift: is for classes and numbers, not for answers in a context")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -165,7 +165,7 @@ def make_loss(e: Finetune, task: Task, trained: TrainedModel) -> Loss:
     if not e.sift:
         return plain
     if task.sift is None:
-        raise InputError(f"--sift: is for text-classification, regression and token-classification, not for {e.task}")
+        raise InputError(f"--sift: compares logits of classes or numbers, which --task {e.task} does not have")
     check_sift(trained.model.config)
     sift = Sift(e.sift, e.sift_sigma, e.sift_step, task.sift == "numbers")
 

@@ -17,6 +17,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features, make_features
 from deberta_jax.data.labels import LabelIds
 from deberta_jax.data.table import Table
+from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS, HeadSpec, Model
 from deberta_jax.models.outputs import HeadOutput
 from deberta_jax.tasks import TASK_KINDS, NamedTask, Task, TaskOptions
@@ -67,9 +68,15 @@ class OrdinalTask(Task):
         return f"levels: {' < '.join(self.names)}"
 
     def features(self, table: Table, tokenizer: Tokenizer, max_length: int, *, labelled: bool) -> Features:
-        ids = LabelIds(self.names)
-        labels = np.array([ids.find(str(v)) for v in table.column(self.label)], np.int32) if labelled else None
+        labels = self._levels(table) if labelled else None
         return make_features(tokenizer, table.texts(self.text), None, max_length=max_length, labels=labels)
+
+    def _levels(self, table: Table) -> np.ndarray:
+        ids = LabelIds(self.names)
+        levels = [ids.find(str(value)) for value in table.column(self.label)]
+        if None in levels:
+            raise InputError(f"{table.where(levels.index(None))}: no level in {self.label!r}")
+        return np.array(levels, np.int32)
 
     def loss(self, out: Any, batch: Mapping[str, jax.Array]):
         labels = batch["labels"]
@@ -92,7 +99,9 @@ class OrdinalTask(Task):
 
 
 def _task(options: TaskOptions, table: Table, named: NamedTask | None) -> OrdinalTask:
-    return OrdinalTask(options.text[0], options.label, tuple(sorted({str(v) for v in table.column(options.label)})))
+    levels = {str(value) for value in table.column(options.label)}
+    order = sorted(levels, key=lambda level: (float(level) if level.isdecimal() else 0.0, level))
+    return OrdinalTask(options.text[0], options.label, tuple(order))
 
 
 def _task_of_model(options: TaskOptions, config: DebertaConfig, table: Table, named: NamedTask | None) -> OrdinalTask:
