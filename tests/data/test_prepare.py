@@ -17,19 +17,12 @@ import pytest
 from deberta_jax.cli.main import main
 from deberta_jax.data import documents
 from deberta_jax.data.corpus import open_corpus
-from deberta_jax.data.documents import CorpusOptions, lone_space
-from deberta_jax.data.prepare import Prepare, prepare
+from deberta_jax.data.documents import lone_space
 from deberta_jax.data.rows import lay_out
 from deberta_jax.errors import InputError
-from tests.made import WORDS, make_tokenizer
+from tests.data.preparing import assert_holds, contents, run, texts, write
+from tests.made import make_tokenizer
 from tests.weights import bucket
-
-VOCABULARY = [word for words in WORDS.values() for word in words] + ["Ünß", "日本語", "x" * 40]
-
-
-def texts(count, longest=60, seed=0):
-    draw = random.Random(seed)
-    return [" ".join(draw.choices(VOCABULARY, k=draw.randint(1, longest))) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -51,42 +44,6 @@ def small_blocks(monkeypatch):
     """Blocks of 2 KiB and pieces of 256 characters, so that little text is many of them."""
     monkeypatch.setattr(documents, "BLOCK", 1 << 11)
     monkeypatch.setattr(documents, "PIECE", 1 << 8)
-
-
-def write(path, lines):
-    """The documents in the format that the ending names."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from backports import zstd
-
-    if path.suffix == ".parquet":
-        pq.write_table(pa.table({"body": lines}), path, row_group_size=50)
-        return path
-    body = "\n".join(json.dumps({"id": 1, "body": line}) if ".jsonl" in path.name else line for line in lines) + "\n"
-    pack = {".gz": gzip.compress, ".zst": zstd.compress}.get(path.suffix, bytes)
-    path.write_bytes(pack(body.encode()))
-    return path
-
-
-def run(inputs, output, tokenizer, shard_tokens=3000, **options):
-    source = CorpusOptions(**{"text": "body"} | options)
-    chosen = Prepare(
-        inputs=tuple(map(str, inputs)), output=str(output), source=source, shard_tokens=shard_tokens, workers=1
-    )
-    return prepare(chosen, tokenizer)
-
-
-def contents(directory):
-    return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
-
-
-def assert_holds(directory, tokenizer, expected):
-    """The directory's documents are those texts."""
-    corpus = open_corpus([directory], tokenizer)
-    ids, lengths = tokenizer.encode_flat(expected)
-    np.testing.assert_array_equal(np.concatenate(corpus.parts), ids)
-    np.testing.assert_array_equal(corpus.lengths, lengths)
-    np.testing.assert_array_equal(corpus.unigrams, np.bincount(ids, minlength=tokenizer.vocab_size))
 
 
 KINDS = ["a.txt", "a.txt.gz", "a.txt.zst", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"]
