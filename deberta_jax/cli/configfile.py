@@ -4,6 +4,7 @@ Other arguments override what it returns. ``--config configs/x.py:WORD`` calls `
 """
 
 import importlib.util
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,8 @@ def experiment_arguments(kind: type, argv: Sequence[str]) -> Any:
             default = load_config_file(path, kind)
             del argv[i : i + (1 if "=" in word else 2)]
             break
-    return parse(kind, argv, default, f"{kind.__doc__} With --config FILE.py, over what its get_config() returns.")
+    more = "--config FILE.py: start from what its get_config() returns; options on the command line override it."
+    return parse(kind, argv, default, f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{more}")
 
 
 def load_config_file(path: str, kind: type) -> Any:

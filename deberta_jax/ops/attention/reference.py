@@ -2,9 +2,10 @@
 
     score[i,j] = (q_i . k_j  +  q_i . K[index(i-j)]  +  Q[index(i-j)] . k_j) * scale
 
-K and Q are the projected relative table (He et al. 2021, section 3.1). The first position term is content-to-position,
-the second position-to-content. Both read the row of i - j: the released weights were trained that way, although the
-paper's formula has j - i in the second one.
+K (``pos_key``) and Q (``pos_query``) are the relative table projected as keys and as queries; ``index`` is the paper's
+delta (He et al. 2021, section 3.1), and ``scale`` is 1 / sqrt(H * (1 + number of position terms)). The first position
+term is content-to-position (c2p), the second position-to-content (p2c). Both read the row of i - j: the released
+weights were trained that way, although the paper's formula has j - i in the second one.
 """
 
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ def reference_attention(inputs: AttentionInputs) -> tuple[Float[Array, "B T N H"
         scores += jnp.take_along_axis(c2p, index, axis=-1)
     if inputs.pos_query is not None:
         p2c = product("BSNH,RNH->BNSR", key, inputs.pos_query)
+        # Rows are keys here: gather for each key the row of every query, then transpose to [query, key].
         scores += jnp.take_along_axis(p2c, index.swapaxes(-1, -2), axis=-1).swapaxes(-1, -2)
     return attend_with_scores(scores * inputs.scale, inputs)
 
@@ -44,8 +46,8 @@ def attend_with_scores(
     if inputs.dropout_key is not None and inputs.dropout_rate > 0:
         batch, heads, length, _ = weights.shape
         random_bits = attention_random_bits(dropout_seeds(inputs.dropout_key), batch, heads)
-        index = jnp.arange(length, dtype=jnp.uint32)
-        dropped = weights * dropout_factor(random_bits, index, index, inputs.dropout_rate)
+        positions = jnp.arange(length, dtype=jnp.uint32)
+        dropped = weights * dropout_factor(random_bits, positions, positions, inputs.dropout_rate)
     if inputs.mix_weights is not None:
         dropped = product("BNTS,NM->BMTS", dropped, inputs.mix_weights.astype(dropped.dtype))
     context = product("BNTS,BSNH->BTNH", dropped.astype(inputs.value.dtype), inputs.value)

@@ -58,15 +58,19 @@ def pairwise_index(relative_index: Int[np.ndarray, " U"]) -> Int[np.ndarray, "T 
     return relative_index[index[:, None] - index[None, :] + length - 1]
 
 
-def index_by_distance(relative_index: Int[np.ndarray, " U"], *, descending: bool) -> Int[np.ndarray, " V"]:
-    """Returns the table rows in the order of the distances, and one more that no score reads: [2T]."""
+def index_by_distance(relative_index: Int[np.ndarray, " U"], *, descending: bool) -> Int[np.ndarray, " W"]:
+    """Returns the table rows by distance, ascending or descending, and one more that no score reads: [2T].
+
+    For queries the order is descending: in row i of ``rel_shift``'s result the keys j ascend, so i - j descends. For
+    keys it is ascending.
+    """
     ordered = relative_index[::-1] if descending else relative_index
     return np.append(ordered, ordered[-1])
 
 
 def table_by_distance(
     table: Float[Array, "R N H"], relative_index: Int[np.ndarray, " U"], *, descending: bool
-) -> Float[Array, "V N H"]:
+) -> Float[Array, "W N H"]:
     """Returns the table with one row for each distance, float32 [2T,N,H], in the order of ``index_by_distance``.
 
     The result is float32 because of its gradient: many distances read one row, and their gradients are summed here.

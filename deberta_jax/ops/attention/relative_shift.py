@@ -26,7 +26,7 @@ def rel_unshift(y: Float[Array, "... n m"]) -> Float[Array, "... n c"]:
     return lax.platform_dependent(y, cpu=cpu.rel_unshift, default=_rel_unshift)
 
 
-def position_scores(x: Float[Array, "B T N H"], table: Float[Array, "U N H"], stored: Any) -> Float[Array, "B N T T"]:
+def position_scores(x: Float[Array, "B T N H"], table: Float[Array, "W N H"], stored: Any) -> Float[Array, "B N T T"]:
     """Returns the products of each token with the table row of its distance to each other token.
 
     Computed in up to four blocks of tokens: a block of w tokens meets T+w of the 2T distances, so that less passes
@@ -43,7 +43,7 @@ def position_scores(x: Float[Array, "B T N H"], table: Float[Array, "U N H"], st
         size = min(block_size, length - start)
         window = table[length - start - size : 2 * length - start].astype(x.dtype)
         # With the table as the left operand, a TPU lays the product out as the shift needs it (seen with jax 0.10.2).
-        scores = product("UNH,BTNH->BNTU", window, x[:, start : start + size]).astype(stored)
+        scores = product("WNH,BTNH->BNTW", window, x[:, start : start + size]).astype(stored)
         blocks.append(rel_shift(scores, size, length))
     # Without the barrier XLA moves the caller's cast to float32 before the shift, whose copies are then twice as large
     # (seen with jax 0.10.2 on TPUs).
