@@ -104,10 +104,10 @@ class EntityTask(WordTask):
         certainty = np.split(probabilities(logits).max(-1), cuts)
         offsets = np.split(features.offsets[begins], cuts)
         texts = table.texts(self.text)
-        return [text_answer(*row, spans=self.spans) for row in zip(texts, tags, certainty, offsets, strict=True)]
+        return [tagged_answer(*row, spans=self.spans) for row in zip(texts, tags, certainty, offsets, strict=True)]
 
 
-def text_answer(
+def tagged_answer(
     text: str, tags: Sequence[str], scores: np.ndarray, offsets: np.ndarray, *, spans: bool
 ) -> dict[str, Any]:
     """Returns the tags of a text's words, their probabilities, their characters (``offsets``), and the named spans.
