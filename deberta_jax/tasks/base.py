@@ -184,6 +184,7 @@ class TaskKind:
       task_of_model: (options, config, table, named task or None) -> the task for a trained model and a table to answer.
       unlabelled: (options, table, known labels) -> the indices of the rows without a usable label.
       recognizes: tells whether a table is of this kind, by its columns; None if the kind is never guessed.
+      with_labels: the kind that a task is where ``--labels`` names columns of 0 and 1; None: it has no such columns.
       word_lists: texts in files are lists of words: ``.txt`` and ``.conll`` files have one word on each line.
       pipeline_inputs: returns the inputs of a call of ``deberta_jax.pipeline``, given its arguments; raises InputError
         for arguments of another form. None if there is no pipeline with this name.
@@ -196,6 +197,7 @@ class TaskKind:
     task_of_model: Callable[[TaskOptions, DebertaConfig, Table, NamedTask | None], Task]
     unlabelled: Callable[[TaskOptions, Table, Collection[str]], list[int]]
     recognizes: Callable[[Table], bool] | None = None
+    with_labels: str | None = None
     word_lists: bool = False
     pipeline_inputs: Callable[..., PipelineInputs] | None = None
     check_config: Callable[[DebertaConfig], object] = _nothing

@@ -272,6 +272,7 @@ CLASSIFICATION = TaskKind(
     task=_classification,
     task_of_model=_task_of_model,
     unlabelled=_unlabelled,
+    with_labels="multi-label",
     pipeline_inputs=_pipeline_inputs,
     check_config=problem_of,
 )

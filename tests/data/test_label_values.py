@@ -59,7 +59,7 @@ def test_a_missing_value_names_its_row_and_never_makes_a_regression(tmp_path, ca
     assert options.task == "text-classification"
     assert task.spec.names == ("0", "1")
     assert "1 of 5 rows have no usable label and are left out" in caplog.text
-    kept = without_unlabelled(options, options.task, table)
+    kept = without_unlabelled(options, table)
     assert encode_labels(kept, ("label",), task.spec).tolist() == [0, 1, 0, 1]
     with pytest.raises(InputError, match="no row has a usable label"):
         recognised(column(tmp_path, [missing], form), skip_unlabelled=True)
@@ -81,7 +81,7 @@ def test_missing_numbers_of_a_regression(tmp_path, form):
     with pytest.raises(InputError, match=r"this model predicts a number .*--skip-unlabelled"):
         encode_labels(table, ("label",), task.spec)
     options, task = recognised(table, task="regression", skip_unlabelled=True)
-    kept = without_unlabelled(options, "regression", table)
+    kept = without_unlabelled(options, table)
     np.testing.assert_array_equal(encode_labels(kept, ("label",), task.spec), np.float32([0.5, 1.5, 2]))
 
 
@@ -163,4 +163,4 @@ def test_options_of_named_tasks_know_no_missing_names(tmp_path):
     table = read_task("rte", [str(path)])
     assert table.columns["label"] == ["entailment", None, "not_entailment"]
     options = TaskOptions(task="rte", text=("sentence1", "sentence2"), label="label", skip_unlabelled=True)
-    assert len(without_unlabelled(options, "text-classification", table)) == 2
+    assert len(without_unlabelled(options, table)) == 2

@@ -42,10 +42,11 @@ def test_both_packers_are_best_fit(lengths, slots):
     rows, room = best_fit(lengths, 24, slots)
     found, count = pack(np.array(lengths), 24, slots)
     assert (found.tolist(), count) == (rows, len(room))
-    # By sizes alone: as many rows, filled alike; which rows of equal room are taken first does not change that.
+    # By sizes alone, many texts of one size are placed at once: a row is begun only where no other has room.
     patterns = pack_histogram(np.bincount(lengths), 24)
     left = [24 - sum(pattern.sizes) for pattern in patterns for _ in range(pattern.repeats)]
-    assert sorted(left) == sorted(best_fit(lengths, 24, 25)[1])
+    assert min(left) >= 0
+    assert sum(free >= 12 for free in left) <= 1, "two rows that are half empty would be one"
     sizes = [size for pattern in patterns for _ in range(pattern.repeats) for size in pattern.sizes]
     assert sorted(sizes) == sorted(lengths)
 

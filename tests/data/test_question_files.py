@@ -93,7 +93,7 @@ def test_utf16(tmp_path, tokenizer, caplog):
     with pytest.raises(InputError, match=r"line 3: the answer 'Paris' is not in the context.*--skip-unlabelled"):
         answers(table, tokenizer)
     options, _ = recognised(table, skip_unlabelled=True)
-    assert without_unlabelled(options, options.task, table).columns["id"] == ["1", "2"]
+    assert without_unlabelled(options, table).columns["id"] == ["1", "2"]
 
 
 def test_the_nearest_place_and_javas_count():

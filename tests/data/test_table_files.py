@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.tasks import TaskOptions, resolve_options
 from tests.data.reading import read, recognised
@@ -216,3 +217,17 @@ def test_lists_written_as_text_are_lists(tmp_path):
     assert read(tmp_path, "a.csv", f'answers,y\n"{answers}",1\n').columns["answers"] == [
         {"text": ["London"], "answer_start": [30]}
     ]
+
+
+@pytest.mark.parametrize("kind", ["token-classification", "question-answering", "multiple-choice"])
+def test_columns_of_labels_go_with_texts_alone(kind, tmp_path):
+    columns = {"text": [["a"]], "tags": [["x"]], "question": ["q"], "context": ["c"], "answers": ["c"], "y": [1]}
+    table = Table("t.jsonl", {**columns, "choices": [["a", "b"]], "label": [0]}, [1])
+    with pytest.raises(InputError, match=f"--labels: goes with --task multi-label, not with {kind}"):
+        resolve_options(TaskOptions(task=kind, text=("text",), labels=("y",)), table)
+
+
+def test_columns_of_labels_make_a_task_of_several_labels(tmp_path):
+    table = read(tmp_path, "t.csv", "text,x,y\ngood,1,0\nbad,0,1\n")
+    assert resolve_options(TaskOptions(labels=("x", "y")), table).task == "multi-label"
+    assert resolve_options(TaskOptions(task="text-classification", labels=("x", "y")), table).task == "multi-label"

@@ -121,5 +121,6 @@ TASK_KINDS["ordinal-regression"] = dataclasses.replace(
     head="mean-pooling",
     task=_task,
     task_of_model=_task_of_model,
+    with_labels=None,
     check_config=lambda config: None,
 )
