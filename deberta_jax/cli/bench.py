@@ -23,11 +23,11 @@ class Args:
     models: tuple[str, ...] = ("deberta-v3-base",)
     """Names of released architectures, model directories or hub ids; weights are not read."""
     jobs: tuple[Literal["forward", "train"], ...] = ("forward", "train")
-    """Prediction, and training steps."""
+    """What to time: forward, a prediction; train, a training step."""
     lengths: tuple[int, ...] = (128, 512)
-    """Tokens of a row."""
+    """Tokens of a row, in each measurement."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("bfloat16",)
-    """Of the computation."""
+    """Dtype of the computation."""
     texts: tuple[Literal["fixed", "mixed"], ...] = ("fixed", "mixed")
     """One text a row; or rows packed with texts of many lengths."""
     tokens: int = 4096

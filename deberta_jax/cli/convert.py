@@ -25,12 +25,13 @@ class Args:
     """
 
     source: tyro.conf.Positional[str]
+    """Model directory, file of weights, or hub id."""
     destination: tyro.conf.Positional[str]
     """New directory; for orbax also gs://bucket/directory. An existing model directory on a local disk is replaced."""
     to: Literal["hf", "orbax"]
     """hf: a directory that transformers loads too. orbax: params/ that restores straight into shards."""
     dtype: Literal["f32", "bf16", "f16"] | None = None
-    """Of the result; that of the source if not given."""
+    """Dtype of the result; that of the source if not given."""
     head: str | None = None
     """Only this head, such as masked-lm or sequence-classification."""
     new_head: int | None = None

@@ -1,4 +1,4 @@
-"""``deberta-jax plan``: does a program fit, what limits it, what does it cost; from the compiler, without devices."""
+"""``deberta-jax plan``: estimates memory, speed and cost of a run by compiling it for devices that are not here."""
 
 import dataclasses
 import json

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from deberta_jax import hub
 from deberta_jax.cli.progress import update_of
 from deberta_jax.data.documents import CorpusOptions
-from deberta_jax.data.prepare import SHARD_TOKENS, Prepare, Progress, prepare
+from deberta_jax.data.prepare import SHARD_TOKENS, Prepare, PrepareProgress, prepare
 from deberta_jax.text import load_tokenizer
 
 
@@ -53,7 +53,7 @@ def run(args: Args) -> None:
     )
 
 
-def _progress_of(bar: tqdm) -> Progress:
+def _progress_of(bar: tqdm) -> PrepareProgress:
     update = update_of(bar)
 
     def progress(read: int, total: int, documents: int, tokens: int) -> None:

@@ -34,8 +34,8 @@ class CorpusOptions:
     """Says how files are divided into documents."""
 
     documents: Literal["line", "paragraph", "file"] = "line"
-    """What a document is in a text file: a line (as in ``datasets``), a paragraph between blank lines (as in the files
-    of BERT and fairseq), or the whole file. In jsonl and parquet each row is a document."""
+    """Unit of a text file that is one document: a line (as in ``datasets``), a paragraph between blank lines (as in the
+    files of BERT and fairseq), or the whole file. In jsonl and parquet each row is a document."""
     text: str = "text"
     """Column of jsonl and parquet that holds the text."""
 

@@ -53,7 +53,7 @@ _ALONE_BELOW = 1 << 23
 _SAMPLE = 1 << 20
 _OPTIONS = {"cut": "--documents", "text": "--text", "shard_tokens": "--shard-tokens"}
 
-Progress = Callable[[int, int, int, int], None]
+PrepareProgress = Callable[[int, int, int, int], None]
 """Called with the bytes read, the bytes of all files as they are stored, and the documents and tokens written."""
 
 
@@ -82,7 +82,7 @@ class Prepare:
             raise InputError(f"--shard-tokens {self.shard_tokens}: must be at least 1")
 
 
-def prepare(options: Prepare, tokenizer: Tokenizer, progress: Progress | None = None) -> dict[str, Any]:
+def prepare(options: Prepare, tokenizer: Tokenizer, progress: PrepareProgress | None = None) -> dict[str, Any]:
     """Writes a directory of shards, or continues one that was interrupted.
 
     A document longer than 1 MiB is tokenised in parts, split at spaces, which gives the same tokens. A line of jsonl,
@@ -190,7 +190,7 @@ class _Run:
         sizes: list[int],
         options: Prepare,
         tokenizer: Tokenizer,
-        progress: Progress | None,
+        progress: PrepareProgress | None,
     ):
         self.directory, self.files, self.sizes = directory, files, sizes
         self.options, self.tokenizer, self.progress = options, tokenizer, progress

@@ -19,7 +19,7 @@ from deberta_jax.data.corpus import Corpus
 from deberta_jax.data.packing import OpenRows
 from deberta_jax.errors import InputError
 
-Layout = Literal["packed", "contiguous"]
+RowLayout = Literal["packed", "contiguous"]
 
 
 @runtime_checkable
@@ -50,7 +50,7 @@ class Rows(Protocol):
         ...
 
 
-def lay_out(corpus: Corpus, length: int, layout: Layout) -> Rows:
+def lay_out(corpus: Corpus, length: int, layout: RowLayout) -> Rows:
     """Divides a corpus into rows of ``length`` tokens. Raises InputError if it does not fill one row."""
     return PackedRows(corpus, length) if layout == "packed" else ContiguousRows(corpus, length)
 

@@ -70,8 +70,8 @@ class MaskFiller:
                 batch["positions"] = np.full((self.rows, positions.shape[1]), -1, np.int32)
                 batch["positions"][: len(members)] = positions[members]
                 outputs = self.forward(self.params, global_batch(batch, mesh), top_k=top_k)
-                for text, scores, tokens in zip(members, *map(np.asarray, outputs), strict=False):
-                    results[text] = self._answer(positions[text], scores, tokens)
+                for text, probabilities, tokens in zip(members, *map(np.asarray, outputs), strict=False):
+                    results[text] = self._answer(positions[text], probabilities, tokens)
         return results[0] if isinstance(inputs, str) else results
 
     def _mask_positions(self, texts: Sequence[str], features: Features) -> np.ndarray:
@@ -88,14 +88,14 @@ class MaskFiller:
         size = 1 << (max(map(len, positions)) - 1).bit_length()
         return np.array([np.pad(p, (0, size - len(p)), constant_values=-1) for p in positions], np.int32)
 
-    def _answer(self, positions: np.ndarray, scores: np.ndarray, tokens: np.ndarray) -> list[Any]:
+    def _answer(self, positions: np.ndarray, probabilities: np.ndarray, tokens: np.ndarray) -> list[Any]:
         """Returns the predictions for one text from its probabilities and token ids [P, top_k]."""
         lists = [
             [
                 {"score": float(score), "token": int(token), "token_str": self.tokenizer.decode([int(token)], False)}
                 for score, token in zip(row, ids, strict=True)
             ]
-            for row, ids, at in zip(scores, tokens, positions, strict=True)
+            for row, ids, at in zip(probabilities, tokens, positions, strict=True)
             if at >= 0
         ]
         return lists[0] if len(lists) == 1 else lists

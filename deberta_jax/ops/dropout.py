@@ -1,8 +1,8 @@
 """Applies dropout by a counter-based generator: no mask is stored, and no random state is kept.
 
-An element is kept if a hash of its counter and of two random words falls below a threshold. The words come from the
-key; the counter is the element's index. The mask therefore follows from the key alone, on any device, in any block, in
-the forward and the backward pass.
+An element is kept if a hash of its counter and of random bits (two uint32) falls below a threshold. The bits come from
+the key; the counter is the element's index. The mask therefore follows from the key alone, on any device, in any
+block, in the forward and the backward pass.
 
 The hash mixes bits as MurmurHash3's finalizer does (Appleby, public domain). The finalizer is a bijection of 32-bit
 words in which every input bit affects every output bit. It needs only unsigned multiplication, exclusive or and shifts,
@@ -40,7 +40,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float
 
 
 def dropout_seeds(key: jax.Array) -> UInt[Array, "2"]:
-    """Returns the two random words, uint32 [2], from which all masks of a key are computed."""
+    """Returns the random bits, uint32 [2], from which all masks of a key are computed."""
     return jax.random.bits(key, (2,), jnp.uint32)
 
 
@@ -48,7 +48,7 @@ def is_kept(random_bits: tuple[Any, Any], counter: Any, rate: float) -> Any:
     """Returns True where dropout keeps the element with this counter.
 
     Args:
-      random_bits: two words, uint32, broadcast against ``counter``.
+      random_bits: two uint32, broadcast against ``counter``.
       counter: index of each element, uint32, of numpy, XLA or a kernel.
       rate: probability of False.
     """

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from deberta_jax.ops import cpu_einsum
+from deberta_jax.ops.cpu import einsum as cpu_einsum
 
 F32 = jnp.float32
 

@@ -42,9 +42,9 @@ class PlanOptions:
     length: int = 512
     """Tokens of a row."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the computation."""
+    """Dtype of the computation."""
     remat: Literal["", "none", "dots", "full"] = ""
-    """What the backward pass computes again. Not given: the least that fits by estimate; --sweep compares."""
+    """Activations that the backward pass recomputes. Not given: the fewest with which the program fits by estimate."""
     attention: Literal["auto", "reference", "xla", "blocked", "pallas"] = "auto"
     """Attention implementation. auto: what a run takes on such devices if they pass their check; --sweep compares."""
     accumulate: int = 1
@@ -52,11 +52,11 @@ class PlanOptions:
     sweep: bool = False
     """Try meshes, batches, remat and attention implementations, the most promising first, and rank them."""
     candidates: int = 6
-    """The most that --sweep compiles; each takes a minute or two."""
+    """Largest number of programs that --sweep compiles; each takes a minute or two."""
     tokens: float = 0.0
-    """Print what training on this many tokens takes."""
+    """Print time and chip hours of training on this many tokens."""
     price_per_chip_hour: float = 0.0
-    """In any currency."""
+    """Price of a chip for one hour, in any currency; with --tokens the cost is printed."""
     device_memory: float = 0.0
     """Memory of a cuda or cpu device in GB, to check whether the program fits."""
 

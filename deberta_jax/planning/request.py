@@ -17,11 +17,10 @@ from deberta_jax.planning.chips import Target
 from deberta_jax.tasks import Task
 from deberta_jax.tasks.text_classification import TextTask
 from deberta_jax.text.mlm_masking import Masking
-from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD, RunOptions, compute_dtype
+from deberta_jax.training.experiment import Experiment, Finetune, PretrainMLM, PretrainRTD, RunOptions, compute_dtype
 from deberta_jax.training.objective import masked_batch
 
 JOBS = ("finetune", "mlm", "rtd", "predict")
-Experiment = Finetune | PretrainMLM | PretrainRTD
 BatchShapes = Mapping[str, tuple[tuple[int, ...], str]]
 
 

@@ -23,8 +23,9 @@ class TaskOptions:
     """Holds the options that describe a task. Those not given are guessed from the columns of the data, and logged."""
 
     task: str = ""
-    """Kind of task: text-classification, regression, multi-label, token-classification, question-answering or
-    multiple-choice; or a named task such as mnli, squad or conll2003, which defines columns, labels and metric."""
+    """Kind of task: text-classification, regression, multi-label, token-classification, question-answering,
+    multiple-choice, or one that a --plugin adds; or a named task such as mnli, squad or conll2003, which defines
+    columns, labels and metric."""
     text: tuple[str, ...] = ()
     """Column of the texts, or of the lists of words; or two columns: of a pair of texts, of question and context, or of
     the texts before a choice."""

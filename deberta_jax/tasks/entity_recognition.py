@@ -71,7 +71,7 @@ class EntityTask(WordTask):
         moved = sum(count for _, count in rows)
         if moved:
             _log.warning(
-                "%s: %d spans are not where the file says; the nearest place with their text is taken",
+                "%s: %d spans are not where the file says; the nearest position with their text is taken",
                 table.name,
                 moved,
             )

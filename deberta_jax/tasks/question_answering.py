@@ -73,7 +73,7 @@ class SpanTask(Task):
         moved = sum(span is not None and span[2] for span in spans)
         if moved:
             _log.warning(
-                "%s: %d of %d answers do not start where the file says; the nearest place with their text is taken",
+                "%s: %d of %d answers do not start where the file says; the nearest position with their text is taken",
                 table.name,
                 moved,
                 len(table),

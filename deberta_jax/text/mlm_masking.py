@@ -36,11 +36,11 @@ class Masking:
     probability: float = 0.15
     """Fraction of the tokens of a row, special ones not counted, that are predicted."""
     unit: Literal["token", "word"] = "token"
-    """What is masked as a whole: single tokens, or all tokens of a word."""
+    """Unit that is masked as a whole: a token, or all tokens of a word."""
     longest_span: int = 1
     """Most neighbouring units that are masked together; spans of n units are drawn with weight 1/n."""
     shown: Literal["80-10-10", "mask"] = "80-10-10"
-    """What the model sees for a target: [MASK], a random token or the token itself in 80, 10 and 10 % of cases; or
+    """Input at a target: [MASK], a random token or the token itself in 80, 10 and 10 % of cases; or
     always [MASK]."""
     skip_tail: bool = False
     """Reproduce the data generator of the original code. It takes spans from the left until enough tokens are masked,
@@ -180,7 +180,7 @@ def mask_tokens(
     positions = np.full((batch, count), -1, np.int32)
     labels = np.full((batch, count), -100, np.int32)
     positions[row, slot], labels[row, slot] = column, ids[row, column]
-    seen = ids.astype(np.int32)
+    masked_ids = ids.astype(np.int32)
     shown = np.full(len(row), vocabulary.mask_id, np.int32)
     if masking.shown == "80-10-10":
         kind = random[row, 2 * length + 1 + slot]
@@ -190,8 +190,8 @@ def mask_tokens(
         else:
             drawn = vocabulary.ordinary[(other * len(vocabulary.ordinary)).astype(np.int64)]
         shown = np.where(kind < 0.8, shown, np.where(kind < 0.9, drawn, labels[row, slot]))
-    seen[row, column] = shown
-    return seen, positions, labels
+    masked_ids[row, column] = shown
+    return masked_ids, positions, labels
 
 
 def _units(ids: np.ndarray, predictable: np.ndarray, vocabulary: Vocabulary, masking: Masking) -> np.ndarray:

@@ -241,7 +241,7 @@ class Pretraining:
         """Raises InputError for the first value that cannot be used."""
         _check_common(self)
         if not 0 < self.mask_share < 1:
-            raise InputError(f"--mask-share {self.mask_share}: a share lies between 0 and 1")
+            raise InputError(f"--mask-share {self.mask_share}: a probability lies between 0 and 1")
         for name in ("steps", "eval_every", "longest_span"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
@@ -303,7 +303,7 @@ class PretrainRTD(Pretraining):
             raise InputError("--generator-layers: goes with --from-scratch; other generators have the layers they have")
 
 
-Experiment = Finetune | Pretraining
+Experiment = Finetune | PretrainMLM | PretrainRTD
 
 # Fields that records of older runs lack. Records omit them at their defaults, so that older runs can be continued.
 _ADDED = {"delimiter": "", "skip_unlabelled": False, "ignore": (), "base_model": ""}
@@ -360,7 +360,7 @@ def model_runtime(experiment: Any) -> Runtime:
     return Runtime(compute_dtype(experiment.dtype), attention=r.attention, remat=r.remat, scan=r.scan)
 
 
-def run_record(experiment: Experiment, files: dict[str, str]) -> dict[str, Any]:
+def run_record(experiment: Finetune | Pretraining, files: dict[str, str]) -> dict[str, Any]:
     """Returns the record of a run as JSON: the experiment, and the SHA-256 of each data file.
 
     Two experiments describe the same run if their records differ only in ``runtime``.

@@ -15,7 +15,7 @@ from deberta_jax.models import DebertaForMaskedLM
 from deberta_jax.ops.losses import replaced_token_loss
 from deberta_jax.sharding import WHOLE, global_batch
 from deberta_jax.tasks import Metrics
-from deberta_jax.training.mlm import masked_lm_scores
+from deberta_jax.training.mlm import masked_lm_results
 from deberta_jax.training.pretrain_data import PretrainData
 from deberta_jax.training.rtd import RTDModels, replace_tokens
 
@@ -34,7 +34,7 @@ def masked_lm_evaluation(model: DebertaForMaskedLM, data: PretrainData, mesh: Me
 
     @jax.jit
     def measure(params, batch):
-        found = masked_lm_scores(model, params, batch)
+        found = masked_lm_results(model, params, batch)
         return jnp.stack([found.value.sum(), (found.correct * found.weight).sum(), found.weight.sum()])
 
     guesses = guesses_without_reading(data.held_out, data.counts)
@@ -70,7 +70,7 @@ def replaced_token_evaluation(
     @jax.jit
     def measure(params, batch, key):
         uniform = jax.random.uniform(key, batch["labels"].shape)
-        found = masked_lm_scores(models.generator, params["generator"], batch, uniform)
+        found = masked_lm_results(models.generator, params["generator"], batch, uniform)
         assert found.sampled is not None
         ids, labels = replace_tokens(batch, found.sampled)
         logits = models.discriminator_logits(models.discriminator_params(params), batch, ids)
@@ -81,26 +81,27 @@ def replaced_token_evaluation(
     @jax.jit
     def norms(params):
         own = models.discriminator_params(params)
-        words = [p["deberta"]["embeddings"]["word_embeddings"]["embedding"] for p in (params["generator"], own)]
+        table_of = lambda tree: tree["deberta"]["embeddings"]["word_embeddings"]["embedding"]
+        generator, discriminator = table_of(params["generator"]), table_of(own)
         rms = lambda x: jnp.sqrt(jnp.mean(jnp.square(x)))
-        return rms(words[0]), rms(words[1] - words[0])
+        return rms(generator), rms(discriminator - generator)
 
     found = guesses_without_reading(data.held_out, data.counts)
     masked = {"masked_positions": found.pop("masked_positions")}
     guesses = {f"generator_{name}": value for name, value in found.items()}
 
     def evaluate(params, tick):
-        sums, scores, truth = np.zeros(5), [], []
+        sums, all_logits, truth = np.zeros(5), [], []
         with jax.set_mesh(mesh):
             for index, batch in _on_devices(data, mesh, tick):
                 found, logits, labels = jax.device_get(measure(params, batch, jax.random.key(index)))
                 sums += np.asarray(found, np.float64)
-                scores.append(logits[labels >= 0])
+                all_logits.append(logits[labels >= 0])
                 truth.append(labels[labels >= 0])
             table, difference = (float(x) for x in jax.device_get(norms(params)))
         generator, accuracy = sums[:2] / sums[2]
         discriminator = sums[3] / sums[4]
-        found = detection_metrics(np.concatenate(scores), np.concatenate(truth))
+        found = detection_metrics(np.concatenate(all_logits), np.concatenate(truth))
         return {
             "loss": float(generator + discriminator_weight * discriminator),
             "discriminator_loss": float(discriminator),
@@ -118,11 +119,11 @@ def replaced_token_evaluation(
     return evaluate
 
 
-def detection_metrics(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Returns how well scores tell replaced tokens from others, computed by scikit-learn.
+def detection_metrics(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Returns how well logits tell replaced tokens from others, computed by scikit-learn.
 
     Args:
-      scores: float [n], larger for tokens that seem replaced.
+      logits: float [n], larger for tokens that seem replaced.
       truth: int [n], 1 for replaced tokens and 0 for others.
 
     Returns:
@@ -137,8 +138,8 @@ def detection_metrics(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]
     return {
         "replaced_rate": rate,
         "prior_entropy": -rate * math.log(rate) - (1 - rate) * math.log(1 - rate),
-        "roc_auc": float(sk.roc_auc_score(truth, scores)),
-        "average_precision": float(sk.average_precision_score(truth, scores)),
+        "roc_auc": float(sk.roc_auc_score(truth, logits)),
+        "average_precision": float(sk.average_precision_score(truth, logits)),
     }
 
 

@@ -11,7 +11,7 @@ from deberta_jax.ops.linear_cross_entropy import TargetResults, linear_cross_ent
 _INPUTS = ("input_ids", "attention_mask", "segment_ids", "positions")
 
 
-def masked_lm_scores(
+def masked_lm_results(
     model: DebertaForMaskedLM,
     params: Any,
     batch: Mapping[str, jax.Array],

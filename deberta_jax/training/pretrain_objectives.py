@@ -15,7 +15,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, listed
 from deberta_jax.models import DebertaForMaskedLM, DebertaForReplacedTokenDetection, Model, init_params
 from deberta_jax.training.experiment import Pretraining, PretrainMLM, PretrainRTD, model_runtime
-from deberta_jax.training.mlm import masked_lm_scores
+from deberta_jax.training.mlm import masked_lm_results
 from deberta_jax.training.objective import Objective
 from deberta_jax.training.optimizers import frozen_paths
 from deberta_jax.training.resolve import resolve_config
@@ -52,7 +52,7 @@ def mlm_objective(e: PretrainMLM, config: DebertaConfig) -> tuple[DebertaForMask
     model = DebertaForMaskedLM.create(config, model_runtime(e))
 
     def loss(params, batch, key):
-        found = masked_lm_scores(model, params, batch, deterministic=False, rngs={"dropout": key})
+        found = masked_lm_results(model, params, batch, deterministic=False, rngs={"dropout": key})
         return {"task": (found.value, found.weight)}
 
     return model, Objective(

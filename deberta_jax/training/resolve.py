@@ -17,7 +17,7 @@ from deberta_jax.weights import load_config, tokenizer_directory
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedExperiment:
-    """Holds an experiment in which every field has a value, and the tables that it reads.
+    """Holds a fine-tuning whose files, task and columns are resolved, its record, and the tables that it reads.
 
     Attributes:
       experiment: files, task and columns are filled in.

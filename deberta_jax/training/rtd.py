@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from deberta_jax.models import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 from deberta_jax.ops.losses import Items, replaced_token_loss
-from deberta_jax.training.mlm import masked_lm_scores
+from deberta_jax.training.mlm import masked_lm_results
 from deberta_jax.training.state import Parameters, parameters_of
 
 _TABLES = ("word_embeddings", "position_embeddings")
@@ -86,7 +86,7 @@ class RTDModels:
         """
         size = batch["labels"].shape[1:]
         of_row = lambda data: jax.random.uniform(jax.random.wrap_key_data(data, impl="threefry2x32"), size)
-        found = masked_lm_scores(
+        found = masked_lm_results(
             self.generator,
             params["generator"],
             batch,

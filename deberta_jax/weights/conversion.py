@@ -23,7 +23,7 @@ from deberta_jax.weights.orbax_files import PARAMS, PendingLeaf, write_orbax
 from deberta_jax.weights.output import check_free, staged_model
 from deberta_jax.weights.report import Report
 from deberta_jax.weights.safetensors_file import Pending
-from deberta_jax.weights.save import Layout, hf_config, json_text, parse_size, torch_tensors, write_weights
+from deberta_jax.weights.save import TensorNames, hf_config, json_text, parse_size, torch_tensors, write_weights
 from deberta_jax.weights.source import Tensor
 from deberta_jax.weights.values import as_dtype, broken_note, is_finite, read_layers
 
@@ -39,7 +39,7 @@ def convert(
     head: str | None = None,
     id2label: Sequence[str] | Mapping[int, str] | None = None,
     new_head: jax.Array | None = None,
-    layout: Layout = "hf",
+    layout: TensorNames = "hf",
     max_shard_size: str | int = "5GB",
     revision: str | None = None,
     ignore: Sequence[str] = (),

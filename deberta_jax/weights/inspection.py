@@ -15,6 +15,7 @@ from deberta_jax.text import load_tokenizer
 from deberta_jax.weights.account import parts_present
 from deberta_jax.weights.choose import HeadRequest
 from deberta_jax.weights.load import make_report, plan_all, plan_head
+from deberta_jax.weights.names import part_of
 from deberta_jax.weights.opening import TOKENIZER_FILES, open_source
 from deberta_jax.weights.report import Report
 
@@ -50,6 +51,10 @@ class Inspection:
         """Returns the number of all parameters."""
         return self.embeddings + self.backbone + sum(self.heads.values())
 
+    def _has_labels(self) -> bool:
+        classifiers = {part_of(spec.classifier) for spec in HEADS.values() if spec.classifier}
+        return bool(classifiers & set(self.heads))
+
     def to_json(self) -> dict[str, Any]:
         """Returns the fields and ``total`` as JSON."""
         out = dataclasses.asdict(self)
@@ -69,7 +74,7 @@ class Inspection:
             f"heads {sum(self.heads.values()):,}",
             f"  stored as   {', '.join(f'{kind} ({count} tensors)' for kind, count in self.dtypes.items())}",
             f"  heads       {heads}",
-            f"  labels      {listed(c.id2label, 50)}" if "classifier" in self.heads else "",
+            f"  labels      {listed(c.id2label, 50)}" if self._has_labels() else "",
             f"  other keys  {listed(c.unknown_keys, 20)} (in config.json; without effect)" if c.unknown_keys else "",
             f"  tokenizer   {', '.join(self.tokenizer) or 'no files'}",
             f"  ids by      {self.tokenizer_rule}" if self.tokenizer_rule else "",

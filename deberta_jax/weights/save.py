@@ -19,7 +19,7 @@ from deberta_jax.weights.output import check_free, staged_model
 from deberta_jax.weights.safetensors_file import Pending, write_safetensors
 from deberta_jax.weights.values import as_dtype, contiguous, is_finite
 
-Layout = Literal["hf", "microsoft"]
+TensorNames = Literal["hf", "microsoft"]
 
 _METADATA = {"format": "pt"}
 
@@ -67,7 +67,7 @@ def torch_tensors(
     labels: int,
     leaves: Leaves,
     dtype: np.dtype | None,
-    layout: Layout,
+    layout: TensorNames,
     *,
     bare: bool,
     broken: list[str],
@@ -193,7 +193,7 @@ def save_pretrained(
     *,
     dtype: Any = None,
     max_shard_size: str | int = "5GB",
-    layout: Layout = "hf",
+    layout: TensorNames = "hf",
     overwrite: bool = False,
 ) -> None:
     """Writes config.json, the weights as safetensors, and the tokenizer's files.

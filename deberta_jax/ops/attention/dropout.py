@@ -1,7 +1,7 @@
 """Applies dropout to attention weights, so that every implementation drops the same ones.
 
-The weight of example b, head n, query i and key j has the counter (i, j), 16 bits each, and two random words that
-depend on the key, b and n. See ``ops.dropout`` for the generator.
+The weight of example b, head n, query i and key j has the counter (i, j), 16 bits each, and random bits (two uint32)
+that depend on the dropout key, b and n. See ``ops.dropout`` for the generator.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ MAX_LENGTH = 1 << 16  # a counter has 16 bits for the query and 16 for the key
 
 
 def head_random_bits(seeds: tuple[Any, Any], head_index: Any) -> tuple[Any, Any]:
-    """Returns two random words, uint32, for each ``head_index = example * heads + head`` (uint32)."""
+    """Returns the random bits, two uint32, for each ``head_index = example * heads + head`` (uint32)."""
     word = uint32_of(head_index)
     first = mix(head_index * word(0x9E3779B1) + seeds[0])
     return first, mix(first + seeds[1])
@@ -28,7 +28,7 @@ def is_weight_kept(random_bits: tuple[Any, Any], query: Any, key: Any, rate: flo
 
 
 def attention_random_bits(seeds: UInt[Array, "2"], batch: int, heads: int) -> UInt[Array, "2 B N"]:
-    """Returns the two random words of every example and head, uint32 [2,B,N]."""
+    """Returns the random bits of every example and head, two uint32 [2,B,N]."""
     head_index = jnp.arange(batch * heads, dtype=jnp.uint32).reshape(batch, heads)
     return jnp.stack(head_random_bits((seeds[0], seeds[1]), head_index))
 

@@ -198,10 +198,10 @@ def strip_kept(tiling: Tiling, random_bits: Any, n: Any, query_block: Any, key_b
 
 
 def program_random_bits(tiling: Tiling, seeds: Any, example: Any, group: Any, head: int) -> Any:
-    """Returns the random words of one example and head, numbered over all devices; None without dropout.
+    """Returns the random bits of one example and head, numbered over all devices; None without dropout.
 
     Args:
-      seeds: two words of the key, then the numbers of this device's first example and head.
+      seeds: two uint32 of the dropout key, then the numbers of this device's first example and head.
     """
     if tiling.dropout_rate == 0.0:
         return None

@@ -1,0 +1,1 @@
+"""Holds what exists only because of XLA's CPU backend."""
