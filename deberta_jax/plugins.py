@@ -10,11 +10,14 @@ from collections.abc import Sequence
 
 from deberta_jax.errors import InputError
 
+IMPORTED: list[str] = []
+"""The modules that were imported: a process that compiles for this one imports them too."""
+
 
 def import_plugins(argv: Sequence[str]) -> list[str]:
     """Imports the module of every ``--plugin MODULE`` and returns the other arguments.
 
-    Modules are found as by ``python -m``: in the current directory too.
+    Modules are looked for in the current directory too, after all other places.
 
     Raises:
       InputError: a module that does not exist, or that raises.
@@ -26,16 +29,18 @@ def import_plugins(argv: Sequence[str]) -> list[str]:
         if option != "--plugin":
             rest.append(word)
             continue
-        _import(name if equals else next(words, ""))
+        import_plugin(name if equals else next(words, ""))
     return rest
 
 
-def _import(name: str) -> None:
+def import_plugin(name: str) -> None:
+    """Imports one module. Raises InputError as ``import_plugins``."""
     if not all(part.isidentifier() for part in name.split(".")):
         raise InputError(f"--plugin {name}: give the name of a Python module, such as my_heads or my_package.heads")
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())
     try:
         importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"--plugin {name}: {type(error).__name__}: {error}") from error
+    IMPORTED.append(name)

@@ -1,5 +1,6 @@
 """A head and a kind of task added from outside the package, each by one registry entry, do all that ours do."""
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -11,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 import deberta_jax
+from deberta_jax import plugins
 from deberta_jax.cli.main import main
 from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS
@@ -37,6 +39,7 @@ def plugin(tmp_path, monkeypatch):
         registry.clear()
         registry.update(before)
     sys.modules.pop(name, None)
+    plugins.IMPORTED.clear()
 
 
 def stars(path: Path, count: int, seed: int) -> Path:
@@ -120,9 +123,70 @@ def test_library(plugin, tmp_path, monkeypatch):
         deberta_jax.from_pretrained("out", head="sequence-classification")
 
 
+def test_an_adapter_and_a_plan(plugin, tmp_path, capsys):
+    blank_model(tmp_path / "blank")
+    stars(tmp_path / "train.csv", 24, 1)
+    run = f"finetune --plugin {plugin} --task ordinal-regression --label stars --train train.csv --eval train.csv"
+    run += " --max-length 24 --epochs 1 --batch-size 8 --model"
+    main([*run.split(), "blank", "--from-scratch", "--output", "base", "--plan", "here"])
+    assert "of memory" in capsys.readouterr().err or (tmp_path / "base" / "config.json").is_file()
+    main([*run.split(), "base", "--output", "lora", "--lora", "2"])
+    answers = []
+    for model in ("lora", "lora/adapter"):
+        main(
+            [
+                "predict",
+                "--plugin",
+                plugin,
+                "--model",
+                model,
+                "--task",
+                "ordinal-regression",
+                "--input",
+                "train.csv",
+                "--output",
+                f"{model.replace('/', '-')}.jsonl",
+                "--label",
+                "stars",
+            ]
+        )
+        lines = (tmp_path / f"{model.replace('/', '-')}.jsonl").read_text().splitlines()
+        answers.append([json.loads(line)["thresholds"] for line in lines])
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parts": ("mpl",)}, "its model has no parameters named 'mpl', which its HeadSpec lists; it has mlp"),
+        ({"parts": ("classifier",)}, "the parameters do not fit its parts classifier: classifier/bias is missing"),
+        ({"classifier": ""}, "its HeadSpec has named_labels and must name their tensor"),
+    ],
+)
+def test_a_head_that_does_not_fit_its_entry_is_refused_before_anything_is_written(
+    change, message, plugin, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(plugin)
+    HEADS["mean-pooling"] = dataclasses.replace(HEADS["mean-pooling"], **change)
+    blank_model(tmp_path / "blank")
+    stars(tmp_path / "train.csv", 24, 1)
+    run = "finetune --task ordinal-regression --label stars --train train.csv --eval train.csv --from-scratch"
+    with pytest.raises(SystemExit) as stop:
+        main([*run.split(), "--model", "blank", "--output", "out"])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [(None, "ModuleNotFoundError"), ("1 / 0", "ZeroDivisionError"), ("import nothing_of_this_name", "nothing_of_this")],
+    [
+        (None, "ModuleNotFoundError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("raise SystemExit(0)", "SystemExit"),
+        ("import nothing_of_this_name", "nothing_of_this"),
+    ],
 )
 def test_a_plugin_that_cannot_be_imported(text, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

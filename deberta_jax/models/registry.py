@@ -44,7 +44,8 @@ class HeadSpec:
       outputs: the fields of the model's output that predictions are computed from.
       per_token: these fields have an axis of tokens, [B,T,...]; otherwise there is one value or row for each text.
       num_outputs: returns the number of rows of the classifier with a config.
-      named_labels: users choose the labels and their number (``num_labels``, ``id2label``).
+      num_labels_of: the reverse: returns the number of labels of a classifier with so many rows.
+      named_labels: users choose the labels and their number (``num_labels``, ``id2label``); needs ``classifier``.
       fixed_labels: the labels that the head always has, whatever a file says.
       classifier: the name in a checkpoint of the tensor whose rows are the labels; empty if there is none.
     """
@@ -59,6 +60,7 @@ class HeadSpec:
     outputs: tuple[str, ...] = ("logits",)
     per_token: bool = False
     num_outputs: Callable[[DebertaConfig], int] = lambda config: config.num_labels
+    num_labels_of: Callable[[int], int] = lambda rows: rows
     named_labels: bool = False
     fixed_labels: tuple[str, ...] = ()
     classifier: str = ""

@@ -5,6 +5,7 @@ import pickle
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,17 @@ from deberta_jax.errors import InputError
 from deberta_jax.planning.compiling import versions
 from deberta_jax.planning.programs import lower_for_cuda, make_program
 from deberta_jax.planning.request import Request
+from deberta_jax.plugins import import_plugin
 
 
-def main(stage: Path) -> None:
-    """Compiles the request in a directory, and leaves its results, or ``refusal``, there."""
+def main(stage: Path, plugins: Sequence[str] = ()) -> None:
+    """Compiles the request in a directory, and leaves its results, or ``refusal``, there.
+
+    Args:
+      plugins: modules to import first, which may define the request's task and head.
+    """
+    for name in plugins:
+        import_plugin(name)
     request: Request = pickle.loads(storage.read_bytes(stage / "request"))
     began = time.perf_counter()
     facts: dict[str, Any] = {"versions": versions()}
@@ -81,4 +89,4 @@ def too_large(message: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

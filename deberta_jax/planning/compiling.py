@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import deberta_jax
-from deberta_jax import storage
+from deberta_jax import plugins, storage
 from deberta_jax.errors import InputError
 from deberta_jax.planning.request import Request
 
@@ -121,7 +121,7 @@ def _compile(request: Request, stage: Path, tick: Callable[[], object]) -> None:
     storage.write_bytes(stage / "request", pickle.dumps(request))
     with storage.writing(stage / "errors") as error_file:
         child = subprocess.Popen(
-            [sys.executable, "-m", "deberta_jax.planning.child", str(stage)],
+            [sys.executable, "-m", "deberta_jax.planning.child", str(stage), *plugins.IMPORTED],
             env=_environment(request),
             stdout=subprocess.DEVNULL,
             stderr=error_file,

@@ -25,7 +25,8 @@ def kind_name(task: str) -> str:
     name = NAMED_TASKS[task].kind if task in NAMED_TASKS else task
     if name not in TASK_KINDS:
         raise InputError(
-            f"--task {task}: is no task; there are {', '.join(TASK_KINDS)}, and by name {', '.join(NAMED_TASKS)}"
+            f"--task {task}: is no task; there are {', '.join(TASK_KINDS)}, and by name {', '.join(NAMED_TASKS)}; "
+            "import a kind of your own with --plugin"
         )
     return name
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, listed
-from deberta_jax.models import HeadSpec, head_spec
+from deberta_jax.models import HEADS, HeadSpec, head_spec
 from deberta_jax.storage import AnyPath
 from deberta_jax.weights.account import parts_present
 from deberta_jax.weights.names import part_of
@@ -88,9 +88,15 @@ def choose_all(config: DebertaConfig, file_tensors: Mapping[str, Tensor], *, lab
     legacy = "lm_predictions" not in present if {"cls", "lm_predictions"} & set(present) else config.legacy
     decoder = "lm_predictions" in present and _POSITIONS in file_tensors and not config.position_biased_input
     config = dataclasses.replace(config, legacy=legacy, mask_decoder=decoder, classifier_proj="proj" in present)
+    counts = (
+        spec.num_labels_of(count)
+        for spec in HEADS.values()
+        if spec.classifier and (count := _classifier_rows(file_tensors, spec.classifier)) is not None
+    )
+    number = next(counts, None)
+    if number is not None and number != config.num_labels and not labelled:
+        config = dataclasses.replace(config, id2label=_generic(number))
     rows = _classifier_rows(file_tensors, "classifier.weight")
-    if rows is not None and rows != config.num_labels and not labelled:
-        config = dataclasses.replace(config, id2label=_generic(rows))
     # Multiple choice has one row whatever config.json says about labels.
     labels = 1 if rows == 1 else config.num_labels
     return Choice(config, present, labels)
@@ -148,7 +154,7 @@ def _classifier(
         named = labelled and spec.num_outputs(config) == rows and config.id2label != _generic(config.num_labels)
         renamed = named and request.id2label is not None and config.id2label != asked
         if rows != spec.num_outputs(dataclasses.replace(config, id2label=asked)) or renamed:
-            has = listed(config.id2label, 20) if named else f"{rows} labels"
+            has = listed(config.id2label, 20) if named else f"{spec.num_labels_of(rows)} labels"
             differs = f"the file's classifier has {has}, asked for {listed(asked, 20)}"
     elif single and rows is not None and rows != 1:
         differs = f"the file's classifier has {rows} labels, {request.head} needs 1"
@@ -162,7 +168,7 @@ def _classifier(
     if asked is not None:
         choice.config = dataclasses.replace(config, id2label=asked)
     elif not single and differs is None and rows is not None and not labelled:
-        choice.config = dataclasses.replace(config, id2label=_generic(rows))
+        choice.config = dataclasses.replace(config, id2label=_generic(spec.num_labels_of(rows)))
 
 
 def _requested_labels(request: HeadRequest, config: DebertaConfig) -> tuple[str, ...] | None:

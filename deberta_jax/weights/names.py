@@ -290,8 +290,14 @@ def part_rows(config: DebertaConfig, part: str) -> tuple[Row, ...]:
 @functools.lru_cache(maxsize=16)
 def _derived_rows(config: DebertaConfig, part: str) -> tuple[Row, ...]:
     """Returns a row for every parameter: kernels of two axes are stored as in a torch ``Linear``, others unchanged."""
-    spec = next(spec for spec in HEADS.values() if part in spec.parts)
-    leaves = jax.tree_util.tree_flatten_with_path(abstract_params(spec.model(config))[part])[0]
+    head, spec = next((head, spec) for head, spec in HEADS.items() if part in spec.parts)
+    params = abstract_params(spec.model(config))
+    if part not in params:
+        has = ", ".join(name for name in params if name != ENCODER)
+        raise InputError(
+            f"head {head!r}: its model has no parameters named {part!r}, which its HeadSpec lists; it has {has}"
+        )
+    leaves = jax.tree_util.tree_flatten_with_path(params[part])[0]
     rows = []
     for keys, leaf in leaves:
         *modules, end = (part, *(key.key for key in keys))

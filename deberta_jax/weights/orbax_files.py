@@ -320,7 +320,10 @@ def read_orbax(directory: AnyPath, config: DebertaConfig) -> Checkpoint:
             tensors[name] = Tensor(name, shape, dtype, read)
     odd = sorted(set(shapes) - used)
     if odd:
-        raise InputError(f"{directory}: {len(odd)} leaves are not a DeBERTa model's: {listed(odd, 50)}")
+        raise InputError(
+            f"{directory}: {len(odd)} leaves are not a DeBERTa model's: {listed(odd, 50)}; "
+            "import a head of your own with --plugin"
+        )
     return Checkpoint(directory, (directory,), tensors, read_sharded=arrays.read_sharded)
 
 

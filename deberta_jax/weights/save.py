@@ -222,7 +222,7 @@ def save_pretrained(
     head, spec = spec_of_model(model)
     tree = {table.ENCODER: params} if head == "encoder" else params
     parts, labels = spec.parts_in(model.config), spec.num_outputs(model.config)
-    _check_tree(TreeLeaves(tree).shapes, model.config, parts, labels)
+    check_parameters(model, TreeLeaves(tree).shapes)
     leaves = TreeLeaves(on_first_process(tree))
     kind = None if dtype is None else as_dtype(dtype)
     tensors = torch_tensors(
@@ -256,16 +256,25 @@ def on_first_process(tree: Any) -> Any:
     return jax.tree.map(gather, tree)
 
 
-def _check_tree(
-    shapes: Mapping[str, tuple[int, ...]], config: DebertaConfig, parts: Sequence[str], labels: int
-) -> None:
-    """Raises InputError if a parameter is missing, unknown or of another shape."""
-    sizes = table.sizes(config, labels)
+def check_parameters(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Checks that a model's parameters can be saved: each has a row in the table of tensors.
+
+    Args:
+      shapes: the parameters' shapes by path; the encoder's under ``deberta``.
+
+    Raises:
+      InputError: a parameter that is missing, unknown or of another shape.
+    """
+    config = model.config
+    head, spec = spec_of_model(model)
+    if spec.named_labels and not spec.classifier:
+        raise InputError(f"head {head!r}: its HeadSpec has named_labels and must name their tensor (classifier)")
+    sizes = table.sizes(config, spec.num_outputs(config))
     expected = {}
-    for row in table.table(config, parts):
+    for row in table.table(config, spec.parts_in(config)):
         for path, shape in zip(row.tree, row.leaf_shapes(sizes), strict=True):
             expected[path] = (config.num_hidden_layers, *shape) if row.layered else shape
     wrong = [p for p in sorted(expected.keys() | shapes.keys()) if expected.get(p) != shapes.get(p)]
     if wrong:
         problems = ", ".join(f"{p} is {shapes.get(p, 'missing')}, expected {expected.get(p, 'none')}" for p in wrong)
-        raise InputError(f"the parameters are not this model's: {problems}")
+        raise InputError(f"head {head!r}: the parameters do not fit its parts {', '.join(spec.parts)}: {problems}")

@@ -113,6 +113,7 @@ HEADS["mean-pooling"] = HeadSpec(
     parts=("mlp",),
     transformers="ForMeanPooling",
     num_outputs=lambda config: config.num_labels - 1,
+    num_labels_of=lambda rows: rows + 1,
     named_labels=True,
     classifier="mlp.output.weight",
 )
