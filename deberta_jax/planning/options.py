@@ -44,7 +44,7 @@ class PlanOptions:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of the computation."""
     remat: Literal["", "none", "dots", "full"] = ""
-    """Activations that the backward pass recomputes. Not given: the fewest with which the program fits by estimate."""
+    """Activations to recompute in the backward pass. Not given: the least that fits by estimate; --sweep compares."""
     attention: Literal["auto", "reference", "xla", "blocked", "pallas"] = "auto"
     """Attention implementation. auto: what a run takes on such devices if they pass their check; --sweep compares."""
     accumulate: int = 1
