@@ -27,7 +27,6 @@ import torch
 import transformers
 
 import deberta_jax
-from deberta_jax import DebertaConfig
 from deberta_jax.data.batches import ExampleOrder, TrainingBatches, pad_batch, pad_texts
 from deberta_jax.data.tables import Table, read_table
 from deberta_jax.inference.predict import Predictor, model_inputs
@@ -35,6 +34,7 @@ from deberta_jax.models import HEADS
 from deberta_jax.sharding import global_batch, make_mesh
 from deberta_jax.tasks import TaskOptions, resolve_options, resolve_task
 from deberta_jax.tasks.named import read_task
+from deberta_jax.training.demo import small_config
 from deberta_jax.training.experiment import Optimization
 from deberta_jax.training.optimizers import make_optimizer
 from deberta_jax.training.state import make_state, parameters_of, state_shardings
@@ -42,22 +42,7 @@ from deberta_jax.training.step import compile_step, make_step
 
 VOCABULARY, BATCH, RATE, WARMUP, DECAY = 2000, 32, 1e-3, 0.1, 0.05
 PADDED_TOO = "sst2"  # is also learned by us from padded rows, to show that packing costs no accuracy
-CONFIG = DebertaConfig(
-    vocab_size=VOCABULARY + 8,
-    hidden_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=512,
-    max_position_embeddings=256,
-    relative_attention=True,
-    pos_att_type=("p2c", "c2p"),
-    position_biased_input=False,
-    position_buckets=32,
-    share_att_key=True,
-    norm_rel_ebd="layer_norm",
-    legacy=False,
-    initializer_range=0.06,
-)
+CONFIG = small_config(VOCABULARY, max_position_embeddings=256)
 CLASSES = {
     "sequence-classification": transformers.AutoModelForSequenceClassification,
     "token-classification": transformers.AutoModelForTokenClassification,

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import deberta_jax
+from deberta_jax.training.demo import small_config
 
 VOCABULARY = 4096
 HELD_OUT = "sherlock_holmes"
@@ -41,25 +42,8 @@ def prepare(data: Path, work: Path) -> None:
         (folder / path.name).write_text(path.read_text(encoding="utf-8").lower(), encoding="utf-8")
     lines = [line for path in train_files(work) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     deberta_jax.train_tokenizer([line for line in lines if line.strip()], VOCABULARY, blank)
-    config = deberta_jax.DebertaConfig(
-        vocab_size=VOCABULARY + 8,
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=128,
-        relative_attention=True,
-        pos_att_type=("p2c", "c2p"),
-        position_biased_input=False,
-        position_buckets=32,
-        share_att_key=True,
-        norm_rel_ebd="layer_norm",
-        legacy=False,
-        initializer_range=0.06,  # 0.02 is for widths near 1000: about 0.7 / sqrt(width)
-        # A few epochs of little text are not overfitted; fine-tuning has dropout.
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    # A few epochs of little text are not overfitted; fine-tuning has dropout.
+    config = small_config(VOCABULARY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     (blank / "config.json").write_text(json.dumps(config.to_hf()))
 
 

@@ -21,6 +21,7 @@ import jax
 import deberta_jax
 from deberta_jax.data.tables import read_table
 from deberta_jax.models import abstract_params
+from deberta_jax.training.demo import small_config
 
 VOCABULARY = 4000
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "sst2_from_scratch.py"
@@ -29,21 +30,7 @@ CONFIG = Path(__file__).resolve().parent.parent / "configs" / "sst2_from_scratch
 def blank_model(data: Path, directory: Path) -> None:
     """A vocabulary trained on the training sentences and a two-layer architecture, without weights."""
     deberta_jax.train_tokenizer(read_table(data / "train.tsv").texts("sentence"), VOCABULARY, directory)
-    config = deberta_jax.DebertaConfig(
-        vocab_size=VOCABULARY + 8,
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=128,
-        relative_attention=True,
-        pos_att_type=("p2c", "c2p"),
-        position_biased_input=False,
-        position_buckets=32,
-        share_att_key=True,
-        norm_rel_ebd="layer_norm",
-        legacy=False,
-    )
+    config = small_config(VOCABULARY, initializer_range=0.02)
     (directory / "config.json").write_text(json.dumps(config.to_hf()))
 
 

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deberta_jax import hub
 from deberta_jax.data.batches import length_buckets, pad_texts, plan_in_order
 from deberta_jax.data.features import Features, check_vocabulary, make_features
 from deberta_jax.errors import InputError
-from deberta_jax.models import Model, Runtime, prepare_for_inference
+from deberta_jax.inference.loading import load_for_inference
+from deberta_jax.models import Model, Runtime
 from deberta_jax.sharding import batch_sharding, global_batch, make_mesh
-from deberta_jax.text import Tokenizer, load_tokenizer
-from deberta_jax.weights import load, tokenizer_directory
+from deberta_jax.text import Tokenizer
 
 FILL_MASK = "fill-mask"
 
@@ -120,12 +119,9 @@ def load_mask_filler(
     Raises:
       InputError: the directory is not a model, or has no masked-LM head, such as that of a discriminator.
     """
-    directory, mesh = hub.resolve(model), make_mesh()
-    tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
-    source = model if hub.split_file(str(model))[1] else directory
-    network, params, _ = load(source, "masked-lm", runtime, ignore=ignore, base_model=base_model)
-    network, params = prepare_for_inference(network, params)
-    params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    network, params, tokenizer, _, mesh = load_for_inference(
+        "masked-lm", model, runtime, ignore=ignore, base_model=base_model
+    )
 
     @functools.partial(jax.jit, static_argnames="top_k", out_shardings=batch_sharding(mesh))
     def forward(params, batch, *, top_k):

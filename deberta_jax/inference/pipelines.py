@@ -5,22 +5,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deberta_jax import hub, storage
+from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features, check_vocabulary, log_cut
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.fill_mask import FILL_MASK, load_mask_filler
+from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.inference.predict import Predictor, Progress
-from deberta_jax.models import Model, Runtime, prepare_for_inference
-from deberta_jax.sharding import make_mesh
+from deberta_jax.models import Model, Runtime
 from deberta_jax.tasks import TASK_KINDS, PipelineInputs, Task, TaskOptions, task_of_model
-from deberta_jax.text import Tokenizer, load_tokenizer
-from deberta_jax.weights import load, tokenizer_directory
+from deberta_jax.text import Tokenizer
 from deberta_jax.weights.choose import HeadRequest
 from deberta_jax.weights.load import plan_head
 from deberta_jax.weights.opening import open_source
@@ -179,13 +177,9 @@ def load_model(
 
     ``max_length`` is None for that of the training run. Raises InputError as ``pipeline``.
     """
-    directory, head = hub.resolve(model), TASK_KINDS[kind].head
-    tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
-    source = model if hub.split_file(str(model))[1] else directory
-    network, params, _ = load(source, head, runtime, ignore=ignore, base_model=base_model)
-    mesh = make_mesh()
-    network, params = prepare_for_inference(network, params)
-    params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    network, params, tokenizer, directory, mesh = load_for_inference(
+        TASK_KINDS[kind].head, model, runtime, ignore=ignore, base_model=base_model
+    )
     limit = trained_length(directory) if max_length is None else max_length
     predictor = Predictor(network, tokenizer.pad_id, max_length=limit, batch_size=batch_size, mesh=mesh)
     return Loaded(network, params, tokenizer, predictor)

@@ -1,4 +1,4 @@
-"""Lists the heads. One ``HeadSpec`` describes a head to the whole package; nothing else lists heads.
+"""Lists the heads. One ``HeadSpec`` describes a head to the whole package; no other list has to change for a new one.
 
 To add a head, write a model class and register it under a name:
 

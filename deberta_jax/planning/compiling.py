@@ -58,7 +58,8 @@ def compile_here(request: Request, *, tick: Callable[[], object] = lambda: None)
       InputError: the compiler or the model does not take the request.
     """
     check_compiler(request)
-    cache = storage.cache_directory()
+    # The identity has this package's sources, but not those of a user's modules: with them nothing is kept.
+    cache = None if plugins.IMPORTED else storage.cache_directory()
     path = None if cache is None else cache / "plans" / identity(request)
     if path is not None and (path / "facts.json").is_file():
         return _read(path, cached=True)

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features
 from deberta_jax.data.table import Table
+from deberta_jax.errors import InputError
 from deberta_jax.ops.losses import Items
 from deberta_jax.tasks.columns import Columns
 from deberta_jax.text import Tokenizer
@@ -172,6 +173,26 @@ class PipelineInputs(NamedTuple):
 
 def _nothing(config: DebertaConfig) -> None:
     return None
+
+
+def read_mappings(inputs: Any, columns: Columns, form: str) -> PipelineInputs:
+    """Returns the inputs of a pipeline whose inputs are mappings: one, or an iterable of several.
+
+    Args:
+      columns: the keys that every input has, as the task's columns.
+      form: what an input looks like, for the message.
+
+    Raises:
+      InputError: an input is not a mapping with exactly these keys.
+    """
+    single = isinstance(inputs, Mapping)
+    items = [inputs] if single or not isinstance(inputs, Iterable) else list(inputs)
+    names = (*columns.text, *columns.choices)
+    for item in items:
+        if not isinstance(item, Mapping) or set(item) != set(names):
+            raise InputError(f"cannot read the input {item!r}; give {form}")
+    table = Table("the input", {name: [item[name] for item in items] for name in names}, range(1, len(items) + 1))
+    return PipelineInputs(table, columns, single)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Defines multiple choice: the model scores each choice as one text, and the highest score is the answer."""
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -15,7 +15,7 @@ from deberta_jax.data.table import Table, shown
 from deberta_jax.errors import InputError
 from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
-from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, Task, TaskKind, TaskOptions
+from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, Task, TaskKind, TaskOptions, read_mappings
 from deberta_jax.tasks.columns import Columns, first_columns, label_column, unknown_column
 from deberta_jax.tasks.squad import answer_scores
 from deberta_jax.tasks.text_classification import confusion, mean_loss, probabilities
@@ -202,15 +202,8 @@ def _unlabelled(options: TaskOptions, table: Table, known: Collection[str]) -> l
 
 
 def _pipeline_inputs(inputs: Any) -> PipelineInputs:
-    """Reads a mapping of ``text`` and ``choices``, or a list of those. Raises InputError for anything else."""
-    single = isinstance(inputs, Mapping)
-    items = [inputs] if single or not isinstance(inputs, Iterable) else list(inputs)
-    for item in items:
-        if not isinstance(item, Mapping) or set(item) != {"text", "choices"}:
-            raise InputError(f"cannot read the input {item!r}; give {{'text': ..., 'choices': [...]}}")
-    columns = {name: [item[name] for item in items] for name in ("text", "choices")}
-    table = Table("the input", columns, range(1, len(items) + 1))
-    return PipelineInputs(table, Columns(("text",), "", ("choices",)), single)
+    """Reads mappings of ``text`` and ``choices``. Raises InputError for anything else."""
+    return read_mappings(inputs, Columns(("text",), "", ("choices",)), "{'text': ..., 'choices': [...]}")
 
 
 MULTIPLE_CHOICE = TaskKind(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -13,11 +13,10 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features, span_features
 from deberta_jax.data.questions import answer_lists, answer_span, unfindable_rows
 from deberta_jax.data.table import Table
-from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS
 from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
-from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, Task, TaskKind, TaskOptions
+from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, Task, TaskKind, TaskOptions, read_mappings
 from deberta_jax.tasks.columns import Columns
 from deberta_jax.tasks.squad import Answers, answer_scores, collect_answers, squad_metrics
 from deberta_jax.tasks.text_classification import probabilities
@@ -209,15 +208,8 @@ def _unlabelled(options: TaskOptions, table: Table, known: Collection[str]) -> l
 
 
 def _pipeline_inputs(inputs: Any) -> PipelineInputs:
-    """Reads a mapping of ``question`` and ``context``, or a list of those. Raises InputError for anything else."""
-    single = isinstance(inputs, Mapping)
-    items = [inputs] if single or not isinstance(inputs, Iterable) else list(inputs)
-    for item in items:
-        if not isinstance(item, Mapping) or set(item) != {"question", "context"}:
-            raise InputError(f"cannot read the input {item!r}; give {{'question': ..., 'context': ...}}")
-    columns = {name: [item[name] for item in items] for name in ("question", "context")}
-    table = Table("the input", columns, range(1, len(items) + 1))
-    return PipelineInputs(table, Columns(("question", "context"), "answers"), single)
+    """Reads mappings of ``question`` and ``context``. Raises InputError for anything else."""
+    return read_mappings(inputs, Columns(("question", "context"), "answers"), "{'question': ..., 'context': ...}")
 
 
 QUESTION_ANSWERING = TaskKind(

@@ -56,9 +56,10 @@ def resolve_options(options: Options, table: Table, *, labelled: bool = True) ->
     name = kind_name(o.task or (MULTI_LABEL_NAME if o.labels else guess_kind(table)))
     columns = TASK_KINDS[name].columns(table, o, labelled)
     if o.labels:
-        if TASK_KINDS[name].with_labels is None:
+        several = TASK_KINDS[name].with_labels
+        if several is None:
             raise InputError(f"--labels: goes with --task {MULTI_LABEL_NAME}, not with {o.task}")
-        name, columns = TASK_KINDS[name].with_labels or name, dataclasses.replace(columns, label="")
+        name, columns = several, dataclasses.replace(columns, label="")
     fields: dict[str, Any] = {"task": name} | dataclasses.asdict(columns)
     guessed = [f"--{key} {_shown(value)}" for key, value in fields.items() if value and not getattr(o, key)]
     if guessed:

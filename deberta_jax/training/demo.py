@@ -15,6 +15,7 @@ import time
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -193,24 +194,35 @@ def parameter_count(directory: Path) -> int:
     return sum(int(np.prod(t["shape"])) for name, t in header.items() if name != "__metadata__")
 
 
+def small_config(vocabulary: int, **changes: Any) -> DebertaConfig:
+    """Returns the config of a v3 model of two layers that CPUs train in minutes.
+
+    Args:
+      vocabulary: number of tokens that a tokenizer is trained for; it adds a few of its own.
+      changes: other fields of the config, or other values.
+    """
+    fields: dict[str, Any] = {
+        "vocab_size": vocabulary + 8,
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 512,
+        "max_position_embeddings": 128,
+        "relative_attention": True,
+        "pos_att_type": ("p2c", "c2p"),
+        "position_biased_input": False,
+        "position_buckets": 32,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "legacy": False,
+        "initializer_range": 0.06,  # 0.02 is for widths near 1000: about 0.7 / sqrt(width)
+    }
+    return DebertaConfig(**{**fields, **changes})
+
+
 def write_blank_model(output: Path) -> None:
     """Writes a directory with a vocabulary trained on the text and the config of a small v3 model, without weights."""
-    config = DebertaConfig(
-        vocab_size=VOCABULARY + 8,
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=128,
-        relative_attention=True,
-        pos_att_type=("p2c", "c2p"),
-        position_biased_input=False,
-        position_buckets=32,
-        share_att_key=True,
-        norm_rel_ebd="layer_norm",
-        legacy=False,
-        initializer_range=0.06,  # 0.02 is for widths near 1000: about 0.7 / sqrt(width)
-    )
+    config = small_config(VOCABULARY)
     blank = output / "blank"
     if not (blank / "config.json").is_file():
         _log.info("training a vocabulary of %d pieces", VOCABULARY)

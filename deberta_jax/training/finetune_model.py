@@ -16,7 +16,7 @@ from deberta_jax.tasks import Task
 from deberta_jax.training.experiment import Finetune, model_runtime
 from deberta_jax.training.lora import Lora, find_kernels, init_lora, lora_parameters, merge
 from deberta_jax.training.objective import Objective
-from deberta_jax.training.optimizers import frozen_paths, path_of
+from deberta_jax.training.optimizers import frozen_paths
 from deberta_jax.training.sift import Sift, check_sift, normalized_words, sift_terms
 from deberta_jax.training.state import Parameters, parameters_of
 from deberta_jax.training.step import Loss
@@ -80,7 +80,7 @@ def make_model(e: Finetune, config: DebertaConfig, task: Task) -> TrainedModel:
     model = head_spec(task.head).model.create(configured, model_runtime(e))
     initial_params = lambda shardings: _initial_params(e, model, task.head, config.id2label, shardings)
     base = parameters_of(model)
-    check_parameters(model, {path: leaf.shape for path, leaf in _leaves(base.shapes)})
+    check_parameters(model, base.shapes)
     base = dataclasses.replace(base, frozen=frozen_paths(e.optimization, base.shapes))
     if e.reinit_layers and any("/layers/" in path for path in base.frozen):
         raise InputError("--reinit-layers: --freeze would leave layers as they are initialized; leave one of them out")
@@ -96,10 +96,6 @@ def make_model(e: Finetune, config: DebertaConfig, task: Task) -> TrainedModel:
         return {"base": initial_params(shardings["base"]), "lora": update}
 
     return TrainedModel(model, lora_parameters(base, lora), initial_lora, lambda params: merge(params, lora), lora)
-
-
-def _leaves(tree: Any) -> list[tuple[str, Any]]:
-    return [(path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
 def _initial_params(e: Finetune, model: Model, head: str, labels: Sequence[str], shardings: Any) -> Any:

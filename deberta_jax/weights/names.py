@@ -310,7 +310,8 @@ def _derived_rows(config: DebertaConfig, part: str) -> tuple[Row, ...]:
 
 def is_head_name(name: str) -> bool:
     """Tells whether a canonical name belongs to a head of ``HEADS``."""
-    return name in _HEAD_NAMES or part_of(name) in set(all_parts()) - set(_PART_ROWS)
+    part = part_of(name)
+    return name in _HEAD_NAMES or (part not in _PART_ROWS and part in all_parts())
 
 
 _HEAD_NAMES = {row.torch for rows in _PART_ROWS.values() for row in rows} | {

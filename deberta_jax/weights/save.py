@@ -222,7 +222,7 @@ def save_pretrained(
     head, spec = spec_of_model(model)
     tree = {table.ENCODER: params} if head == "encoder" else params
     parts, labels = spec.parts_in(model.config), spec.num_outputs(model.config)
-    check_parameters(model, TreeLeaves(tree).shapes)
+    check_parameters(model, tree)
     leaves = TreeLeaves(on_first_process(tree))
     kind = None if dtype is None else as_dtype(dtype)
     tensors = torch_tensors(
@@ -256,16 +256,16 @@ def on_first_process(tree: Any) -> Any:
     return jax.tree.map(gather, tree)
 
 
-def check_parameters(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_parameters(model: Model, tree: Mapping[str, Any]) -> None:
     """Checks that a model's parameters can be saved: each has a row in the table of tensors.
 
     Args:
-      shapes: the parameters' shapes by path; the encoder's under ``deberta``.
+      tree: the parameters, or their shapes; the encoder's under ``deberta``.
 
     Raises:
       InputError: a parameter that is missing, unknown or of another shape.
     """
-    config = model.config
+    config, shapes = model.config, TreeLeaves(tree).shapes
     head, spec = spec_of_model(model)
     if spec.named_labels and not spec.classifier:
         raise InputError(f"head {head!r}: its HeadSpec has named_labels and must name their tensor (classifier)")

@@ -1,0 +1,58 @@
+"""Loads a trained model for inference: its weights on all devices, prepared, and its tokenizer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from deberta_jax import hub
+from deberta_jax.models import Model, Runtime, prepare_for_inference
+from deberta_jax.sharding import make_mesh
+from deberta_jax.text import Tokenizer, load_tokenizer
+from deberta_jax.weights import load, tokenizer_directory
+
+
+class InferenceModel(NamedTuple):
+    """Holds a model that is prepared for inference.
+
+    Attributes:
+      model, params: as ``prepare_for_inference`` returns them, with a copy of the parameters on every device.
+      tokenizer: that of the directory, or of an adapter's base.
+      directory: the local directory of the model.
+      mesh: all devices.
+    """
+
+    model: Model
+    params: Any
+    tokenizer: Tokenizer
+    directory: Path
+    mesh: Mesh
+
+
+def load_for_inference(
+    head: str,
+    model: str | Path,
+    runtime: Runtime,
+    *,
+    ignore: Sequence[str] = (),
+    base_model: str | Path | None = None,
+) -> InferenceModel:
+    """Loads a model directory or a hub id with a head.
+
+    Args:
+      head: a key of ``models.HEADS``.
+      model, ignore, base_model: as for ``from_pretrained``.
+      runtime: how the model is computed.
+
+    Raises:
+      InputError: the directory is not a model, or has no such head.
+    """
+    directory, mesh = hub.resolve(model), make_mesh()
+    tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
+    source = model if hub.split_file(str(model))[1] else directory
+    network, params, _ = load(source, head, runtime, ignore=ignore, base_model=base_model)
+    network, params = prepare_for_inference(network, params)
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    return InferenceModel(network, params, tokenizer, directory, mesh)
