@@ -1,5 +1,6 @@
 """Parts of JAX that disappear take the kernels written with them along, and nothing else."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -105,3 +106,17 @@ def test_importing_the_package_imports_no_kernel_backend():
     script = "import sys, deberta_jax; print([m for m in sys.modules if m.startswith('jax.experimental.pallas')])"
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_kernels_choose_by_the_name_that_a_platform_has_within_a_kernel():
+    """There a TPU is "mosaic". "tpu" is accepted and never chosen; kernels for GPUs cannot choose at all."""
+    names = {"tpu": {"mosaic", "default"}, "gpu": set()}
+    calls = [
+        (folder, {keyword.arg for keyword in node.keywords})
+        for folder in names
+        for path in (ROOT / "deberta_jax/ops/attention" / folder).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("platform_dependent")
+    ]
+    assert calls
+    assert all(keywords <= names[folder] for folder, keywords in calls), calls

@@ -45,11 +45,12 @@ def roll_rows(tile: Any) -> Any:
 
     Mosaic refuses rolls in which the 8 rows of a register straddle a multiple of 128; if the first row is rolled by 1,
     none does. In the interpreter a gather gives the same: its roll is 128 operations, which take seconds to compile.
+    Within a kernel the platform of a TPU is called "mosaic"; "tpu" would never be chosen.
     """
     lane, row = _lanes_and_rows()
     return lax.platform_dependent(
         tile,
-        tpu=roll_rows_on_tpu,
+        mosaic=roll_rows_on_tpu,
         default=lambda tile: jnp.take_along_axis(tile, (lane - row - 1) & (TILE - 1), axis=1),
     )
 
