@@ -125,15 +125,9 @@ def read_json_object(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, 
     if isinstance(source, Mapping):
         return dict(source), "config"
     path = Path(source)
-    try:
-        raw = storage.read_json(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; a model directory needs a config.json") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({brief(error, 120)})") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(raw).__name__}")
-    return raw, str(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; a model directory needs a config.json")
+    return storage.read_json_object(path), str(path)
 
 
 def parse_config(raw: Mapping[str, Any], where: str, known: Collection[str], hidden_size: int) -> Contents:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deberta_jax import storage
+from deberta_jax import errors, storage
 from deberta_jax.errors import InputError
 
 PACKAGE = Path(storage.__file__).parents[1]
@@ -209,7 +210,7 @@ def test_a_directory_replaced_never_holds_old_beside_new_with_the_last_file(tmp_
 def test_what_lies_under_the_names_of_partial_files_and_locks_is_not_followed(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    (tmp_path / ".a.txt.partial").symlink_to(victim)
+    (tmp_path / ".a.txt.partial-00000000").symlink_to(victim)
     storage.write_text(tmp_path / "a.txt", "text")
     assert not (tmp_path / "a.txt").is_symlink()
     (tmp_path / ".b.txt.lock").write_text("mine")
@@ -393,3 +394,124 @@ def test_where_the_cache_lies(tmp_path, monkeypatch):
     assert storage.cache_directory() is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert storage.cache_directory() == tmp_path / "cache" / "deberta_jax"
+
+
+def test_only_regular_files_of_the_expected_size_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "sparse.json", "wb") as file:
+        file.truncate(100 << 30)
+    began = time.perf_counter()
+    for read in (storage.read_bytes, storage.read_text, storage.read_json, storage.read_json_lines):
+        with pytest.raises(InputError, match="pipe: is a pipe; give a regular file"):
+            read(tmp_path / "pipe")
+        with pytest.raises(InputError, match=r"sparse.json: has 107,374,182,400 bytes; such a file has at most"):
+            read(tmp_path / "sparse.json")
+    with pytest.raises(InputError, match=r"is a directory|Is a directory"):
+        storage.read_bytes(tmp_path)
+    with pytest.raises(InputError, match=r"/dev/zero: is a device"):
+        storage.read_bytes("/dev/zero")
+    with pytest.raises(InputError, match="/dev/stdin: is a stream; give a file"):
+        storage.read_bytes("/dev/stdin")
+    with pytest.raises(InputError, match="none: No such file or directory; check the path"):
+        storage.read_bytes(tmp_path / "none")
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not readable as JSON"),
+        (b"\xff\xfe", "not UTF-8 at byte 0; convert the file to UTF-8"),
+        (b"{'a': 1}", "not readable as JSON"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        (b"[" * 65 + b"]" * 65, "nested more than 64 levels deep"),
+        (b'{"a": ' * 500 + b"1" + b"}" * 500, "nested more than 64 levels deep"),
+        (b"1" * 5000, "an integer of 5000 digits"),
+        (b'{"a": -100000000000000000000}', "an integer of 21 digits"),
+    ],
+)
+def test_json_that_is_none_or_is_made_to_break_its_reader(content, message, tmp_path):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=f"a.json: .*{message}"):
+        storage.read_json(tmp_path / "a.json")
+
+
+def test_json_that_is_unusual_but_right(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"[" * 64 + b"-18446744073709551616" + b"]" * 64)
+    value = storage.read_json(tmp_path / "a.json")
+    for _ in range(64):
+        value = value[0]
+    assert value == -(2**64)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"metrics": {}}', "damaged: step is missing; expected int"),
+        ('{"step": true, "metrics": {}}', "damaged: step is True; expected int"),
+        ('{"step": 1.0, "metrics": {}}', "damaged: step is 1.0; expected int"),
+        ('{"step": 1, "metrics": [[[[[[1]]]]]]}', r"damaged: metrics is \[\[\[\[<list>\]\]\]\]; expected dict"),
+        ('{"step": 1, "metrics": {}, "loss": "a"}', "damaged: loss is 'a'; expected float or null"),
+        ("[]", "expected a JSON object, found list"),
+    ],
+)
+def test_a_record_with_a_field_of_another_type(content, message, tmp_path):
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        storage.read_record(tmp_path / "r.json", {"step": int, "metrics": dict, "loss": (float, type(None))})
+
+
+def test_a_record_keeps_what_is_not_asked_for(tmp_path):
+    (tmp_path / "r.json").write_text('{"step": 1, "loss": 2, "more": [1]}')
+    read = storage.read_record(tmp_path / "r.json", {"step": int, "loss": float})
+    assert read == {"step": 1, "loss": 2, "more": [1]}
+
+
+def test_values_from_files_in_messages_are_short_and_printable():
+    shared = ()
+    for _ in range(60):
+        shared = (shared, shared)
+    began = time.perf_counter()
+    for value in (
+        shared,
+        {"a" * 10**7: shared},
+        [10**100_000],
+        b"x" * 10**7,
+        "\x1b[2J" * 10**6,
+        object(),
+        [None] * 10**6,
+    ):
+        text = errors.shown(value)
+        assert len(text) <= 70
+        assert text.isprintable()
+    assert time.perf_counter() - began < 1
+    assert errors.shown({"a": [1, None, "x"], "b": (2.5,)}) == repr({"a": [1, None, "x"], "b": (2.5,)})
+    message = str(InputError(f"{'a' * 10**6}\x1b[31m end"))
+    assert len(message) < 4100
+    assert message.endswith(r"\x1b[31m end")
+
+
+def test_temporary_names_are_new_each_time_and_left_ones_go_after_an_hour(tmp_path, monkeypatch):
+    names = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (names.append(Path(old).name), replace(old, new)))
+    for _ in range(20):
+        storage.write_text(tmp_path / "a", "x")
+    assert len(set(names)) == 20
+    assert all(re.fullmatch(r"\.a\.partial-[0-9a-f]{8}", name) for name in names)
+    for name, age in ((".a.partial-00000001", 10), (".a.partial-00000002", 4000), (".a.partial-mine", 4000)):
+        (tmp_path / name).write_text("x")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    storage.write_text(tmp_path / "a", "x")
+    assert names_in(tmp_path) == [".a.partial-00000001", ".a.partial-mine", "a"]
+
+
+def test_a_cached_directory_has_the_permissions_of_the_umask(tmp_path):
+    old = os.umask(0o022)
+    try:
+        with storage.made_once(tmp_path / "entry") as stage:
+            storage.write_text(stage / "a", "x")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "entry").stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "entry" / "a").stat().st_mode) == 0o644

@@ -86,7 +86,7 @@ def read_content(path: str) -> bytes:
 def stored(path: str) -> Iterator[BinaryIO]:
     """Yields a file opened for reading the stored bytes. Raises InputError if it cannot be read."""
     try:
-        with storage.opened(path) as stream:
+        with storage.opened(path, stream=True) as stream:
             yield stream
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None

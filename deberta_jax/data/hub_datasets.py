@@ -51,9 +51,13 @@ def digest(path: str) -> str:
         content = json.dumps([table.columns, dict(table.class_names)], sort_keys=True, default=str).encode()
     elif is_dataset(path):
         files = sorted(file for file in Path(path).rglob("*") if file.is_file())
-        parts = [
-            [file.relative_to(path).as_posix(), hashlib.sha256(storage.read_bytes(file)).hexdigest()] for file in files
-        ]
+        parts = []
+        for file in files:
+            hashed = hashlib.sha256()
+            with storage.opened(file) as stream:
+                while block := stream.read(1 << 24):
+                    hashed.update(block)
+            parts.append([file.relative_to(path).as_posix(), hashed.hexdigest()])
         content = json.dumps(parts).encode()
     else:
         if storage.is_stream(path):

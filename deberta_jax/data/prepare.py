@@ -215,11 +215,11 @@ class _Run:
             self._keep(Shard.read(files[0]))
         if finished:
             unigrams = self.directory / UNIGRAMS
-            if not unigrams.is_file() or storage.read_bytes(unigrams) != _npy(self.unigrams):
+            if not unigrams.is_file() or storage.read_bytes(unigrams, storage.LARGE) != _npy(self.unigrams):
                 raise damaged(unigrams, "missing or changed")
             return
         kept = {f"{shard.name}.{kind}" for shard in self.shards for kind in ("json", "tokens", "lengths")}
-        for path in [*self.directory.glob("shard-*"), *self.directory.glob(".*.partial")]:
+        for path in [*self.directory.glob("shard-*"), *self.directory.glob(".*.partial-*")]:
             if path.name not in kept:
                 storage.remove(path)
         if self.shards:

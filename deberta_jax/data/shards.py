@@ -156,8 +156,8 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = storage.read_json(path)
-    except (OSError, ValueError) as error:
-        raise damaged(path, f"not readable ({error})") from None
+    except InputError as error:
+        raise damaged(path, str(error).removeprefix(f"{path}: ")) from None
     version = record.get("version", VERSION) if isinstance(record, dict) else VERSION
     if version != VERSION:
         raise InputError(

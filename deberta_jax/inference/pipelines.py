@@ -207,7 +207,7 @@ def trained_experiment(directory: Path) -> dict[str, Any] | None:
     if not record.is_file():
         return None
     try:
-        experiment = storage.read_json(record).get("experiment")
-    except (ValueError, AttributeError):
+        experiment = storage.read_json_object(record).get("experiment")
+    except InputError:
         return {}
     return experiment if isinstance(experiment, dict) else {}

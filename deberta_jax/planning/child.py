@@ -1,4 +1,4 @@
-"""Compiles a request in a process of its own: reads ``request``, writes ``facts.json`` and ``program.hlo.gz``."""
+"""Compiles a request in a process of its own: reads a pickled request, writes ``facts.json`` and ``program.hlo.gz``."""
 
 import gzip
 import pickle
@@ -20,15 +20,17 @@ from deberta_jax.planning.request import Request
 from deberta_jax.plugins import import_plugin
 
 
-def main(stage: Path, plugins: Sequence[str] = ()) -> None:
-    """Compiles the request in a directory, and leaves its results, or ``refusal``, there.
+def main(stage: Path, pickled: bytes, plugins: Sequence[str] = ()) -> None:
+    """Compiles a request, and leaves its results, or ``refusal``, in a directory.
 
     Args:
+      stage: the directory.
+      pickled: the request; it comes through a pipe that only the parent process can write to.
       plugins: modules to import first, which may define the request's task and head.
     """
     for name in plugins:
         import_plugin(name)
-    request: Request = pickle.loads(storage.read_bytes(stage / "request"))
+    request: Request = pickle.loads(pickled)
     began = time.perf_counter()
     facts: dict[str, Any] = {"versions": versions()}
     try:
@@ -89,4 +91,4 @@ def too_large(message: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), sys.stdin.buffer.read(), sys.argv[2:])

@@ -1,5 +1,6 @@
 """Compiles requests in a child process, because bad input can crash a compiler; and keeps the results."""
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import deberta_jax
 from deberta_jax import plugins, storage
@@ -70,7 +71,7 @@ def compile_here(request: Request, *, tick: Callable[[], object] = lambda: None)
 
 def _read(path: Path, *, cached: bool) -> Compiled:
     program = path / "program.hlo.gz"
-    text = gzip.decompress(storage.read_bytes(program)).decode() if program.is_file() else ""
+    text = gzip.decompress(storage.read_bytes(program, storage.LOG)).decode() if program.is_file() else ""
     return Compiled(storage.read_json(path / "facts.json"), text, cached)
 
 
@@ -118,16 +119,21 @@ def identity(request: Request) -> str:
 
 
 def _compile(request: Request, stage: Path, tick: Callable[[], object]) -> None:
-    """Compiles in a process of its own, which writes its results into ``stage``."""
-    storage.write_bytes(stage / "request", pickle.dumps(request))
+    """Compiles in a process of its own, which writes its results into ``stage``.
+
+    The request goes through a pipe: a pickle in a file might be replaced by somebody who can write the directory.
+    """
     with storage.writing(stage / "errors") as error_file:
         child = subprocess.Popen(
             [sys.executable, "-m", "deberta_jax.planning.child", str(stage), *plugins.IMPORTED],
             env=_environment(request),
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=error_file,
         )
         try:
+            with contextlib.suppress(BrokenPipeError), cast(BinaryIO, child.stdin) as pipe:
+                pickle.dump(request, pipe)
             while True:
                 try:
                     child.wait(1)
@@ -141,9 +147,9 @@ def _compile(request: Request, stage: Path, tick: Callable[[], object]) -> None:
     if refusal.is_file():
         raise InputError(storage.read_text(refusal))
     if child.returncode != 0:
-        errors = storage.read_bytes(stage / "errors").decode("utf-8", "replace")
+        errors = storage.read_bytes(stage / "errors", storage.LOG).decode("utf-8", "replace")
         raise InputError(_crash_message(request, child.returncode, errors))
-    storage.remove(stage / "request")
+    storage.remove(stage / "errors")
 
 
 def _environment(request: Request) -> dict[str, str]:

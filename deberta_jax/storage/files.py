@@ -1,92 +1,24 @@
-"""Reads files, or parts of them, and writes files atomically."""
+"""Writes files atomically, makes directories, and removes either."""
 
 import contextlib
 import json
-import mmap
 import os
+import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import numpy as np
+from deberta_jax.storage.paths import AnyPath, check_file_kind, descriptor, is_remote, reaching
 
-from deberta_jax.errors import InputError
-from deberta_jax.storage.paths import AnyPath, as_path, check_file_kind, descriptor, is_remote, reaching
+_RANDOM = 8
+"""Number of random characters in a temporary name."""
 
-
-@contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Yields a file opened for reading bytes. Raises OSError for a local file, InputError for a URL."""
-    if is_remote(path):
-        with reaching(path) as remote, remote.open("rb") as file:
-            yield cast(BinaryIO, file)
-        return
-    with open(Path(path).expanduser(), "rb") as file:
-        yield file
-
-
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Returns the bytes of a file. Raises OSError if it cannot be read."""
-    with opened(path) as file:
-        return file.read()
-
-
-def read_range(path: str | os.PathLike[str], start: int, size: int) -> bytes:
-    """Returns ``size`` bytes of a file from offset ``start``, or fewer at its end. Raises OSError."""
-    with opened(path) as file:
-        file.seek(start)
-        return file.read(size)
-
-
-def read_text(path: str | os.PathLike[str]) -> str:
-    """Returns the text of a UTF-8 file. Raises OSError if it cannot be read, InputError if it is not UTF-8."""
-    try:
-        return read_bytes(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Returns the value of a JSON file. Raises OSError if it cannot be read, ValueError if it is not JSON."""
-    return json.loads(read_text(path))
-
-
-def read_json_lines(path: str | os.PathLike[str]) -> list[Any]:
-    """Returns the values of a JSON lines file, up to the first line that is not JSON.
-
-    A killed process may leave an incomplete line. A file that does not exist gives an empty list.
-
-    Raises:
-      OSError: the file cannot be read.
-    """
-    values = []
-    if as_path(path).is_file():
-        for line in read_text(path).splitlines():
-            try:
-                values.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return values
-
-
-def mapped_array(path: str | os.PathLike[str], dtype: np.dtype) -> np.ndarray:
-    """Maps a file of numbers into memory as an array [number of items]. Raises OSError, ValueError."""
-    return np.memmap(path, dtype, "r") if os.path.getsize(path) else np.empty(0, dtype)
-
-
-def mapped_npy(path: str | os.PathLike[str]) -> np.ndarray:
-    """Maps the array of a ``.npy`` file into memory. Raises OSError, ValueError, EOFError."""
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-@contextmanager
-def mapped(path: str | os.PathLike[str]) -> Iterator[mmap.mmap]:
-    """Yields the bytes of a local file, mapped into memory for reading. Raises OSError, ValueError."""
-    with opened(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        yield view
+_OLD_SECONDS = 3600
+"""Age after which the temporary file of another process is taken for the rest of a killed one."""
 
 
 @contextmanager
@@ -123,13 +55,27 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
-def partial_name(name: str) -> str:
-    """Returns the temporary name under which a file or directory is written before it is renamed."""
-    return f".{name}.partial"
+def partial_pattern(name: str) -> str:
+    """Returns the pattern of the temporary names under which a file or directory is written before it is renamed."""
+    return f".{name}.partial-*"
+
+
+def partials(directory: Path, name: str) -> list[Path]:
+    """Returns what processes that were killed have left of a file or directory in ``directory``."""
+    pattern = partial_pattern(name)
+    return [path for path in directory.iterdir() if _is_partial(path.name, pattern)] if directory.is_dir() else []
+
+
+def _is_partial(name: str, pattern: str) -> bool:
+    begin = pattern.removesuffix("*")
+    return name.startswith(begin) and len(name) == len(begin) + _RANDOM
 
 
 class StagedFile:
     """Writes a local file under a temporary name in the same directory until ``keep`` renames it.
+
+    The temporary name cannot be guessed and is created exclusively. So in a directory that others can write too, a link
+    or a file that somebody has put there is never followed or written.
 
     Raises:
       OSError: the path cannot be written.
@@ -137,8 +83,8 @@ class StagedFile:
 
     def __init__(self, path: Path):
         self.target = Path(os.path.realpath(path))
-        self.partial = self.target.with_name(partial_name(self.target.name))
-        self.partial.unlink(missing_ok=True)  # left by a killed process; "xb" below then never follows a link
+        _remove_old_partials(self.target)
+        self.partial = self.target.with_name(temporary_name(self.target.name))
         self.file: BinaryIO = open(self.partial, "xb")  # noqa: SIM115  # closed by keep and drop
 
     def keep(self) -> None:
@@ -155,6 +101,21 @@ class StagedFile:
         with contextlib.suppress(OSError):  # closing flushes the buffer, which may not fit on the disk
             self.file.close()
         self.partial.unlink(missing_ok=True)
+
+
+def temporary_name(name: str) -> str:
+    """Returns a new name for what is written before it is renamed to ``name``. It cannot be guessed."""
+    return partial_pattern(name).replace("*", secrets.token_hex(_RANDOM // 2))
+
+
+def _remove_old_partials(target: Path) -> None:
+    """Removes what killed processes have left of a file. Another process may be writing the recent ones."""
+    limit = time.time() - _OLD_SECONDS
+    with contextlib.suppress(OSError):  # of another user, or removed meanwhile
+        for path in partials(target.parent, target.name):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_mtime < limit:
+                path.unlink()
 
 
 def _stream(path: Path) -> BinaryIO | None:

@@ -9,6 +9,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import IO, BinaryIO, TextIO, cast
 import filelock
 
 from deberta_jax.errors import InputError
-from deberta_jax.storage.files import make_directory, partial_name, remove, writing
+from deberta_jax.storage.files import make_directory, partials, remove, temporary_name, writing
 from deberta_jax.storage.paths import check_file_kind, descriptor, explain, is_stream
 
 LOCK = ".lock"
@@ -63,6 +64,7 @@ def output_file(option: str, name: str | os.PathLike[str]) -> Iterator[BinaryIO]
             if not is_stream(path):
                 target = Path(os.path.realpath(path))
                 stack.enter_context(locked(_lock_beside(target), f"{option} {name}"))
+                _remove_old(target.parent, target.name, seconds=0)  # no other process writes it now
             file = stack.enter_context(writing(path))
         except OSError as error:
             raise InputError(f"{option} {explain(error)}") from None
@@ -229,8 +231,8 @@ def staged(directory: Path, *, last: str, stale: tuple[str, ...] = ()) -> Iterat
     existing = directory.is_dir()
     parent = directory if existing else directory.parent
     with _made(parent), locked(parent / _lock_beside(directory).name, str(directory)):
-        stage = parent / partial_name(directory.name)
-        remove(stage)  # left by a killed process
+        _remove_old(parent, directory.name, seconds=0)  # no other process writes there now
+        stage = parent / temporary_name(directory.name)
         stage.mkdir()
         try:
             yield stage
@@ -289,8 +291,10 @@ def made_once(directory: Path) -> Iterator[Path]:
     Raises:
       OSError: the directory cannot be written.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory.parent))
+    make_directory(directory.parent)
+    stage = directory.parent / temporary_name("made")
+    _remove_old(directory.parent, "made", seconds=24 * 3600)  # others may be at work there
+    stage.mkdir()  # with the permissions that the umask gives: several users may share a cache
     try:
         yield stage
         try:
@@ -300,6 +304,14 @@ def made_once(directory: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _remove_old(directory: Path, name: str, *, seconds: int) -> None:
+    """Removes what killed processes have left of a file or directory, if it is at least so many seconds old."""
+    for path in partials(directory, name):
+        with contextlib.suppress(OSError):  # of another user, in a directory that many can write; or removed meanwhile
+            if path.lstat().st_mtime <= time.time() - seconds:
+                remove(path)
 
 
 @contextmanager

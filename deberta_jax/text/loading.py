@@ -70,7 +70,7 @@ def load_vocab_and_merges(directory: Path) -> Tokenizer:
     vocab = read_object(directory / "vocab.json")
     if not vocab or not all(isinstance(index, int) for index in vocab.values()):
         raise InputError(f"{directory / 'vocab.json'} is not an object of piece: id")
-    lines = storage.read_text(directory / "merges.txt").split("\n")
+    lines = storage.read_text(directory / "merges.txt", storage.LARGE).split("\n")
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in merges):
         raise InputError(
@@ -127,13 +127,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    try:
-        value = storage.read_json(path)
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
+    return storage.read_json_object(path, storage.LARGE)
 
 
 def added_tokens(directory: Path, known: dict[str, int], count: int | None, *, bpe: bool = False) -> AddedTokens:

@@ -40,7 +40,7 @@ def read_bpe_encoder(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]
         InputError: the file is not of this form, or would run code.
     """
     try:
-        content = _load(storage.read_bytes(path))
+        content = _load(storage.read_bytes(path, storage.LARGE))
         names = {str(index): piece for piece, index in content["encoder"].items()}
         ordered = [names.get(entry[0], entry[0]) for entry in content["dict_map"]]
         merges = [(str(first), str(second)) for first, second in content["vocab"]]

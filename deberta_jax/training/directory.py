@@ -44,17 +44,18 @@ def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None
         return None
     saved = directory / "experiment.json"
     # A run that is killed when it starts leaves its lock and the beginning of that file.
-    left = {storage.LOCK, storage.partial_name(saved.name)}
-    if all(path.name in left for path in directory.iterdir()):
+    left = {directory / storage.LOCK, *storage.partials(directory, saved.name)}
+    if left.issuperset(directory.iterdir()):
         return None
     if not saved.is_file():
         raise InputError(f"--output {directory}: is not empty and holds no run; give another directory")
     try:
-        theirs = storage.read_json(saved)
-    except ValueError:
-        theirs = None
-    if not isinstance(theirs, dict) or "job" not in theirs:
-        raise InputError(f"--output {directory}: its experiment.json is not a run's; give another directory")
+        theirs = storage.read_record(saved, {"job": str})
+    except InputError as error:
+        why = str(error).removeprefix(f"{saved}: ")
+        raise InputError(
+            f"--output {directory}: its experiment.json is not a run's ({why}); give another directory"
+        ) from None
     why = difference(dict(record), theirs)
     if why is not None:
         raise InputError(f"--output {directory}: holds another run ({why}); give another directory or delete it")
@@ -63,6 +64,6 @@ def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None
     finished = directory / "result.json"
     if not finished.is_file():
         return None
-    found = storage.read_json(finished)
+    found = storage.read_record(finished, {"step": int, "metrics": dict})
     _log.info("%s: this run has finished, at step %d of its best checkpoint; nothing to do", directory, found["step"])
     return Result(found["step"], found["metrics"])

@@ -134,7 +134,7 @@ def _check_head(
 def _write_other_files(directory: AnyPath, files: Sequence[AnyPath], config: str) -> None:
     """Copies the tokenizer files and writes config.json last: a directory without it is no model directory."""
     for file in files:
-        storage.write_bytes(directory / file.name, storage.read_bytes(file))
+        storage.write_bytes(directory / file.name, storage.read_bytes(file, storage.LARGE))
     storage.write_text(directory / "config.json", config)
 
 

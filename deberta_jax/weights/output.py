@@ -27,9 +27,8 @@ def check_free(directory: Path, *, overwrite: bool) -> None:
     Raises:
       InputError: it is a file, it cannot be written, or it has other contents and not ``overwrite``.
     """
-    left = storage.partial_name(directory.resolve().name)
     # A process was killed while it replaced a model: config.json, which is removed first, is missing.
-    interrupted = (directory / left).is_dir()
+    interrupted = any(path.is_dir() for path in storage.partials(directory, directory.resolve().name))
     there = directory.is_dir() and any(directory.iterdir())
     if there and not overwrite and not interrupted and not (directory / _CONFIG).is_file():
         raise InputError(f"{directory}: not empty and not a model directory; give a new directory")

@@ -64,7 +64,7 @@ def test_every_format_gives_the_same_shards_and_goes_on_after_any_of_them(name, 
         for path in (tmp_path / "out").glob("*"):
             if path.stem in ("manifest", "unigrams") or (path.stem.startswith("shard") and int(path.stem[6:]) >= kept):
                 path.unlink()
-        (tmp_path / "out" / f".shard-{kept:05d}.tokens.partial").write_bytes(b"beginning")
+        (tmp_path / "out" / f".shard-{kept:05d}.tokens.partial-0a1b2c3d").write_bytes(b"beginning")
         (tmp_path / "out" / f"shard-{kept:05d}.tokens").write_bytes(b"no record of it")
         run([file], tmp_path / "out", tokenizer)
         assert contents(tmp_path / "out") == whole

@@ -55,7 +55,6 @@ def quick(asked):
 
 def test_a_program_too_large_is_refused_by_cause(tmp_path, monkeypatch):
     asked = request("cpu:8")
-    (tmp_path / "request").write_bytes(pickle.dumps(asked))
     said = (
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 19.25G of 15.75G hbm. Exceeded hbm capacity "
         "by 3.50G.\n\nTotal hbm usage >= 20.00G:\n    reserved        258.00M\n    program          19.25G"
@@ -65,7 +64,7 @@ def test_a_program_too_large_is_refused_by_cause(tmp_path, monkeypatch):
         raise jax.errors.JaxRuntimeError(said)
 
     monkeypatch.setattr(MadeProgram, "compiled", property(refuse))
-    child.main(tmp_path)
+    child.main(tmp_path, pickle.dumps(asked))
     plan = plan_of(asked, Compiled(json.loads((tmp_path / "facts.json").read_text()), "", False), capacity=1.0)
     memory = as_json(plan)["memory"]
     assert plan.fits is False

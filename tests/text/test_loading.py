@@ -172,11 +172,11 @@ def test_tokenizer_json_without_mask(small, tmp_path):
         ({"spm.model": b"not a model"}, "spm.model is not a SentencePiece model"),
         ({"spm.model": b""}, "spm.model is not a SentencePiece model"),
         ({"vocab.json": b"{}"}, "holds no tokenizer"),
-        ({"vocab.json": b"[]", "merges.txt": b""}, "vocab.json holds a list, not an object"),
-        ({"vocab.json": b"{", "merges.txt": b""}, "vocab.json is not JSON"),
+        ({"vocab.json": b"[]", "merges.txt": b""}, "vocab.json: expected a JSON object, found list"),
+        ({"vocab.json": b"{", "merges.txt": b""}, "vocab.json: not readable as JSON"),
         ({"vocab.json": b'{"a": "b"}', "merges.txt": b""}, "not an object of piece: id"),
         ({"tokenizer.json": b"{}"}, "neither a BPE nor a Unigram"),
-        ({"tokenizer.json": b"\xff"}, "is not JSON"),
+        ({"tokenizer.json": b"\xff"}, "not UTF-8 at byte 0"),
     ],
 )
 def test_directories_that_are_no_tokenizer(files, message, tmp_path):

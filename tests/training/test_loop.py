@@ -175,7 +175,7 @@ def test_a_directory_is_free_goes_on_has_finished_or_is_refused(tmp_path):
     assert check_directory(run, record) is None
     run.mkdir(parents=True)
     assert check_directory(run, record) is None
-    (run / ".experiment.json.partial").write_text("{")  # killed at the very start
+    (run / ".experiment.json.partial-0a1b2c3d").write_text("{")  # killed at the very start
     assert check_directory(run, record) is None
     write_json(run / "experiment.json", record)
     assert check_directory(run, record | {"runtime": {**runtime, "log_every": 9}}) is None, (
