@@ -5,6 +5,16 @@ directory and then renamed, so a killed process leaves either the old file or th
 of the operating system are raised as ``OSError``; ``explain`` makes one line with cause and advice of them.
 """
 
+from deberta_jax.storage.checksums import (
+    CHECKSUMS,
+    Comparison,
+    Difference,
+    FileEntry,
+    compare_checksums,
+    find_damage,
+    read_checksums,
+    write_checksums,
+)
 from deberta_jax.storage.files import (
     StagedFile,
     append_json_line,
@@ -62,20 +72,26 @@ from deberta_jax.storage.readers import (
 )
 
 __all__ = [
+    "CHECKSUMS",
     "LARGE",
     "LOCK",
     "LOG",
     "SMALL",
     "AnyPath",
+    "Comparison",
+    "Difference",
+    "FileEntry",
     "StagedFile",
     "append_json_line",
     "as_path",
     "cache_directory",
     "check_output_directory",
     "check_output_file",
+    "compare_checksums",
     "explain",
     "files_in",
     "fill_standard_streams",
+    "find_damage",
     "is_pattern",
     "is_remote",
     "is_stream",
@@ -95,6 +111,7 @@ __all__ = [
     "partials",
     "reaching",
     "read_bytes",
+    "read_checksums",
     "read_json",
     "read_json_lines",
     "read_json_object",
@@ -105,6 +122,7 @@ __all__ = [
     "scratch",
     "staged",
     "write_bytes",
+    "write_checksums",
     "write_json",
     "write_json_lines",
     "write_text",
