@@ -6,6 +6,7 @@ computation.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,12 +62,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
-    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()) or (free and len(devices) % fixed):
         raise InputError(f"mesh {sizes} does not fit {len(devices)} devices; sizes must multiply to that number")
     if free:
         sizes[free[0]] = len(devices) // fixed
-    if int(np.prod(list(sizes.values()))) != len(devices):
+    if math.prod(sizes.values()) != len(devices):
         raise InputError(f"mesh {sizes} does not fit {len(devices)} devices; sizes must multiply to that number")
     shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(MESH_AXES)
     try:

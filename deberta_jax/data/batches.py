@@ -13,11 +13,21 @@ import numpy as np
 
 from deberta_jax.data.features import TOKEN, Features
 from deberta_jax.data.packing import Packing, choose_packing, empty_labels, pack, packed_batch
+from deberta_jax.errors import InputError
 from deberta_jax.sharding import WHOLE, RowShare
 
 # Number of batches whose examples are sorted by length together: enough for little padding, few enough for a random
 # order.
 _SORTED_TOGETHER = 32
+
+# The shapes of packed batches follow from the first epochs of a run, at least this many, and from so many examples.
+_SAMPLED_EPOCHS, _SAMPLED_EXAMPLES = 16, 1 << 19
+
+# Batches up to this size have all their rows, however few examples there are.
+_SMALL_BATCH = 1024
+
+# A state counts steps in 32 bits.
+_MOST_STEPS = 1 << 31
 
 
 def length_buckets(lengths: np.ndarray, max_length: int, count: int = 4) -> tuple[int, ...]:
@@ -53,6 +63,17 @@ class EpochPlan:
 
     members: tuple[np.ndarray, ...]
     padded: tuple[int, ...]
+
+
+def batch_rows(batch_size: int, count: int) -> int:
+    """Returns the rows of a padded batch: ``batch_size``, but of large batches no more than ``count`` texts need.
+
+    Where there are fewer texts than the batch could hold, a power of two is returned, so that calls with different
+    numbers of texts share programs.
+    """
+    return (
+        batch_size if batch_size <= _SMALL_BATCH else min(batch_size, max(_SMALL_BATCH, 1 << (count - 1).bit_length()))
+    )
 
 
 def shuffled(count: int, batch_size: int, *, seed: int, epoch: int) -> tuple[np.ndarray, ...]:
@@ -189,6 +210,9 @@ class TrainingBatches:
       row_length: row length of packed batches; 0 chooses one.
       multiple: numbers of rows are multiples of this, so that devices and micro-batches divide them.
       share: the rows of each batch that this process reads.
+
+    Raises:
+      InputError: the run would have 2**31 steps or more.
     """
 
     def __init__(
@@ -205,16 +229,24 @@ class TrainingBatches:
         self.features, self.order, self.pad_id = features, order, pad_id
         self.buckets, self.share = buckets, share
         self.steps_per_epoch = -(-len(features) // order.batch_size)
+        if len(self) >= _MOST_STEPS:
+            raise InputError(
+                f"--epochs {order.epochs}: makes {len(self)} steps, and a run has fewer than 2**31; lower --epochs or "
+                "raise --batch-size"
+            )
         self.tokens = example_tokens(features)
-        self.padded_rows = -(-order.batch_size // multiple) * multiple
-        self.packing: Packing | None = None
-        if not buckets:
-            batches = [members for epoch in range(order.epochs) for members in self._shuffled(epoch)]
-            self.packing = choose_packing(self.tokens, batches, row_length=row_length, multiple=multiple)
+        self.padded_rows = -(-batch_rows(order.batch_size, len(features)) // multiple) * multiple
+        self.packing = None if buckets else self._packing(row_length, multiple)
         self.plan = functools.lru_cache(maxsize=2)(self._plan)
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.order.epochs
+
+    def _packing(self, row_length: int, multiple: int) -> Packing:
+        sampled = max(_SAMPLED_EPOCHS, _SAMPLED_EXAMPLES // len(self.features))
+        batches = (members for epoch in range(min(sampled, self.order.epochs)) for members in self._shuffled(epoch))
+        largest = 0 if self.order.epochs <= sampled else self.order.batch_size
+        return choose_packing(self.tokens, batches, row_length=row_length, multiple=multiple, batch_size=largest)
 
     def _shuffled(self, epoch: int) -> tuple[np.ndarray, ...]:
         return shuffled(len(self.features), self.order.batch_size, seed=self.order.seed, epoch=epoch)
@@ -258,16 +290,23 @@ class TrainingBatches:
     def examples(self) -> Iterator[dict[str, np.ndarray]]:
         """Yields one batch of padding, with the rows of all processes, for every shape of the run."""
         empty = np.empty(0, np.int64)
+        # All rows of padding are alike, so each batch is a view of one row, and a large batch takes no memory.
         if self.packing is not None:
+            row = packed_batch(self.features, empty, empty, np.arange(1), self.packing, self.pad_id)
             for count in self.packing.counts:
-                yield packed_batch(self.features, empty, empty, np.arange(count), self.packing, self.pad_id)
+                yield repeated(row, count)
         for length in self.buckets:
-            yield pad_batch(self.features, empty, self.padded_rows, length, self.pad_id)
+            yield repeated(pad_batch(self.features, empty, 1, length, self.pad_id), self.padded_rows)
 
     def padding(self) -> float:
         """Returns the fraction of the token slots of the first epoch that hold padding."""
         sizes = [self.size(step) for step in range(self.steps_per_epoch)]
         return 1 - sum(size.tokens for size in sizes) / sum(size.token_slots for size in sizes)
+
+
+def repeated(row: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Returns a batch of ``count`` times the same row [1, ...], as views that take no memory."""
+    return {name: np.broadcast_to(array, (count, *array.shape[1:])) for name, array in row.items()}
 
 
 def read_ahead(source: Any, start: int) -> Iterator[dict[str, np.ndarray]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from deberta_jax.data.batches import Size
+from deberta_jax.data.batches import Size, repeated
 from deberta_jax.data.rows import Rows
 from deberta_jax.sharding import WHOLE, RowShare
 from deberta_jax.text.mlm_masking import Masking, Vocabulary, mask_tokens
@@ -128,8 +128,11 @@ class MaskedBatches:
         return Size(self.batch_size, tokens, self.batch_size * self.rows.length)
 
     def examples(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yields one batch with the rows of all processes, which has the only shape of the run."""
-        yield dataclasses.replace(self, share=WHOLE)[0]
+        """Yields one batch with the rows of all processes, which has the only shape of the run.
+
+        It is a view of one row, so a large batch takes no memory.
+        """
+        yield repeated(dataclasses.replace(self, batch_size=1, share=WHOLE)[0], self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import bisect
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -72,7 +72,13 @@ class Packing:
 
 
 def choose_packing(
-    lengths: np.ndarray, batches: Sequence[np.ndarray], *, row_length: int, multiple: int, programs: int = 3
+    lengths: np.ndarray,
+    batches: Iterable[np.ndarray],
+    *,
+    row_length: int,
+    multiple: int,
+    batch_size: int = 0,
+    programs: int = 3,
 ) -> Packing:
     """Chooses the shapes of packed batches.
 
@@ -81,9 +87,11 @@ def choose_packing(
 
     Args:
       lengths: int [examples], tokens of each example.
-      batches: the examples of each batch of the run.
+      batches: the examples of each batch of the run, or of a part of it.
       row_length: tokens of a row; 0 chooses a length.
       multiple: numbers of rows are multiples of this.
+      batch_size: examples of the largest batch where ``batches`` is only a part of the run; one more number of rows
+        then holds any batch of this size. 0: ``batches`` is the whole run.
       programs: most numbers of rows.
     """
     longest, mean = int(lengths.max()), float(lengths.mean())
@@ -91,10 +99,28 @@ def choose_packing(
         row_length = -(-int(max(longest, 3 * mean)) // 8) * 8
     # A row of very short texts could hold more examples than this; four times the mean number is enough in practice.
     slots = max(1, min(row_length // max(int(lengths.min()), 1), int(4 * row_length / mean)))
-    needed = np.array([pack(lengths[members], row_length, slots)[1] for members in batches])
+    needed = np.fromiter((pack(lengths[members], row_length, slots)[1] for members in batches), np.int64)
     rounded = lambda n: -(-int(n) // multiple) * multiple
     counts = {rounded(np.quantile(needed, q, method="higher")) for q in np.arange(1, programs + 1) / programs}
+    if batch_size:
+        counts.add(rounded(most_rows(lengths, batch_size, row_length, slots)))
     return Packing(row_length, slots, tuple(sorted(counts)))
+
+
+def most_rows(lengths: np.ndarray, count: int, row_length: int, slots: int) -> int:
+    """Returns a number of rows that ``pack`` never exceeds, for any ``count`` of the items.
+
+    A row begins where no other has room. So any two rows that are not full of items hold more than ``row_length``
+    tokens together, and the rows that are not full of items hold more than half of their tokens on average.
+
+    Args:
+      lengths: int [n], tokens of each item.
+      count: number of items that are packed.
+      row_length, slots: as for ``pack``.
+    """
+    count = min(count, len(lengths))
+    tokens = int(np.partition(lengths, len(lengths) - count)[len(lengths) - count :].sum())
+    return min(count, 2 * tokens // row_length + 1 + count // slots)
 
 
 def packed_batch(

@@ -170,7 +170,7 @@ class PackedRows:
         left = (lengths - full * self.body).astype(np.uint16 if length <= 1 << 16 else np.uint32)
         del full, lengths
         self.order = np.argsort(left, kind="stable").astype(np.int64 if len(left) >> 32 else np.uint32)
-        counts = np.bincount(left, minlength=self.body)
+        counts = np.bincount(left)
         self.class_starts = np.cumsum(counts) - counts
         counts[0] = 0  # documents without a rest
         self.patterns = pack_histogram(np.concatenate([[0, 0], counts]), length)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deberta_jax.data.batches import length_buckets, pad_texts, plan_in_order
+from deberta_jax.data.batches import batch_rows, length_buckets, pad_texts, plan_in_order
 from deberta_jax.data.features import Features, check_vocabulary, make_features
 from deberta_jax.errors import InputError
 from deberta_jax.inference.loading import load_for_inference
@@ -61,12 +61,14 @@ class MaskFiller:
         check_vocabulary(features, self.model.config.vocab_size, "the input")
         positions = self._mask_positions(texts, features)
         results: list[Any] = [None] * len(texts)
-        plan = plan_in_order(features.lengths, self.rows, length_buckets(features.lengths, self.max_length))
         mesh = make_mesh()
+        split = mesh.shape["data"] * mesh.shape["fsdp"]
+        rows = -(-batch_rows(self.rows, len(texts)) // split) * split
+        plan = plan_in_order(features.lengths, rows, length_buckets(features.lengths, self.max_length))
         with jax.set_mesh(mesh):
             for members, length in zip(plan.members, plan.padded, strict=True):
-                batch = pad_texts(features, members, self.rows, length, self.tokenizer.pad_id)
-                batch["positions"] = np.full((self.rows, positions.shape[1]), -1, np.int32)
+                batch = pad_texts(features, members, rows, length, self.tokenizer.pad_id)
+                batch["positions"] = np.full((rows, positions.shape[1]), -1, np.int32)
                 batch["positions"][: len(members)] = positions[members]
                 outputs = self.forward(self.params, global_batch(batch, mesh), top_k=top_k)
                 for text, probabilities, tokens in zip(members, *map(np.asarray, outputs), strict=False):

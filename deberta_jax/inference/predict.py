@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from deberta_jax.data.batches import length_buckets, pad_texts, plan_in_order
+from deberta_jax.data.batches import batch_rows, length_buckets, pad_texts, plan_in_order
 from deberta_jax.data.features import Features
 from deberta_jax.errors import InputError
 from deberta_jax.models import Model, spec_of_model
@@ -58,8 +58,8 @@ class Predictor:
         self.pad_id = pad_id
         _, spec = spec_of_model(model)
         self.per_token = spec.per_token
-        split = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        self.rows = -(-batch_size // split) * split
+        self.split = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        self.rows = -(-batch_size // self.split) * self.split
         self.share = row_share(self.mesh)
 
         def forward(params, batch):
@@ -83,11 +83,12 @@ class Predictor:
           ``features.ids``. Rows of texts without tokens are 0.
         """
         buckets = length_buckets(features.lengths, self.max_length)
-        plan = plan_in_order(features.lengths, self.rows, buckets)
+        rows = self.rows_for(len(features.lengths))
+        plan = plan_in_order(features.lengths, rows, buckets)
         out: np.ndarray | None = None
         with jax.set_mesh(self.mesh):
             for members, length in zip(plan.members, plan.padded, strict=True):
-                local = self.share.rows(self.rows)
+                local = self.share.rows(rows)
                 batch = pad_texts(features, members[local[local < len(members)]], len(local), length, self.pad_id)
                 logits = self._gather(self.forward(params, global_batch(batch, self.mesh)))[: len(members)]
                 if out is None:
@@ -103,6 +104,10 @@ class Predictor:
                     progress(len(members))
         assert out is not None, "features are never empty"
         return out
+
+    def rows_for(self, texts: int) -> int:
+        """Returns the rows of the batches of so many texts: a multiple of the devices that share them."""
+        return -(-batch_rows(self.rows, texts) // self.split) * self.split
 
     def _gather(self, array: jax.Array) -> np.ndarray:
         """Returns a batch's results on the host, from all processes."""

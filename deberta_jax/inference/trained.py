@@ -12,6 +12,7 @@ from deberta_jax.models import Runtime
 from deberta_jax.tasks import (
     Task,
     TaskOptions,
+    check_numbers,
     kind_name,
     kind_of_model,
     read_task,
@@ -53,8 +54,9 @@ def load_trained(o: TrainedOptions, data: str, *, dtype: Any, labelled: bool) ->
       labelled: the table has labels; rows without one are an error, or are skipped with ``skip_unlabelled``.
 
     Raises:
-      InputError: the model, a file or a column cannot be used.
+      InputError: the model, a file, a column or a number cannot be used.
     """
+    check_numbers(o)
     directory = hub.resolve(o.model)
     load_config(o.model, base_model=o.base_model)  # raises InputError for a directory without a model
     recorded = trained_experiment(directory) or {}

@@ -15,7 +15,7 @@ from deberta_jax.data.files import matching_files
 from deberta_jax.data.hub_datasets import digest
 from deberta_jax.errors import InputError
 from deberta_jax.models import Runtime
-from deberta_jax.tasks import TaskOptions
+from deberta_jax.tasks import TaskOptions, check_numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,10 +177,12 @@ class Finetune(TaskOptions):
         for name in ("epochs", "seeds"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
+        if self.seed + self.seeds > 2**63:
+            raise InputError(f"--seeds {self.seeds}: the last seed would be above 2**63 - 1; lower --seed or --seeds")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise InputError(f"--dropout {self.dropout}: a rate lies in [0, 1)")
         for name in ("sift", "sift_sigma", "sift_step", "lora", "row_length", "doc_stride", "reinit_layers"):
-            if not getattr(self, name) >= 0:
+            if getattr(self, name) < 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be below 0")
         if self.reinit_layers and self.from_scratch:
             raise InputError("--reinit-layers: with --from-scratch all layers are initialized anyway")
@@ -245,6 +247,8 @@ class Pretraining:
         for name in ("steps", "eval_every", "longest_span"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.longest_span > self.max_length:
+            raise InputError(f"--longest-span {self.longest_span}: must be at most --max-length {self.max_length}")
         if self.optimization.layer_decay != 1.0 or self.optimization.freeze_layers:
             raise InputError("--layer-decay and --freeze-layers: are for fine-tuning")
 
@@ -287,9 +291,11 @@ class PretrainRTD(Pretraining):
         """Raises InputError for the first value that cannot be used."""
         super().check()
         for name in ("generator_layers", "discriminator_learning_rate"):
-            if not getattr(self, name) >= 0:
+            if getattr(self, name) < 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be below 0")
-        if not self.discriminator_weight > 0:
+        if self.generator_layers > _MOST_LAYERS:
+            raise InputError(f"--generator-layers {self.generator_layers}: must be at most {_MOST_LAYERS}")
+        if self.discriminator_weight <= 0:
             raise InputError(f"--discriminator-weight {self.discriminator_weight}: must be above 0")
         if self.discriminator_learning_rate and self.update == "joint":
             raise InputError("--discriminator-learning-rate: a joint update has one optimizer; use --update decoupled")
@@ -308,9 +314,13 @@ Experiment = Finetune | PretrainMLM | PretrainRTD
 # Fields that records of older runs lack. Records omit them at their defaults, so that older runs can be continued.
 _ADDED = {"delimiter": "", "skip_unlabelled": False, "ignore": (), "base_model": ""}
 
+_LONGEST_WAIT = 1_000_000  # seconds; timers cannot wait much longer
+_MOST_LAYERS = 1000
+
 
 def _check_common(e: Any) -> None:
     """Raises InputError for the first value that cannot be used, of the fields that all experiments have."""
+    check_numbers(e)
     if e.batch_size < 1:
         raise InputError(f"--batch-size {e.batch_size}: must be at least 1")
     if e.max_length < 8:
@@ -320,12 +330,11 @@ def _check_common(e: Any) -> None:
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option}: no weights are read with --from-scratch; leave one of them out")
     o, r = e.optimization, e.runtime
-    # "not above" rather than "below": NaN is refused as well.
     for name in ("learning_rate", "clip_norm", "epsilon"):
-        if not getattr(o, name) > 0:
+        if getattr(o, name) <= 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(o, name)}: must be above 0")
     for name in ("warmup", "weight_decay", "freeze_layers"):
-        if not getattr(o, name) >= 0:
+        if getattr(o, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(o, name)}: must not be below 0")
     for name in ("beta1", "beta2", "ema"):
         if not 0 <= getattr(o, name) < 1:
@@ -337,6 +346,10 @@ def _check_common(e: Any) -> None:
     for name in ("accumulate", "keep", "heartbeat", "deadline"):
         if getattr(r, name) < 1:
             raise InputError(f"--{name} {getattr(r, name)}: must be at least 1")
+    if r.peak_tflops < 0:
+        raise InputError(f"--peak-tflops {r.peak_tflops}: must not be below 0")
+    if max(r.heartbeat, r.deadline) > _LONGEST_WAIT:
+        raise InputError(f"--heartbeat and --deadline: must be at most {_LONGEST_WAIT} seconds")
     if r.profile and not (len(r.profile) == 2 and 0 <= r.profile[0] <= r.profile[1]):
         raise InputError(f"--profile {' '.join(map(str, r.profile))}: give a first and a last step")
 

@@ -23,6 +23,9 @@ from deberta_jax.training.resolve import ResolvedExperiment, resolve_config, res
 
 _log = logging.getLogger(__name__)
 
+# What is larger must have a use: rows as long as the examples need, and parts of a batch that have examples.
+_LONG_ROW, _MANY_PARTS = 1 << 16, 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingInputs:
@@ -104,8 +107,11 @@ def make_batches(e: Finetune, features: Features, mesh: Mesh, pad_id: int) -> Tr
     """Returns the training batches in the experiment's layout, and logs the fraction of padding.
 
     Raises:
-      InputError: ``--row-length`` is smaller than the longest example.
+      InputError: ``--row-length`` is smaller than the longest example or much larger than all of them, or there are
+        too many rows or steps.
     """
+    if e.runtime.accumulate > max(_MANY_PARTS, e.batch_size):
+        raise InputError(f"--accumulate {e.runtime.accumulate}: there are {e.batch_size} examples in a batch")
     multiple = mesh.shape["data"] * mesh.shape["fsdp"] * e.runtime.accumulate
     buckets = ()
     if e.batching == "buckets":
@@ -113,6 +119,8 @@ def make_batches(e: Finetune, features: Features, mesh: Mesh, pad_id: int) -> Tr
     longest = int(features.lengths.reshape(-1, features.choices).sum(1).max())
     if e.batching == "packed" and e.row_length and e.row_length < longest:
         raise InputError(f"--row-length {e.row_length}: the longest example has {longest} tokens")
+    if e.batching == "packed" and e.row_length > max(_LONG_ROW, int(features.lengths.sum())):
+        raise InputError(f"--row-length {e.row_length}: all examples together have {features.lengths.sum()} tokens")
     batches = TrainingBatches(
         features,
         ExampleOrder(batch_size=e.batch_size, seed=e.seed, epochs=e.epochs),

@@ -65,7 +65,7 @@ def find_kernels(base: Parameters, targets: tuple[str, ...], rank: int, alpha: f
     """Returns the kernels that the patterns match.
 
     Raises:
-      InputError: a pattern that matches no kernel.
+      InputError: a pattern that matches no kernel, or a rank above the size of every kernel.
     """
     leaves = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(base.shapes)[0]}
     kernels = {}
@@ -81,6 +81,11 @@ def find_kernels(base: Parameters, targets: tuple[str, ...], rank: int, alpha: f
             contracted = 2 if names[0] == "heads" else 1
             layers = leaves[path].shape[0] if stacked else None
             kernels[path] = Kernel(layers, shape[:contracted], shape[contracted:])
+    largest = max(max(kernel.fan_in, kernel.fan_out) for kernel in kernels.values())
+    if rank > largest:
+        raise InputError(
+            f"--lora {rank}: the largest of these kernels has {largest} rows or columns; give a lower rank"
+        )
     return Lora(rank, alpha, kernels)
 
 

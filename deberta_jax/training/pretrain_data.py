@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deberta_jax import hub, storage
-from deberta_jax.data.corpus import open_corpus
+from deberta_jax.data.corpus import Corpus, open_corpus
 from deberta_jax.data.masked_batches import HeldOutBatches, MaskedBatches, Masker
 from deberta_jax.data.rows import lay_out
 from deberta_jax.errors import InputError
@@ -19,6 +19,8 @@ from deberta_jax.text.mlm_masking import Masking, Vocabulary
 from deberta_jax.training.experiment import Pretraining, PretrainRTD
 
 _log = logging.getLogger(__name__)
+
+_LARGE_BATCH = 1 << 24  # tokens; several times those of the largest published pre-trainings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,7 @@ def read_pretrain_data(e: Pretraining, directory: Path, vocab_size: int, mesh: M
     if e.batch_size % parts:
         raise InputError(f"--batch-size {e.batch_size}: must be a multiple of the {parts} parts it is computed in")
     corpus, held_out = (open_corpus(paths, tokenizer, e.source) for paths in (e.train, [e.eval]))
+    check_batch(e, corpus)
     rows, rows_held_out = (lay_out(each, e.max_length, e.layout) for each in (corpus, held_out))
     _log.info(
         "text: %d tokens in %d rows of %d to train on, %d rows held out",
@@ -70,6 +73,20 @@ def read_pretrain_data(e: Pretraining, directory: Path, vocab_size: int, mesh: M
     train = MaskedBatches(rows=rows, masker=masker, batch_size=e.batch_size, steps=e.steps, seed=e.seed, share=share)
     evaluated = HeldOutBatches(rows=rows_held_out, masker=masker, batch_size=e.batch_size, seed=e.seed, share=share)
     return PretrainData(tokenizer, train, evaluated, corpus.unigrams)
+
+
+def check_batch(e: Pretraining, corpus: Corpus) -> None:
+    """Checks that a batch is not much larger than the whole text, which would repeat the same rows in every step.
+
+    Raises:
+      InputError: it is, and too large for a text that is only small.
+    """
+    slots, text = e.batch_size * e.max_length, corpus.tokens + 2 * len(corpus.lengths)
+    if slots > max(_LARGE_BATCH, 2 * text):
+        raise InputError(
+            f"--batch-size {e.batch_size}, --max-length {e.max_length}: a batch would have {slots} tokens, and the "
+            f"whole text has {corpus.tokens}; lower one of them"
+        )
 
 
 def check_generator(generator: str, tokenizer_name: str, tokenizer: Tokenizer) -> None:

@@ -18,8 +18,12 @@ def finetune_seeds(experiment: Finetune) -> dict[str, Any]:
       ``metric``, its name; of its values over seeds ``median``, ``mean``, ``deviation`` (of the sample), ``lowest``,
       ``highest``, ``by_seed``; ``collapsed``: seeds whose best model gives every example the same answer; ``best``: the
       directory of the best run. ``stopped``: the signal that ended a run early, or None.
+
+    Raises:
+      InputError, FloatingPointError: as ``finetune``.
     """
     e, values, collapsed = experiment, {}, []
+    e.check()
     home = storage.output_directory("--output", e.output)
     metric = ""
     for seed in range(e.seed, e.seed + e.seeds):
