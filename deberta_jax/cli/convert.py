@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from deberta_jax import storage
 from deberta_jax.cli.progress import update_of
+from deberta_jax.cli.text import print_text
 from deberta_jax.weights.conversion import convert
 from deberta_jax.weights.report import Report
 
@@ -63,8 +64,7 @@ def run(args: Args) -> None:
     if args.report is not None:
         with storage.output_text("--report", str(args.report)) as file:
             file.write(json.dumps(report.to_json(), indent=2) + "\n")
-    print(report.text())
-    print(f"wrote {args.destination}")
+    print_text(f"{report.text()}\nwrote {args.destination}")
 
 
 def _convert(args: Args, progress: Callable[[int, int], None]) -> Report:

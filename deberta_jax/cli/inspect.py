@@ -5,6 +5,7 @@ import json as jsonlib
 
 import tyro
 
+from deberta_jax.cli.text import print_text
 from deberta_jax.weights.inspection import inspect
 
 
@@ -27,4 +28,4 @@ class Args:
 def run(args: Args) -> None:
     """Prints what the checkpoint holds."""
     found = inspect(args.source, revision=args.revision, ignore=args.ignore, base_model=args.base_model)
-    print(jsonlib.dumps(found.to_json(), indent=2) if args.json else found.text())
+    print_text(jsonlib.dumps(found.to_json(), indent=2) if args.json else found.text())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import tyro
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, printable, printable_lines
 from deberta_jax.plugins import import_plugins
 
 # Command -> what it does. The module of that name in this package has run, and Args or parse.
@@ -97,7 +97,7 @@ class _ToStandardError(logging.Handler):
     """Writes to the present ``sys.stderr``, which a caller from Python may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        print(printable_lines(self.format(record)), file=sys.stderr)
 
 
 def _write_utf_8() -> None:
@@ -116,7 +116,7 @@ def usage() -> str:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from deberta_jax.cli.text import print_text
 from deberta_jax.weights.verification import verify
 
 
@@ -42,6 +43,6 @@ def run(args: Args) -> None:
         ignore=args.ignore,
         base_model=args.base_model,
     )
-    print(result.text())
+    print_text(result.text())
     if not result.passed:
         raise SystemExit(1)

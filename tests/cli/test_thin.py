@@ -10,7 +10,7 @@ from deberta_jax.cli.main import COMMANDS
 
 MODULES = sorted(Path(cli.__file__).parent.glob("*.py"))
 # Modules that commands share; every other module is a command.
-SHARED = {"__init__", "main", "configfile", "output", "progress"}
+SHARED = {"text", "__init__", "main", "configfile", "output", "progress"}
 LINES = 25
 
 
