@@ -6,28 +6,22 @@ pairs) and `dict_map` (entries of GPT-2's id as a string and a count; their orde
 
 from __future__ import annotations
 
-import io
-import pickle
-import zipfile
+import mmap
 from pathlib import Path
 from typing import Any
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief
+from deberta_jax.pickles import archive, machine
+from deberta_jax.pickles.names import Global
+from deberta_jax.pickles.values import Placeholder
 
 # The value of the first of the five pickles in a torch file older than the zip format.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 FIRST_ID = 4
-CONTAINERS = {("collections", "OrderedDict"), ("collections", "Counter"), ("builtins", "set")}
-
-
-class _ContainersOnly(pickle.Unpickler):
-    """Reads pickles of plain containers and refuses all others, which could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in CONTAINERS:
-            raise pickle.UnpicklingError(f"{module}.{name} is not a plain container")
-        return super().find_class(module, name)
+_COUNTER = Global("collections", "Counter")
+# The longest piece of GPT-2 has 128 bytes.
+_LONGEST_PIECE = 1000
 
 
 def read_bpe_encoder(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -40,25 +34,56 @@ def read_bpe_encoder(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]
         InputError: the file is not of this form, or would run code.
     """
     try:
-        content = _load(storage.read_bytes(path, storage.LARGE))
-        names = {str(index): piece for piece, index in content["encoder"].items()}
-        ordered = [names.get(entry[0], entry[0]) for entry in content["dict_map"]]
-        merges = [(str(first), str(second)) for first, second in content["vocab"]]
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not the bpe_encoder.bin of a DeBERTa v1 release: {error}") from error
-    return {piece: FIRST_ID + i for i, piece in enumerate(ordered)}, merges
+        with storage.mapped(path) as data:
+            content = _plain(_content(data), dict)
+        names = {_id(index): _piece(piece) for piece, index in _plain(content["encoder"], dict).items()}
+        ordered = [_piece(_plain(entry, tuple)[0]) for entry in _plain(content["dict_map"], list)]
+        merges = [_pair(pair) for pair in _plain(content["vocab"], list)]
+    except KeyError as error:
+        raise InputError(f"{path} is not the bpe_encoder.bin of a DeBERTa v1 release: it has no {error}") from None
+    except (archive.ArchiveError, ValueError, IndexError) as error:
+        raise InputError(f"{path} is not the bpe_encoder.bin of a DeBERTa v1 release: {brief(error, 200)}") from None
+    return {names.get(entry, entry): FIRST_ID + i for i, entry in enumerate(ordered)}, merges
 
 
-def _load(raw: bytes) -> Any:
+def _content(data: mmap.mmap) -> Any:
     """Returns the object that torch saved, in the zip format or the older one."""
-    if raw[:2] == b"PK":
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            name = next((n for n in archive.namelist() if n.endswith("data.pkl")), "data.pkl")
-            return _ContainersOnly(io.BytesIO(archive.read(name))).load()
-    stream = io.BytesIO(raw)
-    first = _ContainersOnly(stream).load()
+    if data[:2] == b"PK":
+        entries = archive.read_entries(data)
+        program = archive.read_small(data, entries[f"{archive.find_root(entries)}data.pkl"], "data.pkl", storage.LARGE)
+        return machine.run(program)[0]
+    first, position = machine.run(data)
     if first != LEGACY_MAGIC:
         return first
     for _ in ("protocol version", "system"):
-        _ContainersOnly(stream).load()
-    return _ContainersOnly(stream).load()
+        _, position = machine.run(data, position, most=1000)
+    return machine.run(data, position)[0]
+
+
+def _plain(value: Any, kind: type) -> Any:
+    """Returns a value that is a container of a kind, or a Counter of it. Raises ValueError if it is neither."""
+    if isinstance(value, Global):
+        raise ValueError(f"{value.module}.{value.name} is not a plain container")
+    if isinstance(value, Placeholder) and value.kind == _COUNTER:
+        arguments = value.parts[0] if value.parts else ()
+        value = arguments[0] if isinstance(arguments, tuple) and arguments else {}
+    if not isinstance(value, kind | list if kind is tuple else kind):
+        raise ValueError(f"a {type(value).__name__} where a {kind.__name__} belongs")
+    return value
+
+
+def _id(index: Any) -> str:
+    if type(index) is not int or not 0 <= index < 2**31:
+        raise ValueError("an id that is no number of a piece")
+    return str(index)
+
+
+def _piece(piece: Any) -> str:
+    if not isinstance(piece, str) or len(piece) > _LONGEST_PIECE:
+        raise ValueError("a piece that is no short text")
+    return piece
+
+
+def _pair(pair: Any) -> tuple[str, str]:
+    first, second = _plain(pair, tuple)
+    return _piece(first), _piece(second)

@@ -7,11 +7,15 @@ from typing import Any
 import jax.dtypes
 import numpy as np
 
+from deberta_jax.errors import InputError
 from deberta_jax.storage import AnyPath
 
 BFLOAT16 = np.dtype(jax.dtypes.bfloat16)
 
 FLOATS = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", BFLOAT16: "bf16", np.dtype(np.float64): "f64"}
+
+MOST_TENSORS = 50_000
+"""Largest number of tensors of a model, in all its files. The released models have up to 800."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,3 +65,9 @@ class Checkpoint:
 def kind(dtype: np.dtype) -> str:
     """Returns the short name of a dtype: f32, f16, bf16, f64, or the name that numpy gives it."""
     return FLOATS.get(np.dtype(dtype), str(dtype))
+
+
+def check_count(path: AnyPath, count: int) -> None:
+    """Checks the number of tensors of a file before they are described. Raises InputError if it is too large."""
+    if count > MOST_TENSORS:
+        raise InputError(f"{path}: has {count} tensors; no model here has more than {MOST_TENSORS}. Check what it is")

@@ -4,39 +4,50 @@ Both describe the tensors in a pickle and store the numbers outside it. The file
 a tensor are read on request. In the zip format each storage has a checksum, which is verified at that time.
 """
 
-import io
-import itertools
+import math
+import mmap
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from deberta_jax.errors import InputError, brief, listed
+from deberta_jax.pickles import archive, machine
+from deberta_jax.pickles.archive import ArchiveError
+from deberta_jax.pickles.plain import as_json
+from deberta_jax.pickles.stack import MAX_BYTES
+from deberta_jax.pickles.values import PickleError, Placeholder, Storage, StoredTensor
 from deberta_jax.storage import mapped, mapped_array
-from deberta_jax.weights import pickle_machine
-from deberta_jax.weights.pickle_machine import PickleError, Placeholder, Storage, StoredTensor
-from deberta_jax.weights.source import Checkpoint, Tensor
+from deberta_jax.weights.source import BFLOAT16, MOST_TENSORS, Checkpoint, Tensor, check_count
 from deberta_jax.weights.wrappers import holds_encoder
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
+# Tensors may share a storage, as tied weights do. A small file must not describe terabytes in this way.
+_MOST_SHARED = 64
+_STORAGES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": BFLOAT16,
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+
+# Largest number of instructions of the programs beside that of the tensors in the older format: one that only says what
+# the file is, and those that are a few numbers.
+_FIRST, _FEW = 100_000, 1000
+_LONGEST_TENSOR_NAME = 400
+
 Bytes = Callable[[Storage], np.ndarray]
-
-
-class Entry(NamedTuple):
-    """Holds the offset, the size in bytes and the CRC-32 of a file inside an archive."""
-
-    start: int
-    size: int
-    crc: int
 
 
 def read_zip(path: Path) -> Checkpoint:
@@ -45,23 +56,30 @@ def read_zip(path: Path) -> Checkpoint:
     Raises:
       InputError: the archive is damaged or compressed, or its pickle is refused.
     """
+    try:
+        with mapped(path) as view:
+            entries = archive.read_entries(view)
+            root = archive.find_root(entries)
+            order = entries.get(f"{root}byteorder")
+            if order is not None and archive.read_small(view, order, "byteorder", 100) != b"little":
+                raise InputError(f"{path}: written on a big-endian machine, or damaged; convert it there")
+            program = archive.read_small(view, entries[f"{root}data.pkl"], "data.pkl", MAX_BYTES)
+    except ArchiveError as error:
+        raise InputError(f"{path}: {error}") from None
+    value, _ = _run(path, program)
+    del program
     data = mapped_array(path, np.dtype(np.uint8))
-    entries = _entries(path, data)
-    programs = [name for name in entries if name.endswith("/data.pkl")]
-    if len(programs) != 1 or f"{programs[0].removesuffix('data.pkl')}constants.pkl" in entries:
-        raise InputError(f"{path}: a zip archive, but not one of weights; save model.state_dict() with torch.save")
-    root = programs[0].removesuffix("data.pkl")
-    order = entries.get(f"{root}byteorder")
-    if order is not None and _checked(path, data, order, "byteorder").tobytes() != b"little":
-        raise InputError(f"{path}: written on a big-endian machine, or damaged; convert it there")
-    if entries[programs[0]].size > pickle_machine.MAX_BYTES:
-        raise InputError(f"{path}: its pickle has {entries[programs[0]].size} bytes, too many for a file of weights")
-    value = _run(path, io.BytesIO(_checked(path, data, entries[programs[0]], "data.pkl").tobytes()))
     seen: dict[str, np.ndarray] = {}
 
     def storage_bytes(storage: Storage) -> np.ndarray:
         if storage.key not in seen:
-            seen[storage.key] = _checked(path, data, entries[f"{root}data/{storage.key}"], f"data/{storage.key}")
+            entry = entries[f"{root}data/{storage.key}"]
+            raw = np.asarray(data[entry.start : entry.start + entry.size])
+            try:
+                archive.check_sum(raw.data, entry, f"data/{storage.key}")
+            except ArchiveError as error:
+                raise InputError(f"{path}: {error}") from None
+            seen[storage.key] = raw
         return seen[storage.key]
 
     def available(storage: Storage) -> int:
@@ -79,14 +97,16 @@ def read_legacy(path: Path) -> Checkpoint:
     Raises:
       InputError: the file is damaged, or one of its pickles is refused.
     """
-    with mapped(path) as stream:
-        if _run(path, stream) != _LEGACY_MAGIC:
+    with mapped(path) as view:
+        magic, start = _run(path, view, most=_FIRST)
+        if magic != _LEGACY_MAGIC:
             raise InputError(f"{path}: a pickle, but not one that torch.save wrote")
-        protocol, system = _run(path, stream), _run(path, stream)
+        protocol, start = _run(path, view, start, most=_FEW)
+        system, start = _run(path, view, start, most=_FEW)
         if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is not True:
             raise InputError(f"{path}: of an unknown protocol, or written on a big-endian machine")
-        value, keys = _run(path, stream), _run(path, stream)
-        start = stream.tell()
+        value, start = _run(path, view, start)
+        keys, start = _run(path, view, start, most=MOST_TENSORS * 4)
     data = mapped_array(path, np.dtype(np.uint8))
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise InputError(f"{path}: damaged: no list of storages")
@@ -115,61 +135,10 @@ def read_legacy(path: Path) -> Checkpoint:
     return _checkpoint(path, value, available, storage_bytes)
 
 
-def _entries(path: Path, data: np.ndarray) -> dict[str, Entry]:
-    """Returns the entries of an archive by name.
-
-    Raises:
-      InputError: an entry is compressed, outside the file, overlaps another, or has a name that leaves the archive.
-    """
+def _run(path: Path, data: bytes | mmap.mmap, start: int = 0, *, most: int | None = None) -> tuple[Any, int]:
+    """Returns the value of the pickle at an offset, and its end. Raises InputError if it is refused."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        ValueError,
-        OSError,
-        OverflowError,
-        struct.error,
-        EOFError,
-    ) as error:
-        raise InputError(f"{path}: damaged zip archive ({' '.join(str(error).split())[:80]})") from None
-    out: dict[str, Entry] = {}
-    extents = []
-    for info in infos:
-        name = info.filename
-        if name.startswith("/") or "\\" in name or ".." in name.split("/") or not name.isprintable():
-            raise InputError(f"{path}: entry {name[:60]!r} escapes the archive; refused")
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
-            raise InputError(f"{path}: entry {name[:60]!r} is compressed, which torch.save never does; refused")
-        begin = info.header_offset
-        if not 0 <= begin <= data.size - _LOCAL_HEADER.size:
-            raise InputError(f"{path}: damaged: entry {name[:60]!r} lies outside the file")
-        header = _LOCAL_HEADER.unpack(data[begin : begin + _LOCAL_HEADER.size].tobytes())
-        start = begin + _LOCAL_HEADER.size + header[9] + header[10]
-        if header[0] != b"PK\x03\x04" or start + info.file_size > data.size or name in out:
-            raise InputError(f"{path}: damaged: entry {name[:60]!r} has no header, exceeds the file, or occurs twice")
-        out[name] = Entry(start, info.file_size, info.CRC)
-        extents.append((begin, start + info.file_size, name))
-    extents.sort()
-    for (_, end, name), (begin, _, _) in itertools.pairwise(extents):
-        if begin < end:
-            raise InputError(f"{path}: damaged: entry {name[:60]!r} overlaps the next")
-    return out
-
-
-def _checked(path: Path, data: np.ndarray, entry: Entry, name: str) -> np.ndarray:
-    """Returns the bytes of an entry. Raises InputError if their checksum is wrong."""
-    raw = np.asarray(data[entry.start : entry.start + entry.size])
-    if zlib.crc32(raw.data) != entry.crc:
-        raise InputError(f"{path}: damaged: the checksum of {name} is wrong; download or save the file again")
-    return raw
-
-
-def _run(path: Path, stream: Any) -> Any:
-    """Returns the value of the pickle at the stream's position. Raises InputError if it is refused."""
-    try:
-        return pickle_machine.run(stream)
+        return machine.run(data, start, storages=_STORAGES, most=most)
     except PickleError as error:
         raise InputError(f"{path}: refused: {error}") from None
 
@@ -202,17 +171,29 @@ def _checkpoint(path: Path, value: Any, available: Callable[[Storage], int], sto
       storage_bytes: returns the bytes of a storage.
     """
     state, left = _state_dict(path, value)
+    check_count(path, sum(isinstance(stored, StoredTensor) for stored in state.values()))
     tensors: dict[str, Tensor] = {}
+    sizes: dict[str, int] = {}
+    total = 0
     for name, stored in state.items():
         if not isinstance(stored, StoredTensor):
             left += [str(name)] if name != "config" else []
             continue
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,400}", name):
+        if not isinstance(name, str) or not re.fullmatch(rf"[\w.-]{{1,{_LONGEST_TENSOR_NAME}}}", name):
             raise InputError(f"{path}: damaged: {brief(name)!r} is no name of a tensor")
-        _check_layout(path, name, stored, available(stored.storage))
+        size = sizes[stored.storage.key] = available(stored.storage)
+        _check_layout(path, name, stored, size)
+        total += math.prod(stored.shape) * stored.storage.dtype.itemsize
         tensors[name] = Tensor(name, stored.shape, stored.storage.dtype, _reader(stored, storage_bytes))
+    if total > _MOST_SHARED * sum(sizes.values()):
+        raise InputError(f"{path}: damaged: its tensors have {total} bytes, their storages {sum(sizes.values())}")
     config = state.get("config")
-    return Checkpoint(path, (path,), tensors, config if isinstance(config, Mapping) else None, tuple(left))
+    try:
+        config = as_json(config) if isinstance(config, Mapping) else None
+    except PickleError as error:
+        left.append(f"config ({error})")
+        config = None
+    return Checkpoint(path, (path,), tensors, config, tuple(left))
 
 
 def _state_dict(path: Path, value: Any) -> tuple[dict[Any, Any], list[str]]:
@@ -227,7 +208,8 @@ def _state_dict(path: Path, value: Any) -> tuple[dict[Any, Any], list[str]]:
     if isinstance(value, Placeholder):
         raise InputError(f"{path}: holds a whole object, a {brief(value.kind.name)}; save model.state_dict()")
     found = _dictionaries(value)
-    models = [keys for keys, state in found.items() if any(holds_encoder(name) for name in state)]
+    known: dict[str, bool] = {}  # the same names occur again and again, such as in the state of an optimizer
+    models = [keys for keys, state in found.items() if any(_is_of_encoder(name, known) for name in state)]
     usual = [keys for keys in models or found if not keys or keys[-1] in _WRAPPERS]
     rank = lambda keys: (not keys, len(keys), [_WRAPPERS.index(k) if k in _WRAPPERS else len(_WRAPPERS) for k in keys])
     if len(models) == 1:
@@ -235,16 +217,25 @@ def _state_dict(path: Path, value: Any) -> tuple[dict[Any, Any], list[str]]:
     elif usual:
         chosen = min(usual, key=rank)
     elif models:
-        names = listed(".".join(map(str, keys)) for keys in models)
+        names = listed(".".join(map(brief, keys)) for keys in models)
         raise InputError(f"{path}: holds several models ({names}); save the state_dict of one alone")
     else:
         raise InputError(f"{path}: holds no dictionary of tensors; save model.state_dict()")
     left: list[str] = []
     beside = value
     for key in chosen:
-        left += [str(name) for name in beside if name != key]
+        left += [str(name) for name in beside if name is not key]
         beside = beside[key]
     return beside, left
+
+
+def _is_of_encoder(name: Any, known: dict[str, bool]) -> bool:
+    """Returns whether a key is the name of an encoder's tensor; ``known`` keeps the answers."""
+    if not isinstance(name, str) or len(name) > _LONGEST_TENSOR_NAME:
+        return False
+    if name not in known:
+        known[name] = holds_encoder(name)
+    return known[name]
 
 
 def _dictionaries(value: Any) -> dict[tuple[Any, ...], dict[Any, Any]]:
@@ -269,8 +260,11 @@ def _check_layout(path: Path, name: str, tensor: StoredTensor, size: int) -> Non
     Raises:
       InputError: they overlap or exceed the storage, or the numbers are invalid.
     """
-    numbers = (*tensor.shape, *tensor.stride, tensor.offset)
-    plain = all(type(v) is int and 0 <= v < 2**48 for v in numbers) and len(tensor.shape) == len(tensor.stride) <= 8
+    plain = len(tensor.shape) == len(tensor.stride) <= 8 and all(
+        type(v) is int and 0 <= v < 2**48 for v in (*tensor.shape, *tensor.stride, tensor.offset)
+    )
+    # An empty tensor may have other axes that are long, but numpy cannot describe all of these.
+    plain = plain and math.prod(length for length in tensor.shape if length) < 2**60
     itemsize = tensor.storage.dtype.itemsize
     if not plain or tensor.storage.numel * itemsize != size:
         raise InputError(f"{path}: damaged: {name} has a shape, stride, offset or storage that cannot be")

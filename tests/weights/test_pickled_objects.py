@@ -5,7 +5,6 @@ import collections
 import dataclasses
 import datetime
 import enum
-import io
 import json
 import pathlib
 import pickle
@@ -17,8 +16,10 @@ import numpy as np
 import pytest
 
 from deberta_jax.errors import InputError
+from deberta_jax.pickles.machine import run
+from deberta_jax.pickles.names import Global
+from deberta_jax.pickles.values import Placeholder, StoredTensor
 from deberta_jax.weights import load
-from deberta_jax.weights.pickle_machine import Global, Placeholder, StoredTensor, run
 from deberta_jax.weights.readers import read_weights
 from tests.cases import to_tree
 from tests.weights.files import Call, Name, dump, raw_config, same, state_of, tensor, torch_legacy, zip_bytes
@@ -81,7 +82,8 @@ def parts_of(value):
 def test_an_object_becomes_a_placeholder_and_nothing_of_it_is_built(name):
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         raw = pickle.dumps({"beside": OBJECTS[name]}, protocol)
-        found = run(io.BytesIO(raw))
+        found, end = run(raw)
+        assert end == len(raw)
         assert {type(part) for part in parts_of(found)} <= set(PLAIN)
 
 

@@ -5,10 +5,6 @@ Names in a pickle are only compared with these lists. Nothing is imported.
 
 from typing import NamedTuple
 
-import numpy as np
-
-from deberta_jax.weights.source import BFLOAT16
-
 
 class Global(NamedTuple):
     """Holds the name of a function or class that a pickle mentions, without importing it."""
@@ -16,19 +12,6 @@ class Global(NamedTuple):
     module: str
     name: str
 
-
-STORAGES = {
-    "DoubleStorage": np.dtype("<f8"),
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": BFLOAT16,
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("i1"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
-}
 
 TENSORS = frozenset(
     {
@@ -81,4 +64,4 @@ _SINGLE = frozenset(
 
 def is_harmless(name: Global) -> bool:
     """Returns whether a name belongs to objects that are commonly stored with weights and need not be built."""
-    return name in _SINGLE or name.module.split(".")[0] in _PACKAGES
+    return name in _SINGLE or name.module.partition(".")[0] in _PACKAGES
