@@ -6,12 +6,18 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief
 
 SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
+# Ids are below this: arrays have one entry for each id. The largest published vocabulary has a million pieces.
+MOST_IDS = 1 << 22
+# Compiling the expression that finds the added tokens of a text takes seconds for more tokens, or more characters.
+MOST_ADDED = 1 << 15
+MOST_CHARACTERS = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,16 @@ class AddedTokens:
     """Holds the added tokens of a tokenizer, including the five special tokens.
 
     Raises:
-        InputError: one of the five is missing, or two tokens share an id.
+        InputError: one of the five is missing, two tokens share an id, there are more tokens than can be searched, or
+            one has no text or an id that is not in [0, `MOST_IDS`).
     """
 
     def __init__(self, tokens: list[AddedToken]):
+        for token in tokens:
+            if not token.content or not 0 <= token.id < MOST_IDS:
+                raise InputError(f"the added token {brief(token.content)!r} has the id {brief(token.id)}; correct it")
+        if len(tokens) > MOST_ADDED or sum(len(token.content) for token in tokens) > MOST_CHARACTERS:
+            raise InputError(f"the tokenizer files add more than {MOST_ADDED} tokens; put them into the vocabulary")
         self.tokens = tuple(sorted(tokens, key=lambda token: token.id))
         self.by_content = {token.content: token for token in self.tokens}
         self.by_id = {token.id: token for token in self.tokens}
@@ -50,8 +62,9 @@ class AddedTokens:
         if missing:
             raise InputError(f"the tokenizer files give no id for {', '.join(missing)}; DeBERTa needs all five")
         if len(self.by_id) != len(self.by_content):
-            shared = {token.content: token.id for token in self.tokens}
-            raise InputError(f"two added tokens share an id: {shared}; correct the tokenizer files")
+            other, token = next(pair for pair in pairwise(self.tokens) if pair[0].id == pair[1].id)
+            both = f"{brief(other.content)} and {brief(token.content)}"
+            raise InputError(f"two added tokens share the id {token.id}: {both}; correct the tokenizer files")
         self.special_ids = tuple(self.by_content[name].id for name in SPECIALS)
         self.all_special_ids = tuple(token.id for token in self.tokens if token.special)
         # Longest first: otherwise a token that is a prefix of another one would always match instead of it.

@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief
 from deberta_jax.text.added import AddedTokens, write_tokenizer_json
 from deberta_jax.text.encoding import lengths_of
 from deberta_jax.text.tokenizer import Tokenizer
@@ -62,7 +62,8 @@ class ByteLevelTokenizer(Tokenizer):
         self.merges = list(merges)
         self.add_prefix_space = add_prefix_space
         self.rule = rule
-        self._library = byte_level_bpe(vocab, self.merges)
+        # The library looks up the piece of unknown bytes, which another file than vocab.json may declare.
+        self._library = byte_level_bpe({"[UNK]": self.unk_id} | vocab, self.merges)
         self._pieces_by_id = {index: piece for piece, index in vocab.items()}
         self.vocab_size = max(max(self._pieces_by_id), max(added.by_id)) + 1
         # Number of bytes of each piece: one per character. [UNK] stands for one byte that the vocabulary lacks.
@@ -123,7 +124,7 @@ class ByteLevelTokenizer(Tokenizer):
         return [text if not text or text[0] == " " else f" {text}" for text in texts]
 
     def _decode(self, ids: list[int]) -> str:
-        return bytes(BYTES[c] for i in ids for c in self._piece(i)).decode("utf-8", errors="replace")
+        return b"".join(_bytes_of(self._piece(i)) for i in ids).decode("utf-8", errors="replace")
 
     def _trim(self, text: str) -> str:
         return text.removeprefix(" ") if self.add_prefix_space else text
@@ -169,7 +170,7 @@ def byte_level_bpe(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> 
     try:
         library = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=list(merges), unk_token="[UNK]"))
     except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"vocabulary and merges do not belong together: {' '.join(str(error).split())}") from error
+        raise InputError(f"vocabulary and merges do not belong together: {brief(error, 200)}") from error
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return library
 
@@ -185,6 +186,14 @@ def _byte_characters() -> dict[str, int]:
 
 
 BYTES = _byte_characters()
+
+
+def _bytes_of(piece: str) -> bytes:
+    """Returns the bytes that a piece spells, or its own text if it is no spelling, as in the `tokenizers` library."""
+    try:
+        return bytes([BYTES[character] for character in piece])
+    except KeyError:
+        return piece.encode()
 
 
 def after_space(text: str) -> np.ndarray:

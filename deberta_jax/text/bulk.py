@@ -8,7 +8,8 @@ The result is exact if no piece of the vocabulary crosses a word boundary, which
   text in float32, so in a very long text the words before may decide between two nearly equal segmentations of a
   word; here each word has the pieces that it has on its own.
 
-Texts that contain an added token, or white space that SentencePiece does not treat as a space, are encoded as a whole.
+Texts that contain an added token, or white space or "\u2581" that SentencePiece does not treat as a space, are encoded
+as a whole.
 """
 
 import re
@@ -57,7 +58,7 @@ class BulkEncoder:
             self.by_words = not tokenizer.add_prefix_space
         elif isinstance(tokenizer, SentencePieceTokenizer):
             self.split = str.split
-            self.unsafe = [c for c in _WHITE_SPACE if not _is_space(tokenizer, c)]
+            self.unsafe = [c for c in (*_WHITE_SPACE, SPACE) if not _is_space(tokenizer, c)]
             self.by_words = _within_words(tokenizer)
         else:
             self.by_words = False

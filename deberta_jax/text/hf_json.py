@@ -8,7 +8,9 @@ includes the space before it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ import numpy as np
 import tokenizers
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief
 from deberta_jax.text.added import AddedTokens, write_tokenizer_json
 from deberta_jax.text.bpe import after_space
 from deberta_jax.text.encoding import lengths_of
+from deberta_jax.text.json_file import vocabulary_of
 from deberta_jax.text.tokenizer import Tokenizer
 
 SPACE = "\u2581"
@@ -30,49 +33,67 @@ class JsonTokenizer(Tokenizer):
     """Tokenizes with the `tokenizers` library as tokenizer.json says.
 
     Args:
-        content: the parsed file.
+        content: the content of the file, as `check_content` returns it.
         added: special and other added tokens.
+        where: the name of the file, for messages.
 
     Raises:
-        InputError: the library cannot read the file, or other files give an added token another id.
+        InputError: the library cannot read or use the file, or other files give an added token another id.
     """
 
-    def __init__(self, content: dict[str, Any], added: AddedTokens):
+    def __init__(self, content: dict[str, Any], added: AddedTokens, where: str):
         super().__init__(added)
         self.kind = "bpe" if content["model"]["type"] == "BPE" else "spm"
         self._word_prefix = " " if self.kind == "bpe" else ""
         self.rule = f"tokenizer.json: the tokenizers library decides ({content['model']['type']})"
-        tokens = [dict(entry) for entry in content.get("added_tokens", [])]
+        self._where = where
+        tokens = [dict(entry) for entry in content["added_tokens"]]
+        listed = {entry["content"] for entry in tokens}
+        pieces = vocabulary_of(content["model"])
+        # A special token that is only a piece would be cut into other pieces where it stands in a text.
+        tokens += [
+            {"normalized": False, **asdict(token)}
+            for token in added.tokens
+            if token.content not in listed and token.content in pieces
+        ]
         for entry in tokens:
-            entry["lstrip"] |= self.kind == "bpe" and entry["content"] == "[MASK]"
-        self.content = content | {
-            "added_tokens": tokens,
-            "truncation": None,
-            "padding": None,
-            "post_processor": None,
-        }
-        try:
+            entry["lstrip"] = entry.get("lstrip") or (self.kind == "bpe" and entry["content"] == "[MASK]")
+        self.content = content | {"added_tokens": tokens}
+        with self._library_errors("cannot be read"):
             self._library = tokenizers.Tokenizer.from_str(json.dumps(self.content))
-        except Exception as error:  # the library raises nothing narrower
-            raise InputError(f"tokenizer.json cannot be read: {' '.join(str(error).split())}") from error
         for token in added.tokens:
-            if self._library.token_to_id(token.content) != token.id:
-                there = self._library.token_to_id(token.content)
+            there = self._library.token_to_id(token.content)
+            if there != token.id:
                 raise InputError(
-                    f"{token.content} is {token.id} in the other tokenizer files, {there} in tokenizer.json"
+                    f"{brief(token.content)} is {token.id} in the other tokenizer files, {there} in tokenizer.json"
                 )
+            if self._library.id_to_token(token.id) != token.content:
+                other = brief(self._library.id_to_token(token.id))
+                raise InputError(f"{where}: {brief(token.content)} and {other} share the id {token.id}; correct it")
         vocab = self._library.get_vocab()
         self.vocab_size = max(vocab.values()) + 1
         self._blank = np.zeros(self.vocab_size, bool)
         self._blank[[index for piece, index in vocab.items() if not piece.strip(SPACE)]] = True
 
+    @contextmanager
+    def _library_errors(self, what: str) -> Iterator[None]:
+        """Converts errors of the library in the block to InputError. A panic is no `Exception`."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, MemoryError, UnicodeEncodeError):
+            raise
+        except BaseException as error:
+            raise InputError(f"{self._where} {what}: {brief(error, 200)}; fetch it again") from None
+
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+        with self._library_errors("fails on a text"):
+            rows = [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
         lengths = lengths_of(rows)
         return np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum())), lengths
 
     def _spans(self, texts: list[str], ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        rows = self._library.encode_batch(texts, add_special_tokens=False)
+        with self._library_errors("fails on a text"):
+            rows = self._library.encode_batch(texts, add_special_tokens=False)
         sizes = lengths_of(texts)
         origin = np.repeat(np.cumsum(sizes) - sizes, lengths)
         spans = np.array([span for row in rows for span in row.offsets], np.int64).reshape(-1, 2) + origin[:, None]
@@ -90,7 +111,8 @@ class JsonTokenizer(Tokenizer):
         return False
 
     def _decode(self, ids: list[int]) -> str:
-        text = self._library.decode(ids, skip_special_tokens=False)
+        with self._library_errors("cannot decode ids"):
+            text = self._library.decode(ids, skip_special_tokens=False)
         return f" {text}" if self._piece(ids[0]).startswith(SPACE) else text
 
     def _trim(self, text: str) -> str:

@@ -18,7 +18,7 @@ import sentencepiece
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError
-from deberta_jax.text.added import SPECIALS, AddedTokens, write_tokenizer_json
+from deberta_jax.text.added import AddedTokens, write_tokenizer_json
 from deberta_jax.text.encoding import concatenate, lengths_of
 from deberta_jax.text.tokenizer import Tokenizer
 
@@ -93,7 +93,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _lengths(self, texts: list[str], ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns for each piece its length in characters of normalised text and the number of leading spaces."""
         sizes, leads = self._size[ids], self._lead[ids]
-        unknown = np.flatnonzero(ids == self.unk_id)
+        unknown = np.flatnonzero(ids == self._processor.unk_id())
         if len(unknown):
             # An unknown piece is as long as the characters it stands for, which its surface form shows.
             of_text = np.searchsorted(np.cumsum(lengths), unknown, "right")
@@ -205,17 +205,3 @@ def is_punctuation(character: str) -> bool:
     code = ord(character)
     ascii_mark = 33 <= code <= 47 or 58 <= code <= 64 or 91 <= code <= 96 or 123 <= code <= 126
     return ascii_mark or unicodedata.category(character).startswith("P")
-
-
-def read_model(path: Path) -> sentencepiece.SentencePieceProcessor:
-    """Loads a SentencePiece model. Raises InputError if the file is none."""
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is not a SentencePiece model; fetch it again") from error
-
-
-def special_pieces(processor: sentencepiece.SentencePieceProcessor) -> dict[str, int]:
-    """Returns the ids of the special tokens that are pieces of the model."""
-    found = {name: processor.piece_to_id(name) for name in SPECIALS}
-    return {name: index for name, index in found.items() if processor.id_to_piece(index) == name}
