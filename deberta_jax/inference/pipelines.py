@@ -159,7 +159,7 @@ def model_config(
 
     It has as many labels as the file's classifier. Raises InputError as ``pipeline``.
     """
-    source = open_source(model, ignore=ignore, base_model=base_model)
+    source = open_source(model, ignore=ignore, base_model=base_model, check=None)
     return plan_head(source, HeadRequest(TASK_KINDS[kind].head)).config
 
 

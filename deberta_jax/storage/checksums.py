@@ -27,6 +27,7 @@ CHECKSUMS = "checksums.json"
 _FORMAT = "deberta_jax checksums 1"
 _BLOCKS = 16
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 64, 4 << 20
+_SMALLEST_ZEROS = 4 << 10
 _SAMPLED_BLOCKS = 4
 _SMALL_FILE = 16 << 20
 """Files up to this size, such as configs and tokenizers, are digested whole in every check."""
@@ -57,8 +58,9 @@ class Difference(NamedTuple):
         counts as missing.
       compared: number of blocks that were compared.
       differing: number of these that differ.
-      zeros: whether a block that differs consists of zeros, as after an interrupted copy.
-      cut: whether the file is shorter and all complete blocks that it still has are as listed.
+      zeros: whether a block that differs consists of zeros, as after an interrupted copy. False for blocks
+        smaller than 4 kB.
+      cut: whether the file is empty, or shorter and all complete blocks that it still has are as listed.
       same_time: whether the modification time is the listed one.
       newer: whether the file was modified after the list.
     """
@@ -220,7 +222,7 @@ def _compare_file(
     wrong = [digest for block, digest in zip(blocks, found, strict=True) if digest != entry.digests[block]]
     if size == entry.size and not wrong:
         return None
-    cut = size < entry.size and not wrong
+    cut = not size or (size < entry.size and len(blocks) > 0 and not wrong)
     kind = "bytes" if size == entry.size else "size"
     return Difference(name, kind, len(blocks), len(wrong), _zeros(entry, wrong), cut, same_time, newer)
 
@@ -239,6 +241,8 @@ def _status(path: AnyPath) -> tuple[int, int] | None:
 def _zeros(entry: FileEntry, digests: Sequence[str]) -> bool:
     """Returns whether one of the digests is that of a block of zeros."""
     last = entry.size % entry.block
+    if entry.block < _SMALLEST_ZEROS:
+        return False
     return bool(digests) and any(hashlib.sha256(bytes(size)).hexdigest() in digests for size in {entry.block, last})
 
 

@@ -62,6 +62,7 @@ def save_adapter(directory: Path, model: Model, params: Mapping[str, Any], lora:
             "modules_to_save": list(spec.parts_in(model.config)),
         },
     )
+    storage.write_checksums(directory, [directory / "adapter_model.safetensors", directory / "adapter_config.json"])
 
 
 def _updates(params: Mapping[str, Any], lora: Lora, of_leaf: Mapping[str, Row]) -> dict[str, np.ndarray]:

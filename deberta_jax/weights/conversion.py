@@ -49,6 +49,9 @@ def convert(
 ) -> Report:
     """Converts a checkpoint of any supported format to a model directory or an Orbax checkpoint.
 
+    The files of the source are compared with the digests in its checksums.json, if it has one. A result on a local disk
+    gets such a list.
+
     Args:
       source: a directory, a file of weights beside its config, an Orbax checkpoint or training state, a peft adapter,
         or a hub id.
@@ -76,7 +79,7 @@ def convert(
     target = Path(destination).expanduser()
     _check_destination(destination, target, to, max_shard_size)
     _check_head(head, id2label, new_head)
-    opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model)
+    opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model, check="full")
     if head is None:
         plan = plan_all(opened)
     else:
@@ -102,7 +105,7 @@ def convert(
             if to == "hf":
                 write_weights(stage, tensors, max_shard_size)
             else:
-                write_orbax(stage / PARAMS, orbax_leaves(plan, kind, broken, step))
+                write_orbax(stage / PARAMS, orbax_leaves(plan, kind, broken, step), named=str(target))
             _check(broken, opened, strict)
             _write_other_files(stage, files, config)
     notes = [broken_note(broken)] if broken else []

@@ -12,6 +12,7 @@ import numpy as np
 from deberta_jax.errors import InputError, printable
 from deberta_jax.models import Model, Runtime, head_spec, init_params
 from deberta_jax.weights.account import Foreign, LoadPlan, plan_load
+from deberta_jax.weights.checking import Check
 from deberta_jax.weights.choose import Choice, HeadRequest, choose_all, choose_head
 from deberta_jax.weights.names import ENCODER
 from deberta_jax.weights.opening import Source, open_source
@@ -76,6 +77,7 @@ def load(
     base_model: str | Path | None = None,
     shardings: Any = None,
     strict: bool = False,
+    check: Check = "sampled",
 ) -> tuple[Model, dict[str, Any], Report]:
     """Loads a model as ``from_pretrained`` does, and also returns a report.
 
@@ -91,7 +93,9 @@ def load(
     """
     as_dtype(runtime.dtype)
     param_dtype = as_dtype(runtime.param_dtype)
-    source = open_source(name, revision=revision, ignore=ignore, base_model=base_model)
+    source = open_source(name, revision=revision, ignore=ignore, base_model=base_model, check=check)
+    if check == "full":
+        source.require_checked()
     plan = plan_head(source, HeadRequest(head, num_labels, id2label, new_head is not None))
     model = head_spec(head).model.create(plan.config, runtime)
     sharding_of = _flatten(shardings, head)
@@ -127,6 +131,7 @@ def from_pretrained(
     revision: str | None = None,
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
+    check: Check = "sampled",
 ) -> tuple[Model, dict[str, Any]]:
     """Loads a model with the weights of a directory, a file of weights, or a hub id.
 
@@ -147,13 +152,16 @@ def from_pretrained(
       ignore: patterns (``*``, ``?``) of tensors to leave out, such as ``["crf.*"]`` for a head that is not known here.
         Not needed for the encoder alone.
       base_model: the base of a peft adapter, a directory or hub id; None: the one that its adapter_config.json names.
+      check: ``save_pretrained`` and ``convert`` list digests of the files in checksums.json. ``sampled`` compares all
+        sizes, small files and a few blocks of large ones with that list, if there is one; ``full`` compares every byte.
 
     Returns:
       The model and its parameters, a plain nested dict of arrays.
 
     Raises:
       InputError: the source cannot be read; a tensor of the file or of the model is not explained (the message lists
-        all of them); the file lacks the head; or the masked-LM head of a discriminator is asked for.
+        all of them); the file lacks the head; the masked-LM head of a discriminator is asked for; a file is damaged; or
+        a full check is not possible, because the weights are on no list.
     """
     model, params, _ = load(
         name_or_dir,
@@ -165,6 +173,7 @@ def from_pretrained(
         revision=revision,
         ignore=ignore,
         base_model=base_model,
+        check=check,
     )
     return model, params
 

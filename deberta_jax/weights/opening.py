@@ -11,6 +11,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, brief, listed
 from deberta_jax.storage import AnyPath
 from deberta_jax.weights import adapters
+from deberta_jax.weights.checking import Check, Checked, check_files
 from deberta_jax.weights.differences import fold_differences
 from deberta_jax.weights.directories import explain_directory
 from deberta_jax.weights.orbax_files import find_orbax, read_orbax
@@ -57,6 +58,22 @@ class Source:
     """Report rows of tensors whose use does not depend on the head: left out, or merged into others."""
     notes: tuple[str, ...]
     """Notes for the report."""
+    checked: tuple[Checked, ...] = ()
+    """The results of comparing its directories with the digests listed there; empty if nothing was to be compared."""
+
+    def require_checked(self) -> None:
+        """Checks that no file of weights is missing in the lists of digests. A stale list is accepted.
+
+        Raises:
+          InputError: a file is not listed.
+        """
+        files = [file for checked in self.checked for file in checked.files]
+        for weights in (file.absolute() for file in self.checkpoint.files):
+            known = any(weights == file or weights in file.parents for file in files)
+            if not known and not any(checked.stale for checked in self.checked):
+                raise InputError(
+                    f"{weights}: a full check is not possible, no {storage.CHECKSUMS} lists it; load it without one"
+                )
 
 
 def load_config(
@@ -110,6 +127,7 @@ def open_source(
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
     must_match: bool = True,
+    check: Check | None = "sampled",
 ) -> Source:
     """Opens a directory, a file in one, a hub id, or an Orbax checkpoint at ``gs://...``. Reads no weights yet.
 
@@ -119,25 +137,27 @@ def open_source(
       ignore: glob patterns of tensors to leave out.
       base_model: the base of a peft adapter; None is the one that its adapter_config.json names.
       must_match: whether a pattern of ``ignore`` that matches no tensor is an error.
+      check: how thoroughly the files are compared with the digests listed beside them, see ``weights.checking``; None:
+        not at all.
 
     Raises:
-      InputError: the model cannot be read.
+      InputError: the model cannot be read, or its files are damaged.
     """
     if isinstance(ignore, str):
         raise InputError(f"ignore={ignore!r}: give a list of patterns")
     if storage.is_remote(name, ("gs",)):
         with storage.reaching(name) as path:
-            source = _open_cloud(path, ignore)
+            source = _open_cloud(path, ignore, check)
     else:
         file = hub.split_file(str(name))[1]
         directory = hub.resolve(name, revision=revision)
         adapter = adapters.find_adapter(directory, file, whole=has_standard(directory))
         if adapter is not None:
-            source = _open_adapter(directory, adapter, base_model, ignore)
+            source = _open_adapter(directory, adapter, base_model, ignore, check)
         elif base_model is not None:
             raise InputError(f"{name}: is no peft adapter; a base model goes with an adapter alone")
         else:
-            source = _open_whole(directory, file, ignore)
+            source = _open_whole(directory, file, ignore, check)
     used = {pattern for patterns in source.ignored.values() for pattern in patterns}
     idle = [pattern for pattern in ignore if pattern not in used]
     if idle and must_match:
@@ -145,39 +165,52 @@ def open_source(
     return source
 
 
-def _open_whole(directory: Path, file: str | None, ignore: Sequence[str]) -> Source:
+def _open_whole(directory: Path, file: str | None, ignore: Sequence[str], check: Check | None) -> Source:
     """Opens a local model that is no adapter."""
     orbax = None if file or has_standard(directory) else find_orbax(directory)
     if orbax is not None:
-        return _open_orbax(directory, orbax, ignore)
+        return _open_orbax(directory, orbax, ignore, check)
     said = None if file else explain_directory(directory)
     if said is not None:
         raise InputError(f"{directory}: {said}")
+    checked = () if check is None else (check_files(directory, check),)
     checkpoint = read_weights(directory / file if file else find_weights(directory))
     config, raw = _read_config(directory, checkpoint.path.name, checkpoint.config)
-    return _make_source(directory, checkpoint, config, raw, ignore)
+    return dataclasses.replace(_make_source(directory, checkpoint, config, raw, ignore), checked=checked)
 
 
-def _open_cloud(directory: AnyPath, ignore: Sequence[str]) -> Source:
+def _open_cloud(directory: AnyPath, ignore: Sequence[str], check: Check | None) -> Source:
     """Opens an Orbax checkpoint in a bucket."""
     orbax = find_orbax(directory)
     if orbax is None:
         raise InputError(f"{directory}: no Orbax checkpoint there; files of any other form must be on a local disk")
-    return _open_orbax(directory, orbax, ignore)
+    return _open_orbax(directory, orbax, ignore, check)
 
 
-def _open_orbax(directory: AnyPath, orbax: AnyPath, ignore: Sequence[str]) -> Source:
+def _open_orbax(directory: AnyPath, orbax: AnyPath, ignore: Sequence[str], check: Check | None) -> Source:
     """Opens an Orbax checkpoint; its config is in the directory or at most three levels above."""
     above = (directory, *directory.absolute().parents[:3])
     home = next((path for path in above if _config_file(path, "")), directory)
+    checked: tuple[Checked, ...] = ()
+    if check is not None:
+        # The list of a converted checkpoint, and of a step of a training state, is beside the directory of the arrays.
+        arrays = next(
+            (path for path in (orbax, orbax.absolute().parent) if (path / storage.CHECKSUMS).is_file()), orbax
+        )
+        checked = (check_files(arrays, check),)
+        if arrays.absolute() != home.absolute():
+            checked = (*checked, check_files(home, check, ("config.json", *TOKENIZER_FILES)))
     config, raw = _read_config(home, "", None)
-    return _make_source(directory, read_orbax(orbax, config), config, raw, ignore)
+    return dataclasses.replace(_make_source(directory, read_orbax(orbax, config), config, raw, ignore), checked=checked)
 
 
-def _open_adapter(directory: Path, path: Path, base_model: str | Path | None, ignore: Sequence[str]) -> Source:
+def _open_adapter(
+    directory: Path, path: Path, base_model: str | Path | None, ignore: Sequence[str], check: Check | None
+) -> Source:
     """Opens a base model and merges an adapter into it. The adapter's own config and tokenizer come first."""
     home = _base_directory(directory, base_model)
-    base = _open_whole(home, hub.split_file(str(base_model))[1] if base_model is not None else None, ignore)
+    base = _open_whole(home, hub.split_file(str(base_model))[1] if base_model is not None else None, ignore, check)
+    checked = () if check is None else (check_files(directory, check),)
     checkpoint = read_weights(path)
     own = unwrap(checkpoint, ignore)
     both = adapters.overlay(base.found, own.tensors)
@@ -201,6 +234,7 @@ def _open_adapter(directory: Path, path: Path, base_model: str | Path | None, ig
         architectures,
         (*base.rows, *both.rows, *_left_out(checkpoint, own.ignored), *merged.rows),
         (*base.notes, f"a peft adapter of the base model {home}", *own.notes, *merged.notes),
+        (*checked, *base.checked),
     )
 
 

@@ -104,7 +104,11 @@ class _LeafHandler(ocp.type_handlers.TypeHandler):
         self, values: Sequence[PendingLeaf], infos: Sequence[Any], args: Sequence[Any] | None = None
     ) -> list[Any]:
         limit = asyncio.Semaphore(2)
-        await asyncio.gather(*(_write_leaf(leaf, info, limit) for leaf, info in zip(values, infos, strict=True)))
+        writes = [_write_leaf(leaf, info, limit) for leaf, info in zip(values, infos, strict=True)]
+        # All end before the event loop is closed, even if one fails: TensorStore would print a traceback otherwise.
+        for error in await asyncio.gather(*writes, return_exceptions=True):
+            if error is not None:
+                raise error
         return []
 
 
@@ -147,12 +151,13 @@ async def _write_leaf(leaf: PendingLeaf, info: Any, limit: asyncio.Semaphore) ->
             del item, block
 
 
-def write_orbax(directory: AnyPath, leaves: Mapping[str, PendingLeaf]) -> None:
+def write_orbax(directory: AnyPath, leaves: Mapping[str, PendingLeaf], *, named: str | None = None) -> None:
     """Writes one checkpoint.
 
     Args:
       directory: a local or remote directory that does not exist.
       leaves: the leaves by path (``a/b/c``); they are stored as a nested dict.
+      named: the name of the directory in messages.
 
     Raises:
       InputError: the local directory cannot be written.
@@ -169,14 +174,18 @@ def write_orbax(directory: AnyPath, leaves: Mapping[str, PendingLeaf]) -> None:
     registry = ocp.type_handlers.create_type_handler_registry(*handlers)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, type_handler_registry=registry)) as checkpointer:
         try:
-            checkpointer.save(epath.Path(directory), args=ocp.args.PyTreeSave(tree))
+            # Orbax refuses a relative path.
+            absolute = directory if storage.is_remote(directory) else Path(directory).absolute()
+            checkpointer.save(epath.Path(absolute), args=ocp.args.PyTreeSave(tree))
         except InputError:
             raise
         except (OSError, ValueError) as error:  # TensorStore raises ValueError if a disk is full
             if storage.is_remote(directory):
                 raise
             why = " ".join(str(error).split())[:200]
-            raise InputError(f"{directory}: could not be written ({why}); make room, or give another path") from None
+            raise InputError(
+                f"{named or directory}: could not be written ({why}); make room, or give another path"
+            ) from None
 
 
 def find_orbax(directory: AnyPath) -> AnyPath | None:

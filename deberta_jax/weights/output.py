@@ -1,6 +1,7 @@
 """Writes model directories atomically."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from deberta_jax import storage
@@ -35,9 +36,13 @@ def check_free(directory: Path, *, overwrite: bool) -> None:
     storage.check_output_directory("", directory)
 
 
-def staged_model(directory: Path, *stale: str) -> AbstractContextManager[Path]:
-    """Returns the context manager in which a model directory is written, as ``storage.staged``.
+@contextmanager
+def staged_model(directory: Path, *stale: str) -> Iterator[Path]:
+    """Yields a temporary directory that becomes or replaces a model directory, as ``storage.staged``.
 
-    config.json is moved last. Weights and files named in ``stale`` that the new model does not have are removed.
+    The digests of its files are listed when the block ends. config.json is moved last. Weights and files named in
+    ``stale`` that the new model does not have are removed.
     """
-    return storage.staged(directory, last=_CONFIG, stale=(*_WEIGHTS, *stale))
+    with storage.staged(directory, last=_CONFIG, stale=(*_WEIGHTS, *stale)) as stage:
+        yield stage
+        storage.write_checksums(stage)

@@ -35,11 +35,13 @@ class Comparison:
       differences: largest absolute difference of every layer's output and of every head's logits.
       scales: largest absolute value of the same outputs.
       tolerance: largest difference that passes.
+      checked: lines on the comparison of the files with the digests that were listed when they were written.
     """
 
     differences: dict[str, float]
     scales: dict[str, float]
     tolerance: float
+    checked: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -56,6 +58,7 @@ class Comparison:
         verdict = "pass" if self.passed else "FAIL"
         return "\n".join(
             [
+                *self.checked,
                 *lines,
                 f"{verdict}: largest difference {max(self.differences.values()):.3g}, tolerance {self.tolerance:g}",
             ]
@@ -74,6 +77,9 @@ def verify(
 ) -> Comparison:
     """Compares the outputs of a source, layer by layer, in float32.
 
+    First every byte of its files, and of those of ``against``, is compared with the digests in checksums.json, if there
+    is such a list.
+
     Args:
       against: another source, or an ``.npz`` recording. None: the source's own tensors after conversion to torch's
         layout and back, which must not change them.
@@ -82,11 +88,12 @@ def verify(
       revision, ignore, base_model: as for ``from_pretrained``; ``ignore`` also applies to ``against``.
 
     Raises:
-      InputError: a source cannot be read, the recording has other outputs, or outputs are not finite.
+      InputError: a source cannot be read or is damaged, the recording has other outputs, or outputs are not finite.
     """
     if record is not None:
         storage.check_output_file("--record", record)
-    opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model)
+    opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model, check="full")
+    checked = [result.text for result in opened.checked]
     mine = outputs(opened)
     broken = [name for name, value in mine.items() if not np.isfinite(value).all()]
     if broken:
@@ -96,7 +103,9 @@ def verify(
     elif str(against).endswith(".npz"):
         theirs = _recording(Path(against))
     else:
-        theirs = outputs(open_source(against, ignore=ignore, must_match=False))
+        other = open_source(against, ignore=ignore, must_match=False, check="full")
+        checked += [result.text for result in other.checked]
+        theirs = outputs(other)
     if record is not None:  # after the comparison, which may be with the file of that name
         with storage.output_file("--record", record) as file:
             np.savez(file, **mine)  # pyright: ignore[reportArgumentType]
@@ -110,6 +119,7 @@ def verify(
         {name: _difference(mine[name], theirs[name]) for name in common},
         {name: float(np.max(np.abs(mine[name]))) for name in common},
         tolerance,
+        tuple(checked),
     )
 
 

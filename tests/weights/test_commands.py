@@ -218,7 +218,12 @@ def test_a_model_that_takes_the_place_of_another_keeps_none_of_its_files(write, 
     target = tmp_path / "target"
     (first / "spm.model").write_bytes(b"the first one's")
     convert(first, target, to="orbax")
-    assert {path.name for path in target.iterdir()} == {"config.json", "params", "spm.model"}
+    assert {path.name for path in target.iterdir()} == {"checksums.json", "config.json", "params", "spm.model"}
     (target / "notes.txt").write_text("mine")
     convert(second, target, to="hf")
-    assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors", "notes.txt"}
+    assert {path.name for path in target.iterdir()} == {
+        "checksums.json",
+        "config.json",
+        "model.safetensors",
+        "notes.txt",
+    }

@@ -95,7 +95,11 @@ def attack(golden: Path, folder: Path, count: int, seed: int) -> Counter:
         assert len(message) < 20_000
         outcomes["refused" if message else "read"] += 1
         if not message and out.exists():
-            assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors"}
+            assert {path.name for path in out.iterdir()} == {
+                "checksums.json",
+                "config.json",
+                "model.safetensors",
+            }
             shutil.rmtree(out)
         assert not out.exists()
         assert {path.name for path in folder.iterdir()} <= {"source", "seed"}

@@ -35,7 +35,7 @@ def files(directory) -> set[str]:
 def test_writes_config_weights_and_tokenizer(trained, tmp_path):
     out = tmp_path / "new" / "deep"
     save_pretrained(out, *trained, Words(), dtype="bfloat16")
-    assert files(out) == {"config.json", "model.safetensors", "spm.model"}
+    assert files(out) == {"checksums.json", "config.json", "model.safetensors", "spm.model"}
     config = json.loads((out / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
     assert config["architectures"] == ["DebertaV2ForSequenceClassification"]
@@ -55,7 +55,7 @@ def test_other_directories_are_left_alone(trained, tmp_path):
         save_pretrained(other / "thesis.tex", *trained)
     assert files(other) == {"thesis.tex"}
     save_pretrained(other, *trained, overwrite=True)
-    assert files(other) == {"thesis.tex", "config.json", "model.safetensors"}
+    assert files(other) == {"thesis.tex", "checksums.json", "config.json", "model.safetensors"}
 
 
 def test_a_model_directory_is_replaced_without_stale_shards(trained, tmp_path):
@@ -66,7 +66,7 @@ def test_a_model_directory_is_replaced_without_stale_shards(trained, tmp_path):
     (out / "state").mkdir()
     double = jax.tree.map(lambda a: a * 2, params)
     save_pretrained(out, model, double)
-    assert files(out) == {"config.json", "model.safetensors", "spm.model", "state"}
+    assert files(out) == {"checksums.json", "config.json", "model.safetensors", "spm.model", "state"}
     _, found, _ = load(out, "sequence-classification")
     assert jax.tree.all(jax.tree.map(np.array_equal, found, double))
 
