@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 
 from deberta_jax.cli.main import main
+from deberta_jax.cli.text import print_text
 from tests.weights.files import raw_config, state_of
 
 # Clears the screen, sets the title, and hides what follows; and a character that turns the direction of the text.
@@ -32,8 +33,8 @@ def source(tmp_path_factory):
         ["inspect", "SOURCE"],
         ["inspect", "SOURCE", "--ignore", "crf.*"],
         ["inspect", "SOURCE", "--json", "--ignore", "crf.*"],
-        ["convert", "SOURCE", "OUT", "--head", "sequence-classification"],
-        ["convert", "SOURCE", "OUT", "--head", "sequence-classification", "--ignore", "crf.*"],
+        ["convert", "SOURCE", "OUT", "--to", "hf", "--head", "sequence-classification"],
+        ["convert", "SOURCE", "OUT", "--to", "hf", "--head", "sequence-classification", "--ignore", "crf.*"],
         ["verify", "SOURCE", "--ignore", "crf.*"],
         ["predict", "SOURCE", "SOURCE/config.json"],
         ["evaluate", "SOURCE", "SOURCE/config.json"],
@@ -50,3 +51,8 @@ def test_no_control_character_reaches_the_terminal(arguments, source, tmp_path, 
     assert out + err
     for character in EVIL:
         assert character.isprintable() or character not in out.replace("\r\n", "\n") + err, (character, out, err)
+
+
+def test_lines_stay_lines(capsys):
+    print_text(f"a\tb{EVIL}\nc")
+    assert capsys.readouterr().out == "a\tb" + EVIL.encode("unicode_escape").decode() + "\nc\n"
