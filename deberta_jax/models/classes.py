@@ -152,7 +152,7 @@ class DebertaForTokenClassification(Model):
         h = self.backbone(input_ids, inputs)
         x = h.states
         if c.classifier_proj:
-            x = activate("gelu", dense(c, self.runtime, "proj")(x))
+            x = activate("gelu", dense(c, self.runtime, "proj")(x), forward_mode=self.runtime.forward_mode)
         x = Dropout(c.hidden_dropout_prob)(x, inputs.get("deterministic", True))
         return HeadOutput(classify(c, self.runtime, "classifier", x, c.num_labels), h.hidden_states, h.attentions)
 

@@ -35,7 +35,7 @@ class Intermediate(nn.Module):
         shape = (c.hidden_size, c.intermediate_size)
         x = Linear(shape, ("embed", "mlp"), c.initializer_range, self.runtime, name="dense")(x)
         x = constrain(x, ("batch", "length", "mlp"))
-        return activate(c.hidden_act, x)
+        return activate(c.hidden_act, x, forward_mode=self.runtime.forward_mode)
 
 
 class Layer(nn.Module):
@@ -75,11 +75,19 @@ class Convolution(nn.Module):
     def __call__(self, x, token_mask, segment_ids, deterministic):
         c, run = self.config, self.runtime
         kernel, bias = ConvolutionParams(c, run, name="conv")()
-        y = token_convolution(x, kernel.astype(x.dtype), bias, groups=c.conv_groups, segment_ids=segment_ids)
+        y = token_convolution(
+            x,
+            kernel.astype(x.dtype),
+            bias,
+            groups=c.conv_groups,
+            segment_ids=segment_ids,
+            forward_mode=run.forward_mode,
+        )
         if token_mask is not None:
             y = jnp.where(token_mask[..., None], y, 0.0)
         # Dropout comes before the activation, as in the code that the weights were trained with.
-        y = activate(c.conv_act, Dropout(c.hidden_dropout_prob)(y, deterministic)).astype(run.dtype)
+        y = Dropout(c.hidden_dropout_prob)(y, deterministic)
+        y = activate(c.conv_act, y, forward_mode=run.forward_mode).astype(run.dtype)
         return y, NormParams(c, run, name="LayerNorm")()
 
 
@@ -188,7 +196,8 @@ class Encoder(nn.Module):
     def merge(self, y, conv, token_mask):
         """Returns the first layer's output ``y`` plus the convolution's, normalized, and zero at padding."""
         branch, (scale, bias) = conv
-        y = layer_norm(y + branch, scale, bias, self.config.layer_norm_eps).astype(y.dtype)
+        epsilon, forward_mode = self.config.layer_norm_eps, self.runtime.forward_mode
+        y = layer_norm(y + branch, scale, bias, epsilon, forward_mode=forward_mode).astype(y.dtype)
         return y if token_mask is None else jnp.where(token_mask[..., None], y, jnp.zeros((), y.dtype))
 
     def relative(self, length: int) -> RelativePositions:

@@ -39,7 +39,8 @@ class Pooler(nn.Module):
     def __call__(self, x: Float[Array, "B P D"], deterministic: bool) -> Float[Array, "B P D"]:
         c = self.config
         x = Dropout(c.pooler_dropout)(x, deterministic)
-        return activate(c.pooler_hidden_act, dense(c, self.runtime, "dense")(x))
+        x = dense(c, self.runtime, "dense")(x)
+        return activate(c.pooler_hidden_act, x, forward_mode=self.runtime.forward_mode)
 
 
 def pooled_logits(
@@ -59,7 +60,8 @@ def pooled_logits(
 
 def prediction_transform(config: DebertaConfig, runtime: Runtime, x: jax.Array, width: int) -> jax.Array:
     """Declares ``dense`` and ``LayerNorm`` in the calling module; applies dense to ``width``, activation, LayerNorm."""
-    x = activate(config.hidden_act, dense(config, runtime, "dense", out=width)(x))
+    x = dense(config, runtime, "dense", out=width)(x)
+    x = activate(config.hidden_act, x, forward_mode=runtime.forward_mode)
     return LayerNorm(width, config.layer_norm_eps, runtime, name="LayerNorm")(x)
 
 
@@ -98,7 +100,8 @@ class Predictions(nn.Module):
         if c.tie_word_embeddings:
             if return_projection_inputs:
                 return ProjectionInputs(x, word_embeddings, bias)
-            logits = product("BPE,VE->BPV", x, word_embeddings.astype(x.dtype))
+            table = word_embeddings.astype(x.dtype)
+            logits = product("BPE,VE->BPV", x, table, forward_mode=run.forward_mode)
         else:
             shape, axes = (c.embedding_width, c.vocab_size), ("embed", "vocab")
             decoder = Linear(shape, axes, c.initializer_range, run, use_bias=False, name="decoder")
@@ -144,5 +147,5 @@ class ReplacedTokenHead(nn.Module):
         c, run = self.config, self.runtime
         x = states + take_positions(states, starts)
         x = LayerNorm(c.hidden_size, c.layer_norm_eps, run, name="LayerNorm")(x)
-        x = activate(c.hidden_act, dense(c, run, "dense")(x))
+        x = activate(c.hidden_act, dense(c, run, "dense")(x), forward_mode=run.forward_mode)
         return classify(c, run, "classifier", x, 1)[..., 0]

@@ -28,6 +28,11 @@ class Runtime:
     scan: bool = True
     prepared: bool = False
 
+    @property
+    def forward_mode(self) -> bool:
+        """Returns whether derivatives exist in forward mode too, by rules of JAX: with the definition of attention."""
+        return self.attention == "reference"
+
     def __post_init__(self):
         if self.remat not in REMAT:
             raise InputError(f"remat={self.remat!r}: expected one of {', '.join(map(repr, REMAT))}")
@@ -65,7 +70,8 @@ class Linear(nn.Module):
         lead = "UVWXYZ"[: x.ndim - self.contract]
         new = letters[self.contract :]
         dtype = self.runtime.dtype
-        y = product(f"{lead}{letters[: self.contract]},{letters}->{lead}{new}", x.astype(dtype), kernel.astype(dtype))
+        spec = f"{lead}{letters[: self.contract]},{letters}->{lead}{new}"
+        y = product(spec, x.astype(dtype), kernel.astype(dtype), forward_mode=self.runtime.forward_mode)
         if self.use_bias:
             bias = self.param(
                 "bias",
@@ -86,7 +92,9 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return layer_norm(x, *norm_params(self, self.size, self.runtime), self.epsilon).astype(self.runtime.dtype)
+        run = self.runtime
+        parameters = norm_params(self, self.size, run)
+        return layer_norm(x, *parameters, self.epsilon, forward_mode=run.forward_mode).astype(run.dtype)
 
 
 def norm_params(module: nn.Module, size: int, runtime: Runtime) -> tuple[jax.Array, jax.Array]:

@@ -45,18 +45,26 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def activate(name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns the activation of that name, computed in float32, in the dtype of ``x``."""
-    return _activate(name, x)
+def activate(name: str, x: Float[Array, "..."], *, forward_mode: bool = False) -> Float[Array, "..."]:
+    """Returns the activation of that name, computed in float32, in the dtype of ``x``.
+
+    Args:
+      forward_mode: leave derivatives to JAX, which then has them in forward mode too (``jax.jvp``).
+    """
+    return (_compute if forward_mode else _activate)(name, x)
+
+
+def _compute(name: str, x: jax.Array) -> jax.Array:
+    return ACTIVATIONS[name](x.astype(F32)).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _activate(name: str, x: jax.Array):
-    return ACTIVATIONS[name](x.astype(F32)).astype(x.dtype)
+    return _compute(name, x)
 
 
 def _backward(name: str, x: jax.Array, cotangent: jax.Array):
-    return jax.vjp(lambda x: ACTIVATIONS[name](x.astype(F32)).astype(x.dtype), x)[1](cotangent)
+    return jax.vjp(functools.partial(_compute, name), x)[1](cotangent)
 
 
 # The backward pass keeps only x and computes the derivative from it. The automatic one keeps two or three float32

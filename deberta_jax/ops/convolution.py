@@ -13,6 +13,7 @@ def token_convolution(
     *,
     groups: int,
     segment_ids: Int[Array, "B T"] | None,
+    forward_mode: bool = False,
 ) -> Float[Array, "B T D"]:
     """Returns the cross-correlation along T with a kernel of odd size, of the same length, float32.
 
@@ -25,6 +26,7 @@ def token_convolution(
       bias: of the output features.
       groups: number of groups of features.
       segment_ids: text of each token in a packed row; None: one text per row.
+      forward_mode: as for ``ops.products.product``.
     """
     taps, length = kernel.shape[0], x.shape[1]
     half = taps // 2
@@ -38,5 +40,6 @@ def token_convolution(
             same = segments[:, tap : tap + length] == segment_ids
             neighbour = jnp.where(same[..., None], neighbour, jnp.zeros((), x.dtype))
         neighbour = neighbour.reshape(*neighbour.shape[:2], groups, -1)
-        out = out + product("BTGI,IGO->BTGO", neighbour, grouped_kernel[tap]).reshape(x.shape)
+        tap_product = product("BTGI,IGO->BTGO", neighbour, grouped_kernel[tap], forward_mode=forward_mode)
+        out = out + tap_product.reshape(x.shape)
     return out

@@ -11,14 +11,19 @@ from deberta_jax.ops.products import F32, align
 
 
 def layer_norm(
-    x: Float[Array, "... D"], scale: Float[Array, " D"], bias: Float[Array, " D"], epsilon: float
+    x: Float[Array, "... D"],
+    scale: Float[Array, " D"],
+    bias: Float[Array, " D"],
+    epsilon: float,
+    *,
+    forward_mode: bool = False,
 ) -> Float[Array, "... D"]:
     """Returns the last axis normalized with biased variance and epsilon inside the root, float32.
 
     The backward pass (Ba et al. 2016) keeps x in its dtype and two numbers per row. The automatic one keeps two float32
-    arrays of the size of x.
+    arrays of the size of x, and is used for ``forward_mode``: JAX then has derivatives in forward mode too.
     """
-    return _layer_norm(x, scale, bias, epsilon)
+    return _forward(x, scale, bias, epsilon)[0] if forward_mode else _layer_norm(x, scale, bias, epsilon)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

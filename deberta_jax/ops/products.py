@@ -12,7 +12,9 @@ from deberta_jax.ops.cpu import einsum as cpu_einsum
 F32 = jnp.float32
 
 
-def product(spec: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+def product(
+    spec: str, a: Float[Array, "..."], b: Float[Array, "..."], *, forward_mode: bool = False
+) -> Float[Array, "..."]:
     """Returns ``einsum(spec, a, b)`` in float32 from operands of one dtype.
 
     The backward pass rounds the cotangent to the operands' dtype first, so that its two products are of the same kind
@@ -21,8 +23,9 @@ def product(spec: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[
     Args:
       spec: has no ellipsis; every letter of an operand is in the other operand or in the result.
       a, b: operands of one dtype.
+      forward_mode: leave derivatives to JAX, which then has them in forward mode too (``jax.jvp``).
     """
-    return _product(spec, a, b)
+    return (_einsum if forward_mode else _product)(spec, a, b)
 
 
 def align(a: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:

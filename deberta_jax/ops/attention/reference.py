@@ -6,22 +6,28 @@ K (``pos_key``) and Q (``pos_query``) are the relative table projected as keys a
 delta (He et al. 2021, section 3.1), and ``scale`` is 1 / sqrt(H * (1 + number of position terms)). The first position
 term is content-to-position (c2p), the second position-to-content (p2c). Both read the row of i - j: the released
 weights were trained that way, although the paper's formula has j - i in the second one.
+
+Derivatives are left to JAX's own rules, so they exist in forward mode too (``jax.jvp``, ``jax.jacfwd``, products with a
+Hessian). The other implementations define their backward pass themselves, which JAX cannot differentiate forwards.
 """
+
+import functools
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from deberta_jax.ops import products
 from deberta_jax.ops.attention.dropout import attention_random_bits, dropout_factor
 from deberta_jax.ops.attention.inputs import AttentionInputs
 from deberta_jax.ops.attention.masks import masked_softmax, pairwise_mask
 from deberta_jax.ops.attention.relative_position import pairwise_index
 from deberta_jax.ops.dropout import dropout_seeds
-from deberta_jax.ops.products import product
 
 
 def reference_attention(inputs: AttentionInputs) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T T"]]:
     """Returns the context in the dtype of ``value``, and the attention weights before dropout, float32."""
     query, key = inputs.query, inputs.key
+    product = functools.partial(products.product, forward_mode=True)
     scores = product("BTNH,BSNH->BNTS", query, key)
     index = jnp.asarray(pairwise_index(inputs.relative_index))[None, None]
     if inputs.pos_key is not None:
@@ -31,13 +37,18 @@ def reference_attention(inputs: AttentionInputs) -> tuple[Float[Array, "B T N H"
         p2c = product("BSNH,RNH->BNSR", key, inputs.pos_query)
         # Rows are keys here: gather for each key the row of every query, then transpose to [query, key].
         scores += jnp.take_along_axis(p2c, index.swapaxes(-1, -2), axis=-1).swapaxes(-1, -2)
-    return attend_with_scores(scores * inputs.scale, inputs)
+    return attend_with_scores(scores * inputs.scale, inputs, forward_mode=True)
 
 
 def attend_with_scores(
-    scores: Float[Array, "B N T T"], inputs: AttentionInputs
+    scores: Float[Array, "B N T T"], inputs: AttentionInputs, *, forward_mode: bool = False
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T T"]]:
-    """Returns the context and the weights before dropout, from scaled scores; with v1's talking heads if given."""
+    """Returns the context and the weights before dropout, from scaled scores; with v1's talking heads if given.
+
+    Args:
+      forward_mode: as for ``ops.products.product``.
+    """
+    product = functools.partial(products.product, forward_mode=forward_mode)
     if inputs.mix_scores is not None:
         scores = product("BNTS,NM->BMTS", scores, inputs.mix_scores.astype(scores.dtype))
     mask = pairwise_mask(inputs.segment_ids, inputs.attention_mask)
