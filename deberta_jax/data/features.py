@@ -286,9 +286,9 @@ def check_vocabulary(features: Features, vocab_size: int, where: str) -> None:
     Raises:
       InputError: an id is outside the vocabulary.
     """
-    top = int(features.ids.max())
-    if top >= vocab_size:
+    low, top = int(features.ids.min()), int(features.ids.max())
+    if low < 0 or top >= vocab_size:
         raise InputError(
-            f"{where}: token id {top} is outside the model's vocabulary of {vocab_size}; "
+            f"{where}: token id {low if low < 0 else top} is outside the model's vocabulary of {vocab_size}; "
             "tokenizer and config.json do not belong together"
         )

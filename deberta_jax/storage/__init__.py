@@ -5,6 +5,7 @@ directory and then renamed, so a killed process leaves either the old file or th
 of the operating system are raised as ``OSError``; ``explain`` makes one line with cause and advice of them.
 """
 
+from deberta_jax.storage.caches import CacheEntry
 from deberta_jax.storage.checksums import (
     CHECKSUMS,
     Comparison,
@@ -78,6 +79,7 @@ __all__ = [
     "LOG",
     "SMALL",
     "AnyPath",
+    "CacheEntry",
     "Comparison",
     "Difference",
     "FileEntry",

@@ -9,6 +9,7 @@ from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.batches import ExampleOrder, TrainingBatches, example_lengths, length_buckets
 from deberta_jax.data.cache import cached_features
+from deberta_jax.data.feature_checks import Bounds
 from deberta_jax.data.features import Features, check_vocabulary, log_cut
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
@@ -80,7 +81,7 @@ def features_of(
     e = resolved.experiment
     files = {part[1] for part in table.parts} or {table.name}
     identity = {
-        "features": 2,
+        "features": 3,
         "tokenizer": tokenizer.fingerprint(),
         "task": repr(task),
         "max_length": e.max_length,
@@ -88,15 +89,18 @@ def features_of(
         "skip_unlabelled": e.skip_unlabelled,
         "files": sorted(digest for name, digest in resolved.record["data"].items() if name in files),
     }
+    labels = task.configure(config).num_labels
+    bounds = Bounds(vocab_size=tokenizer.vocab_size, labels=labels, rows=len(table), max_length=e.max_length)
     make = lambda: task.features(table, tokenizer, e.max_length, labelled=True)
     if not type(task).__module__.startswith("deberta_jax."):
         features = make()  # the identity does not have the code of a user's task, which may change
     else:
+        cached = lambda: cached_features(identity, make, storage.cache_directory(), bounds)
         if is_writer():
-            features = cached_features(identity, make, storage.cache_directory())
+            features = cached()
         wait_for_all(f"features {table.name}")
         if not is_writer():
-            features = cached_features(identity, make, storage.cache_directory())
+            features = cached()
     check_vocabulary(features, config.vocab_size, table.name)
     check_length(config, int(features.lengths.max()))
     log_cut(features, table.name, e.max_length)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deberta_jax.data.cache import cached_features
+from deberta_jax.data.feature_checks import Bounds
 from deberta_jax.data.features import (
     TOKEN,
     check_vocabulary,
@@ -123,32 +124,33 @@ def test_features_are_made_once_and_mapped_from_the_disk(tokenizer, tmp_path):
         made.append(1)
         return word_features(tokenizer, SENTENCES, [[0, 1, 2], [3], [4] * 30], max_length=12)
 
-    first = cached_features({"a": [1, "b"]}, make, tmp_path)
-    again = cached_features({"a": [1, "b"]}, make, tmp_path)
+    bounds = Bounds(vocab_size=tokenizer.vocab_size, labels=5, rows=3, max_length=12)
+    first = cached_features({"a": [1, "b"]}, make, tmp_path, bounds)
+    again = cached_features({"a": [1, "b"]}, make, tmp_path, bounds)
     assert len(made) == 1
     assert isinstance(again.ids, np.memmap)
     whole = make()
     for field in dataclasses.fields(whole):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(whole, field.name))
         np.testing.assert_array_equal(getattr(first, field.name), getattr(whole, field.name))
-    cached_features({"a": [2, "b"]}, make, tmp_path)
+    cached_features({"a": [2, "b"]}, make, tmp_path, bounds)
     assert len(made) == 3
     assert not list((tmp_path / "tokens").glob(".partial*"))
 
 
 def test_tokens_that_another_process_has_kept_meanwhile_stay(tokenizer, tmp_path):
     """It may be reading them."""
-    theirs = []
+    theirs, bounds = [], Bounds(vocab_size=tokenizer.vocab_size, labels=5, rows=3, max_length=12)
 
     def make():
         features = word_features(tokenizer, SENTENCES, [[0, 1, 2], [3], [4] * 30], max_length=12)
         if not theirs:
             theirs.append(None)
-            cached_features("x", make, tmp_path)
+            cached_features("x", make, tmp_path, bounds)
             (entry,) = (tmp_path / "tokens").iterdir()
             theirs[0] = entry.stat().st_ino
         return features
 
-    cached_features("x", make, tmp_path)
+    cached_features("x", make, tmp_path, bounds)
     (entry,) = (tmp_path / "tokens").iterdir()
     assert entry.stat().st_ino == theirs[0]
