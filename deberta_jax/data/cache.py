@@ -21,9 +21,7 @@ _REST = "rest.json"
 _FIELDS = {field.name: field.type for field in dataclasses.fields(Features)}
 
 
-def cached_features(
-    identity: Any, make: Callable[[], Features], directory: Path | None, bounds: Bounds
-) -> Features:
+def cached_features(identity: Any, make: Callable[[], Features], directory: Path | None, bounds: Bounds) -> Features:
     """Returns the features that ``make`` computes, from the cache if it has them.
 
     An entry of the cache appears in one rename, so several processes can write it at once. Its files are compared with

@@ -14,7 +14,7 @@ from jax.experimental import topologies
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError
-from deberta_jax.planning.compiling import versions
+from deberta_jax.planning.compiling import FACTS, MEMORY, PROGRAM, versions
 from deberta_jax.planning.programs import lower_for_cuda, make_program
 from deberta_jax.planning.request import Request
 from deberta_jax.plugins import import_plugin
@@ -48,15 +48,14 @@ def main(stage: Path, pickled: bytes, plugins: Sequence[str] = ()) -> None:
             raise
         facts["too_large"] = too_large(str(error))
     facts["seconds"] = round(time.perf_counter() - began, 1)
-    storage.write_json(stage / "facts.json", facts)
+    storage.write_json(stage / FACTS, facts)
 
 
 def account(compiled: Any, stage: Path) -> dict[str, int]:
     """Returns the compiler's account of memory, in bytes; writes the program's text to ``stage``."""
     memory = compiled.memory_analysis()
-    names = ("argument", "output", "alias", "temp", "generated_code")
-    storage.write_bytes(stage / "program.hlo.gz", gzip.compress(compiled.as_text().encode(), 6))
-    return {name: int(getattr(memory, f"{name}_size_in_bytes")) for name in names}
+    storage.write_bytes(stage / PROGRAM, gzip.compress(compiled.as_text().encode(), 6))
+    return {name: int(getattr(memory, f"{name}_size_in_bytes")) for name in MEMORY}
 
 
 def devices(request: Request) -> Any:

@@ -8,11 +8,12 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import math
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -23,6 +24,12 @@ from deberta_jax.errors import InputError
 from deberta_jax.planning.request import Request
 
 _log = logging.getLogger(__name__)
+
+FACTS, PROGRAM = "facts.json", "program.hlo.gz"
+MEMORY = ("argument", "output", "alias", "temp", "generated_code")
+"""The parts of the compiler's account of memory."""
+
+_LONGEST_PROGRAM = 1 << 30
 
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -61,26 +68,52 @@ def compile_here(request: Request, *, tick: Callable[[], object] = lambda: None)
     check_compiler(request)
     # The identity has this package's sources, but not those of a user's modules: with them nothing is kept.
     cache = None if plugins.IMPORTED else storage.cache_directory()
-    path = None if cache is None else cache / "plans" / identity(request)
-    if path is not None and (path / "facts.json").is_file():
-        return _read(path, cached=True)
-    with _stage(path) as stage:
+    entry = None if cache is None else storage.CacheEntry(cache / "plans" / identity(request))
+    found = None if entry is None else entry.read(lambda path, names: _read(path, names, cached=True))
+    if found is not None:
+        return found
+    with _stage(entry) as stage:
         _compile(request, stage, tick)
-        return _read(stage, cached=False)
+        return _read(stage, {path.name for path in storage.files_in(stage)}, cached=False)
 
 
-def _read(path: Path, *, cached: bool) -> Compiled:
-    program = path / "program.hlo.gz"
-    text = gzip.decompress(storage.read_bytes(program, storage.LOG)).decode() if program.is_file() else ""
-    return Compiled(storage.read_json(path / "facts.json"), text, cached)
+def _read(path: Path, names: Collection[str], *, cached: bool) -> Compiled:
+    """Reads the results of a child process. Raises InputError, OSError, EOFError or zlib.error if they are damaged."""
+    facts = storage.read_record(path / FACTS, {"held": dict, "seconds": float, "versions": dict})
+    check_facts(facts)
+    text = ""
+    if PROGRAM in names:
+        with storage.opened(path / PROGRAM) as packed, gzip.open(packed) as file:
+            text = file.read(_LONGEST_PROGRAM + 1).decode()
+    if len(text) > _LONGEST_PROGRAM or ("memory" in facts) != bool(text):
+        raise InputError(f"{PROGRAM}: does not fit {FACTS}")
+    return Compiled(facts, text, cached)
+
+
+def check_facts(facts: dict[str, Any]) -> None:
+    """Checks the results of a child process, which may have been kept where others can write.
+
+    Raises:
+      InputError: a part is missing or of another type.
+    """
+    bytes_of = lambda value: isinstance(value, dict) and all(type(n) is int and n >= 0 for n in value.values())
+    kinds = [name for name in ("memory", "too_large", "products") if name in facts]
+    refusal = facts.get("too_large", {"message": ""})
+    right = bytes_of(facts["held"]) and len(kinds) == 1 and bytes_of(facts.get("memory", {}))
+    right = right and set(facts.get("memory", MEMORY)) == set(MEMORY) and isinstance(refusal, dict)
+    right = right and isinstance(refusal.get("message"), str)
+    numbers = (facts["seconds"], facts.get("products", 0), refusal.get("used", 0), refusal.get("temporaries", 0))
+    right = right and all(isinstance(n, int | float) and math.isfinite(n) and n >= 0 for n in numbers)
+    if not right:
+        raise InputError(f"{FACTS}: is not what was written")
 
 
 @contextmanager
-def _stage(path: Path | None) -> Iterator[Path]:
-    """Yields a directory to compile in; it is kept at ``path`` if that can be written."""
+def _stage(entry: storage.CacheEntry | None) -> Iterator[Path]:
+    """Yields a directory to compile in; it is kept as the entry if that can be written."""
     with ExitStack() as stack:
         try:
-            stage = None if path is None else stack.enter_context(storage.made_once(path))
+            stage = None if entry is None else stack.enter_context(entry.making())
         except OSError as error:
             stage = None
             _log.warning("the compiled program is not kept for the next time: %s", storage.explain(error))

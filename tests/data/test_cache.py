@@ -48,12 +48,15 @@ def kinds_of(tokenizer):
         ),
         "choices": (
             choice_features(
-                tokenizer, [["ban"] * 2, ["ko"] * 3] * 2, [TEXTS[:2], TEXTS[:3]] * 2, max_length=16,
+                tokenizer,
+                [["ban"] * 2, ["ko"] * 3] * 2,
+                [TEXTS[:2], TEXTS[:3]] * 2,
+                max_length=16,
                 labels=np.array([1, 2, 0, 0], np.int32),
             ),
             dataclasses.replace(bounds, labels=1),
         ),
-    }  # fmt: skip
+    }
 
 
 KINDS = ("classes", "no labels", "several", "numbers", "words", "answers", "choices")
@@ -232,7 +235,7 @@ def test_other_fields_that_are_impossible(cache, rest):
 def test_labels_outside_their_range_are_refused_for_every_kind(tokenizer, kind):
     features, bounds = kinds_of(tokenizer)[kind]
     check_features(features, bounds)
-    with pytest.raises(InputError, match="^ids has the value"):
+    with pytest.raises(InputError, match=r"^ids has the value"):
         check_features(features, dataclasses.replace(bounds, vocab_size=int(features.ids.max())))
     with pytest.raises(InputError):
         check_features(features, dataclasses.replace(bounds, rows=3))
@@ -242,9 +245,9 @@ def test_labels_outside_their_range_are_refused_for_every_kind(tokenizer, kind):
         wrong = np.where(features.labels == features.labels.max(), 1000, features.labels).astype(features.labels.dtype)
         if wrong.dtype == np.float32:
             wrong[0] = np.inf
-        with pytest.raises(InputError, match="^labels "):
+        with pytest.raises(InputError, match=r"^labels "):
             check_features(dataclasses.replace(features, labels=wrong), bounds)
-        with pytest.raises(InputError, match="^labels "):
+        with pytest.raises(InputError, match=r"^labels "):
             check_features(dataclasses.replace(features, labels=features.labels[1:]), bounds)
 
 

@@ -1,0 +1,44 @@
+"""Checks the values that all experiments have."""
+
+from typing import Any
+
+from deberta_jax.errors import InputError
+from deberta_jax.tasks import check_numbers
+
+_LONGEST_WAIT = 1_000_000  # seconds; timers cannot wait much longer
+
+
+def check_common(e: Any) -> None:
+    """Raises InputError for the first value that cannot be used, of the fields that all experiments have."""
+    check_numbers(e)
+    if e.batch_size < 1:
+        raise InputError(f"--batch-size {e.batch_size}: must be at least 1")
+    if e.max_length < 8:
+        raise InputError(f"--max-length {e.max_length}: must be at least 8")
+    for name in ("ignore", "base_model"):
+        if e.from_scratch and getattr(e, name):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: no weights are read with --from-scratch; leave one of them out")
+    o, r = e.optimization, e.runtime
+    for name in ("learning_rate", "clip_norm", "epsilon"):
+        if getattr(o, name) <= 0:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(o, name)}: must be above 0")
+    for name in ("warmup", "weight_decay", "freeze_layers"):
+        if getattr(o, name) < 0:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(o, name)}: must not be below 0")
+    for name in ("beta1", "beta2", "ema"):
+        if not 0 <= getattr(o, name) < 1:
+            raise InputError(f"--{name} {getattr(o, name)}: must lie in [0, 1)")
+    if not 0 < o.layer_decay <= 1:
+        raise InputError(f"--layer-decay {o.layer_decay}: must lie in (0, 1]")
+    if r.log_every < 1 or r.checkpoint_every < 1:
+        raise InputError("--log-every and --checkpoint-every: must be at least 1")
+    for name in ("accumulate", "keep", "heartbeat", "deadline"):
+        if getattr(r, name) < 1:
+            raise InputError(f"--{name} {getattr(r, name)}: must be at least 1")
+    if r.peak_tflops < 0:
+        raise InputError(f"--peak-tflops {r.peak_tflops}: must not be below 0")
+    if max(r.heartbeat, r.deadline) > _LONGEST_WAIT:
+        raise InputError(f"--heartbeat and --deadline: must be at most {_LONGEST_WAIT} seconds")
+    if r.profile and not (len(r.profile) == 2 and 0 <= r.profile[0] <= r.profile[1]):
+        raise InputError(f"--profile {' '.join(map(str, r.profile))}: give a first and a last step")
