@@ -75,7 +75,7 @@ def _write(directory: Path, features: Features) -> None:
 def _read(directory: Path, names: frozenset[str]) -> Features:
     """Reads what ``_write`` wrote, with arrays mapped into memory. Raises many errors for files of another form."""
     rest = storage.read_record(directory / _REST, {"level": str, "choices": int, "cut": int})
-    arrays = {Path(name).stem: storage.mapped_npy(directory / name) for name in sorted(names - {_REST})}
+    arrays: dict[str, Any] = {Path(name).stem: storage.mapped_npy(directory / name) for name in sorted(names - {_REST})}
     unknown = sorted({*rest, *arrays} - set(_FIELDS)) + sorted(set(rest) & set(arrays))
     if unknown:
         raise InputError(f"holds the unknown field {unknown[0]!r}")
