@@ -6,7 +6,9 @@ computation.
 """
 
 import dataclasses
+import functools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +51,27 @@ class ShardingRules:
 RULES = ShardingRules()
 
 
+@functools.cache
+def _first_user() -> int:
+    """Returns the id of the process that called this first. A process that is forked later inherits the answer."""
+    return os.getpid()
+
+
+def check_not_forked() -> None:
+    """Checks that this process was not forked from one that has used JAX, whose threads it lacks.
+
+    Its computations would wait for ever. It is called before a model is loaded or applied.
+
+    Raises:
+      InputError: it was.
+    """
+    if _first_user() != os.getpid():
+        raise InputError(
+            "this process was forked from one that uses JAX, so its computations would never end; start it with "
+            "multiprocessing.get_context('spawn'), or load models only in the forked processes"
+        )
+
+
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
     """Makes a mesh with the axes ``(data, fsdp, tensor)``.
 
@@ -57,8 +80,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
       devices: the devices; None: all.
 
     Raises:
-      InputError: the product of the sizes is not the number of devices.
+      InputError: the product of the sizes is not the number of devices; or this process was forked from one that uses
+        JAX.
     """
+    check_not_forked()
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
@@ -122,6 +147,11 @@ class RowShare:
 
 WHOLE = RowShare()
 """All rows, for a run with one process."""
+
+
+def replicated(tree: Any, mesh: Mesh) -> Any:
+    """Returns a tree of arrays with a copy of each on every device of a mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def row_share(mesh: Mesh) -> RowShare:

@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from deberta_jax.data.batches import batch_rows, length_buckets, pad_texts, plan_in_order
 from deberta_jax.data.features import Features, check_vocabulary, make_features
 from deberta_jax.errors import InputError
 from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.models import Model, Runtime
-from deberta_jax.sharding import batch_sharding, global_batch, make_mesh
+from deberta_jax.sharding import batch_sharding, global_batch, make_mesh, replicated
 from deberta_jax.text import Tokenizer
 
 FILL_MASK = "fill-mask"
@@ -23,7 +24,7 @@ FILL_MASK = "fill-mask"
 
 @dataclasses.dataclass(frozen=True)
 class MaskFiller:
-    """Predicts the most probable tokens for each [MASK] of a text.
+    """Predicts the most probable tokens for each [MASK] of a text. Threads may share one, and it can be pickled.
 
     ``pipe("Paris is the [MASK] of France.")`` returns a list of ``{"score", "token", "token_str"}``, the most probable
     token first; the score is its probability. A text with several [MASK] gives a list of such lists; each [MASK] is
@@ -42,6 +43,13 @@ class MaskFiller:
     forward: Callable[..., Any]
     rows: int
     max_length: int
+
+    def __copy__(self) -> "MaskFiller":
+        return dataclasses.replace(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leaves out the devices and the compiled programs, which belong to this process."""
+        return _on_all_devices, (self.model, jax.device_get(self.params), self.tokenizer, self.rows, self.max_length)
 
     def __call__(self, inputs: Any, top_k: int = 5) -> Any:
         """Returns the predictions for a text or a list of texts.
@@ -125,6 +133,21 @@ def load_mask_filler(
         "masked-lm", model, runtime, ignore=ignore, base_model=base_model
     )
 
+    limit = network.config.max_position_embeddings if max_length is None else max_length
+    return _mask_filler(network, params, tokenizer, batch_size, limit, mesh)
+
+
+def _on_all_devices(model: Model, params: Any, tokenizer: Tokenizer, rows: int, max_length: int) -> MaskFiller:
+    """Makes a ``MaskFiller`` of what a pickle holds."""
+    mesh = make_mesh()
+    return _mask_filler(model, replicated(params, mesh), tokenizer, rows, max_length, mesh)
+
+
+def _mask_filler(
+    network: Model, params: Any, tokenizer: Tokenizer, rows: int, max_length: int, mesh: Mesh
+) -> MaskFiller:
+    """Compiles the forward pass for a mesh. ``rows`` is rounded up to a multiple of the devices that share a batch."""
+
     @functools.partial(jax.jit, static_argnames="top_k", out_shardings=batch_sharding(mesh))
     def forward(params, batch, *, top_k):
         logits = network.apply({"params": params}, **batch).logits  # pyright: ignore
@@ -133,5 +156,4 @@ def load_mask_filler(
         return jax.lax.top_k(probabilities[..., : tokenizer.vocab_size], top_k)
 
     split = mesh.shape["data"] * mesh.shape["fsdp"]
-    limit = network.config.max_position_embeddings if max_length is None else max_length
-    return MaskFiller(network, params, tokenizer, forward, -(-batch_size // split) * split, limit)
+    return MaskFiller(network, params, tokenizer, forward, -(-rows // split) * split, max_length)

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from deberta_jax import hub
 from deberta_jax.models import Model, Runtime, prepare_for_inference
-from deberta_jax.sharding import make_mesh
+from deberta_jax.sharding import make_mesh, replicated
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.weights import load, tokenizer_directory
 
@@ -54,5 +53,4 @@ def load_for_inference(
     source = model if hub.split_file(str(model))[1] else directory
     network, params, _ = load(source, head, runtime, ignore=ignore, base_model=base_model)
     network, params = prepare_for_inference(network, params)
-    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    return InferenceModel(network, params, tokenizer, directory, mesh)
+    return InferenceModel(network, replicated(params, mesh), tokenizer, directory, mesh)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +18,7 @@ from deberta_jax.inference.fill_mask import FILL_MASK, load_mask_filler
 from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.inference.predict import Predictor, Progress
 from deberta_jax.models import Model, Runtime
+from deberta_jax.sharding import replicated
 from deberta_jax.tasks import TASK_KINDS, PipelineInputs, Task, TaskOptions, task_of_model
 from deberta_jax.text import Tokenizer
 from deberta_jax.weights.choose import HeadRequest
@@ -26,12 +28,24 @@ from deberta_jax.weights.opening import open_source
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """Holds a trained model, its parameters and tokenizer, and the predictor that applies it to a data set."""
+    """Holds a trained model, its parameters and tokenizer, and the predictor that applies it to a data set.
+
+    Threads may share one. A pickle holds the parameters and is loaded for all devices of the process that loads it.
+    """
 
     model: Model
     params: Any
     tokenizer: Tokenizer
     predictor: Predictor
+
+    def __copy__(self) -> "Loaded":
+        return dataclasses.replace(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"params": jax.device_get(self.params)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, params=replicated(state["params"], state["predictor"].mesh))
 
     def answers_for(self, task: Task, table: Table, progress: Progress | None = None) -> list[dict[str, Any]]:
         """Returns the task's answer to each row of a table. ``progress`` is as for ``Predictor.logits``."""

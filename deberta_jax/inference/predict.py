@@ -1,5 +1,6 @@
 """Computes a model's logits for a data set, in batches of similar lengths that are sharded over the devices."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from deberta_jax.data.batches import batch_rows, length_buckets, pad_texts, plan
 from deberta_jax.data.features import Features
 from deberta_jax.errors import InputError
 from deberta_jax.models import Model, spec_of_model
-from deberta_jax.sharding import batch_sharding, global_batch, make_mesh, row_share
+from deberta_jax.sharding import batch_sharding, check_not_forked, global_batch, make_mesh, row_share
 
 Progress = Callable[[int], object]
 
@@ -27,7 +28,8 @@ def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
 class Predictor:
     """Applies a model to features. One program is compiled for each padded length, on first use.
 
-    With several processes all must call. Each computes a part of the rows, and all get the logits of all rows.
+    With several processes all must call. Each computes a part of the rows, and all get the logits of all rows. Threads
+    may share one. A pickle of it is loaded for all devices of the process that loads it.
 
     Args:
       model: a model with a head.
@@ -55,6 +57,7 @@ class Predictor:
             raise InputError(f"max length {max_length}: must be at least 8")
         self.max_length = max_length
         self.mesh = make_mesh() if mesh is None else mesh
+        self.model = model
         self.pad_id = pad_id
         _, spec = spec_of_model(model)
         self.per_token = spec.per_token
@@ -70,6 +73,11 @@ class Predictor:
 
         self.forward = jax.jit(forward, out_shardings=batch_sharding(self.mesh))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leaves out the devices and the compiled programs, which belong to this process."""
+        make = functools.partial(Predictor, max_length=self.max_length, batch_size=self.rows)
+        return make, (self.model, self.pad_id)
+
     def logits(self, params: Any, features: Features, progress: Progress | None = None) -> np.ndarray:
         """Returns the logits of all texts, in the order of the features.
 
@@ -81,7 +89,11 @@ class Predictor:
         Returns:
           Float32 [n, K], one row for each text; for heads with logits of tokens [N, K], one row for each of
           ``features.ids``. Rows of texts without tokens are 0.
+
+        Raises:
+          InputError: this process was forked from one that uses JAX.
         """
+        check_not_forked()
         buckets = length_buckets(features.lengths, self.max_length)
         rows = self.rows_for(len(features.lengths))
         plan = plan_in_order(features.lengths, rows, buckets)

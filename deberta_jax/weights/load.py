@@ -11,6 +11,7 @@ import numpy as np
 
 from deberta_jax.errors import InputError, printable
 from deberta_jax.models import Model, Runtime, head_spec, init_params
+from deberta_jax.sharding import check_not_forked
 from deberta_jax.weights.account import Foreign, LoadPlan, plan_load
 from deberta_jax.weights.checking import Check
 from deberta_jax.weights.choose import Choice, HeadRequest, choose_all, choose_head
@@ -91,6 +92,7 @@ def load(
     Raises:
       InputError: as ``from_pretrained``.
     """
+    check_not_forked()
     as_dtype(runtime.dtype)
     param_dtype = as_dtype(runtime.param_dtype)
     source = open_source(name, revision=revision, ignore=ignore, base_model=base_model, check=check)
