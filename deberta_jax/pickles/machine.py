@@ -24,7 +24,7 @@ from typing import Any
 from deberta_jax.errors import brief
 from deberta_jax.pickles import stack
 from deberta_jax.pickles.stack import MARK, Machine
-from deberta_jax.pickles.values import PickleError, Placeholder
+from deberta_jax.pickles.values import PickleError, Placeholder, Result
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     *,
     storages: Mapping[str, Any] | None = None,
     most: int | None = None,
-) -> tuple[Any, int]:
+) -> Result:
     """Runs one program.
 
     Args:
@@ -45,7 +45,7 @@ def run(
 
     Returns:
       The value that the program builds, of dict, list, tuple, str, bytes, int, float, bool, None, StoredTensor,
-      Storage, Global and Placeholder; and the offset directly after the program.
+      Storage, Global and Placeholder; and the end of the program.
 
     Raises:
       PickleError: the program is damaged or refused; the message is one line.
@@ -59,7 +59,7 @@ def run(
         raise PickleError(f"the program is damaged ({brief(error, 80)})") from None
     if len(machine.stack) != 1 or machine.stack[0] is MARK:
         raise PickleError("the program is damaged (it does not end with one value)")
-    return machine.stack[0], machine.position
+    return Result(machine.stack[0], machine.position, machine.found)
 
 
 def _execute(machine: Machine) -> None:

@@ -14,8 +14,9 @@ MAX_BYTES = 64 << 20
 MAX_INSTRUCTIONS = 2_000_000
 """Largest number of instructions of a program."""
 
-# An object with two allocations, which Python's garbage collector visits again and again.
+# What is slow to make, or is visited by Python's garbage collector again and again, counts as several instructions.
 _PLACEHOLDER_COST = 4
+_NAME_COST = 4
 _LONGEST_NAME = 1000
 _LONGEST_KEY = 10_000
 _MOST_NUMBERS_AS_KEYS = 20_000
@@ -38,6 +39,7 @@ class Machine:
         self.data, self.position = data, start
         self.end = min(len(data), start + MAX_BYTES)
         self.storages = storages
+        self.found: list[Storage] = []
         self.left = most
         self.numbers_as_keys = 0
         self.stack: list[Any] = []
@@ -154,6 +156,7 @@ class Machine:
         parts = (module, name)
         if not all(isinstance(part, str) and len(part) <= _LONGEST_NAME for part in parts):
             raise PickleError("the program is damaged (a name that is no short text)")
+        self.spend(_NAME_COST)
         self.stack.append(Global(module, name))
 
     def call(self) -> None:
@@ -216,7 +219,8 @@ class Machine:
             ):
                 if any(part is not None for part in view) or not 0 <= numel < 2**48:
                     raise PickleError("a storage that is a view of another; save the weights again with torch.save")
-                self.stack.append(Storage(key, self.storages[kind], numel))
+                self.found.append(Storage(key, self.storages[kind], numel))
+                self.stack.append(self.found[-1])
             case _:
                 raise PickleError("a persistent id that is no storage")
 

@@ -38,3 +38,17 @@ class Placeholder:
 
     def __repr__(self) -> str:
         return f"Placeholder({self.kind.module}.{self.kind.name})"
+
+
+class Result(NamedTuple):
+    """Holds what a program has built, and where it ends.
+
+    Attributes:
+      value: the value.
+      end: the offset directly after the program.
+      storages: all storages that the program mentions, in its order.
+    """
+
+    value: Any
+    end: int
+    storages: list[Storage]

@@ -51,13 +51,13 @@ def _content(data: mmap.mmap) -> Any:
     if data[:2] == b"PK":
         entries = archive.read_entries(data)
         program = archive.read_small(data, entries[f"{archive.find_root(entries)}data.pkl"], "data.pkl", storage.LARGE)
-        return machine.run(program)[0]
-    first, position = machine.run(data)
+        return machine.run(program).value
+    first, position, _ = machine.run(data)
     if first != LEGACY_MAGIC:
         return first
     for _ in ("protocol version", "system"):
-        _, position = machine.run(data, position, most=1000)
-    return machine.run(data, position)[0]
+        position = machine.run(data, position, most=1000).end
+    return machine.run(data, position).value
 
 
 def _plain(value: Any, kind: type) -> Any:

@@ -18,7 +18,7 @@ from deberta_jax.pickles import archive, machine
 from deberta_jax.pickles.archive import ArchiveError
 from deberta_jax.pickles.plain import as_json
 from deberta_jax.pickles.stack import MAX_BYTES
-from deberta_jax.pickles.values import PickleError, Placeholder, Storage, StoredTensor
+from deberta_jax.pickles.values import PickleError, Placeholder, Result, Storage, StoredTensor
 from deberta_jax.storage import mapped, mapped_array
 from deberta_jax.weights.source import BFLOAT16, MOST_TENSORS, Checkpoint, Tensor, check_count
 from deberta_jax.weights.wrappers import holds_encoder
@@ -66,7 +66,7 @@ def read_zip(path: Path) -> Checkpoint:
             program = archive.read_small(view, entries[f"{root}data.pkl"], "data.pkl", MAX_BYTES)
     except ArchiveError as error:
         raise InputError(f"{path}: {error}") from None
-    value, _ = _run(path, program)
+    value = _run(path, program).value
     del program
     data = mapped_array(path, np.dtype(np.uint8))
     seen: dict[str, np.ndarray] = {}
@@ -98,19 +98,19 @@ def read_legacy(path: Path) -> Checkpoint:
       InputError: the file is damaged, or one of its pickles is refused.
     """
     with mapped(path) as view:
-        magic, start = _run(path, view, most=_FIRST)
-        if magic != _LEGACY_MAGIC:
+        first = _run(path, view, most=_FIRST)
+        if first.value != _LEGACY_MAGIC:
             raise InputError(f"{path}: a pickle, but not one that torch.save wrote")
-        protocol, start = _run(path, view, start, most=_FEW)
-        system, start = _run(path, view, start, most=_FEW)
+        protocol, start, _ = _run(path, view, first.end, most=_FEW)
+        system, start, _ = _run(path, view, start, most=_FEW)
         if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is not True:
             raise InputError(f"{path}: of an unknown protocol, or written on a big-endian machine")
-        value, start = _run(path, view, start)
-        keys, start = _run(path, view, start, most=MOST_TENSORS * 4)
+        value, start, storages = _run(path, view, start)
+        keys, start, _ = _run(path, view, start, most=MOST_TENSORS * 4)
     data = mapped_array(path, np.dtype(np.uint8))
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise InputError(f"{path}: damaged: no list of storages")
-    kinds = {storage.key: storage for storage in _all_storages(value)}
+    kinds = {storage.key: storage for storage in storages}
     where: dict[str, tuple[int, int]] = {}
     for key in keys:
         # The element size of a storage is known only from its tensors. Without it, the next storage cannot be located.
@@ -135,30 +135,12 @@ def read_legacy(path: Path) -> Checkpoint:
     return _checkpoint(path, value, available, storage_bytes)
 
 
-def _run(path: Path, data: bytes | mmap.mmap, start: int = 0, *, most: int | None = None) -> tuple[Any, int]:
-    """Returns the value of the pickle at an offset, and its end. Raises InputError if it is refused."""
+def _run(path: Path, data: bytes | mmap.mmap, start: int = 0, *, most: int | None = None) -> Result:
+    """Returns what the pickle at an offset builds. Raises InputError if it is refused."""
     try:
         return machine.run(data, start, storages=_STORAGES, most=most)
     except PickleError as error:
         raise InputError(f"{path}: refused: {error}") from None
-
-
-def _all_storages(value: Any) -> list[Storage]:
-    """Returns all storages in nested containers and placeholders."""
-    out, todo, seen = [], [value], set()
-    while todo:
-        item = todo.pop()
-        if isinstance(item, StoredTensor):
-            out.append(item.storage)
-        elif isinstance(item, Storage):
-            out.append(item)
-        elif isinstance(item, dict | list | tuple | Placeholder) and id(item) not in seen:
-            seen.add(id(item))
-            if isinstance(item, Placeholder):
-                todo += item.parts
-            else:
-                todo += item.values() if isinstance(item, dict) else item
-    return out
 
 
 def _checkpoint(path: Path, value: Any, available: Callable[[Storage], int], storage_bytes: Bytes) -> Checkpoint:
