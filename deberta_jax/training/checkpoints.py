@@ -1,15 +1,31 @@
-"""Saves and restores states of a run with Orbax: in the background, whole or not at all, onto any mesh."""
+"""Saves and restores states of a run with Orbax: in the background, whole or not at all, onto any mesh.
+
+The digests of a state's files are listed in its ``checksums.json`` in the background as well, after Orbax has written
+the last file. A state is compared with them, in full, before it is restored.
+"""
 
 import contextlib
+import gc
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError, brief
+from deberta_jax.training.distributed import is_writer, wait_for_all
 from deberta_jax.training.state import TrainState
+
+_log = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -17,12 +33,22 @@ class Checkpoints:
 
     A state is the arrays of a TrainState and a small JSON record of the loop: the run's identity, the last evaluation,
     the best metrics so far, the position in the data.
+
+    Raises:
+      InputError: the directory cannot be used.
     """
 
     def __init__(self, directory: Path, keep: int = 1):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self.directory = directory.absolute()
-        self.manager = ocp.CheckpointManager(self.directory, options=options)
+        self._background: threading.Thread | None = None
+        self._failed: BaseException | None = None
+        # Orbax logs each error of a thread with several tracebacks before it raises the error.
+        logging.getLogger("absl").addFilter(_is_not_of_orbax)
+        try:
+            self.manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise InputError(storage.explain(error)) from None
 
     def latest(self) -> int | None:
         """Returns the step of the latest complete state; None if there is none."""
@@ -37,18 +63,123 @@ class Checkpoints:
         if step in self.manager.all_steps():
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))  # pyright: ignore
-        try:
+        with self._writing():
+            self._wait()
             self.manager.save(step, args=items)
-        except (OSError, ValueError) as error:
-            raise self._write_error(error) from error
+        self._background = threading.Thread(target=self._list_digests, args=(step,), name=f"digests of state {step}")
+        self._background.start()
 
-    def _write_error(self, error: Exception) -> InputError:
-        why = storage.explain(error) if isinstance(error, OSError) else brief(" ".join(str(error).split()), 200)
-        latest = self.latest()
-        kept = "no complete one is there" if latest is None else f"the last complete one is of step {latest}"
-        return InputError(
-            f"{self.directory}: a state could not be written ({why}); {kept}. Make room, and run the same command again"
-        )
+    def _list_digests(self, step: int) -> None:
+        """Waits for Orbax, then lists the digests of a state's files. Runs in a thread, which ``_wait`` waits for."""
+        try:
+            self.manager.wait_until_finished()
+            if is_writer():
+                storage.write_checksums(self.directory / str(step))
+        except BaseException as error:
+            self._failed = error
+
+    def _wait(self) -> None:
+        """Waits until the last state is written. Raises the error that prevented it."""
+        if self._background is not None:
+            self._background.join()
+            self._background = None
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise failed
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Converts errors of writing inside the block to a one-line InputError."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            why = storage.explain(error) if isinstance(error, OSError) else brief(error, 200)
+            latest = self.latest()
+            kept = "no complete one is there" if latest is None else f"the last complete one is of step {latest}"
+            raise InputError(
+                f"{self.directory}: a state could not be written ({why}); {kept}. Make room, and run the same command "
+                "again"
+            ) from error
+
+    def restore_latest(
+        self, like: TrainState, shardings: Any, check_record: Callable[[dict[str, Any]], str | None]
+    ) -> tuple[int, TrainState, dict[str, Any]] | None:
+        """Restores the latest state that is not damaged. All processes must call.
+
+        Newer states, which are damaged, are renamed to ``STEP.damaged``, and a warning is logged.
+
+        Args:
+          like, shardings: as for ``restore``.
+          check_record: returns what is wrong with a record of the loop; None if nothing is.
+
+        Returns:
+          Its step, the state and its record; None if there are no states.
+
+        Raises:
+          InputError: all states are damaged.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                self._compare(step)
+                state, record = self.restore(step, like, shardings)
+                wrong = check_record(record)
+                if wrong is not None:
+                    raise InputError(f"its record is damaged: {wrong}")
+            except InputError as error:
+                damaged[step] = str(error).removeprefix(f"{self.directory / str(step)}: ")
+                continue
+            self._set_aside(damaged, step)
+            return step, state, record
+        if damaged:
+            why = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+            older = "there is no older one" if len(damaged) == 1 else "the older ones are so too"
+            raise InputError(
+                f"{self.directory}: the state of step {max(damaged)} is damaged, and {older} ({why}). Delete "
+                f"{self.directory} to train from the first step again; a state without its {storage.CHECKSUMS} is used "
+                "if it can be read"
+            )
+        return None
+
+    def _compare(self, step: int) -> None:
+        """Compares a state with the digests of its files; the writer does so for all processes.
+
+        Raises:
+          InputError: in every process, if a file is damaged.
+        """
+        directory, why = self.directory / str(step), None
+        if is_writer():
+            try:
+                why = storage.find_damage(directory)
+                if not (directory / storage.CHECKSUMS).is_file():
+                    _log.info("%s: no %s there; its files are not compared", directory, storage.CHECKSUMS)
+            except InputError as error:
+                why = str(error)
+        found = np.array(why is not None)
+        if jax.process_count() > 1:
+            found = multihost_utils.broadcast_one_to_all(found)
+        if found:
+            raise InputError(f"{directory}: {why or 'see the message of process 0'}")
+
+    def _set_aside(self, damaged: dict[int, str], usable: int) -> None:
+        """Renames the directories of damaged states, so that their steps can be saved again."""
+        for step, why in damaged.items():
+            directory = self.directory / str(step)
+            aside = directory.with_name(f"{step}.damaged")
+            _log.warning(
+                "%s: damaged (%s); going on from the older state of step %d. The damaged one is now %s, delete it",
+                directory,
+                why,
+                usable,
+                aside.name,
+            )
+            if is_writer():
+                with self._writing():
+                    storage.remove(aside)  # an earlier one
+                    directory.rename(aside)
+        if damaged:
+            wait_for_all("damaged states")
+            self.manager.reload()
 
     def restore(self, step: int, like: TrainState, shardings: Any) -> tuple[TrainState, dict[str, Any]]:
         """Returns a saved state and its record, for any number of devices.
@@ -56,18 +187,76 @@ class Checkpoints:
         Args:
           like: a state with the shapes and dtypes.
           shardings: how to shard the arrays.
+
+        Raises:
+          InputError: the state is damaged, or its arrays have other shapes or dtypes.
         """
         target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, shardings)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore())  # pyright: ignore
-        found = self.manager.restore(step, args=items)
-        return found["state"], found["record"]
+        directory = self.directory / str(step)
+        # Orbax's form of a JSON item is this one file.
+        record = storage.read_json_object(directory / "record" / "metadata")
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target))  # pyright: ignore
+        try:
+            with _without_unraisable():
+                _check_arrays(directory / "state", like)
+                return self.manager.restore(step, args=items)["state"], record
+        except (InputError, MemoryError, jax.errors.JaxRuntimeError):  # JAX raises the last for memory of a device
+            raise
+        except Exception as error:  # Orbax and TensorStore raise many types for damaged files
+            raise InputError(f"{directory}: cannot be restored ({brief(error, 200)})") from None
 
     def close(self) -> None:
         """Waits until all states are written. Raises InputError as ``save``."""
         try:
-            self.manager.wait_until_finished()
-        except (OSError, ValueError) as error:
+            with self._writing():
+                self._wait()
+                self.manager.wait_until_finished()
+        except BaseException:
             with contextlib.suppress(OSError, ValueError):  # the same error once more
                 self.manager.close()
-            raise self._write_error(error) from error
-        self.manager.close()
+            raise
+        else:
+            self.manager.close()
+        finally:
+            logging.getLogger("absl").removeFilter(_is_not_of_orbax)
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+@contextlib.contextmanager
+def _without_unraisable() -> Iterator[None]:
+    """Ignores errors of coroutines that Orbax abandons when another one fails; the failure itself is raised.
+
+    Python prints a traceback for each abandoned one when it is deleted.
+    """
+    before = sys.unraisablehook
+    try:
+        yield
+    except BaseException:
+        sys.unraisablehook = lambda _: None
+        raise
+    finally:
+        if sys.unraisablehook is not before:
+            gc.collect()
+            sys.unraisablehook = before
+
+
+def _check_arrays(directory: Path, like: TrainState) -> None:
+    """Checks shapes and dtypes of the saved arrays; Orbax would convert dtypes without a word.
+
+    Raises:
+      InputError: an array has another shape or dtype. Missing arrays are left to Orbax.
+    """
+    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(directory)).tree
+    saved, expected = _leaves(tree), _leaves(like)
+    for name in sorted(expected.keys() & saved.keys()):
+        here, there = (f"{np.dtype(leaf.dtype)} {list(leaf.shape)}" for leaf in (expected[name], saved[name]))
+        if here != there:
+            raise InputError(f"{directory.parent}: {brief(name)} is {there}, this run has {here}")
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from deberta_jax import storage
 from deberta_jax.data.batches import Size, read_ahead
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.sharding import global_batch, make_mesh, row_share
 from deberta_jax.tasks import Metrics
 from deberta_jax.training.checkpoints import Checkpoints
@@ -141,16 +141,6 @@ class _Run:
         self.job, self.total = job, len(job.batches)
         self.identity = fingerprint(job.record)
         prepared = prepare_job(job)
-        # Weights are read before anything is written, so a model that cannot be used leaves no files.
-        states = job.directory / "state"
-        fresh = None if states.is_dir() and any(states.iterdir()) else self._begin(prepared)
-        self._compile(prepared)
-        if is_writer():
-            storage.make_directory(job.directory)
-            storage.write_json(job.directory / "experiment.json", job.record | {"hash": self.identity})
-        wait_for_all("directory")
-        check_shared(job.directory, (job.directory / "experiment.json").is_file())
-        self.checkpoints = Checkpoints(states, job.runtime.keep)
         self.progress: dict[str, Any] = {
             "run": self.identity,
             "position": 0,
@@ -160,16 +150,35 @@ class _Run:
             "unwritten": [],
         }
         self.step = 0
-        latest = self.checkpoints.latest()
-        if latest is None:
-            self.state = fresh or self._begin(prepared)
-        else:
-            self.state, self.progress = self.checkpoints.restore(latest, prepared.state, prepared.shardings)
-            if self.progress["run"] != self.identity:
-                raise InputError(f"{states}: holds the state of another run; delete it")
-            self.step = latest
-            _log.info("going on from step %d of %d", self.step, self.total)
+        states = job.directory / "state"
+        # What is read, weights or a state, is read before anything is written or compiled.
+        saved = Checkpoints(states, job.runtime.keep) if states.is_dir() and any(states.iterdir()) else None
+        self.state = self._restore(saved, prepared) or self._begin(prepared)
+        self._compile(prepared)
+        if is_writer():
+            storage.make_directory(job.directory)
+            storage.write_json(job.directory / "experiment.json", job.record | {"hash": self.identity})
+        wait_for_all("directory")
+        check_shared(job.directory, (job.directory / "experiment.json").is_file())
+        self.checkpoints = saved or Checkpoints(states, job.runtime.keep)
         self.log = self._open_log()
+
+    def _restore(self, saved: Checkpoints | None, prepared: PreparedStep) -> TrainState | None:
+        """Returns the latest state of this run that can be used, and goes to its step; None if there are no states."""
+        if saved is None:
+            return None
+        try:
+            found = saved.restore_latest(prepared.state, prepared.shardings, _record_problem)
+            if found is not None and found[2]["run"] != self.identity:
+                raise InputError(f"{saved.directory}: holds the state of another run; delete it")
+        except InputError:
+            saved.close()
+            raise
+        if found is None:
+            return None
+        self.step, state, self.progress = found
+        _log.info("going on from step %d of %d", self.step, self.total)
+        return state
 
     def _compile(self, prepared: PreparedStep) -> None:
         """Compiles the step for every shape of batch. Nothing is compiled for training after this."""
@@ -319,6 +328,22 @@ def global_shapes(batch: Mapping[str, np.ndarray], job: Job) -> dict[str, Any]:
 
 def _shapes(batch: Mapping[str, Any]) -> tuple:
     return tuple((name, tuple(batch[name].shape)) for name in sorted(batch))
+
+
+def _record_problem(record: Mapping[str, Any]) -> str | None:
+    """Returns what is wrong with the record of a state; None if nothing is."""
+    none = type(None)
+    types = {"run": str, "position": int, "evaluated": int, "best_step": int | none, "best": dict | none}
+    for name, expected in (types | {"unwritten": list}).items():
+        if not isinstance(record.get(name, record), expected):
+            return f"{name} is {shown(record.get(name))}"
+    numbers = [*(record["best"] or {}).items()]
+    for measured in record["unwritten"]:
+        if not isinstance(measured, dict):
+            return f"unwritten has {shown(measured)}"
+        numbers += measured.items()
+    odd = [(name, value) for name, value in numbers if not isinstance(value, int | float | none)]
+    return f"{brief(odd[0][0])} is {shown(odd[0][1])}" if odd else None
 
 
 def _better(metric: str | None, ours: Metrics, best: Metrics | None) -> bool:
