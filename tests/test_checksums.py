@@ -127,8 +127,16 @@ def test_missing_cut_and_rewritten_files_are_told_apart(tmp_path):
     assert compared(lambda path: os.truncate(path, 4_000))[1:6] == ("size", 12, 0, False, True)
     assert compared(lambda path: path.write_bytes(rng.bytes(4_000)))[1:6] == ("size", 12, 12, False, False)
     assert compared(lambda path: path.write_bytes(rng.bytes(5_000)))[1:6] == ("bytes", 16, 16, False, False)
-    zeros_at_the_end = compared(lambda path: path.write_bytes(path.read_bytes()[:4_000] + bytes(1_000)))
-    assert zeros_at_the_end[1:6] == ("bytes", 16, 4, True, False)
+    assert compared(lambda path: path.write_bytes(b""))[1:6] == ("size", 0, 0, False, True)
+
+
+def test_blocks_of_zeros_are_told_apart(tmp_path):
+    directory = directory_of(tmp_path)
+    path = directory / "inner/deep/model.safetensors"
+    os.truncate(path, 60_000)
+    os.truncate(path, 100_003)
+    (found,) = compare_checksums(directory, full=True).differences
+    assert found[1:6] == ("bytes", 16, 7, True, False)
 
 
 def test_a_list_names_no_file_outside_its_directory(tmp_path):
