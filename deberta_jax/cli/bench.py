@@ -1,7 +1,6 @@
 """``deberta-jax bench``: measures throughput, utilisation, memory and compile time on this machine."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from deberta_jax.benchmarking.cases import make_cases
 from deberta_jax.benchmarking.results import check_outputs, format_table, plot, write_rows
 from deberta_jax.benchmarking.timing import measure_all
+from deberta_jax.cli.output import json_text
 from deberta_jax.errors import InputError
 
 
@@ -53,7 +53,7 @@ def run(args: Args) -> None:
     measured = measure_all(cases, steps=args.steps)
     rows = []
     for row in tqdm(measured, total=len(cases), desc="benchmarks", leave=False, file=sys.stderr):
-        print(json.dumps(row), flush=True)
+        print(json_text(row), flush=True)
         rows.append(row)
     print("\n".join(format_table(rows)), file=sys.stderr)
     if args.record:

@@ -1,8 +1,8 @@
 """``deberta-jax evaluate``: computes the metrics of a trained model on a labelled file."""
 
 import dataclasses
-import json
 
+from deberta_jax.cli.output import json_text
 from deberta_jax.cli.progress import text_bar
 from deberta_jax.inference.trained import TrainedOptions, load_trained
 from deberta_jax.training.experiment import compute_dtype
@@ -23,4 +23,4 @@ def run(args: Args) -> None:
     task, model, table = load_trained(args, args.data, dtype=compute_dtype(args.dtype), labelled=True)
     with text_bar(len(table)) as progress:
         metrics = model.metrics_for(task, table, progress.update)
-    print(json.dumps(metrics))
+    print(json_text(metrics))

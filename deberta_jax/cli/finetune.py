@@ -1,9 +1,7 @@
 """``deberta-jax finetune``: ``training.experiment.Finetune`` has every argument."""
 
-import json
-
 from deberta_jax.cli.configfile import experiment_arguments
-from deberta_jax.cli.output import exit_stopped, print_json, print_result
+from deberta_jax.cli.output import exit_stopped, json_text, print_json, print_result
 from deberta_jax.planning.runs import starts_after_plan
 from deberta_jax.training.dry_run import describe_finetune
 from deberta_jax.training.experiment import Finetune
@@ -21,7 +19,7 @@ def run(experiment: Finetune) -> None:
     if not starts_after_plan(experiment):
         return
     if experiment.runtime.dry_run:
-        print(json.dumps(describe_finetune(experiment)))
+        print(json_text(describe_finetune(experiment)))
     elif experiment.seeds > 1:
         summary = finetune_seeds(experiment)
         stopped = summary.pop("stopped")

@@ -7,6 +7,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
+from deberta_jax.errors import InputError
 from deberta_jax.training.directory import Result
 from deberta_jax.training.distributed import is_writer
 
@@ -23,7 +24,23 @@ def print_result(result: Result, output: str) -> None:
 def print_json(found: dict[str, Any]) -> None:
     """Prints one JSON object; of several processes the first one does."""
     if is_writer():
-        print(json.dumps(found))
+        print(json_text(found))
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """Returns a result as one line of JSON.
+
+    Args:
+      value: the result.
+      options: arguments of ``json.dumps``.
+
+    Raises:
+      InputError: a number in it is NaN or infinite, which JSON cannot represent.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError as error:
+        raise InputError(f"the result has a number that is not finite ({error}); nothing was written for it") from None
 
 
 def exit_stopped(output: str, signal: Signals, step: int | None = None) -> None:

@@ -1,13 +1,13 @@
 """``deberta-jax plan``: estimates memory, speed and cost of a run by compiling it for devices that are not here."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from deberta_jax import storage
+from deberta_jax.cli.output import json_text
 from deberta_jax.cli.text import print_text
 from deberta_jax.planning.options import PlanOptions, check_options, make_plans
 from deberta_jax.planning.page import write_page
@@ -36,7 +36,7 @@ def run(args: Args) -> None:
         with _bar(1) as bar:
             points = scaling_points(found.best, tick=bar.refresh)
         write_page(Path(args.html), args.model, found.text(), found.best, points)
-    print_text(json.dumps(found.to_json()) if args.json else found.text())
+    print_text(json_text(found.to_json()) if args.json else found.text())
 
 
 def _bar(total: int) -> tqdm:

@@ -1,11 +1,12 @@
 """``deberta-jax predict``: writes a trained model's answers for a file."""
 
 import dataclasses
-import json
 
 from deberta_jax import storage
+from deberta_jax.cli.output import json_text
 from deberta_jax.cli.progress import text_bar
 from deberta_jax.inference.trained import TrainedOptions, check_overwrites_nothing, load_trained
+from deberta_jax.tasks import NonFinite
 from deberta_jax.training.experiment import compute_dtype
 
 
@@ -19,6 +20,8 @@ class Args(TrainedOptions):
     """File as ``finetune`` reads it, or a pattern of several; - reads jsonl on standard input."""
     output: str
     """File to write; - writes to standard output."""
+    non_finite: NonFinite = "refuse"
+    """What is done with rows whose scores are NaN or infinite: refuse them, or write null for them."""
 
 
 def run(args: Args) -> None:
@@ -27,6 +30,7 @@ def run(args: Args) -> None:
         check_overwrites_nothing(args.output, args.input, args.model)
         task, model, table = load_trained(args, args.input, dtype=compute_dtype(args.dtype), labelled=False)
         with text_bar(len(table)) as progress:
+            model = dataclasses.replace(model, non_finite=args.non_finite)
             rows = model.answers_for(task, table, progress.update)
         for row in rows:
-            output.write(json.dumps(row, ensure_ascii=False) + "\n")
+            output.write(json_text(row, ensure_ascii=False) + "\n")

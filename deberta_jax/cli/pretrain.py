@@ -1,10 +1,9 @@
 """``deberta-jax pretrain mlm|rtd``: ``training.experiment.PretrainMLM`` and ``PretrainRTD`` have every argument."""
 
-import json
 import sys
 
 from deberta_jax.cli.configfile import experiment_arguments
-from deberta_jax.cli.output import print_result
+from deberta_jax.cli.output import json_text, print_result
 from deberta_jax.errors import InputError
 from deberta_jax.planning.runs import starts_after_plan
 from deberta_jax.training.dry_run import describe_job
@@ -32,6 +31,6 @@ def run(experiment: PretrainMLM | PretrainRTD) -> None:
     if not starts_after_plan(experiment):
         return
     if experiment.runtime.dry_run:
-        print(json.dumps(describe_job(plan_pretrain(experiment))))
+        print(json_text(describe_job(plan_pretrain(experiment))))
     else:
         print_result(pretrain(experiment), experiment.output)

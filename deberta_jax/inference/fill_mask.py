@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from deberta_jax.data.batches import batch_rows, length_buckets, pad_texts, plan_in_order
 from deberta_jax.data.features import Features, check_vocabulary, make_features
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief
 from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.models import Model, Runtime
 from deberta_jax.sharding import batch_sharding, global_batch, make_mesh, replicated
@@ -55,7 +55,8 @@ class MaskFiller:
         """Returns the predictions for a text or a list of texts.
 
         Raises:
-          InputError: an input is not a text, has no [MASK], or has more than ``max_length`` tokens.
+          InputError: an input is not a text, has no [MASK], or has more than ``max_length`` tokens; or its scores are
+            not finite.
         """
         texts = [inputs] if isinstance(inputs, str) or not isinstance(inputs, Iterable) else list(inputs)
         if not 1 <= top_k <= self.tokenizer.vocab_size:
@@ -80,6 +81,11 @@ class MaskFiller:
                 batch["positions"][: len(members)] = positions[members]
                 outputs = self.forward(self.params, global_batch(batch, mesh), top_k=top_k)
                 for text, probabilities, tokens in zip(members, *map(np.asarray, outputs), strict=False):
+                    if not np.isfinite(probabilities[positions[text] >= 0]).all():
+                        raise InputError(
+                            f"the text {brief(texts[text])!r}: the model's scores are NaN or infinite; check its "
+                            "weights with `deberta-jax inspect`"
+                        )
                     results[text] = self._answer(positions[text], probabilities, tokens)
         return results[0] if isinstance(inputs, str) else results
 

@@ -19,7 +19,16 @@ from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.inference.predict import Predictor, Progress
 from deberta_jax.models import Model, Runtime
 from deberta_jax.sharding import replicated
-from deberta_jax.tasks import TASK_KINDS, PipelineInputs, Task, TaskOptions, task_of_model
+from deberta_jax.tasks import (
+    TASK_KINDS,
+    NonFinite,
+    PipelineInputs,
+    Task,
+    TaskOptions,
+    check_finite_rows,
+    finite_answers,
+    task_of_model,
+)
 from deberta_jax.text import Tokenizer
 from deberta_jax.weights.choose import HeadRequest
 from deberta_jax.weights.load import plan_head
@@ -31,12 +40,17 @@ class Loaded:
     """Holds a trained model, its parameters and tokenizer, and the predictor that applies it to a data set.
 
     Threads may share one. A pickle holds the parameters and is loaded for all devices of the process that loads it.
+
+    Attributes:
+      non_finite: what is done with rows whose scores are NaN or infinite: ``refuse`` them, or answer ``null``.
     """
 
     model: Model
     params: Any
     tokenizer: Tokenizer
     predictor: Predictor
+    _: dataclasses.KW_ONLY
+    non_finite: NonFinite = "refuse"
 
     def __copy__(self) -> "Loaded":
         return dataclasses.replace(self)
@@ -48,14 +62,25 @@ class Loaded:
         self.__dict__.update(state, params=replicated(state["params"], state["predictor"].mesh))
 
     def answers_for(self, task: Task, table: Table, progress: Progress | None = None) -> list[dict[str, Any]]:
-        """Returns the task's answer to each row of a table. ``progress`` is as for ``Predictor.logits``."""
+        """Returns the task's answer to each row of a table. ``progress`` is as for ``Predictor.logits``.
+
+        Raises:
+          InputError: as ``features_of``, or the scores of a row are not finite and ``non_finite`` is ``refuse``.
+        """
         features = self.features_of(task, table, labelled=False)
-        return task.answers(self.predictor.logits(self.params, features, progress), features, table)
+        logits = self.predictor.logits(self.params, features, progress)
+        return finite_answers(task.answers, logits, features, table, self.non_finite)
 
     def metrics_for(self, task: Task, table: Table, progress: Progress | None = None) -> Mapping[str, float | None]:
-        """Returns the task's metrics on a labelled table."""
+        """Returns the task's metrics on a labelled table.
+
+        Raises:
+          InputError: as ``features_of``, or the scores of a row are not finite.
+        """
         features = self.features_of(task, table, labelled=True)
-        return task.metrics(self.predictor.logits(self.params, features, progress), features, table)
+        logits = self.predictor.logits(self.params, features, progress)
+        check_finite_rows(logits, features, table)
+        return task.metrics(logits, features, table)
 
     def features_of(self, task: Task, table: Table, *, labelled: bool) -> Features:
         """Returns the tokens of a table's rows, and logs how many rows were truncated.
@@ -94,12 +119,18 @@ class TaskPipeline(Loaded):
     options: TaskOptions = dataclasses.field(default_factory=TaskOptions)
 
     def __call__(self, inputs: Any, *args: Any, **keywords: Any) -> Any:
-        """Returns the answer or the answers. Raises InputError for an input that the kind of task cannot read."""
+        """Returns the answer or the answers.
+
+        Raises:
+          InputError: the kind of task cannot read an input; or the scores of one are not finite and ``non_finite`` is
+            ``refuse``.
+        """
         parsed = self._read(inputs, *args, **keywords)
         if not len(parsed.table):
             return []
         task, features = self._features(parsed)
-        answers = task.pipeline_answers(self.predictor.logits(self.params, features), features, parsed.table)
+        logits = self.predictor.logits(self.params, features)
+        answers = finite_answers(task.pipeline_answers, logits, features, parsed.table, self.non_finite)
         return answers[0] if parsed.single else answers
 
     def logits(self, inputs: Any, *args: Any, **keywords: Any) -> np.ndarray:

@@ -145,19 +145,19 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes a value as indented JSON, atomically. Raises as ``writing``."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes a value as indented JSON, atomically. Raises as ``writing``, or ValueError for NaN."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_json_lines(path: str | os.PathLike[str], values: list[Any]) -> None:
-    """Writes one JSON value per line, atomically. Raises as ``writing``."""
-    write_text(path, "".join(json.dumps(value) + "\n" for value in values))
+    """Writes one JSON value per line, atomically. Raises as ``writing``, or ValueError for NaN."""
+    write_text(path, "".join(json.dumps(value, allow_nan=False) + "\n" for value in values))
 
 
 def append_json_line(path: str | os.PathLike[str], value: Any) -> None:
     """Appends a JSON value as one line to a local file. Raises OSError."""
     with open(path, "ab") as file:
-        file.write(json.dumps(value).encode() + b"\n")
+        file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
 
 
 def make_directory(path: AnyPath) -> None:

@@ -10,6 +10,7 @@ from deberta_jax.tasks.base import (
 )
 from deberta_jax.tasks.columns import Columns
 from deberta_jax.tasks.entity_recognition import EntityTask
+from deberta_jax.tasks.finite import NonFinite, check_finite_rows, finite_answers
 from deberta_jax.tasks.multiple_choice import ChoiceTask
 from deberta_jax.tasks.named import NAMED_TASKS, find_file, read_task
 from deberta_jax.tasks.numbers import check_numbers

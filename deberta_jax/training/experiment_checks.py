@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from deberta_jax.errors import InputError
 from deberta_jax.tasks import check_numbers
 
@@ -23,6 +25,8 @@ def check_common(e: Any) -> None:
     for name in ("learning_rate", "clip_norm", "epsilon"):
         if getattr(o, name) <= 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(o, name)}: must be above 0")
+    if np.float32(o.epsilon) == 0:
+        raise InputError(f"--epsilon {o.epsilon}: is 0 in float32; give 1e-30 or more")
     for name in ("warmup", "weight_decay", "freeze_layers"):
         if getattr(o, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(o, name)}: must not be below 0")

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from deberta_jax import storage
@@ -13,6 +14,7 @@ from deberta_jax.training.distributed import is_writer
 from deberta_jax.training.experiment import Finetune
 from deberta_jax.training.finetune_data import features_of, read_inputs
 from deberta_jax.training.finetune_model import finetune_objective
+from deberta_jax.training.finite import ADVICE
 from deberta_jax.training.loop import Job, run_job
 from deberta_jax.training.peft import save_adapter
 from deberta_jax.training.resolve import ResolvedExperiment, resolve_experiment
@@ -24,7 +26,7 @@ def finetune(experiment: Finetune) -> Result:
 
     Raises:
       InputError: files, columns, labels, model or output directory cannot be used. Nothing is written then.
-      FloatingPointError: the loss is NaN or infinite.
+      FloatingPointError: the run has diverged.
     """
     resolved = resolve_experiment(experiment)
     directory = storage.output_directory("--output", experiment.output)
@@ -56,6 +58,8 @@ def make_job(resolved: ResolvedExperiment, directory: Path) -> Job:
                 bar.update(done)
 
             logits = predictor.logits(trained.effective(params), evaluated, progress)
+        if not np.isfinite(logits).all():
+            raise FloatingPointError(f"the scores of the evaluation are not finite: {ADVICE}")
         details.update(task.details(logits, evaluated, held_out))
         return task.metrics(logits, evaluated, held_out)
 

@@ -15,6 +15,7 @@ from deberta_jax.models import DebertaForMaskedLM
 from deberta_jax.ops.losses import replaced_token_loss
 from deberta_jax.sharding import WHOLE, global_batch
 from deberta_jax.tasks import Metrics
+from deberta_jax.training.finite import ADVICE
 from deberta_jax.training.mlm import masked_lm_results
 from deberta_jax.training.pretrain_data import PretrainData
 from deberta_jax.training.rtd import RTDModels, replace_tokens
@@ -101,6 +102,8 @@ def replaced_token_evaluation(
             table, difference = (float(x) for x in jax.device_get(norms(params)))
         generator, accuracy = sums[:2] / sums[2]
         discriminator = sums[3] / sums[4]
+        if not all(np.isfinite(part).all() for part in (sums, *all_logits)):
+            raise FloatingPointError(f"the scores of the evaluation are not finite: {ADVICE}")
         found = detection_metrics(np.concatenate(all_logits), np.concatenate(truth))
         return {
             "loss": float(generator + discriminator_weight * discriminator),

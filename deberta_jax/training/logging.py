@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from deberta_jax import storage
 from deberta_jax.data.batches import Size
+from deberta_jax.training.finite import ADVICE, NotFinite
 
 # Names of the figures that differ between two runs of the same experiment.
 TIMES = ("tokens_per_second", "examples_per_second", "mfu", "peak_memory")
@@ -135,8 +136,7 @@ class RunLog:
             for name, value in m.items():
                 if not math.isfinite(value):
                     raise NotFinite(
-                        f"the {name.replace('_', ' ')} is {value} by step {step}: the run has diverged; lower "
-                        "--learning-rate or lengthen --warmup. The last saved state is from before",
+                        f"the {name.replace('_', ' ')} is {value} by step {step}: {ADVICE}",
                         step - len(pending) + i,
                     )
         return pending
@@ -173,14 +173,6 @@ class RunLog:
         if self.writer:
             with storage.writing(path) as file:
                 curves(self.entries, metric).savefig(file, format="png", dpi=120)
-
-
-class NotFinite(FloatingPointError):
-    """Reports a measurement that is not finite; ``step`` is the first step that has one."""
-
-    def __init__(self, message: str, step: int):
-        super().__init__(message)
-        self.step = step
 
 
 def curves(entries: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:

@@ -30,8 +30,9 @@ from deberta_jax.training.distributed import (
     wait_for_all,
 )
 from deberta_jax.training.experiment import RunOptions, fingerprint
+from deberta_jax.training.finite import NotFinite, ParameterCheck, check_metrics
 from deberta_jax.training.flops import peak_flops, step_flops
-from deberta_jax.training.logging import NotFinite, RunLog
+from deberta_jax.training.logging import RunLog
 from deberta_jax.training.objective import Objective, PreparedStep, prepare_step
 from deberta_jax.training.optimizers import learning_rate_schedule
 from deberta_jax.training.report import write_report
@@ -129,7 +130,7 @@ def fit(job: Job) -> Result:
     """Trains to the last step, or until SIGTERM or SIGINT; then the same call continues from where it stopped.
 
     Raises:
-      FloatingPointError: the loss is not finite any more; the batch is saved in the run's directory.
+      FloatingPointError: a loss, gradient, parameter or metric is not finite; the batch is saved in the directory.
     """
     return _Run(job).to_end()
 
@@ -141,6 +142,7 @@ class _Run:
         self.job, self.total = job, len(job.batches)
         self.identity = fingerprint(job.record)
         prepared = prepare_job(job)
+        self.check_parameters, self.finite_until = ParameterCheck(job.mesh), -1
         self.progress: dict[str, Any] = {
             "run": self.identity,
             "position": 0,
@@ -237,8 +239,9 @@ class _Run:
                 if jax.process_count() == 1:
                     raise
                 leave_behind(error)
-            except NotFinite as error:
-                raise FloatingPointError(f"{error}; the batch is in {self._keep_batch(error.step)}") from None
+            except FloatingPointError as error:
+                step = error.step if isinstance(error, NotFinite) else max(self.step - 1, 0)
+                raise FloatingPointError(f"{error}; the batch is in {self._keep_batch(step)}") from None
         result = {"step": self.progress["best_step"], "metrics": self.progress["best"]}
         if is_writer():
             storage.write_json(job.directory / "result.json", result)
@@ -265,10 +268,11 @@ class _Run:
         due = self.step % job.eval_every == 0 or self.step == self.total
         due = due and (self.step > 0 or job.evaluate_first)
         if due and self.progress["evaluated"] != self.step:
-            self.log.unwritten(self.step)  # a run that has diverged is neither evaluated nor saved
+            self._check_finite()  # a run that has diverged is neither evaluated nor saved
             params = self.state.ema_params or self.state.params
             # A single process may stop between two batches of an evaluation; several stop together, between steps.
             metrics = dict(job.evaluate(params, stop.check))
+            check_metrics(metrics, self.step)
             self.log.evaluation(self.step, metrics)
             self.progress = {**self.progress, "evaluated": self.step}
             if _better(job.metric, metrics, self.progress["best"]):
@@ -280,7 +284,15 @@ class _Run:
         elif self.step % job.runtime.checkpoint_every == 0 and self.step > 0:
             self._save()
 
+    def _check_finite(self) -> None:
+        """Raises NotFinite if a loss, a gradient or a parameter of the steps so far is not finite."""
+        self.log.unwritten(self.step)
+        if self.finite_until != self.step:
+            self.check_parameters({"params": self.state.params, "ema": self.state.ema_params}, self.step)
+            self.finite_until = self.step
+
     def _save(self) -> None:
+        self._check_finite()
         latest = {"position": self.job.batches.position(self.step), "unwritten": self.log.unwritten(self.step)}
         self.checkpoints.save(self.step, self.state, self.progress | latest)
 

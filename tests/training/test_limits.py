@@ -40,6 +40,13 @@ def test_every_float_of_an_experiment_is_finite(kind, value):
             kind(**{name: value}).check()
 
 
+def test_numbers_that_float32_lacks():
+    with pytest.raises(InputError, match=r"--learning-rate 1e\+39: must be a number that float32 can represent"):
+        Finetune(optimization=Optimization(learning_rate=1e39)).check()
+    with pytest.raises(InputError, match="--epsilon 1e-60: is 0 in float32"):
+        Finetune(optimization=Optimization(epsilon=1e-60)).check()
+
+
 SEEDS = ("-1", str(-(2**63)), str(2**63), str(2**64), "9" * 4000)
 
 
