@@ -6,6 +6,7 @@ are held in memory as a whole.
 """
 
 import dataclasses
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,14 +14,18 @@ from typing import Any, Literal
 
 import numpy as np
 
+from deberta_jax import storage
 from deberta_jax.data.files import COMPRESSED, decompressed, matching_files, stored
 from deberta_jax.data.json_files import parse_json
-from deberta_jax.errors import InputError
+from deberta_jax.data.parquet_file import check_counts, parquet_errors, rows_at_once
+from deberta_jax.errors import InputError, listed, shown
 
 BLOCK = 1 << 20
 # Longer texts are tokenised in parts of this many characters, because a tokenizer's memory grows with the text.
 PIECE = 1 << 17
-LONGEST_LINE = 1 << 28
+LONGEST_LINE = 1 << 26
+# A stray NUL is a character of a text. So many are a hole in a file that was not copied to its end, or a sparse one.
+_HOLE = b"\0" * 4096
 _PARQUET_ROWS = 256
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 _MARK = re.compile(r"^\ufeff", re.MULTILINE)
@@ -82,6 +87,8 @@ def text_files(paths: Sequence[str]) -> list[str]:
         file_kind(file)
         if "://" not in file and Path(file).is_dir():
             raise InputError(f"{file}: is a directory; give its files, as in {Path(file) / '*.txt'}")
+        if storage.is_stream(file):
+            raise InputError(f"{file}: can be read only once, and is needed twice; write it to a file first")
     twice = next((file for i, file in enumerate(files) if file in files[:i]), None)
     if twice is not None:
         raise InputError(f"{twice}: is given twice")
@@ -112,7 +119,7 @@ def blocks(file: str, source: CorpusOptions, start: int = 0, line: int = 1) -> I
 
     Raises:
       InputError: the file is no text or parquet, is not compressed as its suffix says, or has a line of jsonl above
-        256 MiB.
+        64 MiB, or a long sequence of NUL bytes.
     """
     kind = file_kind(file)
     with stored(file) as stream:
@@ -139,6 +146,9 @@ def _byte_blocks(
         while cut < 0:
             while len(rest) <= window and not over:
                 more = content.read(window + 1 - len(rest))
+                if (hole := more.find(_HOLE)) >= 0:
+                    at = start + len(rest) + hole
+                    raise InputError(f"{file}: has only NUL bytes from byte {at} on; it is damaged, copy it again")
                 rest, over = rest + more, not more
             if over and len(rest) <= window:
                 cut = len(rest)
@@ -197,38 +207,29 @@ def lone_space(data: Any) -> int:
 def _parquet_blocks(file: str, stream: Any, column: str, start: int) -> Iterator[Block]:
     """Yields the blocks of a parquet file from row ``start``."""
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise InputError(f"{file}: parquet needs pyarrow; pip install 'deberta_jax[parquet]'") from None
-    try:
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    with parquet_errors(file):
         table = pq.ParquetFile(stream)
+        check_counts(file, table.metadata, size)
         names = table.schema_arrow.names
         if column not in names:
-            raise InputError(f"{file}: no column {column!r}; its columns are {', '.join(map(repr, names))}")
-        first = 0
+            raise InputError(f"{file}: no column {column!r}; its columns are {listed(map(repr, names))}")
+        first, most = 0, rows_at_once(table.metadata, _PARQUET_ROWS)
         for group in range(table.num_row_groups):
             rows = table.metadata.row_group(group).num_rows
-            if first + rows > start:
-                for batch in table.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[column], use_threads=False):
-                    end = first + len(batch)
-                    if first >= start:
-                        yield Block(
-                            file,
-                            "parquet",
-                            batch.column(0).to_pylist(),
-                            first,
-                            end,
-                            first + 1,
-                            True,
-                            True,
-                            stream.tell(),
-                        )
-                    first = end
-            else:
+            if first + rows <= start:
                 first += rows
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{file}: not readable as parquet ({error})") from None
+                continue
+            for batch in table.iter_batches(most, row_groups=[group], columns=[column], use_threads=False):
+                end = first + len(batch)
+                if first >= start:
+                    values = batch.column(0).to_pylist()
+                    yield Block(file, "parquet", values, first, end, first + 1, True, True, stream.tell())
+                first = end
 
 
 def texts_of(block: Block, source: CorpusOptions) -> list[str]:
@@ -275,7 +276,7 @@ def _json_texts(block: Block, text: str, column: str) -> list[str]:
         if not isinstance(row, dict):
             raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
         if column not in row:
-            raise InputError(f"{where}: no column {column!r}; its columns are {', '.join(map(repr, row))}")
+            raise InputError(f"{where}: no column {column!r}; its columns are {listed(map(repr, row))}")
         _check_text(row[column], where, column)
         out.append(row[column])
     return out
@@ -283,7 +284,7 @@ def _json_texts(block: Block, text: str, column: str) -> list[str]:
 
 def _check_text(value: Any, where: str, column: str) -> None:
     if not isinstance(value, str):
-        raise InputError(f"{where}: {column!r} is {value!r}; a text is needed")
+        raise InputError(f"{where}: {column!r} is {shown(value)}; a text is needed")
 
 
 def encode_block(encode: Encode, block: Block, source: CorpusOptions) -> tuple[np.ndarray, np.ndarray]:

@@ -5,16 +5,17 @@ All of them may be compressed with gzip (``.gz``) or Zstandard (``.zst``).
 
 import fnmatch
 import gzip
-import io
+import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError
+from deberta_jax.data.reading import BLOCK, Counting, blocks_of, check_expansion, damage, read_text
+from deberta_jax.errors import InputError, brief
 
 COMPRESSED = (".gz", ".zst")
 
@@ -73,13 +74,22 @@ def decompressed(path: str, stream: Any) -> tuple[Any, tuple[type[Exception], ..
     return zstd.open(stream), (zstd.ZstdError, EOFError)
 
 
-def read_content(path: str) -> bytes:
-    """Returns the decompressed contents of a file. Raises InputError if it cannot be read or is damaged."""
-    content, damage = decompressed(path, io.BytesIO(read_stored(path)))
-    try:
-        return content.read()
-    except damage as error:
-        raise InputError(f"{path}: damaged: {error}") from None
+def read_content(path: str, *, document: bool = False) -> str:
+    """Returns the decompressed text of a file.
+
+    Args:
+      path: the file, which may be in a zip.
+      document: whether it is one JSON value, which may be a single line.
+
+    Raises:
+      InputError: it cannot be read, is damaged, or is no text; as ``reading.read_text``.
+    """
+    with packed(path) as (stream, is_packed):
+        counted = Counting(stream)
+        content, errors = decompressed(path, counted)
+        is_packed = is_packed or content is not counted
+        with damage(path, errors):
+            return read_text(path, blocks_of(path, content, counted if is_packed else None), document=document)
 
 
 @contextmanager
@@ -95,17 +105,35 @@ def stored(path: str) -> Iterator[BinaryIO]:
         raise InputError(f"{path}: cannot be read ({reason})") from None
 
 
-def read_stored(path: str) -> bytes:
-    """Returns the stored bytes of a file, which may be in a zip. Raises InputError if it cannot be read."""
+@contextmanager
+def packed(path: str) -> Iterator[tuple[BinaryIO, bool]]:
+    """Yields a file, which may be in a zip, opened for reading, and whether it is in a zip.
+
+    Raises:
+      InputError: it cannot be read, or would be far larger than its zip.
+    """
     inside = None if storage.is_remote(path) else _split(path)
     if inside is None:
         with stored(path) as stream:
-            return stream.read()
+            yield stream, False
+        return
     archive, member = inside
     with _opened(archive) as file:
         if member not in file.namelist():
             raise InputError(f"{path}: no such file in the archive")
-        return file.read(member)
+        entry = file.getinfo(member)
+        check_expansion(path, entry.file_size, entry.compress_size)
+        with file.open(member) as stream:
+            yield cast(BinaryIO, stream), True
+
+
+def hashed(path: str) -> str:
+    """Returns the SHA-256 in hex of the stored bytes of a file, which may be in a zip. Raises as ``packed``."""
+    digest = hashlib.sha256()
+    with packed(path) as (stream, _):
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def members(archive: Path) -> list[str]:
@@ -119,8 +147,17 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with storage.opened(archive) as content, zipfile.ZipFile(content) as file:
             yield file
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError) as error:  # RuntimeError: encrypted
-        raise InputError(f"{archive}: cannot be read as zip ({error})") from None
+    except FileNotFoundError:
+        raise InputError(f"{archive}: no such file") from None
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        RuntimeError,
+        NotImplementedError,
+        EOFError,
+        OSError,
+    ) as error:  # RuntimeError: encrypted
+        raise InputError(f"{archive}: cannot be read as zip ({brief(error, 200)})") from None
 
 
 def _split(path: str) -> tuple[Path, str] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deberta_jax import storage
-from deberta_jax.data.files import read_stored
+from deberta_jax.data.files import hashed
 from deberta_jax.data.parquet_file import table_of_arrow
 from deberta_jax.data.table import Table, reason
 from deberta_jax.errors import InputError
@@ -40,7 +40,7 @@ def read_dataset(path: str) -> Table:
         found, split = _call(path, datasets.load_from_disk, path), ""
     if isinstance(found, dict):
         found = _one_split(path, found, split)
-    table = found.with_format("arrow")[:]
+    table = _call(path, lambda: found.with_format("arrow")[:])
     return table_of_arrow(path, table.replace_schema_metadata(found.features.arrow_schema.metadata))
 
 
@@ -51,18 +51,12 @@ def digest(path: str) -> str:
         content = json.dumps([table.columns, dict(table.class_names)], sort_keys=True, default=str).encode()
     elif is_dataset(path):
         files = sorted(file for file in Path(path).rglob("*") if file.is_file())
-        parts = []
-        for file in files:
-            hashed = hashlib.sha256()
-            with storage.opened(file) as stream:
-                while block := stream.read(1 << 24):
-                    hashed.update(block)
-            parts.append([file.relative_to(path).as_posix(), hashed.hexdigest()])
+        parts = [[file.relative_to(path).as_posix(), hashed(str(file))] for file in files]
         content = json.dumps(parts).encode()
     else:
         if storage.is_stream(path):
             raise InputError(f"{path}: can be read only once, and is needed twice; write it to a file first")
-        content = read_stored(path)
+        return hashed(path)
     return hashlib.sha256(content).hexdigest()
 
 

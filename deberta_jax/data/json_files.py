@@ -1,16 +1,21 @@
 """Reads JSON files: arrays of objects, one object per line, SQuAD's documents, and the columns that pandas writes."""
 
+import collections
 import json
 import logging
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from deberta_jax import storage
 from deberta_jax.data.table import Table, reason
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief
 
 _log = logging.getLogger(__name__)
 
+# A row has a value, or None, in every column. If each row has a key of its own, these fill the memory.
+_MANY_COLUMNS = 1000
+_MOST_CELLS = 1 << 26
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -19,8 +24,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Makes a dict of a JSON object. Raises ValueError if a key occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"an object names {next(n for n in names if names.count(n) > 1)!r} twice")
+        counts = collections.Counter(name for name, _ in pairs)
+        raise ValueError(f"an object names {brief(counts.most_common(1)[0][0])!r} twice")
     return found
 
 
@@ -38,12 +43,25 @@ def parse_json(where: str, text: str) -> Any:
       InputError: the text is not JSON, has a key twice, is nested too deeply, or has a number with too many digits.
     """
     try:
-        return _DECODER.decode(text)
+        value = _DECODER.decode(text)
+        _check_depth(value, text)
+        return value
     except json.JSONDecodeError as error:
         at = f", line {error.lineno}" if "\n" in text else ""
         raise InputError(f"{where}: not JSON ({error.msg}{at})") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: JSON that cannot be read ({reason(error)})") from None
+
+
+def _check_depth(value: Any, text: str, start: int = 0, end: int | None = None) -> None:
+    """Checks that a value is not nested too deeply. Raises ValueError otherwise.
+
+    Args:
+      value: the value.
+      text, start, end: its JSON text, and where it is in it. Few brackets make no deep value, which is quickly seen.
+    """
+    if text.count("[", start, end) + text.count("{", start, end) > 64 and storage.is_deep(value):
+        raise ValueError("nested more than 64 levels deep")
 
 
 def read_jsonl_table(name: str, text: str) -> Table:
@@ -72,7 +90,7 @@ def _table(name: str, text: str, *, lines: bool) -> Table:
     if not numbered:
         return Table(name, {}, [])
     number, first = numbered[0][0], numbered[0][1].strip()
-    complete = _is_json(first)
+    complete = len(numbered) > 1 and _is_json(first)
     if first[0] == "[" and (len(numbered) == 1 or not complete):
         return _rows(name, _array_items(name, text))
     if len(numbered) > 1 and (complete or (lines and first[-1] not in "{,")):
@@ -116,15 +134,19 @@ def _array_items(name: str, text: str) -> list[tuple[int, Any]]:
         at = skip(at)
         while not text.startswith("]", at):
             line, counted = line + text.count("\n", counted, at), at
-            value, at = _DECODER.raw_decode(text, at)
+            value, at = _DECODER.raw_decode(text, counted)
+            _check_depth(value, text, counted, at)
             items.append((line, value))
+            if not isinstance(value, dict | str):  # no row, which is said below; more of these may fill the memory
+                break
             at = skip(at)
             if text.startswith(",", at):
                 at = skip(at + 1)
             elif not text.startswith("]", at):
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
-        if skip(at + 1) != len(text):
-            raise json.JSONDecodeError("Extra data", text, skip(at + 1))
+        else:
+            if skip(at + 1) != len(text):
+                raise json.JSONDecodeError("Extra data", text, skip(at + 1))
     except json.JSONDecodeError as error:
         raise InputError(f"{name}, line {error.lineno}: not JSON ({error.msg})") from None
     except (ValueError, RecursionError) as error:
@@ -143,6 +165,8 @@ def _rows(name: str, items: Sequence[tuple[int, Any]]) -> Table:
             raise InputError(f"{name}, line {number}: expected a JSON object, found {type(row).__name__}")
         rows.append(row)
     names = list(dict.fromkeys(key for row in rows for key in row))
+    if len(names) > _MANY_COLUMNS and len(names) * len(rows) > _MOST_CELLS:
+        raise InputError(f"{name}: its rows have {len(names)} different keys; give all rows the same keys")
     columns = {key: [row.get(key) for row in rows] for key in names}
     return Table(name, columns, [number for number, _ in items])
 

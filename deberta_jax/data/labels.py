@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from deberta_jax.data.table import Table, shown
-from deberta_jax.errors import InputError
+from deberta_jax.data.table import Table
+from deberta_jax.errors import InputError, shown
 
 _log = logging.getLogger(__name__)
 

@@ -6,6 +6,8 @@ import re
 import warnings
 from typing import Any
 
+from deberta_jax import storage
+
 # A quoted string, a bare word or number, or one character of punctuation.
 _TOKEN = re.compile(
     r"""\s*(?:(?P<string>'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")|(?P<word>[-+.\w]++)|(?P<mark>[\[\](){}:,=]))""",
@@ -29,9 +31,13 @@ def parse_literal(text: str) -> Any:
     if not stripped or stripped[0] not in "[{":
         raise ValueError("no list and no object")
     try:
-        return json.loads(stripped)
+        value = json.loads(stripped)
     except (ValueError, RecursionError):
         pass
+    else:
+        if storage.is_deep(value):
+            raise ValueError("too deep")
+        return value
     parser = _Parser(stripped)
     value = parser.value(0)
     if parser.peek() is not None:

@@ -86,7 +86,7 @@ def prepare(options: Prepare, tokenizer: Tokenizer, progress: PrepareProgress | 
     """Writes a directory of shards, or continues one that was interrupted.
 
     A document longer than 1 MiB is tokenised in parts, split at spaces, which gives the same tokens. A line of jsonl,
-    up to 256 MiB, and a row group of parquet are held in memory as a whole. A document has fewer than 2**32 tokens.
+    up to 64 MiB, and a row group of parquet are held in memory as a whole. A document has fewer than 2**32 tokens.
 
     A script must call this under ``if __name__ == "__main__"``, because worker processes import the script.
 

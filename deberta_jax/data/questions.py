@@ -10,8 +10,8 @@ import math
 from typing import Any
 
 from deberta_jax.data.labels import label_name, number_of
-from deberta_jax.data.table import Table, shown
-from deberta_jax.errors import InputError
+from deberta_jax.data.table import Table
+from deberta_jax.errors import InputError, shown
 
 IMPOSSIBLE = "is_impossible"
 

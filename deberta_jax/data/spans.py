@@ -6,8 +6,8 @@ from typing import Any
 
 from deberta_jax.data.labels import SKIP, label_name, number_of
 from deberta_jax.data.questions import locate
-from deberta_jax.data.table import Table, shown
-from deberta_jax.errors import InputError
+from deberta_jax.data.table import Table
+from deberta_jax.errors import InputError, shown
 
 _STARTS = ("start", "start_offset", "start_char", "begin")
 _ENDS = ("end", "end_offset", "end_char", "stop")

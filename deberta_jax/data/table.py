@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief, listed, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Table:
     def column(self, name: str) -> list[Any]:
         """Returns a column. Raises InputError, which names the existing columns, if there is none of this name."""
         if name not in self.columns:
-            raise InputError(f"{self.name}: no column {name!r}; its columns are {', '.join(map(repr, self.columns))}")
+            raise InputError(f"{self.name}: no column {name!r}; its columns are {listed(map(repr, self.columns))}")
         return self.columns[name]
 
     def texts(self, name: str) -> list[str]:
@@ -95,14 +95,8 @@ def join_tables(tables: Sequence[Table]) -> Table:
     return Table(f"{tables[0].name} and {len(tables) - 1} more", columns, lines, tuple(parts), class_names)
 
 
-def shown(value: Any, most: int = 80) -> str:
-    """Returns the repr of a value for a message, truncated to ``most`` characters."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
 def reason(error: Exception) -> str:
     """Returns the message of an exception in one line."""
     if isinstance(error, KeyError):
-        return f"{error} is missing"
-    return " ".join(str(error).split()) or type(error).__name__
+        return f"{brief(error)} is missing"
+    return brief(error, 300) or type(error).__name__

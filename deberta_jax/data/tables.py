@@ -12,6 +12,7 @@ from deberta_jax.data.files import COMPRESSED, ending, matching_files, members, 
 from deberta_jax.data.hub_datasets import is_dataset, read_dataset
 from deberta_jax.data.json_files import read_json_table, read_jsonl_table
 from deberta_jax.data.parquet_file import read_parquet
+from deberta_jax.data.reading import blocks_of, read_text
 from deberta_jax.data.table import Table, join_tables
 from deberta_jax.errors import InputError
 
@@ -76,26 +77,21 @@ def read_table(path: str | Path, reader: Reader | None = None, reading: Reading 
     if str(path) == "-":
         if sys.stdin is None:
             raise InputError("standard input is closed; give a file")
-        return _parse("standard input", ".jsonl", sys.stdin.buffer.read(), None, reading)
+        blocks = blocks_of("standard input", sys.stdin.buffer, None)
+        given = _reader("standard input", ".jsonl", reading)
+        assert given is not None
+        return _checked(given("standard input", read_text("standard input", blocks, document=False)))
+    if Path(path).is_dir():
+        raise InputError(f"{path}: cannot be read (is a directory; give its files)")
     kind = ending(str(path))
     if not kind and storage.is_stream(path):
         kind = ".jsonl"
-    return _parse(str(path), kind, read_content(str(path)), reader, reading)
-
-
-def _parse(name: str, kind: str, content: bytes, reader: Reader | None, reading: Reading) -> Table:
     if kind == ".zip":
-        raise InputError(f"{name}: is an archive; name a file in it, as in {name}/{[*members(Path(name)), 'FILE'][0]}")
-    reader = reader or _reader(name, kind, reading)
+        raise InputError(f"{path}: is an archive; name a file in it, as in {path}/{[*members(Path(path)), 'FILE'][0]}")
+    reader = reader or _reader(str(path), kind, reading)
     if reader is None:
-        table = read_parquet(name, content)
-    else:
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{name}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
-        table = reader(name, text)
-    return _checked(table)
+        return _checked(read_parquet(str(path)))
+    return _checked(reader(str(path), read_content(str(path), document=kind == ".json")))
 
 
 def _checked(table: Table) -> Table:

@@ -137,7 +137,7 @@ def parse_json(text: str, where: str) -> Any:
         raise InputError(f"{where}: not readable as JSON (nested too deeply)") from None
     except ValueError as error:
         raise InputError(f"{where}: not readable as JSON ({brief(error, 120)})") from None
-    if _is_deep(value):
+    if is_deep(value):
         raise InputError(f"{where}: not readable as JSON (nested more than {_DEEPEST} levels deep)")
     return value
 
@@ -149,7 +149,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _is_deep(value: Any) -> bool:
+def is_deep(value: Any) -> bool:
     """Returns whether a JSON value is nested too deeply. It looks at one level after the other, without recursion."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(_DEEPEST):

@@ -11,8 +11,8 @@ import numpy as np
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features, choice_features
 from deberta_jax.data.labels import number_of, unlabelled_rows
-from deberta_jax.data.table import Table, shown
-from deberta_jax.errors import InputError
+from deberta_jax.data.table import Table
+from deberta_jax.errors import InputError, shown
 from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
 from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, Task, TaskKind, TaskOptions, read_mappings

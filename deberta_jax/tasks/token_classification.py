@@ -14,8 +14,8 @@ import numpy as np
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features, word_features
 from deberta_jax.data.labels import SKIP, LabelIds, generic_names, label_name, same_labels, shorten, value_of
-from deberta_jax.data.table import Table, shown
-from deberta_jax.errors import InputError
+from deberta_jax.data.table import Table
+from deberta_jax.errors import InputError, shown
 from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
 from deberta_jax.tasks.base import Metrics, Task
