@@ -12,8 +12,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deberta_jax.config_json import NO_EFFECT, V1, V2, V2_ONLY, Extra, parse_config, read_json_object, split_terms
-from deberta_jax.errors import InputError, brief
+from deberta_jax.config_json import (
+    MOST_LABELS,
+    NO_EFFECT,
+    V1,
+    V2,
+    V2_ONLY,
+    Extra,
+    parse_config,
+    read_json_object,
+    split_terms,
+)
+from deberta_jax.errors import InputError, shown
 
 ACTIVATIONS = (
     "gelu",
@@ -248,6 +258,27 @@ _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     str | None: ((str, type(None)), "text"),
 }
 
+# Largest values of sizes: far above those of any model, and small enough that products of them can be computed and that
+# all layers can be enumerated.
+_MOST = {
+    "vocab_size": 10**8,
+    "hidden_size": 10**6,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 10**6,
+    "intermediate_size": 10**7,
+    "max_position_embeddings": 10**8,
+    "max_relative_positions": 10**8,
+    "position_buckets": 10**8,
+    "type_vocab_size": 10**6,
+    "embedding_size": 10**6,
+    "attention_head_size": 10**6,
+    "conv_kernel_size": 10**4,
+    "conv_groups": 10**6,
+}
+
+# The range of numbers that float32 holds without loss of digits.
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**127
+
 
 def _check_kinds(values: Mapping[str, Any]) -> None:
     """Checks that values have the types of their fields. Raises InputError otherwise."""
@@ -256,15 +287,19 @@ def _check_kinds(values: Mapping[str, Any]) -> None:
         if not kinds or field.name not in values:
             continue
         value = values[field.name]
-        if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
-            raise InputError(f"{field.name}={brief(repr(value))}: must be {name}")
+        if type(value) not in kinds or (float in kinds and value is not None and not abs(value) <= _LARGEST):
+            raise InputError(f"{field.name}={shown(value)}: must be {name}")
+    for name in ("pos_att_type", "id2label"):
+        texts = values.get(name, ())
+        if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{name}={shown(texts)}: must be a sequence of texts")
 
 
 def _validate(c: DebertaConfig) -> None:
     """Checks the values of all fields. Raises InputError for the first that is impossible."""
 
     def refuse(field: str, why: str):
-        raise InputError(f"{field}={brief(repr(getattr(c, field)))}: {why}")
+        raise InputError(f"{field}={shown(getattr(c, field))}: {why}")
 
     _check_kinds(vars(c))
     taken = next((field for field in _FIELDS if field in c.extra), None)
@@ -272,24 +307,12 @@ def _validate(c: DebertaConfig) -> None:
         raise InputError(f"extra: {taken} is a field of the config; set the field")
     if c.model_type not in (V1, V2):
         refuse("model_type", f"must be {V1!r} or {V2!r}")
-    for field in (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-        "conv_groups",
-        "embedding_size",
-        "attention_head_size",
-    ):
-        if getattr(c, field) is not None and getattr(c, field) < 1:
-            refuse(field, "must be at least 1")
+    _check_sizes(c, refuse)
     if c.hidden_size % c.num_attention_heads:
         refuse("num_attention_heads", f"must divide hidden_size={c.hidden_size}")
     for field in ("hidden_act", "conv_act", "pooler_hidden_act"):
         if getattr(c, field) not in ACTIVATIONS:
-            near = difflib.get_close_matches(str(getattr(c, field)), ACTIVATIONS, 1)
+            near = difflib.get_close_matches(getattr(c, field)[:30], ACTIVATIONS, 1)
             refuse(
                 field, f"unknown activation; did you mean {near[0]!r}?" if near else f"expected one of {ACTIVATIONS}"
             )
@@ -320,6 +343,8 @@ def _validate(c: DebertaConfig) -> None:
         refuse("problem_type", "must be regression, single_label_classification or multi_label_classification")
     if not c.id2label:
         refuse("id2label", "needs at least one label")
+    if len(c.id2label) > MOST_LABELS:
+        refuse("id2label", f"has {len(c.id2label)} labels; at most {MOST_LABELS} are possible")
     if len(set(c.id2label)) != len(c.id2label):
         refuse("id2label", "has one name twice")
     if c.mask_decoder and (c.position_biased_input or c.legacy):
@@ -329,6 +354,33 @@ def _validate(c: DebertaConfig) -> None:
     if not c.tie_word_embeddings and not c.legacy:
         refuse("tie_word_embeddings", "the original masked-LM head (legacy=False) always reads the word table")
     _check_generation(c, refuse)
+
+
+def _check_sizes(c: DebertaConfig, refuse: Callable[[str, str], None]) -> None:
+    """Checks sizes and numbers, before anything is allocated or enumerated by them."""
+    for field, most in _MOST.items():
+        value = getattr(c, field)
+        if value is not None and value > most:
+            refuse(field, f"is too large for a model; must be at most {most}")
+    for field in (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "conv_groups",
+        "embedding_size",
+        "attention_head_size",
+    ):
+        if getattr(c, field) is not None and getattr(c, field) < 1:
+            refuse(field, "must be at least 1")
+    if c.type_vocab_size < 0:
+        refuse("type_vocab_size", "must be at least 0")
+    if c.layer_norm_eps < _SMALLEST:
+        refuse("layer_norm_eps", "must be a positive number that float32 can hold")
+    if c.initializer_range < 0:
+        refuse("initializer_range", "is a standard deviation, which must be at least 0")
 
 
 def _check_generation(c: DebertaConfig, refuse: Callable[[str, str], None]) -> None:

@@ -5,6 +5,7 @@ The files come from transformers, from Microsoft's code, and from other tools th
 field is refused: the field would silently keep its default, which changes the model.
 """
 
+import contextlib
 import copy
 import functools
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError, brief, listed
+from deberta_jax.errors import InputError, brief, listed, shown
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +75,12 @@ _POOLING = {"hidden_size": "pooler_hidden_size", "dropout": "pooler_dropout", "h
 # At most this many unknown keys are compared with the names of fields. No real file has more.
 _MOST_COMPARED = 1000
 
+MOST_LABELS = 1_000_000
+"""Largest number of labels of a model."""
+
+# Values that are their own copies.
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
 
 class Extra(Mapping[str, Any]):
     """Holds an immutable JSON object; values are returned as copies.
@@ -85,13 +92,19 @@ class Extra(Mapping[str, Any]):
     __slots__ = ("_items",)
 
     def __init__(self, items: Mapping[str, Any]):
+        self._items: dict[str, Any] = dict(items)
+        odd = next((key for key in self._items if not isinstance(key, str)), None)
+        if odd is not None:
+            raise InputError(f"extra: is no JSON object (it has the key {shown(odd)})")
         try:
-            self._items: dict[str, Any] = json.loads(json.dumps(dict(items)))
+            for key in [key for key, value in self._items.items() if type(value) not in _SCALARS]:
+                self._items[key] = json.loads(json.dumps(self._items[key]))
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"extra: is no JSON object ({brief(error)})") from None
 
     def __getitem__(self, key: str) -> Any:
-        return copy.deepcopy(self._items[key])
+        value = self._items[key]
+        return value if type(value) in _SCALARS else copy.deepcopy(value)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
@@ -142,6 +155,9 @@ def parse_config(raw: Mapping[str, Any], where: str, known: Collection[str], hid
     Raises:
       InputError: the model is not DeBERTa, a field is misspelled, or the labels are impossible.
     """
+    odd = next((key for key in raw if not isinstance(key, str)), None)
+    if odd is not None:
+        raise InputError(f"{where}: has the key {shown(odd)}; keys are text")
     v1 = _generation(raw, where) == V1
     fields: dict[str, Any] = {"model_type": V1 if v1 else V2}
     extra: dict[str, Any] = {}
@@ -154,7 +170,7 @@ def parse_config(raw: Mapping[str, Any], where: str, known: Collection[str], hid
             continue
         if key == "pooler_hidden_size":
             if value != raw.get("hidden_size", hidden_size):
-                why = f"pooler_hidden_size {brief(value)} differs from hidden_size; no such model works"
+                why = f"pooler_hidden_size {shown(value)} differs from hidden_size; no such model works"
                 raise InputError(f"{where}: {why}")
         elif key == "pos_att_type":
             fields[key] = _terms(value, where)
@@ -230,7 +246,7 @@ def _generation(raw: Mapping[str, Any], where: str) -> str:
     if kind in (V1, V2):
         return kind
     if kind is not None:
-        raise InputError(f"{where}: model_type {brief(repr(kind))} is not DeBERTa; expected {V1!r} or {V2!r}")
+        raise InputError(f"{where}: model_type {shown(kind)} is not DeBERTa; expected {V1!r} or {V2!r}")
     # Microsoft's own configs carry no model_type; only v2/v3 ones name these fields.
     if any(key in raw for key in V2_ONLY):
         return V2
@@ -243,9 +259,10 @@ def _rename_microsoft(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "padding_idx" in out:
         out.setdefault("pad_token_id", out["padding_idx"])
         del out["padding_idx"]
-    pooling = out.pop("pooling", None) or {}
+    pooling = out.pop("pooling", None)
+    pooling = {} if pooling is None else pooling
     if not isinstance(pooling, Mapping):
-        raise InputError(f"{where}: pooling is {brief(repr(pooling))}; expected an object of {', '.join(_POOLING)}")
+        raise InputError(f"{where}: pooling is {shown(pooling)}; expected an object of {', '.join(_POOLING)}")
     for key, value in pooling.items():
         if key not in _POOLING:
             raise InputError(f"{where}: unknown key pooling.{brief(key)}; remove it, it would not be obeyed")
@@ -264,15 +281,15 @@ def _terms(value: Any, where: str) -> tuple[str, ...]:
         return ()
     parts = split_terms(value) if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        raise InputError(f"{where}: pos_att_type is {brief(repr(value))}; expected text such as 'p2c|c2p', or a list")
+        raise InputError(f"{where}: pos_att_type is {shown(value)}; expected text such as 'p2c|c2p', or a list")
     return tuple(part for part in parts if part != "none")
 
 
 def _labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
     """Returns the labels of a config.json, or None if it has none. Raises InputError if they are impossible."""
     id2label, label2id, count = raw.get("id2label"), raw.get("label2id"), raw.get("num_labels")
-    if count is not None and (type(count) is not int or count < 1):
-        raise InputError(f"{where}: num_labels is {brief(repr(count))}; expected a number of labels")
+    if count is not None and (type(count) is not int or not 1 <= count <= MOST_LABELS):
+        raise InputError(f"{where}: num_labels is {shown(count)}; expected a number of labels up to {MOST_LABELS}")
     if id2label is None and isinstance(label2id, Mapping):
         # A list of pairs, because a dict would lose one of two labels with the same id.
         pairs = [(i, label) for label, i in label2id.items()]
@@ -284,17 +301,31 @@ def _labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
         return None if count is None else tuple(f"LABEL_{i}" for i in range(count))
     else:
         name, value = ("label2id", label2id) if id2label is None else ("id2label", id2label)
-        raise InputError(f"{where}: {name} is {brief(repr(value))}; expected an object")
-    try:
-        numbered = sorted((int(i), str(label)) for i, label in pairs)
-    except (ValueError, TypeError, OverflowError):
-        raise InputError(f"{where}: id2label has a key that is no integer") from None
+        raise InputError(f"{where}: {name} is {shown(value)}; expected an object")
+    numbered = sorted((_label_id(i, where), _label(label, where)) for i, label in pairs)
     ids = [i for i, _ in numbered]
     if ids != list(range(len(ids))):
         raise InputError(f"{where}: id2label must number its labels 0 to {len(ids) - 1}, found {listed(ids)}")
     if count is not None and count != len(ids):
         raise InputError(f"{where}: num_labels is {count} but id2label has {len(ids)} entries")
     return _apart([label for _, label in numbered], where)
+
+
+def _label_id(value: Any, where: str) -> int:
+    """Returns the id of a label, which JSON writes as text where it is a key. Raises InputError if it is none."""
+    if isinstance(value, str) and len(value) <= 20:
+        with contextlib.suppress(ValueError):
+            return int(value)
+    if type(value) is not int:
+        raise InputError(f"{where}: id2label has a key that is no integer: {shown(value)}")
+    return value
+
+
+def _label(value: Any, where: str) -> str:
+    """Returns the name of a label, which some programs write as a number. Raises InputError if it is none."""
+    if value is None or type(value) not in _SCALARS:
+        raise InputError(f"{where}: id2label has a label that is no text: {shown(value)}")
+    return str(value)
 
 
 def _apart(labels: list[str], where: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deberta_jax.config_json import read_json_object
-from deberta_jax.errors import InputError, brief, listed
+from deberta_jax.errors import InputError, brief, listed, shown
 from deberta_jax.storage import AnyPath
 from deberta_jax.weights.report import SourceRow
 from deberta_jax.weights.source import Folded, Tensor, kind
@@ -133,18 +133,19 @@ def merge_updates(found: Mapping[str, Tensor], config: Mapping[str, Any], where:
         else:
             out.setdefault(name.replace(_BASE, "."), tensor)
     if len(adapters) > 1:
-        other = next(iter(adapters))
+        other = brief(next(iter(adapters)))
         raise InputError(
             f"{where}: holds several adapters ({listed(adapters)}); leave out all but one, such as with "
             f"ignore=['*.{other}*'] (on the command line --ignore '*.{other}*')"
         )
     if updates and "lora_alpha" not in config:
         raise InputError(f"{where}: has LoRA's updates but not their scale; put peft's {CONFIG} beside it")
+    alphas = _Alphas(config, where)
     for module, parts in updates.items():
         name = f"{module}.weight"
         if name not in out:
             raise InputError(f"{where}: has an update of {brief(module, 200)}, which the base model does not have")
-        out[name] = _updated(out[name], parts, _alpha(config, module, where), bool(config.get("use_rslora")), where)
+        out[name] = _updated(out[name], parts, alphas.of(module), bool(config.get("use_rslora")), where)
     notes = (f"LoRA's updates of {len(updates)} weights are added to them",) if updates else ()
     return Merged(out, tuple(rows), notes)
 
@@ -154,32 +155,50 @@ def _check_method(config: Mapping[str, Any], where: AnyPath, *, own_base: bool) 
     method = config.get("peft_type", "LORA")
     used = [name for name in _OTHER_METHODS if config.get(name)]
     if method != "LORA" or used:
-        what = f"{method} adapter" if method != "LORA" else f"LoRA adapter with {', '.join(used)}"
+        what = f"{brief(method)} adapter" if method != "LORA" else f"LoRA adapter with {', '.join(used)}"
         raise InputError(
-            f"{where}: is a {brief(what, 200)}, which cannot be added to the weights here; merge it with peft "
+            f"{where}: is a {what}, which cannot be added to the weights here; merge it with peft "
             "(merge_and_unload) and save the model"
         )
     initial = config.get("init_lora_weights")
     if not own_base and initial not in _INITIAL:
         raise InputError(
-            f"{where}: init_lora_weights={brief(repr(initial))} changed the base's weights before training; merge it "
+            f"{where}: init_lora_weights={shown(initial)} changed the base's weights before training; merge it "
             "with peft (merge_and_unload) and save the model"
         )
 
 
-def _alpha(config: Mapping[str, Any], module: str, where: AnyPath) -> float:
-    """Returns alpha of a module: that of the first pattern that its name ends with, as in peft, or lora_alpha."""
-    alpha = config["lora_alpha"]
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        plain = str(pattern).removeprefix("^").replace("\\.", ".")
-        if not re.fullmatch(r"[\w.]+", plain):
-            raise InputError(f"{where}: alpha_pattern {brief(pattern)!r} is a regular expression; merge with peft")
-        if module == plain or module.endswith(f".{plain}"):
-            alpha = value
-            break
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise InputError(f"{where}: lora_alpha is {brief(repr(alpha))}; expected a number")
-    return float(alpha)
+class _Alphas:
+    """Gives alpha of each module: that of the first pattern that its name ends with, as in peft, or lora_alpha.
+
+    Raises:
+      InputError: lora_alpha or a value of alpha_pattern is no number, or a pattern is more than the end of a name.
+    """
+
+    def __init__(self, config: Mapping[str, Any], where: AnyPath):
+        self.where = where
+        self.default = config.get("lora_alpha")
+        patterns = config.get("alpha_pattern") or {}
+        if not isinstance(patterns, Mapping):
+            raise InputError(f"{where}: alpha_pattern is {shown(patterns)}; expected an object")
+        self.order: dict[str, tuple[int, Any]] = {}
+        for index, (pattern, value) in enumerate(patterns.items()):
+            plain = pattern.removeprefix("^").replace("\\.", ".")
+            if not re.fullmatch(r"[\w.]+", plain):
+                raise InputError(f"{where}: alpha_pattern {brief(pattern)!r} is a regular expression; merge with peft")
+            self.order.setdefault(plain, (index, value))
+
+    def of(self, module: str) -> float:
+        """Returns alpha of the module with this name."""
+        starts = [0, *(match.end() for match in re.finditer(r"\.", module))] if self.order else []
+        endings = (module[start:] for start in starts)
+        first = min(
+            (self.order[ending] for ending in endings if ending in self.order), key=lambda x: x[0], default=None
+        )
+        alpha = self.default if first is None else first[1]
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise InputError(f"{self.where}: lora_alpha is {shown(alpha)}; expected a number")
+        return float(alpha)
 
 
 def _updated(weight: Tensor, parts: Mapping[str, Tensor], alpha: float, stable: bool, where: AnyPath) -> Folded:
@@ -208,6 +227,7 @@ def _updated(weight: Tensor, parts: Mapping[str, Tensor], alpha: float, stable: 
             f"{where}: the update of {brief(weight.name, 200)} has shape {list(shape)}, the weight {list(weight.shape)}"
         )
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the caller checks for NaN and infinity
     def read() -> np.ndarray:
         first, second = (t.read().astype(np.float32) for t in (a, b))
         update = second.reshape(second.shape[:2]) @ first.reshape(rank, -1)

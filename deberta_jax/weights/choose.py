@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import InputError, listed
+from deberta_jax.config_json import MOST_LABELS
+from deberta_jax.errors import InputError, listed, shown
 from deberta_jax.models import HEADS, HeadSpec, head_spec
 from deberta_jax.storage import AnyPath
 from deberta_jax.weights.account import parts_present
@@ -176,14 +177,16 @@ def _requested_labels(request: HeadRequest, config: DebertaConfig) -> tuple[str,
     if request.id2label is not None:
         names = request.id2label
         if isinstance(names, Mapping):
-            if sorted(names) != list(range(len(names))):
-                raise InputError(f"id2label must number its labels 0 to {len(names) - 1}, found {sorted(names)}")
+            if set(names) != set(range(len(names))):
+                raise InputError(f"id2label must number its labels 0 to {len(names) - 1}, found {listed(names)}")
             names = [names[i] for i in range(len(names))]
         if request.num_labels not in (None, len(names)):
             raise InputError(f"num_labels={request.num_labels} but id2label has {len(names)} entries")
         return tuple(str(name) for name in names)
     if request.num_labels is None:
         return None
+    if type(request.num_labels) is not int or not 1 <= request.num_labels <= MOST_LABELS:
+        raise InputError(f"num_labels={shown(request.num_labels)}: must be a number of labels up to {MOST_LABELS}")
     return config.id2label if request.num_labels == config.num_labels else _generic(request.num_labels)
 
 
@@ -192,6 +195,11 @@ def _generic(count: int) -> tuple[str, ...]:
 
 
 def _classifier_rows(file_tensors: Mapping[str, Tensor], classifier: str) -> int | None:
-    """Returns the number of rows of the tensor named ``classifier``; None if the file has no such matrix."""
+    """Returns the number of rows of the tensor named ``classifier``; None if the file has no such matrix.
+
+    An empty matrix, or one of more rows than there are labels, is no classifier: its rows are not enumerated.
+    """
     tensor = file_tensors.get(classifier)
-    return tensor.shape[0] if tensor is not None and len(tensor.shape) == 2 else None
+    if tensor is None or len(tensor.shape) != 2 or 0 in tensor.shape or tensor.shape[0] > MOST_LABELS:
+        return None
+    return tensor.shape[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deberta_jax.config import V1
-from deberta_jax.errors import InputError, listed
+from deberta_jax.errors import InputError, listed, printable
 from deberta_jax.models import HEADS
 from deberta_jax.storage import AnyPath
 from deberta_jax.text import load_tokenizer
@@ -67,7 +67,7 @@ class Inspection:
         ready = [head for head, use in self.uses.items() if use == "ready"]
         heads = ", ".join(f"{part} ({count:,})" for part, count in self.heads.items()) or "none"
         lines = [
-            f"{self.report.source}: DeBERTa {self.generation}",
+            f"{printable(self.report.source)}: DeBERTa {self.generation}",
             f"  sizes       {c.num_hidden_layers} layers, width {c.hidden_size}, {c.num_attention_heads} heads of "
             f"{c.head_size}, mlp {c.intermediate_size}, vocabulary {c.vocab_size}",
             f"  parameters  {self.total:,}: backbone {self.backbone:,}, embeddings {self.embeddings:,}, "

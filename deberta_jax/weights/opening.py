@@ -22,6 +22,8 @@ from deberta_jax.weights.wrappers import unwrap
 
 _log = logging.getLogger(__name__)
 
+_LONGEST_PATH = 4096
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -277,7 +279,8 @@ def _said(raw: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
     """Returns whether a config gives labels, and the transformers classes that it names."""
     labelled = any(raw.get(key) is not None for key in ("id2label", "label2id", "num_labels"))
     classes = raw.get("architectures")
-    return labelled, tuple(map(str, classes)) if isinstance(classes, list) else ()
+    names = classes if isinstance(classes, list) else ()
+    return labelled, tuple(name for name in names if isinstance(name, str))
 
 
 def _base_directory(directory: Path, base_model: str | Path | None, files: Sequence[str] | None = None) -> Path:
@@ -285,7 +288,7 @@ def _base_directory(directory: Path, base_model: str | Path | None, files: Seque
     settings = adapters.read_adapter_config(directory)
     named = base_model if base_model is not None else settings.get("base_model_name_or_path")
     advice = "give it (base_model=..., on the command line --base-model DIR)"
-    if not isinstance(named, str | Path) or not str(named):
+    if not isinstance(named, str | Path) or not 0 < len(str(named)) <= _LONGEST_PATH or not str(named).isprintable():
         raise InputError(f"{directory}: a peft adapter that names no base model; {advice}")
     beside = directory / named
     if base_model is None and not Path(named).is_dir() and beside.is_dir():
@@ -320,8 +323,8 @@ def _read_config(
         raise InputError(f"{directory}: {said}")
     path = path or directory / "config.json"
     if isinstance(path, Path):
-        return DebertaConfig.from_hf(path), storage.read_json(path)
-    raw = storage.read_json(path)
+        return DebertaConfig.from_hf(path), storage.read_json_object(path)
+    raw = storage.read_json_object(path)
     return DebertaConfig.from_hf(raw), raw
 
 

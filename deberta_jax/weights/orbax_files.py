@@ -19,17 +19,23 @@ from etils import epath
 
 from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import InputError, listed
+from deberta_jax.errors import InputError, brief, listed
 from deberta_jax.models import all_parts
 from deberta_jax.storage import AnyPath
 from deberta_jax.weights import names as table
-from deberta_jax.weights.source import Checkpoint, Tensor
+from deberta_jax.weights.source import Checkpoint, Tensor, check_count
 
 PARAMS = "params"
 
 _METADATA = "_METADATA"
 _SMALLEST_CHUNK = 64 << 10
 _LARGEST_BLOCK = 128 << 20
+
+# Arrays may be compressed. A small directory must not describe terabytes of zeros in this way.
+_MOST_EXPANDED, _ALWAYS_ALLOWED = 1000, 64 << 20
+
+# What TensorStore raises for what is damaged, and Python for shapes that cannot be.
+_DAMAGED = (ValueError, OSError, NotImplementedError, RuntimeError, OverflowError, MemoryError, IndexError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +203,7 @@ def find_orbax(directory: AnyPath) -> AnyPath | None:
     for path in (directory, directory / PARAMS, directory / "state"):
         if (path / _METADATA).is_file():
             return path
-        steps = [step for step in path.iterdir() if step.name.isdigit()] if path.is_dir() else []
+        steps = [step for step in path.iterdir() if step.name.isdecimal()] if path.is_dir() else []
         for step in sorted(steps, key=lambda step: int(step.name), reverse=True):
             for item in (step, *sorted(p for p in step.iterdir() if p.is_dir())):
                 if (item / _METADATA).is_file() and _leaves_of(item):
@@ -211,12 +217,13 @@ def _leaves_of(directory: AnyPath) -> dict[str, dict[str, Any]]:
     Raises:
       InputError: the metadata is not Orbax's.
     """
+    raw = storage.read_json_object(directory / _METADATA)
+    zarr = "zarr3" if raw.get("use_zarr3") else "zarr"
     try:
-        raw = storage.read_json(directory / _METADATA)
-        zarr = "zarr3" if raw.get("use_zarr3") else "zarr"
-        keys = [tuple(str(k["key"]) for k in v["key_metadata"]) for v in raw["tree_metadata"].values()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        keys = [tuple(_component(k["key"]) for k in v["key_metadata"]) for v in raw["tree_metadata"].values()]
+    except (KeyError, TypeError, AttributeError):
         raise InputError(f"{directory / _METADATA}: not the metadata of an Orbax checkpoint, or damaged") from None
+    check_count(directory / _METADATA, len(keys))
     roots = {key[: key.index(mark)] for key in keys for mark in (table.ENCODER, "embeddings") if mark in key}
     prefixes = [root for root in roots if root == () or root[-1] == PARAMS]
     if not prefixes:
@@ -226,10 +233,19 @@ def _leaves_of(directory: AnyPath) -> dict[str, dict[str, Any]]:
     for key in keys:
         if key[: len(prefix)] == prefix:
             name = ".".join(key)
+            if not name.isprintable() or "/" in name or "\\" in name or name in ("", ".", ".."):
+                raise InputError(f"{directory / _METADATA}: damaged: {brief(name)} is no name of a parameter")
             merged = {"driver": "ocdbt", "base": _store(directory), "path": f"{name}/"}
             store = merged if raw.get("use_ocdbt") else _store(directory / name)
             leaves["/".join(key[len(prefix) :])] = {"driver": zarr, "kvstore": store}
     return leaves
+
+
+def _component(key: Any) -> str:
+    """Returns one key of a path. Raises TypeError if it is neither text nor a number."""
+    if not isinstance(key, str | int):
+        raise TypeError
+    return str(key)
 
 
 class OrbaxArrays:
@@ -253,10 +269,11 @@ class OrbaxArrays:
         """Opens the array of a leaf. Raises InputError if it is damaged."""
         if path not in self._open:
             try:
-                self._open[path] = ts.open(self.specs[path], read=True, open=True).result()
-            except (ValueError, OSError) as error:
-                why = " ".join(str(error).split())[:120]
-                raise InputError(f"{self.directory}: damaged: {path} cannot be opened ({why})") from None
+                array = ts.open(self.specs[path], read=True, open=True).result()
+            except _DAMAGED as error:
+                raise InputError(f"{self.directory}: damaged: {path} cannot be opened ({brief(error, 120)})") from None
+            _check_array(self.directory, path, array)
+            self._open[path] = array
         return self._open[path]
 
     def slice(self, path: str, layer: int | None) -> np.ndarray:
@@ -290,9 +307,28 @@ class OrbaxArrays:
         pending = [array.read() for array in arrays]
         try:
             return [np.asarray(read.result()) for read in pending]
-        except (ValueError, OSError) as error:
-            why = " ".join(str(error).split())[:120]
-            raise InputError(f"{self.directory}: damaged: {path} cannot be read ({why})") from None
+        except _DAMAGED as error:
+            raise InputError(f"{self.directory}: damaged: {path} cannot be read ({brief(error, 120)})") from None
+
+
+def _check_array(directory: AnyPath, path: str, array: ts.TensorStore) -> None:
+    """Checks the shape and the chunks of an array, before any of it is read. Raises InputError if they cannot be."""
+    shape = tuple(array.shape)
+    chunk = array.chunk_layout.read_chunk.shape or shape
+    plain = len(shape) <= 8 and all(0 <= length < 2**48 for length in shape)
+    plain = plain and math.prod(length for length in shape if length) < 2**60
+    if not plain or any((part or 0) > max(length, 1) for part, length in zip(chunk, shape, strict=True)):
+        raise InputError(f"{directory}: damaged: {path} has shape {shape} in chunks of {chunk}")
+
+
+def _check_total(directory: AnyPath, arrays: Mapping[str, ts.TensorStore]) -> None:
+    """Checks that arrays are not far larger than the files that hold them. Raises InputError otherwise."""
+    if not isinstance(directory, Path):
+        return
+    total = sum(math.prod(array.shape) * array.dtype.numpy_dtype.itemsize for array in arrays.values())
+    stored = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    if total > _ALWAYS_ALLOWED + _MOST_EXPANDED * stored:
+        raise InputError(f"{directory}: damaged: its arrays have {total} bytes, its files {stored}")
 
 
 def _key(index: tuple[slice, ...] | None) -> tuple[tuple[Any, Any], ...]:
@@ -311,10 +347,12 @@ def read_orbax(directory: AnyPath, config: DebertaConfig) -> Checkpoint:
       InputError: the checkpoint is damaged, or has leaves that no DeBERTa model has.
     """
     arrays = OrbaxArrays(directory)
-    shapes = {path: tuple(arrays.open(path).shape) for path in arrays.specs}
+    opened = {path: arrays.open(path) for path in arrays.specs}
+    _check_total(directory, opened)
+    shapes = {path: tuple(array.shape) for path, array in opened.items()}
     present = {path.split("/", 1)[0] for path in shapes}
     parts = tuple(part for part in all_parts() if part in present)
-    classifier = shapes.get("classifier/bias", (config.num_labels,))
+    classifier = shapes.get("classifier/bias") or (config.num_labels,)
     sizes = table.sizes(config, classifier[0])
     tensors: dict[str, Tensor] = {}
     used = set()
@@ -322,9 +360,14 @@ def read_orbax(directory: AnyPath, config: DebertaConfig) -> Checkpoint:
         if not row.tree or not all(path in shapes for path in row.tree):
             continue
         used |= set(row.tree)
-        dtype = np.dtype(arrays.open(row.tree[0]).dtype.numpy_dtype)
-        for layer, name in enumerate(row.names(config)):
+        dtype = np.dtype(opened[row.tree[0]].dtype.numpy_dtype)
+        try:
             shape = _torch_shape(row, shapes, sizes)
+        except _DAMAGED:
+            raise InputError(f"{directory}: {listed(row.tree)} do not have the shapes of config.json") from None
+        if row.layered and any(shapes[path][:1] != (config.num_hidden_layers,) for path in row.tree):
+            raise InputError(f"{directory}: {listed(row.tree)} do not have the layers of config.json")
+        for layer, name in enumerate(row.names(config)):
             read = _reader(arrays, row, layer if row.layered else None, sizes)
             tensors[name] = Tensor(name, shape, dtype, read)
     odd = sorted(set(shapes) - used)

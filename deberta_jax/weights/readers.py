@@ -6,11 +6,12 @@ from pathlib import Path
 from deberta_jax import storage
 from deberta_jax.errors import InputError, brief, listed
 from deberta_jax.weights.safetensors_file import read_safetensors
-from deberta_jax.weights.source import Checkpoint, Tensor
+from deberta_jax.weights.source import Checkpoint, Tensor, check_count
 from deberta_jax.weights.torch_file import read_legacy, read_zip
 
 STANDARD = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 GENERATOR = ("pytorch_model.generator.bin", "model.generator.safetensors")
+_LONGEST_FILE_NAME = 255
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 # Files with these suffixes that trainers and other programs write beside a model.
@@ -67,7 +68,7 @@ def read_weights(path: Path) -> Checkpoint:
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     try:
-        start = storage.read_range(path, 0, 16)
+        start = storage.read_range(path, 0, 16)  # refuses what is no regular file
     except OSError as error:
         raise InputError(storage.explain(error)) from None
     # This check comes first: the length of a safetensors header may begin with the bytes of any other format.
@@ -90,21 +91,23 @@ def read_weights(path: Path) -> Checkpoint:
 
 def _read_shards(path: Path) -> Checkpoint:
     """Opens all shards that an index names. Raises InputError if they do not agree with it."""
-    try:
-        weight_map = storage.read_json(path)["weight_map"]
-        mapped = {str(name): str(file) for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{path}: damaged: an index is a JSON object with a weight_map of names to files") from None
+    weight_map = storage.read_json_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise InputError(f"{path}: damaged: an index is a JSON object with a weight_map of names to files")
+    check_count(path, len(weight_map))
+    expected_in: dict[str, set[str]] = {}
+    for tensor, file in weight_map.items():
+        expected_in.setdefault(file, set()).add(tensor)
     tensors: dict[str, Tensor] = {}
     files = []
-    for name in sorted(set(mapped.values())):
+    for name, expected in sorted(expected_in.items()):
         file = path.parent / name
-        if not name or name != Path(name).name or name in (".", "..") or "\\" in name or "\0" in name:
+        plain = name == Path(name).name and name.isprintable() and len(name) <= _LONGEST_FILE_NAME
+        if not plain or name in ("", ".", "..") or "\\" in name:
             raise InputError(f"{path}: shard {brief(name)!r} must be a plain file name beside the index")
         if name.endswith(".index.json") or not file.is_file():
             raise InputError(f"{path}: shard {brief(name)} is missing; download it, or remove the index")
         shard = read_weights(file)
-        expected = {tensor for tensor, where in mapped.items() if where == name}
         if expected != set(shard.tensors):
             odd = listed(sorted(expected ^ set(shard.tensors)), 5)
             raise InputError(f"{path}: the index and shard {brief(name)} disagree about {odd}")

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import printable
+from deberta_jax.errors import brief, printable
 from deberta_jax.weights.names import collapse
 
 Fate = Literal["loaded", "folded", "dropped"]
@@ -60,9 +60,9 @@ class Report:
 
     def text(self) -> str:
         """Returns the report as text, with one line per decision; the layers of one tensor share a line."""
-        files = ", ".join(self.files) if len(self.files) < 4 else f"{len(self.files)} files"
+        files = ", ".join(map(brief, self.files)) if len(self.files) < 4 else f"{len(self.files)} files"
         lines = [
-            f"{self.source}: {len(self.tensors)} tensors in {files}: {self.count('loaded')} loaded, "
+            f"{printable(self.source)}: {len(self.tensors)} tensors in {files}: {self.count('loaded')} loaded, "
             f"{self.count('folded')} folded, {self.count('dropped')} dropped; {len(self.targets)} leaves, "
             f"{len(self.initialised)} initialised"
         ]
@@ -71,7 +71,9 @@ class Report:
             for row in self.tensors:
                 if row.fate == fate:
                     reasons.setdefault(row.reason, []).append(row.name)
-            lines += [f"  {fate} {name}: {reason}" for reason, names in reasons.items() for name in collapse(names)]
+            lines += [
+                f"  {fate} {name}: {printable(reason)}" for reason, names in reasons.items() for name in collapse(names)
+            ]
         lines += [f"  initialised {row.path}: {row.reason}" for row in self.initialised]
         lines += [f"  note: {printable(note)}" for note in self.notes]
         return "\n".join(lines)

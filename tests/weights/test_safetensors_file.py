@@ -125,10 +125,10 @@ def test_shards_outside_the_directory_are_refused(name, tmp_path):
 @pytest.mark.parametrize(
     ("index", "says"),
     [
-        ("{", "damaged"),
-        ("[]", "damaged"),
+        ("{", "not readable as JSON"),
+        ("[]", "expected a JSON object"),
         ('{"weight_map": 3}', "damaged"),
-        ("[" * 100_000, "damaged"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "is missing"),
         ('{"weight_map": {"a": "model.safetensors.index.json"}}', "is missing"),
         ('{"weight_map": {"q": "x.safetensors"}}', "disagree about a, b, c, i, q"),
