@@ -18,11 +18,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError, brief
-from deberta_jax.training.distributed import is_writer, wait_for_all
+from deberta_jax.training.distributed import any_process, is_writer, wait_for_all
 from deberta_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -155,10 +154,7 @@ class Checkpoints:
                     _log.info("%s: no %s there; its files are not compared", directory, storage.CHECKSUMS)
             except InputError as error:
                 why = str(error)
-        found = np.array(why is not None)
-        if jax.process_count() > 1:
-            found = multihost_utils.broadcast_one_to_all(found)
-        if found:
+        if any_process(why is not None):
             raise InputError(f"{directory}: {why or 'see the message of process 0'}")
 
     def _set_aside(self, damaged: dict[int, str], usable: int) -> None:

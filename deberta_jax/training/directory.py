@@ -11,6 +11,7 @@ from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.tasks import Metrics
 from deberta_jax.training.experiment import difference
+from deberta_jax.weights import find_incomplete
 
 _log = logging.getLogger(__name__)
 
@@ -65,5 +66,34 @@ def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None
     if not finished.is_file():
         return None
     found = storage.read_record(finished, {"step": int, "metrics": dict})
+    incomplete = incomplete_model(directory, record)
+    if incomplete is not None:
+        state = max((int(path.name) for path in directory.glob("state/*") if path.name.isdecimal()), default=None)
+        if state != found["step"]:
+            raise InputError(lost_model(directory, incomplete, found["step"], state))
+        _log.warning("%s; the best model is written again from the state of step %d", incomplete, state)
+        return None
     _log.info("%s: this run has finished, at step %d of its best checkpoint; nothing to do", directory, found["step"])
     return Result(found["step"], found["metrics"])
+
+
+def incomplete_model(directory: Path, record: Mapping[str, Any]) -> str | None:
+    """Returns what the best model of a run lacks, as a phrase that names the file; None if it is complete."""
+    names = ("generator", "discriminator") if record["job"] == "PretrainRTD" else (".",)
+    found = (find_incomplete(directory / name) for name in names)
+    return next((phrase for phrase in found if phrase is not None), None)
+
+
+def lost_model(directory: Path, incomplete: str, step: int, state: int | None) -> str:
+    """Returns the message for a best model that cannot be made again.
+
+    Args:
+      incomplete: what it lacks, see ``incomplete_model``.
+      step: the step of the best model.
+      state: the step of the latest state; None: there is none.
+    """
+    kept = "no state is" if state is None else f"only the state of step {state} is"
+    return (
+        f"--output {directory}: its best model, of step {step}, is not complete ({incomplete}), and {kept} there to "
+        f"make it from; copy the model back, or delete {directory} to train again"
+    )

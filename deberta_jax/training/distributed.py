@@ -161,6 +161,13 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def any_process(found: bool) -> bool:
+    """Returns whether ``found`` is true in any process. All must call."""
+    if jax.process_count() == 1:
+        return found
+    return bool(np.any(multihost_utils.process_allgather(np.array(found))))
+
+
 def check_shared(directory: Path, found: bool) -> None:
     """Checks that all processes found the same in the run's directory. All must call.
 
@@ -192,10 +199,7 @@ def alone_in(directory: Path) -> Iterator[None]:
                 stack.enter_context(storage.locked_directory("--output", directory))
             except InputError as error:
                 refused = error
-        everywhere = [refused is not None]
-        if jax.process_count() > 1:
-            everywhere = multihost_utils.process_allgather(np.array(everywhere))
-        if np.any(everywhere):
+        if any_process(refused is not None):
             raise refused or InputError(f"--output {directory}: process 0 cannot use it; see its message")
         yield
 

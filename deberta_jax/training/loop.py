@@ -19,11 +19,12 @@ from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.sharding import global_batch, make_mesh, row_share
 from deberta_jax.tasks import Metrics
 from deberta_jax.training.checkpoints import Checkpoints
-from deberta_jax.training.directory import Result, check_directory
+from deberta_jax.training.directory import Result, check_directory, incomplete_model, lost_model
 from deberta_jax.training.distributed import (
     GracefulStop,
     Stopped,
     alone_in,
+    any_process,
     check_shared,
     is_writer,
     leave_behind,
@@ -173,14 +174,38 @@ class _Run:
             found = saved.restore_latest(prepared.state, prepared.shardings, _record_problem)
             if found is not None and found[2]["run"] != self.identity:
                 raise InputError(f"{saved.directory}: holds the state of another run; delete it")
+            if found is None:
+                return None
+            self.step, state, self.progress = found
+            self._complete_best(state)
         except InputError:
             saved.close()
             raise
-        if found is None:
-            return None
-        self.step, state, self.progress = found
         _log.info("going on from step %d of %d", self.step, self.total)
         return state
+
+    def _complete_best(self, state: TrainState) -> None:
+        """Writes the best model again if files of it are missing and the state has its parameters.
+
+        Raises:
+          InputError: training is over, and the state is a later one.
+        """
+        job, best = self.job, self.progress["best_step"]
+        if best is None:
+            return
+        incomplete = incomplete_model(job.directory, job.record) if is_writer() else None
+        if not any_process(incomplete is not None):
+            return
+        incomplete = incomplete or f"{job.directory}: see the message of process 0"
+        if best == self.step:
+            params = state.ema_params or state.params
+            job.evaluate(params, lambda: None)  # its details are saved with the model
+            job.save_best(params)
+        elif self.step == self.total:
+            raise InputError(lost_model(job.directory, incomplete, best, self.step))
+        else:
+            _log.warning("%s; the next evaluation makes a new best model in place of that of step %d", incomplete, best)
+            self.progress |= {"best_step": None, "best": None}
 
     def _compile(self, prepared: PreparedStep) -> None:
         """Compiles the step for every shape of batch. Nothing is compiled for training after this."""

@@ -17,11 +17,13 @@ modification time that were listed. Anything else that differs is logged.
 
 import logging
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError, listed
 from deberta_jax.storage import CHECKSUMS, AnyPath, Difference, FileEntry
+from deberta_jax.weights.readers import has_standard
 
 Check = Literal["sampled", "full"]
 """How thoroughly files are compared with the list of their digests."""
@@ -72,6 +74,25 @@ def check_files(directory: AnyPath, check: Check, names: Iterable[str] | None = 
     if not entries:
         return Checked(f"{directory}: has no {CHECKSUMS} to compare its files with")
     return _result(directory, entries, full)
+
+
+def find_incomplete(directory: Path) -> str | None:
+    """Returns what a model directory lacks, as a phrase that names the file; None if it can be loaded.
+
+    Missing files, and those that are cut short, are found. Other damage is found when the model is loaded.
+    """
+    if not directory.is_dir():
+        return f"{directory} is missing"
+    try:
+        compared = storage.compare_checksums(directory, full=False)
+    except InputError:
+        compared = None  # a damaged list harms no model
+    if compared is not None:
+        lacking = [d.text() for d in compared.differences if d.kind == "missing" or _cut(d)]
+        return f"{directory}: {lacking[0]}" if lacking else None
+    if not (directory / "config.json").is_file():
+        return f"{directory}: config.json is missing"
+    return None if has_standard(directory) else f"{directory}: it has no weights"
 
 
 def _result(directory: AnyPath, entries: dict[str, FileEntry], full: bool) -> Checked:

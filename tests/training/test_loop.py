@@ -194,6 +194,8 @@ def test_a_directory_is_free_goes_on_has_finished_or_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds this run already and --resume is never"):
         check_directory(run, record | {"runtime": {"resume": "never"}})
     write_json(run / "result.json", {"step": 7, "metrics": {"loss": 0.5}})
+    for name in ("config.json", "model.safetensors"):
+        (run / name).touch()
     found = check_directory(run, record)
     assert (found.step, found.metrics, found.stopped) == (7, {"loss": 0.5}, None)
 
