@@ -127,12 +127,23 @@ def packed(path: str) -> Iterator[tuple[BinaryIO, bool]]:
             yield cast(BinaryIO, stream), True
 
 
-def hashed(path: str) -> str:
-    """Returns the SHA-256 in hex of the stored bytes of a file, which may be in a zip. Raises as ``packed``."""
-    digest = hashlib.sha256()
+def hashed(path: str, *, text: bool) -> str:
+    """Returns the SHA-256 in hex of the stored bytes of a file, which may be in a zip.
+
+    Args:
+      path: the file.
+      text: whether it is text, perhaps compressed: then it has no long sequence of NUL bytes, and hashing stops there.
+
+    Raises:
+      InputError: as ``packed``; or such a sequence is found.
+    """
+    digest, at = hashlib.sha256(), 0
     with packed(path) as (stream, _):
         while block := stream.read(BLOCK):
+            if text and not block[0] and not block.strip(b"\0"):
+                raise InputError(f"{path}: has only NUL bytes from byte {at} on; it is damaged, copy it again")
             digest.update(block)
+            at += len(block)
     return digest.hexdigest()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deberta_jax import storage
-from deberta_jax.data.files import hashed
+from deberta_jax.data.files import ending, hashed
 from deberta_jax.data.parquet_file import table_of_arrow
 from deberta_jax.data.table import Table, reason
 from deberta_jax.errors import InputError
@@ -51,12 +51,12 @@ def digest(path: str) -> str:
         content = json.dumps([table.columns, dict(table.class_names)], sort_keys=True, default=str).encode()
     elif is_dataset(path):
         files = sorted(file for file in Path(path).rglob("*") if file.is_file())
-        parts = [[file.relative_to(path).as_posix(), hashed(str(file))] for file in files]
+        parts = [[file.relative_to(path).as_posix(), hashed(str(file), text=False)] for file in files]
         content = json.dumps(parts).encode()
     else:
         if storage.is_stream(path):
             raise InputError(f"{path}: can be read only once, and is needed twice; write it to a file first")
-        return hashed(path)
+        return hashed(path, text=ending(path) != ".parquet")
     return hashlib.sha256(content).hexdigest()
 
 

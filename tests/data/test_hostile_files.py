@@ -4,6 +4,7 @@ A process of its own reads them all, and measures time and memory.
 """
 
 import gzip
+import hashlib
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import deberta_jax
 from deberta_jax.data import files, reading
 from deberta_jax.data.documents import CorpusOptions, blocks, text_files, texts_of
+from deberta_jax.data.hub_datasets import digest
 from deberta_jax.data.tables import read_table
 from deberta_jax.errors import InputError
 
@@ -132,6 +134,19 @@ def test_each_is_refused_in_little_time_and_memory(tmp_path):
         assert len(line) < 1000, name
         assert seconds < 5, (name, seconds)
         assert grown < 500, (name, grown)
+
+
+def test_a_hole_ends_hashing_too(tmp_path):
+    """A run hashes its files before it reads them; 100 GB would take minutes. Packed numbers may be zeros."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"some text\n" * 500_000)
+    assert digest(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
+    os.truncate(path, GIGABYTES)
+    with pytest.raises(InputError, match=r"a\.txt: has only NUL bytes from byte 5242880 on; it is damaged"):
+        digest(str(path))
+    path = tmp_path / "a.parquet"
+    path.write_bytes(bytes(3 << 20))
+    assert digest(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_limits_of_documents_and_lines(tmp_path, monkeypatch):

@@ -37,6 +37,20 @@ def test_a_folder_of_save_to_disk(datasets, tmp_path):
     assert first != digest(str(tmp_path / "set" / "test"))
 
 
+def test_a_damaged_folder_is_named(datasets, tmp_path):
+    two_splits(datasets)["train"].save_to_disk(str(tmp_path / "set"))
+    for file in sorted((tmp_path / "set").iterdir()):
+        whole = file.read_bytes()
+        for content in (b"", whole[: len(whole) // 2], b"\xff" * len(whole), b"[]"):
+            file.write_bytes(content)
+            try:
+                found = f"{len(read_task('', [str(tmp_path / 'set')]))} rows"
+            except InputError as error:
+                found = str(error)
+            assert found == "3 rows" or found.startswith(str(tmp_path / "set")), (file.name, content[:20], found)
+        file.write_bytes(whole)
+
+
 def test_words_and_tags_of_a_folder(datasets, tmp_path):
     names = ["O", "B-PER", "B-LOC"]
     tags = datasets.Sequence(datasets.ClassLabel(names=names))
