@@ -21,16 +21,18 @@ class Args(TrainedOptions):
     output: str
     """File to write; - writes to standard output."""
     non_finite: NonFinite = "refuse"
-    """What is done with rows whose scores are NaN or infinite: refuse them, or write null for them."""
+    """What is done with a model with weights that are NaN or infinite, and with rows whose scores are: refuse them, or
+    write null for such rows."""
 
 
 def run(args: Args) -> None:
     """Writes the answers, whole or not at all."""
     with storage.output_text("--output", args.output) as output:
         check_overwrites_nothing(args.output, args.input, args.model)
-        task, model, table = load_trained(args, args.input, dtype=compute_dtype(args.dtype), labelled=False)
+        task, model, table = load_trained(
+            args, args.input, dtype=compute_dtype(args.dtype), labelled=False, non_finite=args.non_finite
+        )
         with text_bar(len(table)) as progress:
-            model = dataclasses.replace(model, non_finite=args.non_finite)
             rows = model.answers_for(task, table, progress.update)
         for row in rows:
             output.write(json_text(row, ensure_ascii=False) + "\n")

@@ -37,20 +37,23 @@ def load_for_inference(
     *,
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
+    allow_non_finite: bool = False,
 ) -> InferenceModel:
     """Loads a model directory or a hub id with a head.
 
     Args:
       head: a key of ``models.HEADS``.
-      model, ignore, base_model: as for ``from_pretrained``.
+      model, ignore, base_model, allow_non_finite: as for ``from_pretrained``.
       runtime: how the model is computed.
 
     Raises:
-      InputError: the directory is not a model, or has no such head.
+      InputError: the directory is not a model, has no such head, or has weights that are NaN or infinite.
     """
     directory, mesh = hub.resolve(model), make_mesh()
     tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
     source = model if hub.split_file(str(model))[1] else directory
-    network, params, _ = load(source, head, runtime, ignore=ignore, base_model=base_model)
+    network, params, _ = load(
+        source, head, runtime, ignore=ignore, base_model=base_model, allow_non_finite=allow_non_finite
+    )
     network, params = prepare_for_inference(network, params)
     return InferenceModel(network, replicated(params, mesh), tokenizer, directory, mesh)

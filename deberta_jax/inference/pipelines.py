@@ -161,6 +161,7 @@ def pipeline(
     attention: str = "auto",
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
+    non_finite: NonFinite = "refuse",
 ) -> Any:
     """Loads a model for a task on all devices, ready to be called.
 
@@ -173,12 +174,15 @@ def pipeline(
       batch_size: number of texts in a forward pass.
       attention: ``auto``, or the name of an implementation of ``ops.attention``.
       ignore, base_model: as for ``from_pretrained``.
+      non_finite: what is done with a model whose weights are NaN or infinite, and with inputs whose scores are:
+        ``refuse`` them, or answer ``null`` for such inputs (not for ``fill-mask``).
 
     Returns:
       A ``TaskPipeline``, or for ``fill-mask`` a ``MaskFiller``.
 
     Raises:
-      InputError: the task is unknown, the directory is not a model, or the model has no such head.
+      InputError: the task is unknown, the directory is not a model, or the model has no such head, or weights that are
+        not finite.
     """
     kinds = {name: kind for name, kind in TASK_KINDS.items() if kind.pipeline_inputs is not None}
     if task not in (*kinds, FILL_MASK):
@@ -191,10 +195,12 @@ def pipeline(
         "base_model": base_model,
     }
     if task == FILL_MASK:
+        if non_finite != "refuse":
+            raise InputError(f"non_finite={non_finite!r}: {FILL_MASK} has no answer for scores that are not finite")
         return load_mask_filler(model, **settings)
-    parts = load_model(task, model, **settings)
+    parts = load_model(task, model, **settings, non_finite=non_finite)
     kinds[task].check_config(parts.model.config)
-    return TaskPipeline(parts.model, parts.params, parts.tokenizer, parts.predictor, task)
+    return TaskPipeline(parts.model, parts.params, parts.tokenizer, parts.predictor, task, non_finite=non_finite)
 
 
 def model_config(
@@ -217,17 +223,23 @@ def load_model(
     batch_size: int,
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
+    non_finite: NonFinite = "refuse",
 ) -> Loaded:
     """Loads a trained model of a kind of task on all devices.
 
     ``max_length`` is None for that of the training run. Raises InputError as ``pipeline``.
     """
     network, params, tokenizer, directory, mesh = load_for_inference(
-        TASK_KINDS[kind].head, model, runtime, ignore=ignore, base_model=base_model
+        TASK_KINDS[kind].head,
+        model,
+        runtime,
+        ignore=ignore,
+        base_model=base_model,
+        allow_non_finite=non_finite == "null",
     )
     limit = trained_length(directory) if max_length is None else max_length
     predictor = Predictor(network, tokenizer.pad_id, max_length=limit, batch_size=batch_size, mesh=mesh)
-    return Loaded(network, params, tokenizer, predictor)
+    return Loaded(network, params, tokenizer, predictor, non_finite=non_finite)
 
 
 def trained_length(directory: Path) -> int:

@@ -10,6 +10,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.inference.pipelines import Loaded, load_model, model_config, trained_experiment
 from deberta_jax.models import Runtime
 from deberta_jax.tasks import (
+    NonFinite,
     Task,
     TaskOptions,
     check_numbers,
@@ -41,7 +42,9 @@ class TrainedOptions(TaskOptions):
     """Base model of a peft adapter: a directory or hub id. By default the one that adapter_config.json names."""
 
 
-def load_trained(o: TrainedOptions, data: str, *, dtype: Any, labelled: bool) -> tuple[Task, Loaded, Table]:
+def load_trained(
+    o: TrainedOptions, data: str, *, dtype: Any, labelled: bool, non_finite: NonFinite = "refuse"
+) -> tuple[Task, Loaded, Table]:
     """Loads a model, a table to apply it to, and the task.
 
     Task and columns are those given, else those of the training run, else those of a named task, else guesses from the
@@ -52,6 +55,7 @@ def load_trained(o: TrainedOptions, data: str, *, dtype: Any, labelled: bool) ->
       data: path or pattern of the table's files.
       dtype: dtype of the computation.
       labelled: the table has labels; rows without one are an error, or are skipped with ``skip_unlabelled``.
+      non_finite: as for ``pipeline``.
 
     Raises:
       InputError: the model, a file, a column or a number cannot be used.
@@ -77,6 +81,7 @@ def load_trained(o: TrainedOptions, data: str, *, dtype: Any, labelled: bool) ->
         batch_size=o.batch_size,
         ignore=o.ignore,
         base_model=o.base_model,
+        non_finite=non_finite,
     )
     return task, model, table
 

@@ -12,13 +12,14 @@ import numpy as np
 from deberta_jax.errors import InputError, printable
 from deberta_jax.models import Model, Runtime, head_spec, init_params
 from deberta_jax.sharding import check_not_forked
+from deberta_jax.weights import names as table
 from deberta_jax.weights.account import Foreign, LoadPlan, plan_load
 from deberta_jax.weights.checking import Check
 from deberta_jax.weights.choose import Choice, HeadRequest, choose_all, choose_head
 from deberta_jax.weights.names import ENCODER
 from deberta_jax.weights.opening import Source, open_source
 from deberta_jax.weights.report import Report, TargetRow
-from deberta_jax.weights.values import as_dtype, broken_note, is_finite, read_leaf
+from deberta_jax.weights.values import as_dtype, broken_note, broken_tensors, is_finite, read_leaf
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def load(
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
     shardings: Any = None,
-    strict: bool = False,
+    allow_non_finite: bool = False,
     check: Check = "sampled",
 ) -> tuple[Model, dict[str, Any], Report]:
     """Loads a model as ``from_pretrained`` does, and also returns a report.
@@ -86,7 +87,6 @@ def load(
       runtime: how the model is computed, and the dtype of its parameters.
       shardings: a tree like that of the parameters with a ``jax.sharding.Sharding`` for each; every array is put on its
         devices before the next is read. None: the default device.
-      strict: NaN or infinity in the weights is an error; otherwise the report notes it.
       All others: as for ``from_pretrained``.
 
     Raises:
@@ -106,8 +106,9 @@ def load(
     for path in plan.fills:
         value = _leaf(source, plan, path, param_dtype, sharding_of.get(path), broken)
         _insert(params, path, value)
-    if broken and strict:
-        raise InputError(f"{source.checkpoint.path}: {broken_note(broken)}")
+    if broken and not allow_non_finite:
+        names = table.collapse(broken_tensors(plan, broken))
+        raise InputError(f"{source.checkpoint.path}: {broken_note(names)}")
     initialized = [row for row in plan.targets if row.initialised]
     if new_head is not None and initialized:
         for path, value in init_leaves(model, initialized, new_head, sharding_of).items():
@@ -133,6 +134,7 @@ def from_pretrained(
     revision: str | None = None,
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
+    allow_non_finite: bool = False,
     check: Check = "sampled",
 ) -> tuple[Model, dict[str, Any]]:
     """Loads a model with the weights of a directory, a file of weights, or a hub id.
@@ -154,6 +156,7 @@ def from_pretrained(
       ignore: patterns (``*``, ``?``) of tensors to leave out, such as ``["crf.*"]`` for a head that is not known here.
         Not needed for the encoder alone.
       base_model: the base of a peft adapter, a directory or hub id; None: the one that its adapter_config.json names.
+      allow_non_finite: whether weights may be NaN or infinite, which is then logged; otherwise they are an error.
       check: ``save_pretrained`` and ``convert`` list digests of the files in checksums.json. ``sampled`` compares all
         sizes, small files and a few blocks of large ones with that list, if there is one; ``full`` compares every byte.
 
@@ -162,8 +165,8 @@ def from_pretrained(
 
     Raises:
       InputError: the source cannot be read; a tensor of the file or of the model is not explained (the message lists
-        all of them); the file lacks the head; the masked-LM head of a discriminator is asked for; a file is damaged; or
-        a full check is not possible, because the weights are on no list.
+        all of them); the file lacks the head; the masked-LM head of a discriminator is asked for; a file is damaged; a
+        weight is NaN or infinite; or a full check is not possible, because the weights are on no list.
     """
     model, params, _ = load(
         name_or_dir,
@@ -175,6 +178,7 @@ def from_pretrained(
         revision=revision,
         ignore=ignore,
         base_model=base_model,
+        allow_non_finite=allow_non_finite,
         check=check,
     )
     return model, params

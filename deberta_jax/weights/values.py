@@ -1,9 +1,11 @@
 """Reads and casts the values of tensors, and checks them for NaN and infinity."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief
 from deberta_jax.weights.account import LoadPlan
 from deberta_jax.weights.source import BFLOAT16
 
@@ -17,6 +19,7 @@ _EXPONENT = {
     np.dtype(np.float64): (np.uint64, 0x7FF0000000000000),
 }
 _BLOCK = 1 << 18
+_MOST_SHOWN = 10
 
 
 def as_dtype(dtype) -> np.dtype:
@@ -94,6 +97,18 @@ def read_layers(plan: LoadPlan, path: str, start: int, stop: int, dtype: np.dtyp
     return out
 
 
+def broken_tensors(plan: LoadPlan, broken: Sequence[str]) -> list[str]:
+    """Returns the names of the tensors with NaN or infinity that fill leaves, given the paths of the leaves.
+
+    If none has any, because the dtype of the leaves is too narrow, the names of all are returned.
+    """
+    tensors = {tensor.name: tensor for path in broken for tensor in plan.fills[path][2]}
+    found = [name for name, tensor in tensors.items() if not is_finite(np.ascontiguousarray(tensor.read()))]
+    return found or list(tensors)
+
+
 def broken_note(broken: list[str]) -> str:
-    """Returns the message for leaves with NaN or infinity, given their paths."""
-    return f"NaN or infinity in {', '.join(broken)}; the file is damaged, or the dtype too narrow for its values"
+    """Returns the message for leaves or tensors with NaN or infinity, given their paths or names."""
+    shown = ", ".join(brief(name, 200) for name in broken[:_MOST_SHOWN])
+    more = f" and {len(broken) - _MOST_SHOWN} more" if len(broken) > _MOST_SHOWN else ""
+    return f"NaN or infinity in {shown}{more}; the file is damaged, or the dtype too narrow for its values"

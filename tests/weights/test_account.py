@@ -268,7 +268,7 @@ def test_values_that_are_no_numbers(write):
     state = state_of("v3")
     state["deberta.encoder.layer.1.output.dense.bias"][3] = np.nan
     directory = write("m", state, raw_config("v3"))
-    report = load(directory)[2]
+    report = load(directory, allow_non_finite=True)[2]
     assert any("NaN or infinity in deberta/encoder/layers/output/dense/bias" in note for note in report.notes)
-    with pytest.raises(InputError, match="NaN or infinity"):
-        load(directory, strict=True)
+    with pytest.raises(InputError, match=r"NaN or infinity in deberta\.encoder\.layer\.1\.output\.dense\.bias;"):
+        load(directory)
