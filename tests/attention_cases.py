@@ -41,8 +41,8 @@ def attend(arrays, relative_index, *, implementation, mask=None, segment_ids=Non
     return disentangled_attention(**arrays, attention_mask=mask, segment_ids=segment_ids, **options)
 
 
-def by_hand(a, relative_index, pairs=None):
-    """score[i,j] = (q_i k_j + q_i K[row(i-j)] + Q[row(i-j)] k_j) * scale, in numpy's float64; and the softmax."""
+def by_hand(a, relative_index, pairs=None, bias=0.0):
+    """score[i,j] = (q_i k_j + q_i K[row(i-j)] + Q[row(i-j)] k_j) * scale + bias, in numpy's float64; and softmax."""
     a = {name: None if v is None else np.float64(v) for name, v in a.items()}
     position = np.arange(a["query"].shape[1])
     row = relative_index[position[:, None] - position + len(position) - 1]
@@ -51,7 +51,7 @@ def by_hand(a, relative_index, pairs=None):
         scores += np.einsum("binh,ijnh->bnij", a["query"], a["pos_key"][row])
     if a["pos_query"] is not None:
         scores += np.einsum("ijnh,bjnh->bnij", a["pos_query"][row], a["key"])
-    scores = np.where(True if pairs is None else pairs[:, None], scores * SCALE, -np.inf)
+    scores = np.where(True if pairs is None else pairs[:, None], scores * SCALE + bias, -np.inf)
     maximum = scores.max(-1, keepdims=True)
     weights = np.exp(scores - np.where(np.isfinite(maximum), maximum, 0))
     weights /= np.maximum(weights.sum(-1, keepdims=True), 1e-300)

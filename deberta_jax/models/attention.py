@@ -7,7 +7,8 @@ projections themselves, biases included; other models have two more projections 
 on the content-to-position projection.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,6 +35,27 @@ class RelativePositions(NamedTuple):
     table: jax.Array | None
     table_rows: np.ndarray
     relative_index: np.ndarray
+
+
+class AttentionContext(NamedTuple):
+    """Holds what the attention of a layer needs besides hidden states.
+
+    Attributes:
+      relative: the relative positions of this length; the encoder fills them in.
+      mask, segment_ids: as in ``Inputs``; the mask is bool.
+      bias: ``attention_bias`` of ``Inputs``.
+      layer: number of the layer, from 0; an array inside a loop over layers.
+      deterministic: False applies dropout.
+      return_weights: also return the softmax weights.
+    """
+
+    relative: RelativePositions | None
+    mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None = None
+    segment_ids: Int[Array, "B T"] | None = None
+    bias: Float[Array, "..."] | None = None
+    layer: Any = 0
+    deterministic: bool = True
+    return_weights: bool = False
 
 
 def table_projections(config: DebertaConfig) -> dict[str, tuple[str, bool]]:
@@ -74,37 +96,38 @@ class SelfAttention(nn.Module):
         self,
         x: Float[Array, "B T D"],
         source: Float[Array, "B T D"],
-        relative: RelativePositions,
-        mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None,
-        segment_ids: Int[Array, "B T"] | None,
-        deterministic: bool,
-        return_weights: bool,
+        context: AttentionContext,
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T T"] | None]:
         c, v1 = self.config, self.config.model_type == V1
         query_proj, key_proj = self.projection("query_proj"), self.projection("key_proj", use_bias=not v1)
         query, key, value = query_proj(x), key_proj(source), self.projection("value_proj")(source)
         query, key, value = (constrain(a, ("batch", "length", "heads", "kv")) for a in (query, key, value))
         pos_key, pos_query = self.position_tables(
-            relative, deterministic, **({"query_proj": query_proj, "key_proj": key_proj} if c.share_att_key else {})
+            context.relative,
+            context.deterministic,
+            **({"query_proj": query_proj, "key_proj": key_proj} if c.share_att_key else {}),
         )
         mix_scores = self.head_map("head_logits_proj") if c.talking_head else None
         mix_weights = self.head_map("head_weights_proj") if c.talking_head else None
-        drops = not deterministic and c.attention_probs_dropout_prob > 0
+        drops = not context.deterministic and c.attention_probs_dropout_prob > 0
+        modifier = self.runtime.score_modifier
         return disentangled_attention(
             query,
             key,
             value,
             pos_key,
             pos_query,
-            relative.relative_index,
+            context.relative.relative_index,
             scale=c.score_scale,
-            attention_mask=mask,
-            segment_ids=segment_ids,
+            attention_mask=context.mask,
+            segment_ids=context.segment_ids,
             dropout_rate=c.attention_probs_dropout_prob,
             dropout_key=self.make_rng("dropout") if drops else None,
             mix_scores=mix_scores,
             mix_weights=mix_weights,
-            return_weights=return_weights,
+            attention_bias=context.bias,
+            score_modifier=None if modifier is None else functools.partial(modifier, layer=context.layer),
+            return_weights=context.return_weights,
             implementation=self.runtime.attention,
         )
 
@@ -175,13 +198,12 @@ class Attention(nn.Module):
     runtime: Runtime
 
     @nn.compact
-    def __call__(self, x, source, relative, mask, segment_ids, deterministic, return_weights):
+    def __call__(self, x, source, context: AttentionContext):
         c, run = self.config, self.runtime
-        context, weights = SelfAttention(c, run, name="self")(
-            x, source, relative, mask, segment_ids, deterministic, return_weights
-        )
+        attended, weights = SelfAttention(c, run, name="self")(x, source, context)
         shape = (c.num_attention_heads, c.head_size, c.hidden_size)
-        return Residual(c, run, shape, ("heads", "kv", "embed"), name="output")(context, x, deterministic), weights
+        output = Residual(c, run, shape, ("heads", "kv", "embed"), name="output")
+        return output(attended, x, context.deterministic), weights
 
 
 class Residual(nn.Module):

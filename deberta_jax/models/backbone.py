@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from deberta_jax.config import DebertaConfig
+from deberta_jax.models.attention import AttentionContext
 from deberta_jax.models.embeddings import Embeddings, check_length
 from deberta_jax.models.encoder import Encoder
 from deberta_jax.models.layers import Runtime
@@ -25,6 +26,8 @@ class Inputs(TypedDict, total=False):
       inputs_embeds: float [B,T,E] in place of input_ids.
       segment_ids: int [B,T]: which text of a packed row each token belongs to; 0 for padding. Tokens attend only to
         tokens of their own text.
+      attention_bias: float [N,T,T], [B,N,T,T], or [N,2T-1] with a bias for each distance ``T-1 + query - key``. It is
+        added to the scaled attention scores of every layer.
       deterministic: False applies dropout, which needs ``rngs={"dropout": key}``.
       output_hidden_states, output_attentions: fill these fields of the output.
     """
@@ -34,6 +37,7 @@ class Inputs(TypedDict, total=False):
     position_ids: Int[Array, "B T"] | None
     inputs_embeds: Float[Array, "B T E"] | None
     segment_ids: Int[Array, "B T"] | None
+    attention_bias: Float[Array, "..."] | None
     deterministic: bool
     output_hidden_states: bool
     output_attentions: bool
@@ -68,6 +72,7 @@ def run_backbone(
     position_ids=None,
     inputs_embeds=None,
     segment_ids=None,
+    attention_bias=None,
     deterministic: bool = True,
     output_hidden_states: bool = False,
     output_attentions: bool = False,
@@ -103,12 +108,16 @@ def run_backbone(
     last, states, weights = Encoder(config, runtime, name="encoder")(
         x,
         token_mask,
-        mask,
-        segment_ids,
+        AttentionContext(
+            relative=None,
+            mask=mask,
+            segment_ids=segment_ids,
+            bias=attention_bias,
+            deterministic=deterministic,
+            return_weights=output_attentions,
+        ),
         positions if mask_decoder else None,
-        deterministic,
         output_hidden_states,
-        output_attentions,
     )
     return BackboneOutput(
         last,

@@ -8,6 +8,7 @@ out = model.apply({"params": params}, input_ids, attention_mask=mask)
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, Unpack
 
 import flax.linen as nn
@@ -45,6 +46,10 @@ class Model(nn.Module):
       remat: what the backward pass recomputes to save memory: ``none``, ``dots`` (all but the results of the
         projections) or ``full`` (all but the inputs of the layers).
       scan: True compiles one layer and loops over it; False unrolls all layers into the program.
+      score_modifier: ``(scores, *, layer, query_index, key_index) -> scores`` changes the scaled attention scores
+        [B,N,T,T] before the softmax, in float32. ``layer`` counts from 0 and is an array; the indices are int32
+        [1,1,T,1] and [1,1,1,T]. It needs ``auto``, or an implementation that holds whole scores (``reference``,
+        ``xla``).
       prepared: the parameters come from ``prepare_for_inference``, which sets this field.
     """
 
@@ -55,6 +60,7 @@ class Model(nn.Module):
     remat: str = "none"
     scan: bool = True
     prepared: bool = False
+    score_modifier: Callable[..., Any] | None = None
 
     reads_choices: ClassVar[bool] = False
     """True if the inputs have an axis of choices, [B,C,T], and the model scores each choice as one text."""
@@ -194,7 +200,10 @@ class DebertaForMultipleChoice(Model):
             flat: Any = lambda a: (
                 a if a is None or isinstance(a, bool) else jnp.asarray(a).reshape(-1, *jnp.shape(a)[2:])
             )
+            bias = inputs.pop("attention_bias", None)
             input_ids, inputs = flat(input_ids), {name: flat(value) for name, value in inputs.items()}
+            if bias is not None:
+                inputs["attention_bias"] = bias
         h = self.backbone(input_ids, inputs)  # pyright: ignore[reportArgumentType]
         starts = h.starts[:, :1] if positions is None else positions
         deterministic = inputs.get("deterministic", True)

@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.models.attention import Attention, RelativePositions, Residual
+from deberta_jax.models.attention import Attention, AttentionContext, RelativePositions, Residual
 from deberta_jax.models.layers import Dropout, EmbeddingTable, LayerNorm, Linear, Runtime, declare, norm_params
 from deberta_jax.ops.activations import activate
 from deberta_jax.ops.attention.relative_position import compact_relative_index, make_relative_index
@@ -49,14 +49,12 @@ class Layer(nn.Module):
     runtime: Runtime
 
     @nn.compact
-    def __call__(self, x, source, relative, mask, segment_ids, deterministic, return_weights):
+    def __call__(self, x, source, context: AttentionContext):
         c, run = self.config, self.runtime
-        x, weights = Attention(c, run, name="attention")(
-            x, source, relative, mask, segment_ids, deterministic, return_weights
-        )
+        x, weights = Attention(c, run, name="attention")(x, source, context)
         wide = Intermediate(c, run, name="intermediate")(x)
         x = Residual(c, run, (c.intermediate_size, c.hidden_size), ("mlp", "embed"), name="output")(
-            wide, x, deterministic
+            wide, x, context.deterministic
         )
         return constrain(x, ("batch", "length", None)), weights
 
@@ -138,28 +136,24 @@ class Encoder(nn.Module):
         self,
         embeddings: Float[Array, "B T D"],
         token_mask: Bool[Array, "B T"] | None,
-        mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None,
-        segment_ids: Int[Array, "B T"] | None,
+        context: AttentionContext,
         decoder_positions: Float[Array, "#B T D"] | None,
-        deterministic: bool,
         output_hidden_states: bool,
-        output_attentions: bool,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "L B T D"] | None, Float[Array, "L B N T T"] | None]:
         c, run = self.config, self.runtime
-        relative = self.relative(embeddings.shape[1])
+        context = context._replace(relative=self.relative(embeddings.shape[1]))
         conv = None
         if c.conv_kernel_size > 0:
-            conv = Convolution(c, run, name="conv")(embeddings, token_mask, segment_ids, deterministic)
+            conv = Convolution(c, run, name="conv")(embeddings, token_mask, context.segment_ids, context.deterministic)
         layer = Layer(c, run, parent=None)
         stack = self.param("layers", self.initialize_layers(layer))
         last = c.num_hidden_layers - 1
-        drops = not deterministic and max(c.hidden_dropout_prob, c.attention_probs_dropout_prob) > 0
+        drops = not context.deterministic and max(c.hidden_dropout_prob, c.attention_probs_dropout_prob) > 0
         keys = jax.random.split(self.make_rng("dropout"), last + 2) if drops else None
 
-        def run_layer(params, key, x, source) -> Any:
+        def run_layer(params, key, x, source, index) -> Any:
             rngs = None if key is None else {"dropout": key}
-            args = (relative, mask, segment_ids, deterministic, output_attentions)
-            return layer.apply({"params": params}, x, source, *args, rngs=rngs)
+            return layer.apply({"params": params}, x, source, context._replace(layer=index), rngs=rngs)
 
         def body(carry, xs):
             x, _ = carry
@@ -167,10 +161,10 @@ class Encoder(nn.Module):
             query = x
             if decoder_positions is not None:
                 query = x + jnp.where(index == last, decoder_positions, jnp.zeros((), x.dtype))
-            y, weights = run_layer(params, key, query, x)
+            y, weights = run_layer(params, key, query, x, index)
             if conv is not None:
                 y = jax.lax.cond(index == 0, lambda y: self.merge(y, conv, token_mask), lambda y: y, y)
-            return (y, x), (y if output_hidden_states else None, weights if output_attentions else None)
+            return (y, x), (y if output_hidden_states else None, weights if context.return_weights else None)
 
         body = rematerialize(body, run)
         xs = (stack, None if keys is None else keys[:-1], jnp.arange(last + 1))
@@ -178,7 +172,7 @@ class Encoder(nn.Module):
         (x, previous), (states, weights) = self.iterate(body, carry, xs)
         if decoder_positions is not None:
             final = jax.tree.map(lambda p: p[-1], stack)
-            x, last_weights = run_layer(final, None if keys is None else keys[-1], x, previous)
+            x, last_weights = run_layer(final, None if keys is None else keys[-1], x, previous, last)
             states = None if states is None else states.at[-1].set(x)
             weights = None if weights is None else weights.at[-1].set(last_weights)
         return x, states, weights
@@ -233,7 +227,7 @@ class Encoder(nn.Module):
         relative = RelativePositions(table, np.zeros(1, np.int32), np.zeros(1, np.int32))
 
         def one(key):
-            return layer.init(key, x, x, relative, None, None, True, False)["params"]
+            return layer.init(key, x, x, AttentionContext(relative))["params"]
 
         def initialize(key):
             stacked = jax.vmap(one)(jax.random.split(key, c.num_hidden_layers))

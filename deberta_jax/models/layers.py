@@ -27,6 +27,7 @@ class Runtime:
     remat: str = "none"
     scan: bool = True
     prepared: bool = False
+    score_modifier: Callable[..., jax.Array] | None = None
 
     @property
     def forward_mode(self) -> bool:

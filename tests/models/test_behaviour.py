@@ -10,7 +10,7 @@ import pytest
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
 from deberta_jax.models import DebertaEncoder, DebertaForMaskedLM, abstract_params
-from deberta_jax.models.attention import RelativePositions, SelfAttention
+from deberta_jax.models.attention import AttentionContext, RelativePositions, SelfAttention
 from deberta_jax.models.layers import Runtime
 from tests import cases
 from tests.cases import BASE, Case, draw_params, execute, make_batch
@@ -100,21 +100,18 @@ def test_every_layer_drops_out_its_own_elements_of_the_relative_table():
     module, random = SelfAttention(config, Runtime()), np.random.RandomState(0)
     x, table = (jnp.float32(random.standard_normal(shape)) for shape in ((1, 5, 32), (9, 32)))
     rows = np.arange(9, dtype=np.int32)
-    call = (x, x, RelativePositions(table, rows, rows), None, None)
-    params = module.init(jax.random.key(0), *call, True, False)["params"]
+    context = AttentionContext(RelativePositions(table, rows, rows))
+    drops = context._replace(deterministic=False)
+    params = module.init(jax.random.key(0), x, x, context)["params"]
     params = jax.tree.map(lambda p: jnp.float32(0.3 * random.standard_normal(p.shape)), params)
     draws = [
-        module.apply({"params": params}, *call, False, False, rngs={"dropout": jax.random.key(seed)})[0]
-        for seed in (1, 2, 1)
+        module.apply({"params": params}, x, x, drops, rngs={"dropout": jax.random.key(seed)})[0] for seed in (1, 2, 1)
     ]
     assert np.abs(draws[0] - draws[1]).max() > 1e-3  # the table is all that this module drops
     np.testing.assert_array_equal(draws[0], draws[2])
     # Without a relative table there is nothing to drop.
-    no_table = (x, x, RelativePositions(None, rows, rows), None, None)
-    alone = [
-        module.apply({"params": params}, *no_table, False, False, rngs={"dropout": jax.random.key(s)})[0]
-        for s in (1, 2)
-    ]
+    no_table = drops._replace(relative=RelativePositions(None, rows, rows))
+    alone = [module.apply({"params": params}, x, x, no_table, rngs={"dropout": jax.random.key(s)})[0] for s in (1, 2)]
     np.testing.assert_array_equal(*alone)
 
 

@@ -15,10 +15,11 @@ from deberta_jax.ops.attention.dropout import MAX_LENGTH
 from deberta_jax.ops.attention.inputs import AttentionInputs
 from deberta_jax.ops.attention.masks import normalize_masks
 from deberta_jax.ops.attention.pallas.platforms import KERNEL_PLATFORMS
+from deberta_jax.ops.attention.relative_shift import bias_by_distance
 
 _log = logging.getLogger(__name__)
 
-# Those that hold the scores of all pairs [B,N,T,T] at once. Talking heads and returned attention weights need them.
+# Those that hold the scores of all pairs [B,N,T,T] at once. Returned weights, and what changes scores, need them.
 WHOLE_SCORES = ("reference", "xla")
 IMPLEMENTATIONS = (*WHOLE_SCORES, "blocked", "pallas")
 
@@ -38,6 +39,8 @@ def disentangled_attention(
     dropout_key: jax.Array | None = None,
     mix_scores: Float[Array, "N N"] | None = None,
     mix_weights: Float[Array, "N N"] | None = None,
+    attention_bias: Float[Array, "..."] | None = None,
+    score_modifier: Callable[..., jax.Array] | None = None,
     return_weights: bool = False,
     implementation: str = "auto",
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T T"] | None]:
@@ -54,6 +57,10 @@ def disentangled_attention(
       dropout_rate: probability that an attention weight is dropped.
       dropout_key: None turns dropout off.
       mix_scores, mix_weights: v1's talking heads: maps across heads before the softmax and after the dropout.
+      attention_bias: float [N,T,T] or [B,N,T,T], or [N,2T-1] with a bias for each distance, in the order of
+        ``relative_index``. It is added to the scaled scores, before the talking heads.
+      score_modifier: ``(scores [B,N,T,T], query_index [1,1,T,1], key_index [1,1,1,T]) -> scores``, applied after the
+        bias. Scores are float32, indices int32.
       return_weights: also return the attention weights.
       implementation: ``auto``, ``reference`` (by gather: slow, the definition), ``xla``, ``blocked``, or ``pallas``
         (TPUs and GPUs).
@@ -63,8 +70,8 @@ def disentangled_attention(
       weights before dropout, float32 [B,N,T,T], or None.
 
     Raises:
-      InputError: an unknown implementation, or one that cannot serve the request; dropout in rows of more than 65536
-        tokens.
+      InputError: an unknown implementation, or one that cannot serve the request; an ``attention_bias`` of another
+        shape; dropout in rows of more than 65536 tokens.
       ValueError: ``relative_index`` of another length than 2T-1.
     """
     length = query.shape[1]
@@ -76,7 +83,8 @@ def disentangled_attention(
         raise ValueError(
             f"relative_index has shape {relative_index.shape}; a text of {length} tokens has {2 * length - 1} distances"
         )
-    needs_scores = return_weights or mix_scores is not None or mix_weights is not None
+    changes_scores = (mix_scores, mix_weights, attention_bias, score_modifier)
+    needs_scores = return_weights or any(change is not None for change in changes_scores)
     name = choose_implementation(implementation, query.dtype, whole_scores=needs_scores)
     segment_ids, attention_mask = normalize_masks(attention_mask, segment_ids)
     inputs = AttentionInputs(
@@ -93,11 +101,27 @@ def disentangled_attention(
         dropout_key=dropout_key,
         mix_scores=mix_scores,
         mix_weights=mix_weights,
+        attention_bias=None if attention_bias is None else _whole_bias(attention_bias, query.shape),
+        score_modifier=score_modifier,
     )
     if name not in WHOLE_SCORES:
         return _load(name)(inputs), None
     context, weights = _load(name)(inputs)
     return context, weights if return_weights else None
+
+
+def _whole_bias(bias: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns a bias as [B,N,T,T] or [1,N,T,T]. Raises InputError if it has none of the shapes of the entry."""
+    batch, length, heads, _ = shape
+    if bias.shape == (heads, 2 * length - 1):
+        return bias_by_distance(bias, length)
+    whole = (heads, length, length)
+    if bias.shape not in (whole, (batch, *whole)):
+        raise InputError(
+            f"attention_bias has shape {bias.shape}; expected {whole}, {(batch, *whole)}, or {(heads, 2 * length - 1)} "
+            "with one bias for each distance"
+        )
+    return bias if bias.ndim == 4 else bias[None]
 
 
 def _load(name: str) -> Callable[[AttentionInputs], Any]:
@@ -144,8 +168,8 @@ def choose_implementation(implementation: str, dtype: Any, *, whole_scores: bool
         )
     if whole_scores and implementation not in WHOLE_SCORES:
         raise InputError(
-            f"attention={implementation!r} never holds the whole scores, which returned attentions and talking heads "
-            f"need; use 'auto', {' or '.join(map(repr, WHOLE_SCORES))}"
+            f"attention={implementation!r} never holds the whole scores, which returned attentions, talking heads, "
+            f"attention_bias and score_modifier need; use 'auto', {' or '.join(map(repr, WHOLE_SCORES))}"
         )
     return implementation
 
@@ -167,7 +191,10 @@ def _fastest(backend: str, dtype: str, whole_scores: bool, agrees: Callable[[str
       agrees: dtype -> whether the kernels can be relied on; called only where they are candidates.
     """
     if whole_scores:
-        return "reference" if backend == "cpu" else "xla", ", as attentions or talking heads need the scores whole"
+        return (
+            "reference" if backend == "cpu" else "xla",
+            ", as attentions, talking heads, biases or modifiers need the scores whole",
+        )
     if backend == "cpu":
         return "blocked", ""
     if backend not in KERNEL_PLATFORMS:

@@ -1,6 +1,8 @@
 """Defines the arguments that the attention entry passes to every implementation."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,8 +25,11 @@ class AttentionInputs:
       attention_mask: bool [B,T,T], True where query t may attend to key s, in addition to ``segment_ids``; or None.
       dropout_rate: probability that a weight is dropped.
       dropout_key: JAX random key; None turns dropout off.
-      mix_scores, mix_weights: maps across heads [N,N], before the softmax and after dropout (v1's talking heads). Only
-        implementations that hold whole scores receive them.
+      mix_scores, mix_weights: maps across heads [N,N], before the softmax and after dropout (v1's talking heads).
+      attention_bias: added to the scaled scores, before the talking heads.
+      score_modifier: (scores [B,N,T,T], query_index [1,1,T,1], key_index [1,1,1,T]) -> scores, after the bias.
+
+    The last four are given to implementations that hold whole scores alone.
     """
 
     query: Float[Array, "B T N H"]
@@ -40,3 +45,5 @@ class AttentionInputs:
     dropout_key: jax.Array | None = None
     mix_scores: Float[Array, "N N"] | None = None
     mix_weights: Float[Array, "N N"] | None = None
+    attention_bias: Float[Array, "#B N T T"] | None = None
+    score_modifier: Callable[..., Any] | None = None

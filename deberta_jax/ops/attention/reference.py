@@ -49,6 +49,11 @@ def attend_with_scores(
       forward_mode: as for ``ops.products.product``.
     """
     product = functools.partial(products.product, forward_mode=forward_mode)
+    if inputs.attention_bias is not None:
+        scores = scores + inputs.attention_bias.astype(scores.dtype)
+    if inputs.score_modifier is not None:
+        positions = jnp.arange(scores.shape[-1], dtype=jnp.int32)[None, None]
+        scores = inputs.score_modifier(scores, query_index=positions[..., None], key_index=positions[:, :, None])
     if inputs.mix_scores is not None:
         scores = product("BNTS,NM->BMTS", scores, inputs.mix_scores.astype(scores.dtype))
     mask = pairwise_mask(inputs.segment_ids, inputs.attention_mask)

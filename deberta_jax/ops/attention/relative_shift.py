@@ -21,6 +21,18 @@ def rel_shift(x: Float[Array, "... n c"], n: int, m: int) -> Float[Array, "... n
     return _rel_shift_vjp(x, n, m)
 
 
+def bias_by_distance(bias: Float[Array, "N U"], length: int) -> Float[Array, "1 N T T"]:
+    """Returns the bias of each query and key, from that of each distance.
+
+    Args:
+      bias: at index ``T-1 + query - key``, as ``relative_index`` is ordered; U is 2T-1.
+      length: number T of tokens.
+    """
+    descending = jnp.pad(bias[:, ::-1], ((0, 0), (0, 1)))
+    rows = jnp.broadcast_to(descending[:, None], (bias.shape[0], length, 2 * length))
+    return rel_shift(rows, length, length)[None]
+
+
 def rel_unshift(y: Float[Array, "... n m"]) -> Float[Array, "... n c"]:
     """Returns the transpose of ``rel_shift``: ``out[..., i, n-1-i+j] = y[..., i, j]``, zero elsewhere."""
     return lax.platform_dependent(y, cpu=cpu.rel_unshift, default=_rel_unshift)
