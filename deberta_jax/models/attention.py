@@ -37,6 +37,10 @@ class RelativePositions(NamedTuple):
     relative_index: np.ndarray
 
 
+NO_POSITIONS = RelativePositions(None, np.zeros(0, np.int32), np.zeros(0, np.int32))
+"""Stands for relative positions before the encoder has filled them in."""
+
+
 class AttentionContext(NamedTuple):
     """Holds what the attention of a layer needs besides hidden states.
 
@@ -49,7 +53,7 @@ class AttentionContext(NamedTuple):
       return_weights: also return the softmax weights.
     """
 
-    relative: RelativePositions | None
+    relative: RelativePositions = NO_POSITIONS
     mask: Bool[Array, "B T"] | Bool[Array, "B T T"] | None = None
     segment_ids: Int[Array, "B T"] | None = None
     bias: Float[Array, "..."] | None = None

@@ -109,7 +109,6 @@ def run_backbone(
         x,
         token_mask,
         AttentionContext(
-            relative=None,
             mask=mask,
             segment_ids=segment_ids,
             bias=attention_bias,
