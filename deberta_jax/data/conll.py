@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from deberta_jax.data.table import Table
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, shown
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _check(name: str, words: Sequence[Sequence[tuple[int, list[str]]]]) -> None:
         usual = counts.most_common(2)[1][0]
     number, fields = next((n, f) for group in words for n, f in group if len(f) != usual)
     if len(fields) == 1:
-        raise InputError(f"{name}, line {number}: {fields[0]!r} has no tag; give a word and its tag")
+        raise InputError(f"{name}, line {number}: {shown(fields[0])} has no tag; give a word and its tag")
     raise InputError(
         f"{name}, line {number}: {len(fields)} columns where other lines have {usual}; separate columns by tabs if a "
         "word holds a blank"

@@ -79,7 +79,7 @@ def number_of(value: Any) -> int | None:
         name = label_name(value)
     except ValueError:
         return None
-    return int(name) if name is not None and re.fullmatch("-?[0-9]+", name) else None
+    return int(name) if name is not None and re.fullmatch("-?[0-9]{1,100}", name) else None
 
 
 def generic_names(count: int) -> tuple[str, ...]:
@@ -213,7 +213,7 @@ def discover_labels(table: Table, column: str) -> LabelSpec:
     names = sorted(distinct, key=(lambda v: (float(v), v)) if whole else (lambda v: (0.0, v)))
     if len(names) < 2:
         raise InputError(
-            f"{table.name}: every row of {column!r} is {names[0]!r}; there must be two different labels or more"
+            f"{table.name}: every row of {column!r} is {shown(names[0])}; there must be two different labels or more"
         )
     if named:
         return LabelSpec(SINGLE_LABEL, named)
@@ -285,7 +285,7 @@ def _several(table: Table, columns: Sequence[str], spec: LabelSpec) -> np.ndarra
         for row in range(len(table)):
             name = _name(table, column, row)
             if name not in ("0", "1", *_TRUTH):
-                raise InputError(f"{table.where(row)}: {column!r} is {name!r}; several label columns hold 0 or 1")
+                raise InputError(f"{table.where(row)}: {column!r} is {shown(name)}; several label columns hold 0 or 1")
             out[row, at] = name in ("1", "true")
     ids.log_renamed(table.name)
     return out
@@ -308,18 +308,21 @@ def _known_id(table: Table, column: str, row: int, ids: LabelIds, name: str) -> 
     found = ids.find(name)
     if found is None:
         known = shorten(ids.names)
-        raise InputError(f"{table.where(row)}: unknown label {name!r} in {column!r}; known labels: {known}")
+        raise InputError(f"{table.where(row)}: unknown label {shown(name)} in {column!r}; known labels: {known}")
     return found
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def _quantity(table: Table, column: str, row: int) -> float:
-    """Returns the label of a row in a regression. Raises InputError if it is no finite number."""
+    """Returns the label of a row in a regression. Raises InputError if it is no finite float32."""
     value = table.column(column)[row]
     try:
         number = float(label_name(value) or "nan")
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= _LARGEST:  # NaN is not
         hint = f" ({SKIP})" if _is_missing(value) else ""
         raise InputError(f"{table.where(row)}: {column!r} is {shown(value)}; this model predicts a number{hint}")
     return number
@@ -360,5 +363,5 @@ def _name(table: Table, column: str, row: int) -> str:
 
 def shorten(names: Sequence[str], most: int = 10) -> str:
     """Returns at most ``most`` names for a message, and how many more there are."""
-    listed = ", ".join(map(repr, names[:most]))
+    listed = ", ".join(map(shown, names[:most]))
     return listed if len(names) <= most else f"{listed} and {len(names) - most} more"

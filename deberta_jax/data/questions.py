@@ -117,8 +117,8 @@ def answer_span(table: Table, column: str, row: int, context: str) -> tuple[int,
     start = locate(context, texts[0], starts[0])
     if start is None:
         raise InputError(
-            f"{table.where(row)}: the answer {texts[0]!r} is not in the context, neither at character {starts[0]} nor "
-            "elsewhere; mend the row, or leave such rows out with --skip-unlabelled"
+            f"{table.where(row)}: the answer {shown(texts[0])} is not in the context, neither at character "
+            f"{starts[0]} nor elsewhere; mend the row, or leave such rows out with --skip-unlabelled"
         )
     return start, start + len(texts[0]), start != starts[0]
 

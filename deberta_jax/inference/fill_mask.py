@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from deberta_jax.data.batches import batch_rows, length_buckets, pad_texts, plan_in_order
 from deberta_jax.data.features import Features, check_vocabulary, make_features
-from deberta_jax.errors import InputError, brief
+from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.models import Model, Runtime
 from deberta_jax.sharding import batch_sharding, global_batch, make_mesh, replicated
@@ -63,7 +63,7 @@ class MaskFiller:
             raise InputError(f"top_k={top_k}: give 1 to {self.tokenizer.vocab_size}")
         for text in texts:
             if not isinstance(text, str):
-                raise InputError(f"cannot read the input {text!r}; give a str")
+                raise InputError(f"cannot read the input {shown(text)}; give a str")
         if not texts:
             return []
         features = make_features(self.tokenizer, texts, None, max_length=1 << 30)

@@ -11,7 +11,7 @@ import numpy as np
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features
 from deberta_jax.data.table import Table
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, shown
 from deberta_jax.ops.losses import Items
 from deberta_jax.tasks.columns import Columns
 from deberta_jax.text import Tokenizer
@@ -190,7 +190,7 @@ def read_mappings(inputs: Any, columns: Columns, form: str) -> PipelineInputs:
     names = (*columns.text, *columns.choices)
     for item in items:
         if not isinstance(item, Mapping) or set(item) != set(names):
-            raise InputError(f"cannot read the input {item!r}; give {form}")
+            raise InputError(f"cannot read the input {shown(item)}; give {form}")
     table = Table("the input", {name: [item[name] for item in items] for name in names}, range(1, len(items) + 1))
     return PipelineInputs(table, columns, single)
 

@@ -17,7 +17,7 @@ from deberta_jax.data.features import Features
 from deberta_jax.data.layouts import TAG_COLUMNS, WORD_COLUMNS, named_column
 from deberta_jax.data.spans import Span, is_span_column, spans_of, unusable_rows
 from deberta_jax.data.table import Table
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, shown
 from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, TaskKind, TaskOptions
 from deberta_jax.tasks.chunks import chunks, span_metrics
 from deberta_jax.tasks.columns import Columns, guess_text, unknown_column
@@ -225,10 +225,12 @@ def _texts_or_words(inputs: Any, split: bool) -> tuple[list[Any], bool]:
     """Returns texts or lists of words, all of one kind, and whether the input was a single one."""
     if isinstance(inputs, str):
         if split:
-            raise InputError(f"cannot read the input {inputs!r}; is_split_into_words takes a list of words")
+            raise InputError(f"cannot read the input {shown(inputs)}; is_split_into_words takes a list of words")
         return [inputs], True
     if not isinstance(inputs, Iterable) or isinstance(inputs, (Mapping, bytes)):
-        raise InputError(f"cannot read the input {inputs!r}; give a text, a list of texts, or a list of lists of words")
+        raise InputError(
+            f"cannot read the input {shown(inputs)}; give a text, a list of texts, or a list of lists of words"
+        )
     items = list(inputs)
     single = split and bool(items) and all(isinstance(word, str) for word in items)
     items = [items] if single else [list(item) if isinstance(item, tuple) else item for item in items]
@@ -238,7 +240,7 @@ def _texts_or_words(inputs: Any, split: bool) -> tuple[list[Any], bool]:
     for item in items:
         words = isinstance(item, list) and bool(item) and all(isinstance(word, str) for word in item)
         if not isinstance(item, str) and not words:
-            raise InputError(f"cannot read the input {item!r}; give a text, or a list of words")
+            raise InputError(f"cannot read the input {shown(item)}; give a text, or a list of words")
     return items, single
 
 

@@ -22,7 +22,7 @@ from deberta_jax.data.labels import (
     unlabelled_rows,
 )
 from deberta_jax.data.table import Table
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, shown
 from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
 from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, Task, TaskKind, TaskOptions
@@ -259,7 +259,7 @@ def _text_and_pair(item: Any) -> tuple[str, str | None]:
         pair = item.get("text_pair")
         if (pair is None or isinstance(pair, str)) and not set(item) - {"text", "text_pair"}:
             return item["text"], pair
-    raise InputError(f"cannot read the input {item!r}; give a str, or {{'text': ..., 'text_pair': ...}}")
+    raise InputError(f"cannot read the input {shown(item)}; give a str, or {{'text': ..., 'text_pair': ...}}")
 
 
 def _task_of_model(options: TaskOptions, config: DebertaConfig, table: Table, named: NamedTask | None) -> TextTask:

@@ -132,7 +132,7 @@ def discover_tags(table: Table, text: str, label: str) -> tuple[str, ...]:
     numbers, names = {v for v in values if isinstance(v, int)}, {v for v in values if isinstance(v, str)}
     if numbers and names:
         raise InputError(
-            f"{table.name}: tags in {label!r} are names, as {min(names)!r}, and numbers, as {min(numbers)}"
+            f"{table.name}: tags in {label!r} are names, as {shown(min(names))}, and numbers, as {min(numbers)}"
         )
     if numbers and max(numbers) >= _MOST_TAGS:
         raise InputError(f"{table.name}: {label!r} has the tag {max(numbers)}; tags are numbered from 0")
@@ -166,7 +166,7 @@ def encode_tags(table: Table, text: str, label: str, names: Sequence[str]) -> li
         ]
         if None in row_ids:
             raise InputError(
-                f"{table.where(row)}: unknown tag {tags[row_ids.index(None)]!r} in {label!r}; "
+                f"{table.where(row)}: unknown tag {shown(tags[row_ids.index(None)])} in {label!r}; "
                 f"known tags: {shorten(tuple(names), 20)}"
             )
         out.append(row_ids)

@@ -26,6 +26,8 @@ from deberta_jax.text.tokenizer import Tokenizer
 MOST_KEPT = 1 << 25
 # White space as the library's expression defines it: without \x1c to \x1f.
 _CHUNKS = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
+# Characters that few vocabularies have.
+_RARE = "\ue000\u0378龘"
 _WHITE_SPACE = [chr(code) for code in range(0x3001) if chr(code).isspace()]
 
 
@@ -102,4 +104,18 @@ def _within_words(tokenizer: SentencePieceTokenizer) -> bool:
     pieces = tokenizer._processor.id_to_piece(list(range(tokenizer._processor.get_piece_size())))
     inside = any(SPACE in piece[1:].lstrip(SPACE) for piece in pieces)
     spaced = any(any(c.isspace() for c in token.content) for token in tokenizer.added.tokens)
-    return not inside and not spaced and _is_space(tokenizer, " ") and not tokenizer._processor.encode("")
+    plain = not inside and not spaced and _is_space(tokenizer, " ") and not tokenizer._processor.encode("")
+    return plain and all(_stands_alone(tokenizer, character) for character in _RARE)
+
+
+def _stands_alone(tokenizer: SentencePieceTokenizer, character: str) -> bool:
+    """Returns whether a word has the same ids after another one.
+
+    SentencePiece joins unknown pieces that are neighbours. Two words are, if the space between them is no piece of its
+    own, as in a model of whole words.
+    """
+    both, alone = (
+        tokenizer.encode_flat([f"{character} {character}", character])[0],
+        tokenizer.encode_flat([character])[0],
+    )
+    return np.array_equal(both, np.tile(alone, 3))

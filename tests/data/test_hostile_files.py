@@ -13,6 +13,7 @@ import threading
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import deberta_jax
@@ -21,6 +22,8 @@ from deberta_jax.data.documents import CorpusOptions, blocks, text_files, texts_
 from deberta_jax.data.hub_datasets import digest
 from deberta_jax.data.tables import read_table
 from deberta_jax.errors import InputError
+from tests.data.reading import recognised
+from tests.made import make_tokenizer
 
 GIGABYTES = 100 << 30
 SCRIPT = '''
@@ -134,6 +137,23 @@ def test_each_is_refused_in_little_time_and_memory(tmp_path):
         assert len(line) < 1000, name
         assert seconds < 5, (name, seconds)
         assert grown < 500, (name, grown)
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "-" + "1" * 5000, 10**30, 1e300, "x" * 1_000_000])
+def test_labels_that_are_numbers_or_names_without_end(value, tmp_path):
+    """Names, or one line; no label is infinite in float32."""
+    path = tmp_path / "a.jsonl"
+    for other in (0, 0.5, "a", value):
+        rows = [{"text": "ban", "label": other}, {"text": "kost", "label": value}] * 2
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        said = ""
+        try:
+            _, task = recognised(read_table(path))
+            labels = task.features(read_table(path), make_tokenizer(tmp_path / "tokenizer"), 24, labelled=True).labels
+            assert np.isfinite(labels).all()
+        except InputError as error:
+            said = str(error)
+        assert len(said) < 1000
 
 
 def test_a_hole_ends_hashing_too(tmp_path):

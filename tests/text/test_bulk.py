@@ -73,12 +73,19 @@ def test_words_are_forgotten_when_there_are_many(small, monkeypatch):
 def test_a_vocabulary_with_pieces_of_several_words_is_not_looked_up(tmp_path):
     draw = random.Random(0)
     lines = [" ".join(draw.choice(["of the", "in a", "king", "house"]) for _ in range(8)) for _ in range(300)]
+    tokenizer = trained(tmp_path, lines, split_by_whitespace=False)
+    encoder = BulkEncoder(tokenizer)
+    assert not encoder.by_words
+    texts = ["of the king", "house of the house"]
+    np.testing.assert_array_equal(encoder(texts)[0], tokenizer.encode_flat(texts)[0])
+
+
+def trained(folder, lines, **options):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(lines),
         model_writer=model,
         vocab_size=60,
-        split_by_whitespace=False,
         pad_id=0,
         bos_id=1,
         eos_id=2,
@@ -89,13 +96,22 @@ def test_a_vocabulary_with_pieces_of_several_words_is_not_looked_up(tmp_path):
         unk_piece="[UNK]",
         minloglevel=2,
         hard_vocab_limit=False,
+        **options,
     )
-    (tmp_path / "spm.model").write_bytes(model.getvalue())
-    tokenizer = load_tokenizer(tmp_path)
+    (folder / "spm.model").write_bytes(model.getvalue())
+    return load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(("kind", "by_words"), [("unigram", True), ("char", True), ("word", False), ("bpe", None)])
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nfkc_cf", "identity"])
+def test_other_kinds_of_models(kind, by_words, rule, tmp_path):
+    """Unknown words that are neighbours become one piece in models of words; "\u2581" is not always a space."""
+    lines = [f"{a} {b}" for a in ("of", "the", "king", "house") for b in ("in", "tower", "garden")] * 5
+    tokenizer = trained(tmp_path, lines, model_type=kind, normalization_rule_name=rule)
     encoder = BulkEncoder(tokenizer)
-    assert not encoder.by_words
-    texts = ["of the king", "house of the house"]
-    np.testing.assert_array_equal(encoder(texts)[0], tokenizer.encode_flat(texts)[0])
+    assert by_words is None or encoder.by_words == by_words
+    for text in [*ODD, "of the king", "unknown words here", "\u9f98 \u9f98", "of \u2581 the\u2581", "the\u2581king"]:
+        np.testing.assert_array_equal(encoder([text])[0], tokenizer.encode_flat([text])[0], err_msg=repr(text))
 
 
 @pytest.mark.long
