@@ -155,8 +155,12 @@ def write_json_lines(path: str | os.PathLike[str], values: list[Any]) -> None:
 
 
 def append_json_line(path: str | os.PathLike[str], value: Any) -> None:
-    """Appends a JSON value as one line to a local file. Raises OSError."""
-    with open(path, "ab") as file:
+    """Appends a JSON value as one line to a local file. A last line that was cut short is ended. Raises OSError."""
+    with open(path, "a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
         file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
 
 

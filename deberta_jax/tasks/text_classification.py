@@ -30,6 +30,8 @@ from deberta_jax.tasks.columns import Columns, guess_text, label_column
 from deberta_jax.tasks.metrics import classification_metrics, multi_label_metrics, regression_metrics
 from deberta_jax.text import Tokenizer
 
+_LARGEST_MATRIX, _LISTED = 500, 100
+
 _LABELS = ("label", "labels", "target", "class", "category", "score", "gold_label", "sentiment", "y")
 
 _METRICS = {
@@ -82,7 +84,9 @@ class TextTask(Task):
         if self.spec.problem_type == REGRESSION:
             return "labels: numbers, so this is a regression"
         several = " (several may hold)" if self.spec.problem_type == MULTI_LABEL else ""
-        return f"labels{several}: {', '.join(f'{i} = {name}' for i, name in enumerate(self.spec.names))}"
+        names = self.spec.names
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        return f"labels{several}: {', '.join(f'{i} = {name}' for i, name in enumerate(names[:_LISTED]))}{more}"
 
     def features(self, table: Table, tokenizer: Tokenizer, max_length: int, *, labelled: bool) -> Features:
         labels = encode_labels(table, self.label, self.spec) if labelled else None
@@ -179,7 +183,17 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def confusion(guess: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Returns the names of the labels and the confusion matrix, [true label, predicted label], as lists."""
+    """Returns the names of the labels and the confusion matrix, [true label, predicted label], as lists.
+
+    With more than 500 labels, whose matrix would be large and nearly empty, returns the number of predicted labels and
+    the pairs of labels that were confused most often, with their numbers.
+    """
+    if len(names) > _LARGEST_MATRIX:
+        wrong = guess != truth
+        pairs, counts = np.unique(np.stack([truth[wrong], guess[wrong]]), axis=1, return_counts=True)
+        most = np.argsort(-counts, kind="stable")[:20]
+        confused = [[*(names[int(i)] for i in pairs[:, k]), int(counts[k])] for k in most]
+        return {"predicted_labels": len(np.unique(guess)), "confused": confused}
     counts = np.zeros((len(names), len(names)), np.int64)
     np.add.at(counts, (truth, guess), 1)
     return {"labels": list(names), "confusion": counts.tolist()}

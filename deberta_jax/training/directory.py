@@ -2,18 +2,34 @@
 
 import dataclasses
 import logging
+import math
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.tasks import Metrics
 from deberta_jax.training.experiment import difference
 from deberta_jax.weights import find_incomplete
 
 _log = logging.getLogger(__name__)
+
+
+# What a run writes into its directory beside states and models.
+_FILES = (
+    "log.jsonl",
+    "sessions.jsonl",
+    "result.json",
+    "evaluation.json",
+    "report.html",
+    "curves.png",
+    "config.json",
+    "model.safetensors",
+)
+
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +54,8 @@ def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None
       None where the run is to start or to continue; its result where it has finished, which is also logged.
 
     Raises:
-      InputError: the directory holds something else or another run, or ``--resume never`` forbids to continue.
+      InputError: the directory holds something else, another run or damaged files, or ``--resume never`` forbids to
+        continue.
     """
     storage.check_output_directory("--output", directory)
     if not directory.exists():
@@ -51,7 +68,7 @@ def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None
     if not saved.is_file():
         raise InputError(f"--output {directory}: is not empty and holds no run; give another directory")
     try:
-        theirs = storage.read_record(saved, {"job": str})
+        theirs = storage.read_record(saved, {"job": str, "experiment": dict, "data": dict})
     except InputError as error:
         why = str(error).removeprefix(f"{saved}: ")
         raise InputError(
@@ -62,18 +79,45 @@ def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None
         raise InputError(f"--output {directory}: holds another run ({why}); give another directory or delete it")
     if record["runtime"].get("resume") == "never":
         raise InputError(f"--output {directory}: holds this run already and --resume is never; delete it or resume")
-    finished = directory / "result.json"
-    if not finished.is_file():
+    _check_files(directory)
+    found = _result_of(directory / "result.json")
+    if found is None:
         return None
-    found = storage.read_record(finished, {"step": int, "metrics": dict})
     incomplete = incomplete_model(directory, record)
     if incomplete is not None:
         state = max((int(path.name) for path in directory.glob("state/*") if path.name.isdecimal()), default=None)
-        if state != found["step"]:
-            raise InputError(lost_model(directory, incomplete, found["step"], state))
+        if state != found.step:
+            raise InputError(lost_model(directory, incomplete, found.step, state))
         _log.warning("%s; the best model is written again from the state of step %d", incomplete, state)
         return None
-    _log.info("%s: this run has finished, at step %d of its best checkpoint; nothing to do", directory, found["step"])
+    _log.info("%s: this run has finished, at step %d of its best checkpoint; nothing to do", directory, found.step)
+    return found
+
+
+def _check_files(directory: Path) -> None:
+    """Checks that the files that a run writes, where they exist, are files. Raises InputError for another thing."""
+    for name in _FILES:
+        path = directory / name
+        if os.path.lexists(path) and not path.is_file():
+            raise InputError(f"{path}: is no file; delete it, and run the same command again")
+    states = directory / "state"
+    if os.path.lexists(states) and not states.is_dir():
+        raise InputError(f"{states}: is no directory; delete it, and run the same command again")
+
+
+def _result_of(finished: Path) -> Result | None:
+    """Returns the result of a run that has finished, or None. Raises InputError if the file is damaged."""
+    if not finished.is_file():
+        return None
+    try:
+        found = storage.read_record(finished, {"step": int, "metrics": dict})
+        for name, value in found["metrics"].items():
+            if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+                raise InputError(f"{finished}: damaged: {brief(name)} is {shown(value)}; expected a number")
+    except InputError as error:
+        raise InputError(
+            f"{error}; delete this file and run the same command again, which goes on from the last saved state"
+        ) from None
     return Result(found["step"], found["metrics"])
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from deberta_jax.data.documents import CorpusOptions
 from deberta_jax.data.files import matching_files
 from deberta_jax.data.hub_datasets import digest
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.models import Runtime
 from deberta_jax.tasks import TaskOptions
 from deberta_jax.training.experiment_checks import check_common
@@ -365,14 +365,14 @@ def fingerprint(record: dict[str, Any]) -> str:
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     """Describes the first difference between two records; returns None if they describe the same run."""
     if ours["job"] != theirs.get("job"):
-        return f"it is a {theirs.get('job')} run"
+        return f"it is a {brief(theirs.get('job'))} run"
     for section in ("experiment", "data"):
         mine, other = _flat(ours[section]), _flat(theirs.get(section, {}))
         for name in (*mine, *(name for name in other if name not in mine)):
             if mine.get(name) != other.get(name):
                 if section == "data":
-                    return f"the data file {name} has changed"
-                return f"its {name} is {other.get(name)!r}, now it is {mine.get(name)!r}"
+                    return f"the data file {brief(name, 300)} has changed"
+                return f"its {brief(name)} is {shown(other.get(name))}, now it is {shown(mine.get(name))}"
     return None
 
 

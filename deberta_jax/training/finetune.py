@@ -14,7 +14,7 @@ from deberta_jax.training.distributed import is_writer
 from deberta_jax.training.experiment import Finetune
 from deberta_jax.training.finetune_data import features_of, read_inputs
 from deberta_jax.training.finetune_model import finetune_objective
-from deberta_jax.training.finite import ADVICE
+from deberta_jax.training.finite import ADVICE, finite_json
 from deberta_jax.training.loop import Job, run_job
 from deberta_jax.training.peft import save_adapter
 from deberta_jax.training.resolve import ResolvedExperiment, resolve_experiment
@@ -68,7 +68,7 @@ def make_job(resolved: ResolvedExperiment, directory: Path) -> Job:
         if trained.lora is not None:
             save_adapter(directory / "adapter", trained.model, params, trained.lora, e.model)
         if is_writer():
-            storage.write_json(directory / "evaluation.json", details)
+            storage.write_json(directory / "evaluation.json", finite_json(details))
 
     return Job(
         directory=directory,

@@ -48,3 +48,12 @@ def check_metrics(metrics: Mapping[str, float | None], step: int) -> None:
                 f"the {name.replace('_', ' ')} of the evaluation is {value} after step {step}: {ADVICE}",
                 max(step - 1, 0),
             )
+
+
+def finite_json(value: Any) -> Any:
+    """Returns a JSON value with None in place of each number that is not finite, for details that are only shown."""
+    if isinstance(value, dict):
+        return {name: finite_json(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,6 @@
 """Reports a run while it trains: a progress bar, log.jsonl, a plot of the curves, and other sinks."""
 
+import logging
 import math
 import sys
 import time
@@ -8,13 +9,15 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import matplotlib.figure
 import numpy as np
 from tqdm import tqdm
 
 from deberta_jax import storage
 from deberta_jax.data.batches import Size
 from deberta_jax.training.finite import ADVICE, NotFinite
+from deberta_jax.training.plots import write_curves
+
+_log = logging.getLogger(__name__)
 
 # Names of the figures that differ between two runs of the same experiment.
 TIMES = ("tokens_per_second", "examples_per_second", "mfu", "peak_memory")
@@ -169,40 +172,31 @@ class RunLog:
             sink.write(entry["step"], figures)
 
     def draw(self, path: Path, metric: str) -> None:
-        """Writes the curves as a PNG."""
+        """Writes the curves as a PNG, or logs why it cannot."""
         if self.writer:
-            with storage.writing(path) as file:
-                curves(self.entries, metric).savefig(file, format="png", dpi=120)
-
-
-def curves(entries: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:
-    """Returns a plot of the training loss and, if there were evaluations, of their loss and ``metric``."""
-    steps = [e for e in entries if "loss" in e]
-    evals = [e for e in entries if "eval" in e]
-    figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
-    left = figure.add_subplot()
-    left.plot([e["step"] for e in steps], [e["loss"] for e in steps], color="tab:blue", label="training loss")
-    left.plot(
-        [e["step"] for e in evals],
-        [e["eval"]["loss"] for e in evals],
-        "o--",
-        color="tab:cyan",
-        label="evaluation loss",
-    )
-    left.set_xlabel("step")
-    left.set_ylabel("loss")
-    lines = left.get_lines()
-    if metric != "loss":
-        right = left.twinx()
-        values = [np.nan if e["eval"][metric] is None else e["eval"][metric] for e in evals]
-        lines = [*lines, *right.plot([e["step"] for e in evals], values, "s-", color="tab:orange", label=metric)]
-        right.set_ylabel(metric)
-    left.legend(lines, [str(line.get_label()) for line in lines], loc="best")
-    left.grid(alpha=0.3)
-    return figure
+            write_curves(path, self.entries, metric)
 
 
 def _read_entries(path: Path, start: int, evaluated: int) -> list[dict[str, Any]]:
-    # A line that a kill cut short is left out; its step is taken again.
-    entries = storage.read_json_lines(path)
+    """Returns the entries of a log up to the steps that a run continues from.
+
+    A line that a kill cut short is left out; its step is taken again. Of a log that is damaged before its end the lines
+    up to the damage are returned, and the file is kept under another name.
+
+    Raises:
+      InputError: the log cannot be read.
+    """
+    entries = [entry for entry in storage.read_json_lines(path) if _is_entry(entry)]
+    lines = storage.read_bytes(path, storage.LOG).splitlines() if path.is_file() else []
+    if len(lines) > len(entries) + 1:
+        kept = path.with_name(f"{path.name}.damaged")
+        storage.write_bytes(kept, storage.read_bytes(path, storage.LOG))
+        _log.warning("%s: is damaged after line %d; the whole file is kept as %s", path, len(entries), kept.name)
     return [entry for entry in entries if entry["step"] <= (evaluated if "eval" in entry else start)]
+
+
+def _is_entry(entry: dict[str, Any]) -> bool:
+    """Returns whether an object has the form of a line of the log."""
+    numbers = entry.get("eval", {name: value for name, value in entry.items() if name != "eval"})
+    is_number = lambda value: value is None or type(value) in (int, float)
+    return type(entry.get("step")) is int and isinstance(numbers, dict) and all(map(is_number, numbers.values()))

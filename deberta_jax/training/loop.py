@@ -36,7 +36,7 @@ from deberta_jax.training.flops import peak_flops, step_flops
 from deberta_jax.training.logging import RunLog
 from deberta_jax.training.objective import Objective, PreparedStep, prepare_step
 from deberta_jax.training.optimizers import learning_rate_schedule
-from deberta_jax.training.report import write_report
+from deberta_jax.training.report import complete_report, write_report
 from deberta_jax.training.sinks import make_sinks
 from deberta_jax.training.state import TrainState, make_state
 from deberta_jax.training.step import compile_step
@@ -122,6 +122,8 @@ def run_job(directory: Path, record: Mapping[str, Any], make_job: Callable[[], J
     # No process writes there before all have looked.
     check_shared(directory, finished is None)
     if finished:
+        if is_writer():
+            complete_report(directory, record)
         return finished
     with alone_in(directory):
         return fit(make_job())

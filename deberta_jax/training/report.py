@@ -11,7 +11,15 @@ import matplotlib.figure
 import numpy as np
 
 from deberta_jax import storage
-from deberta_jax.training.logging import curves
+from deberta_jax.training.plots import (
+    confusion_plot,
+    curves,
+    histogram_plot,
+    never_failing,
+    save_figure,
+    scatter_plot,
+    write_curves,
+)
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -21,18 +29,44 @@ th { text-align: left; background: #f4f4f4; font-weight: 600; } img { max-width:
 
 
 def write_report(directory: Path, metric: str) -> None:
-    """Writes the report.
+    """Writes the report, or logs why it cannot.
 
     It reads experiment.json, log.jsonl, result.json, sessions.jsonl and, if it exists, evaluation.json.
 
     Args:
       metric: the one that chose the best checkpoint.
     """
+    path = directory / "report.html"
+    with never_failing(path):
+        storage.write_text(path, _page(directory, metric))
+
+
+def complete_report(directory: Path, record: Mapping[str, Any]) -> None:
+    """Writes the report and the curves of a run that has finished where they are missing.
+
+    Args:
+      record: the resolved experiment.
+    """
+    report, plot = directory / "report.html", directory / "curves.png"
+    if report.is_file() and plot.is_file():
+        return
+    with never_failing(report):
+        metrics = storage.read_record(directory / "result.json", {"metrics": dict})["metrics"]
+        metric = record["experiment"].get("metric") or next(iter(metrics))
+        metric = metric if record["job"] == "Finetune" else "loss"
+        if not plot.is_file():
+            write_curves(plot, storage.read_json_lines(directory / "log.jsonl"), metric)
+        if not report.is_file():
+            write_report(directory, metric)
+
+
+def _page(directory: Path, metric: str) -> str:
     experiment = storage.read_json(directory / "experiment.json")
     result = storage.read_json(directory / "result.json")
     entries = storage.read_json_lines(directory / "log.jsonl")
     sessions = storage.read_json_lines(directory / "sessions.jsonl")
-    details = storage.read_json(directory / "evaluation.json") if (directory / "evaluation.json").is_file() else {}
+    evaluation = directory / "evaluation.json"
+    details = storage.read_json_object(evaluation, storage.LARGE) if evaluation.is_file() else {}
     parts = [
         _table("Best checkpoint", [("step", result["step"]), *result["metrics"].items()]),
         _figure("Curves", curves(entries, metric)),
@@ -45,62 +79,26 @@ def write_report(directory: Path, metric: str) -> None:
     ]
     title = html.escape(f"{experiment['job']}: {directory.name}")
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-    text = f"{page}<h1>{title}</h1>{''.join(parts)}</html>\n"
-    storage.write_text(directory / "report.html", text)
+    return f"{page}<h1>{title}</h1>{''.join(parts)}</html>\n"
 
 
 def _details(details: Mapping[str, Any]) -> list[str]:
     """Returns the sections for a task's details: a confusion matrix, a scatter plot, a histogram, examples."""
     parts = []
     if "confusion" in details:
-        parts.append(_figure("Confusion matrix", _confusion(details["labels"], np.array(details["confusion"]))))
+        parts.append(_figure("Confusion matrix", confusion_plot(details["labels"], np.array(details["confusion"]))))
+    if "confused" in details:
+        parts.append(_rows("Most often confused", ("true", "predicted", "number"), details["confused"]))
     if "by_label" in details:
         rows = [(name, *values) for name, values in details["by_label"].items()]
         parts.append(_rows("By label", ("label", "precision", "recall", "f1", "number"), rows))
     if "scatter" in details:
-        parts.append(_figure("Predicted against true", _scatter(*details["scatter"])))
+        parts.append(_figure("Predicted against true", scatter_plot(*details["scatter"])))
     if "histogram" in details:
-        parts.append(_figure(details["histogram"]["title"], _histogram(**details["histogram"])))
+        parts.append(_figure(details["histogram"]["title"], histogram_plot(**details["histogram"])))
     if "wrong" in details:
         parts.append(_rows("Wrong and most certain", ("row", "true", "predicted", "score"), details["wrong"]))
     return parts
-
-
-def _confusion(labels: Sequence[str], counts: np.ndarray) -> matplotlib.figure.Figure:
-    size = min(10.0, 2.5 + 0.45 * len(labels))
-    figure = matplotlib.figure.Figure(figsize=(size + 1, size), layout="constrained")
-    axes = figure.add_subplot()
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if len(labels) <= 20:
-        for i, j in np.ndindex(*counts.shape):
-            axes.text(
-                j, i, str(counts[i, j]), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black"
-            )
-    return figure
-
-
-def _scatter(truth: Sequence[float], guess: Sequence[float]) -> matplotlib.figure.Figure:
-    figure = matplotlib.figure.Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(truth, guess, ".", alpha=0.4)
-    axes.set_xlabel("true")
-    axes.set_ylabel("predicted")
-    return figure
-
-
-def _histogram(title: str, values: Sequence[float], axis: str) -> matplotlib.figure.Figure:
-    del title
-    figure = matplotlib.figure.Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.hist(values, bins=20)
-    axes.set_xlabel(axis)
-    axes.set_ylabel("examples")
-    return figure
 
 
 def _evaluations(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -108,7 +106,7 @@ def _evaluations(entries: Sequence[Mapping[str, Any]]) -> str:
     if not evals:
         return ""
     names = list(evals[0]["eval"])
-    return _rows("Evaluations", ("step", *names), [(e["step"], *(e["eval"][n] for n in names)) for e in evals])
+    return _rows("Evaluations", ("step", *names), [(e["step"], *(e["eval"].get(n) for n in names)) for e in evals])
 
 
 def _speed(entries: Sequence[Mapping[str, Any]], sessions: Sequence[Mapping[str, Any]]) -> str:
@@ -127,7 +125,7 @@ def _speed(entries: Sequence[Mapping[str, Any]], sessions: Sequence[Mapping[str,
 
 def _figure(title: str, figure: matplotlib.figure.Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    save_figure(figure, buffer, 110)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
 

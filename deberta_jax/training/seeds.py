@@ -1,14 +1,19 @@
 """Runs the same fine-tuning with several seeds: median, spread, and the seeds that learned nothing."""
 
 import dataclasses
+import logging
 import statistics
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from deberta_jax import storage
+from deberta_jax.errors import InputError
 from deberta_jax.training.distributed import is_writer
 from deberta_jax.training.experiment import Finetune
 from deberta_jax.training.finetune import finetune
+
+_log = logging.getLogger(__name__)
 
 
 def finetune_seeds(experiment: Finetune) -> dict[str, Any]:
@@ -32,8 +37,8 @@ def finetune_seeds(experiment: Finetune) -> dict[str, Any]:
         if result.stopped is not None:
             return {"stopped": result.stopped}
         metric = metric or e.metric or next(iter(result.metrics))
-        values[str(seed)] = result.metrics[metric]
-        if has_collapsed(result.metrics, storage.read_json(directory / "evaluation.json")):
+        values[str(seed)] = result.metrics.get(metric)
+        if has_collapsed(result.metrics, read_details(directory)):
             collapsed.append(seed)
     summary = {"metric": metric, **spread(values, lowest_is_best=metric == "loss"), "collapsed": collapsed}
     summary["best"] = str(home / f"seed-{summary['best']}")
@@ -57,11 +62,23 @@ def spread(values: Mapping[str, float | None], *, lowest_is_best: bool = False) 
     }
 
 
+def read_details(directory: Path) -> dict[str, Any]:
+    """Returns the details of a run's last evaluation; {} with a warning if the file is missing or damaged."""
+    try:
+        return storage.read_json_object(directory / "evaluation.json", storage.LARGE)
+    except InputError as error:
+        _log.warning("%s: it is not known whether this seed has learned anything", error)
+        return {}
+
+
 def has_collapsed(metrics: Mapping[str, float | None], details: Mapping[str, Any]) -> bool:
     """Returns True for a model that gives every example the same answer.
 
     Its confusion matrix has one column that is not zero, or the correlation of its numbers does not exist.
     """
-    if "confusion" in details:
-        return sum(any(column) for column in zip(*details["confusion"], strict=True)) < 2
+    if type(details.get("predicted_labels")) is int:
+        return details["predicted_labels"] < 2
+    counts = details.get("confusion")
+    if isinstance(counts, list) and all(isinstance(row, list) for row in counts):
+        return sum(any(column) for column in zip(*counts, strict=False)) < 2
     return "pearson" in metrics and metrics["pearson"] is None
