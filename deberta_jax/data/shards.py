@@ -11,17 +11,22 @@ inputs.json          what the directory is made from: tokenizer, options, files
 import dataclasses
 import hashlib
 import json
+import random
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.text import Tokenizer
 
 MANIFEST, INPUTS, UNIGRAMS = "manifest.json", "inputs.json", "unigrams.npy"
 VERSION = 1
+
+_OWN_HASH = "sha256"
+_HASHED_BYTES = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +77,13 @@ class Shards:
 # The fields that are read of each record, with their types.
 _TOKENIZER = {"fingerprint": str, "kind": str, "vocab_size": int}
 _POSITION = {"file": int, "offset": int, "line": int}
-_SHARD = {"name": str, "documents": int, "tokens": int, "tokens_sha256": str, "lengths_sha256": str}
+_SHARD = {
+    "name": re.compile("shard-[0-9]{5,9}"),
+    "documents": int,
+    "tokens": int,
+    "tokens_sha256": str,
+    "lengths_sha256": str,
+}
 _MADE_OF = {
     "version": int,
     "tokenizer": _TOKENIZER,
@@ -98,29 +109,45 @@ def manifest_of(directory: Path) -> Path:
 
 
 def open_shards(directory: Path, tokenizer: Tokenizer) -> Shards:
-    """Opens the shards of a complete directory. Checks sizes; running ``prepare`` again checks hashes too.
+    """Opens the shards of a complete directory. Checks all sizes, and the hashes of 256 MB of shards, chosen at random.
+
+    Running ``prepare`` again checks the hashes of all shards.
 
     Raises:
       InputError: the directory is incomplete, of another version, was made with another tokenizer, or has a file that
-        is missing or has the wrong size.
+        is missing, has the wrong size or is not what was written.
     """
     manifest = read_record(manifest_of(directory))
     check_tokenizer(directory, manifest["tokenizer"], tokenizer)
     dtype = token_dtype(tokenizer.vocab_size)
-    ids, lengths = [], []
-    for entry in manifest["shards"]:
+    ids, lengths, left = {}, {}, _HASHED_BYTES
+    for entry in random.sample(manifest["shards"], len(manifest["shards"])):
         name = entry["name"]
-        ids.append(_mapped(directory / f"{name}.tokens", dtype, entry["tokens"]))
-        lengths.append(_mapped(directory / f"{name}.lengths", np.dtype("<u4"), entry["documents"]))
-        if int(lengths[-1].sum(dtype=np.int64)) != entry["tokens"]:
+        ids[name] = _mapped(directory / f"{name}.tokens", dtype, entry["tokens"])
+        lengths[name] = _mapped(directory / f"{name}.lengths", np.dtype("<u4"), entry["documents"])
+        if int(lengths[name].sum(dtype=np.int64)) != entry["tokens"]:
             raise damaged(directory / f"{name}.lengths", "the documents do not add up")
+        for kind, array in (("tokens", ids[name]), ("lengths", lengths[name])):
+            if left > 0 and hashlib.sha256(array).hexdigest() != entry[f"{kind}_sha256"]:
+                raise damaged(directory / f"{name}.{kind}", "is not what was written (its sha256 differs)")
+            left -= array.nbytes
+    names = [entry["name"] for entry in manifest["shards"]]
+    if len(set(names)) < len(names) or sum(entry["tokens"] for entry in manifest["shards"]) != manifest["tokens"]:
+        raise damaged(directory / MANIFEST, "the shards do not add up")
+    unigrams = _unigrams(directory / UNIGRAMS, tokenizer.vocab_size, manifest["tokens"])
+    return Shards(tuple(ids[name] for name in names), np.concatenate([lengths[name] for name in names]), unigrams)
+
+
+def _unigrams(path: Path, vocab_size: int, tokens: int) -> np.ndarray:
+    """Returns how often each id occurs, int64 [vocab_size]. Raises InputError if the file is damaged."""
     try:
-        unigrams = storage.mapped_npy(directory / UNIGRAMS)
-    except (OSError, ValueError, EOFError):
-        raise damaged(directory / UNIGRAMS, "missing or cut short") from None
-    if unigrams.shape != (tokenizer.vocab_size,) or int(unigrams.sum()) != manifest["tokens"]:
-        raise damaged(directory / UNIGRAMS, "the counts do not add up")
-    return Shards(tuple(ids), np.concatenate(lengths), unigrams)
+        found = storage.mapped_npy(path)
+    except Exception:  # numpy parses the header as Python, which fails in many ways
+        raise damaged(path, "missing or cut short") from None
+    right = found.dtype == np.int64 and found.shape == (vocab_size,)
+    if not right or int(found.min()) < 0 or int(found.sum()) != tokens:
+        raise damaged(path, "the counts do not add up")
+    return found
 
 
 def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
@@ -142,8 +169,8 @@ def check_tokenizer(directory: Path, record: dict[str, Any], tokenizer: Tokenize
     """Checks that a directory was made with this tokenizer. Raises InputError otherwise."""
     if record["fingerprint"] != tokenizer.fingerprint():
         raise InputError(
-            f"{directory}: was made with another tokenizer ({record['kind']}, {record['vocab_size']} ids, "
-            f"{record['fingerprint'][:12]}; this one is {tokenizer.kind}, {tokenizer.vocab_size} ids, "
+            f"{directory}: was made with another tokenizer ({brief(record['kind'])}, {record['vocab_size']} ids, "
+            f"{brief(record['fingerprint'], 12)}; this one is {tokenizer.kind}, {tokenizer.vocab_size} ids, "
             f"{tokenizer.fingerprint()[:12]}); prepare the text with this one, into another directory"
         )
 
@@ -152,34 +179,50 @@ def read_record(path: Path) -> dict[str, Any]:
     """Reads a JSON file of a directory, and checks that it has all fields that are used.
 
     Raises:
-      InputError: the file is unreadable, of another version, or lacks a field.
+      InputError: the file is unreadable, of another version, is not what was written, or lacks a field.
     """
     try:
-        record = storage.read_json(path)
+        record = storage.read_json_object(path, storage.LARGE)
     except InputError as error:
-        raise damaged(path, str(error).removeprefix(f"{path}: ")) from None
-    version = record.get("version", VERSION) if isinstance(record, dict) else VERSION
+        raise damaged(path, f"not readable ({str(error).removeprefix(f'{path}: ')})") from None
+    version = record.get("version", VERSION)
     if version != VERSION:
         raise InputError(
-            f"{path}: is of version {version}, expected {VERSION}; prepare the text again, into another directory"
+            f"{path}: is of version {shown(version)}, expected {VERSION}; prepare the text again, into another "
+            "directory"
         )
+    own = record.pop(_OWN_HASH, None)  # older records have none
+    if own is not None and own != _hash_of(record):
+        raise damaged(path, "is not what was written (its sha256 differs)")
     if not _fits(record, _FIELDS.get(path.name, _SHARD | {"end": _POSITION})):
-        raise damaged(path, "is not what was written (a field is missing or of another type)")
+        raise damaged(path, "is not what was written (a field is missing, of another type, or impossible)")
     return record
 
 
 def _fits(value: Any, expected: Any) -> bool:
-    """Returns whether a value has the expected form: a type, a dict of forms, or a list of one form, not empty."""
+    """Returns whether a value has the expected form.
+
+    Args:
+      value: a JSON value.
+      expected: a type, where integers must not be negative; a dict of forms; a list of one form, not empty; or a
+        pattern that the whole text must match.
+    """
     if isinstance(expected, dict):
         return isinstance(value, dict) and all(_fits(value.get(name), each) for name, each in expected.items())
     if isinstance(expected, list):
         return isinstance(value, list) and len(value) > 0 and all(_fits(each, expected[0]) for each in value)
-    return type(value) is expected
+    if isinstance(expected, re.Pattern):
+        return isinstance(value, str) and expected.fullmatch(value) is not None
+    return type(value) is expected and (expected is not int or value >= 0)
 
 
-def write_record(path: Path, record: Any) -> None:
-    """Writes a JSON file of a directory atomically."""
-    storage.write_text(path, json.dumps(record, indent=1) + "\n")
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Writes a JSON file of a directory atomically, with a hash of its own contents."""
+    storage.write_text(path, json.dumps(record | {_OWN_HASH: _hash_of(record)}, indent=1) + "\n")
+
+
+def _hash_of(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 class Writer:
