@@ -91,6 +91,8 @@ def show_messages() -> None:
     log.propagate = False
     if not log.handlers:
         log.addHandler(_ToStandardError())
+    # Orbax's tasks that fail are reported by the error that ends the run; asyncio would print their tracebacks too.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 class _ToStandardError(logging.Handler):

@@ -30,7 +30,7 @@ from deberta_jax.tasks.columns import Columns, guess_text, label_column
 from deberta_jax.tasks.metrics import classification_metrics, multi_label_metrics, regression_metrics
 from deberta_jax.text import Tokenizer
 
-_LARGEST_MATRIX, _LISTED = 500, 100
+_LARGEST_MATRIX, _LISTED = 200, 100
 
 _LABELS = ("label", "labels", "target", "class", "category", "score", "gold_label", "sentiment", "y")
 
@@ -185,7 +185,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 def confusion(guess: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Returns the names of the labels and the confusion matrix, [true label, predicted label], as lists.
 
-    With more than 500 labels, whose matrix would be large and nearly empty, returns the number of predicted labels and
+    With more than 200 labels, whose matrix would be large and nearly empty, returns the number of predicted labels and
     the pairs of labels that were confused most often, with their numbers.
     """
     if len(names) > _LARGEST_MATRIX:

@@ -31,7 +31,6 @@ _FILES = (
 )
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Result:
     """Holds the result of a run.

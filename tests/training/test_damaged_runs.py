@@ -9,7 +9,7 @@ import pytest
 
 from deberta_jax.errors import InputError
 from deberta_jax.storage import append_json_line, read_json_lines
-from deberta_jax.training.directory import check_directory, check_models
+from deberta_jax.training.directory import check_directory
 from deberta_jax.training.logging import RunLog
 from tests.made import refused, stdout_of
 
@@ -50,7 +50,7 @@ NO_FILE = {"a directory", "a pipe", "a loop"}
 NEEDED = {
     "experiment.json": {*DAMAGE},
     "result.json": {*DAMAGE} - {"missing"},
-    "model.safetensors": {"missing"} | NO_FILE,
+    "model.safetensors": {*DAMAGE},
     "log.jsonl": NO_FILE,
     "sessions.jsonl": NO_FILE,
     "evaluation.json": NO_FILE,
@@ -81,17 +81,6 @@ def test_a_finished_run_with_a_damaged_file(trained, tmp_path, capsys, name):
             found = json.loads(stdout_of(trained.task.arguments(run)))
             assert {**found, "output": ""} == {**whole, "output": ""}, kind
         shutil.rmtree(run)
-
-
-def test_the_models_of_both_parts_of_a_pre_training(tmp_path):
-    for name in ("generator", "discriminator"):
-        (tmp_path / name).mkdir()
-        with pytest.raises(InputError, match="are missing; put them back, or delete the directory"):
-            check_models(tmp_path, "PretrainRTD")
-        (tmp_path / name / "model-00001-of-00002.safetensors").touch()
-    check_models(tmp_path, "PretrainRTD")
-    with pytest.raises(InputError, match=r"model\.safetensors, are missing"):
-        check_models(tmp_path, "PretrainMLM")
 
 
 def test_records_of_other_programs_are_compared_without_a_traceback(tmp_path):

@@ -68,7 +68,7 @@ def test_names_in_plots_are_printable_short_and_no_mathematics():
         assert not re.search(r"(?<!\\)\$", shown)
 
 
-@pytest.mark.parametrize("count", [61, 500, 501, 5000])
+@pytest.mark.parametrize("count", [61, 200, 201, 5000])
 def test_very_many_labels_take_little_time(run, count):
     rng = np.random.default_rng(0)
     names = [f"label {i}" for i in range(count)]
@@ -79,9 +79,9 @@ def test_very_many_labels_take_little_time(run, count):
     details = confusion(guess, truth, names)
     (run / "evaluation.json").write_text(json.dumps(details))
     write_report(run, "accuracy")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     assert (run / "report.html").stat().st_size < 2e6
-    if count > 500:
+    if count > 200:
         assert details["confused"][0][:2] == ["label 3", "label 7"]
         assert details["predicted_labels"] == len({*guess.tolist()})
         assert "Most often confused" in (run / "report.html").read_text()
