@@ -45,9 +45,29 @@ class Checkpoints:
         # Orbax logs each error of a thread with several tracebacks before it raises the error.
         logging.getLogger("absl").addFilter(_is_not_of_orbax)
         try:
-            self.manager = ocp.CheckpointManager(self.directory, options=options)
+            self.manager = self._open(options)
+        except BaseException:
+            logging.getLogger("absl").removeFilter(_is_not_of_orbax)
+            raise
+
+    def _open(self, options: ocp.CheckpointManagerOptions, *, again: bool = False) -> ocp.CheckpointManager:
+        """Opens the directory with Orbax, which reads the metadata of all states; damaged ones are set aside first."""
+        try:
+            return ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise InputError(storage.explain(error)) from None
+        except Exception as error:  # Orbax raises many types for damaged metadata
+            steps = [int(path.name) for path in self.directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+            found = {step: storage.find_damage(self.directory / str(step)) for step in steps}
+            damaged = {step: why for step, why in found.items() if why is not None}
+            if again or not damaged or len(damaged) == len(found) or jax.process_count() > 1:
+                why = f"step {max(damaged)}: {damaged[max(damaged)]}" if damaged else brief(error, 200)
+                raise InputError(
+                    f"{self.directory}: the metadata of a state is damaged ({why}); delete that state to go on from an "
+                    f"older one, or {self.directory} to train from the first step again"
+                ) from None
+            self._set_aside(damaged, max(found.keys() - damaged.keys()))
+            return self._open(options, again=True)
 
     def latest(self) -> int | None:
         """Returns the step of the latest complete state; None if there is none."""
@@ -125,10 +145,15 @@ class Checkpoints:
                 wrong = check_record(record)
                 if wrong is not None:
                     raise InputError(f"its record is damaged: {wrong}")
+                taken = int(state.step.addressable_data(0))
+                if taken != step:
+                    raise InputError(f"it holds the state of step {taken}; the directory was renamed")
             except InputError as error:
                 damaged[step] = str(error).removeprefix(f"{self.directory / str(step)}: ")
                 continue
-            self._set_aside(damaged, step)
+            if damaged:
+                self._set_aside(damaged, step)
+                self.manager.reload()
             return step, state, record
         if damaged:
             why = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
@@ -170,12 +195,12 @@ class Checkpoints:
                 aside.name,
             )
             if is_writer():
-                with self._writing():
+                try:
                     storage.remove(aside)  # an earlier one
                     directory.rename(aside)
-        if damaged:
-            wait_for_all("damaged states")
-            self.manager.reload()
+                except OSError as error:
+                    raise InputError(storage.explain(error)) from None
+        wait_for_all("damaged states")
 
     def restore(self, step: int, like: TrainState, shardings: Any) -> tuple[TrainState, dict[str, Any]]:
         """Returns a saved state and its record, for any number of devices.

@@ -155,6 +155,21 @@ def test_damage_is_one_line_for_a_state_without_a_list_too(damage, states, caplo
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_metadata_that_orbax_cannot_open(states, caplog):
+    metadata = states / "9" / "_CHECKPOINT_METADATA"
+    metadata.write_text(json.dumps({"commit_timestamp_nsecs": 10**40}))
+    copy = shutil.copytree(states, states.with_name("copy"))
+    assert restored(states) == 6
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "damaged (_CHECKPOINT_METADATA is of another size)" in line
+    shutil.rmtree(copy / "6")
+    with pytest.raises(InputError, match=r"\(step 9: _CHECKPOINT_METADATA is of another size\); delete that state"):
+        restored(copy)
+    (copy / "9" / "checksums.json").unlink()
+    with pytest.raises(InputError, match=r"the metadata of a state is damaged \(.*\); delete that state"):
+        restored(copy)
+
+
 def test_both_damaged(states):
     for step in ("6", "9"):
         flipped(arrays(states / step))
