@@ -18,6 +18,7 @@ from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.models import Model, Runtime
 from deberta_jax.sharding import batch_sharding, global_batch, make_mesh, replicated
 from deberta_jax.text import Tokenizer
+from deberta_jax.weights import Check
 
 FILL_MASK = "fill-mask"
 
@@ -124,19 +125,20 @@ def load_mask_filler(
     batch_size: int,
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
+    check: Check = "sampled",
 ) -> MaskFiller:
     """Loads a masked language model on all devices. The mask decoder is used if the file has one.
 
     Args:
       max_length: largest number of tokens of a text; by default the model's ``max_position_embeddings``.
       batch_size: number of texts in a forward pass.
-      model, ignore, base_model: as for ``pipeline``.
+      model, ignore, base_model, check: as for ``pipeline``.
 
     Raises:
       InputError: the directory is not a model, or has no masked-LM head, such as that of a discriminator.
     """
     network, params, tokenizer, _, mesh = load_for_inference(
-        "masked-lm", model, runtime, ignore=ignore, base_model=base_model
+        "masked-lm", model, runtime, ignore=ignore, base_model=base_model, check=check
     )
 
     limit = network.config.max_position_embeddings if max_length is None else max_length

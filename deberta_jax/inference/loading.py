@@ -10,7 +10,7 @@ from deberta_jax import hub
 from deberta_jax.models import Model, Runtime, prepare_for_inference
 from deberta_jax.sharding import make_mesh, replicated
 from deberta_jax.text import Tokenizer, load_tokenizer
-from deberta_jax.weights import load, tokenizer_directory
+from deberta_jax.weights import Check, load, tokenizer_directory
 
 
 class InferenceModel(NamedTuple):
@@ -38,12 +38,13 @@ def load_for_inference(
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
     allow_non_finite: bool = False,
+    check: Check = "sampled",
 ) -> InferenceModel:
     """Loads a model directory or a hub id with a head.
 
     Args:
       head: a key of ``models.HEADS``.
-      model, ignore, base_model, allow_non_finite: as for ``from_pretrained``.
+      model, ignore, base_model, allow_non_finite, check: as for ``from_pretrained``.
       runtime: how the model is computed.
 
     Raises:
@@ -53,7 +54,7 @@ def load_for_inference(
     tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
     source = model if hub.split_file(str(model))[1] else directory
     network, params, _ = load(
-        source, head, runtime, ignore=ignore, base_model=base_model, allow_non_finite=allow_non_finite
+        source, head, runtime, ignore=ignore, base_model=base_model, allow_non_finite=allow_non_finite, check=check
     )
     network, params = prepare_for_inference(network, params)
     return InferenceModel(network, replicated(params, mesh), tokenizer, directory, mesh)

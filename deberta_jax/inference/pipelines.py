@@ -30,6 +30,7 @@ from deberta_jax.tasks import (
     task_of_model,
 )
 from deberta_jax.text import Tokenizer
+from deberta_jax.weights import Check
 from deberta_jax.weights.choose import HeadRequest
 from deberta_jax.weights.load import plan_head
 from deberta_jax.weights.opening import open_source
@@ -162,6 +163,7 @@ def pipeline(
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
     non_finite: NonFinite = "refuse",
+    check: Check = "sampled",
 ) -> Any:
     """Loads a model for a task on all devices, ready to be called.
 
@@ -173,7 +175,7 @@ def pipeline(
       max_length: longest input in tokens; by default that of the training run, else 512.
       batch_size: number of texts in a forward pass.
       attention: ``auto``, or the name of an implementation of ``ops.attention``.
-      ignore, base_model: as for ``from_pretrained``.
+      ignore, base_model, check: as for ``from_pretrained``.
       non_finite: what is done with a model whose weights are NaN or infinite, and with inputs whose scores are:
         ``refuse`` them, or answer ``null`` for such inputs (not for ``fill-mask``).
 
@@ -193,6 +195,7 @@ def pipeline(
         "batch_size": batch_size,
         "ignore": ignore,
         "base_model": base_model,
+        "check": check,
     }
     if task == FILL_MASK:
         if non_finite != "refuse":
@@ -224,6 +227,7 @@ def load_model(
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
     non_finite: NonFinite = "refuse",
+    check: Check = "sampled",
 ) -> Loaded:
     """Loads a trained model of a kind of task on all devices.
 
@@ -236,6 +240,7 @@ def load_model(
         ignore=ignore,
         base_model=base_model,
         allow_non_finite=non_finite == "null",
+        check=check,
     )
     limit = trained_length(directory) if max_length is None else max_length
     predictor = Predictor(network, tokenizer.pad_id, max_length=limit, batch_size=batch_size, mesh=mesh)

@@ -21,7 +21,7 @@ from deberta_jax.tasks import (
     task_of_model,
     without_unlabelled,
 )
-from deberta_jax.weights import load_config
+from deberta_jax.weights import Check, load_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,8 @@ class TrainedOptions(TaskOptions):
     """Patterns of the model's tensors to leave out, such as 'crf.*' for a head that is not known here."""
     base_model: str | None = None
     """Base model of a peft adapter: a directory or hub id. By default the one that adapter_config.json names."""
+    check: Check = "sampled"
+    """How much of the model's files is compared with its checksums.json: small files and a sample, or every byte."""
 
 
 def load_trained(
@@ -82,6 +84,7 @@ def load_trained(
         ignore=o.ignore,
         base_model=o.base_model,
         non_finite=non_finite,
+        check=o.check,
     )
     return task, model, table
 

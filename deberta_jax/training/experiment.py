@@ -78,7 +78,7 @@ class RunOptions:
     checkpoint_every: int = 500
     """Number of steps between saved training states; a state is also saved after every evaluation."""
     keep: int = 1
-    """Number of saved training states that are kept."""
+    """Number of saved training states that are kept. With 2, a run goes on from the older if the latest is damaged."""
     resume: Literal["auto", "never"] = "auto"
     """Continue a run that the output directory holds (auto), or refuse to (never)."""
     distributed: bool = False

@@ -1,6 +1,6 @@
 """Loads, converts, saves and compares checkpoints of all published formats, without PyTorch."""
 
-from deberta_jax.weights.checking import find_incomplete
+from deberta_jax.weights.checking import Check, find_incomplete
 from deberta_jax.weights.conversion import convert
 from deberta_jax.weights.inspection import inspect
 from deberta_jax.weights.load import from_pretrained, load

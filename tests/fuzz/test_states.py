@@ -89,7 +89,9 @@ def remove_directory(path, rng):
 
 def rename_step(path, rng):
     step = next(parent for parent in path.parents if parent.name in ("6", "9"))
-    step.rename(step.with_name(str(rng.choice(["7", "12", "0009", "x", "9.damaged"]))))
+    target = step.with_name(str(rng.choice(["7", "12", "0009", "x", "9.damaged"])))
+    if not target.exists():
+        step.rename(target)
 
 
 def add_foreign(path, rng):

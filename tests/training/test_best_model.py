@@ -62,3 +62,17 @@ def test_the_model_of_the_last_step_is_made_again(task, finished, capsys):
     assert json.loads((finished / "evaluation.json").read_text()).keys() == evaluation.keys()
     main(task.arguments(finished))
     assert "this run has finished" in capsys.readouterr().err
+
+
+def test_a_flipped_bit_is_refused_by_the_commands_with_a_full_check(task, finished, capsys):
+    path = finished / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 8
+    path.write_bytes(data)
+    rows = str(task.home / "eval.csv")
+    model = ["--model", str(finished), "--text", "sentence", "--check", "full"]
+    commands = (["evaluate", *model, "--data", rows, "--label", "kind"], ["predict", *model, "--input", rows])
+    for command in (*commands, ["verify", finished], ["convert", finished, finished.parent / "out", "--to", "hf"]):
+        line = refused([*command, *(["--output", finished.parent / "o"] if command[0] == "predict" else [])], capsys)
+        assert f"error: {finished}: damaged: model.safetensors has other bytes (1 of 16 blocks)" in line
+    assert sorted(each.name for each in finished.parent.iterdir()) == ["run"]
