@@ -9,10 +9,12 @@ from the kernel's own index maps and added: the column "moved". Time cannot be t
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import time
+import unittest.mock
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import deberta_jax
+from benchmarks.tpu_peers import PEERS, in_a_model
 from deberta_jax.models import abstract_params
+from deberta_jax.models import attention as model_attention
 from deberta_jax.ops.attention.inputs import AttentionInputs
 from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
 from deberta_jax.ops.attention.pallas.tiling import make_tpu_tiling
@@ -40,15 +44,8 @@ LENGTHS = {128: 32, 384: 8, 512: 8, 2048: 2, 4096: 1, 8192: 1}  # and the batch
 HEADS = {32: 24, 64: 12, 128: 6}  # by head size: 768 wide
 
 
-def plain_attention(query, key, value, segment_ids, scale):
-    """Attention without the relative terms, as three einsums."""
-    scores = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32) * scale
-    weights = jax.nn.softmax(jnp.where((segment_ids != 0)[:, None, None], scores, -1e30), axis=-1)
-    return jnp.einsum("BNTS,BSNH->BTNH", weights.astype(value.dtype), value)
-
-
 IMPLEMENTATIONS = {
-    "plain": lambda inputs: plain_attention(inputs.query, inputs.key, inputs.value, inputs.segment_ids, inputs.scale),
+    "plain": PEERS["plain"],
     "xla": lambda inputs: xla_attention(inputs)[0],
     "pallas": pallas_attention,
 }
@@ -85,7 +82,20 @@ def compile_attention(
     backward: bool = True,
     relative_index: np.ndarray | None = None,
 ) -> Any:
-    """One attention, forward and backward, with a mask of tokens, compiled for one device."""
+    """One attention, forward and backward, with a mask of tokens, compiled for one device.
+
+    Args:
+      implementation: a name of ``IMPLEMENTATIONS`` or ``PEERS``.
+      generation: a name of ``GENERATIONS``.
+      length: tokens of a row.
+      head_size: numbers of a head; the width is 768.
+      batch: rows; None: that of ``LENGTHS``.
+      dtype: of all arrays.
+      rate: of dropout, which ``plain``, ``flash`` and ``splash`` do not have.
+      pairwise_mask: also with an attention_mask [B,T,T].
+      backward: also with all gradients.
+      relative_index: table row of each distance; None: that of the released v3 models.
+    """
     batch, heads = batch or LENGTHS[length], HEADS[head_size]
     relative_index = released_index(length) if relative_index is None else relative_index
     like = jax.ShapeDtypeStruct
@@ -98,7 +108,7 @@ def compile_attention(
     def program(arrays, masks, cotangent):
         options = {"relative_index": relative_index, "scale": (3 * head_size) ** -0.5, "dropout_rate": rate, **masks}
         given = lambda arrays: dict(zip(ARRAYS, arrays, strict=True))
-        attend = lambda *arrays: IMPLEMENTATIONS[implementation](AttentionInputs(**given(arrays), **options))
+        attend = lambda *arrays: (IMPLEMENTATIONS | PEERS)[implementation](AttentionInputs(**given(arrays), **options))
         if not backward:
             return attend(*arrays)
         context, pull = jax.vjp(attend, *arrays)
@@ -132,10 +142,14 @@ def compile_on_mesh(length: int, *, data: int, tensor: int) -> Any:
         return jitted.lower((x, x, x, table, table), segment_ids, key, x).compile()
 
 
-def compile_train_step(attention: str, batch: int, length: int) -> Any:
-    """A step of fine-tuning v3-base in bfloat16 (AdamW, dropout) on one v5e."""
+def compile_train_step(attention: str, batch: int, length: int, preset: str = "deberta-v3-base") -> Any:
+    """A step of fine-tuning in bfloat16 (AdamW, dropout) on one v5e.
+
+    Args:
+      attention: an implementation of the model, or a name of ``PEERS``, which then takes its place.
+    """
     model = deberta_jax.DebertaForSequenceClassification(
-        deberta_jax.PRESETS["deberta-v3-base"], dtype=jnp.bfloat16, attention=attention
+        deberta_jax.PRESETS[preset], dtype=jnp.bfloat16, attention="pallas" if attention in PEERS else attention
     )
     params, optimizer = abstract_params(model), optax.adamw(1e-5)
     whole = NamedSharding(make_mesh(devices=devices("v5e")[:1]), PartitionSpec())
@@ -152,7 +166,12 @@ def compile_train_step(attention: str, batch: int, length: int) -> Any:
 
     tokens, key = jax.ShapeDtypeStruct((batch, length), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
     arguments = params, jax.eval_shape(optimizer.init, params), key, tokens, tokens, tokens.update(shape=(batch,))
-    return jax.jit(step, in_shardings=whole, out_shardings=whole, donate_argnums=(0, 1)).lower(*arguments).compile()
+    replaced = contextlib.nullcontext()
+    if attention in PEERS:
+        replaced = unittest.mock.patch.object(model_attention, "disentangled_attention", in_a_model(attention))
+    with replaced:
+        jitted = jax.jit(step, in_shardings=whole, out_shardings=whole, donate_argnums=(0, 1))
+        return jitted.lower(*arguments).compile()
 
 
 def bytes_accessed(compiled: Any) -> float:

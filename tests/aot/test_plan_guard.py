@@ -4,12 +4,11 @@ import importlib.util
 import math
 
 import jax
-import jax.numpy as jnp
 import pytest
 
-from benchmarks.tpu_aot import devices, plain_attention
+from benchmarks.tpu_aot import devices
+from benchmarks.tpu_peers import in_a_model
 from deberta_jax.models import attention
-from deberta_jax.ops.attention.masks import normalize_masks
 from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.hlo import parse_hlo
@@ -46,12 +45,6 @@ def step_of(length):
     return request, made, program, count(program, request.mesh, kernel_cost)
 
 
-def plain(query, key, value, *_, scale, attention_mask=None, segment_ids=None, **__):
-    segment_ids, _ = normalize_masks(attention_mask, segment_ids)
-    segment_ids = jnp.ones(query.shape[:2], jnp.int32) if segment_ids is None else segment_ids
-    return plain_attention(query, key, value, segment_ids, scale), None
-
-
 @pytest.mark.parametrize("length", [128, 512])
 def test_the_train_step(length, monkeypatch):
     request, made, program, costs = step_of(length)
@@ -72,7 +65,7 @@ def test_the_train_step(length, monkeypatch):
     assert not unexpected(program, request)
 
     # Beside the same step with plain attention.
-    monkeypatch.setattr(attention, "disentangled_attention", plain)
+    monkeypatch.setattr(attention, "disentangled_attention", in_a_model("plain"))
     *_, beside = step_of(length)
     assert not beside.kernels
     assert costs.hbm_bytes <= 1.5 * beside.hbm_bytes, (costs.hbm_bytes, beside.hbm_bytes)
