@@ -56,7 +56,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor = processor
         self._threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.vocab_size = max(processor.get_piece_size(), max(added.by_id) + 1)
-        self._size, self._lead = _piece_lengths(processor)
+        self._size, self._lead, self._unknown = _piece_lengths(processor)
 
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.do_lower_case:
@@ -93,7 +93,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _lengths(self, texts: list[str], ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns for each piece its length in characters of normalised text and the number of leading spaces."""
         sizes, leads = self._size[ids], self._lead[ids]
-        unknown = np.flatnonzero(ids == self._processor.unk_id())
+        unknown = np.flatnonzero(self._unknown[ids])
         if len(unknown):
             # An unknown piece is as long as the characters it stands for, which its surface form shows.
             of_text = np.searchsorted(np.cumsum(lengths), unknown, "right")
@@ -127,7 +127,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _index(self, piece: str) -> int | None:
         index = self._processor.piece_to_id(piece)
-        return None if index == self._processor.unk_id() else index
+        return index if self._processor.id_to_piece(index) == piece else None
 
     def _identity(self) -> Iterable[bytes]:
         return [self._processor.serialized_model_proto(), bytes([self.do_lower_case, self.split_by_punct])]
@@ -149,13 +149,14 @@ class SentencePieceTokenizer(Tokenizer):
         write_tokenizer_json(directory / "tokenizer_config.json", config | self.added.config())
 
 
-def _piece_lengths(processor: sentencepiece.SentencePieceProcessor) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each piece its length in characters of normalised text and the number of leading spaces.
+def _piece_lengths(processor: sentencepiece.SentencePieceProcessor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns for each piece its length in characters of normalised text, the number of leading spaces, and its kind.
 
     Byte pieces of one character count as one character for the first byte and as none for the others.
 
     Returns:
-        Two int64 [number of pieces].
+        Two int64 [number of pieces], and bool [number of pieces]: whether the piece stands for unknown characters. The
+        library's `unk_id` looks for a name, which may be another piece's.
     """
     indices = list(range(processor.get_piece_size()))
     pieces = processor.id_to_piece(indices)
@@ -163,7 +164,7 @@ def _piece_lengths(processor: sentencepiece.SentencePieceProcessor) -> tuple[np.
     leads = np.array([len(piece) - len(piece.lstrip(SPACE)) for piece in pieces])
     for index in np.flatnonzero(processor.is_byte(indices)):
         sizes[index] = not 0x80 <= int(pieces[index][1:-1], 16) < 0xC0
-    return sizes, leads
+    return sizes, leads, np.asarray(processor.is_unknown(indices), bool)
 
 
 def _unlowered(text: str, origin: list[int]) -> list[int]:
