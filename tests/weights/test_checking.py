@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import shutil
 
 import jax
@@ -204,3 +205,16 @@ def test_orbax_is_written_twice_to_a_relative_path(saved, tmp_path, monkeypatch)
         for out in ("new", "there", "deep/new"):
             convert(saved, out, to="orbax")
             assert same(from_pretrained(out, HEAD, check="full")[1], from_pretrained(saved, HEAD)[1])
+
+
+def test_orbax_on_a_full_disk_is_one_line_and_leaves_nothing(saved, tmp_path, capfd):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(InputError, match=r"out: could not be written \(.*\); make room") as raised:
+            convert(saved, tmp_path / "out", to="orbax")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(raised.value).startswith(f"{tmp_path / 'out'}: ")
+    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in capfd.readouterr().err
