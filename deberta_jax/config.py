@@ -220,6 +220,7 @@ class DebertaConfig:
         fields, extra = parse_config(raw, where, _FIELDS, cls.hidden_size)
         try:
             _check_kinds(fields)
+            fields |= {name: float(fields[name]) for name in _NUMBERS if fields.get(name) is not None}
             return cls(**fields, extra=extra)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
@@ -247,6 +248,9 @@ class DebertaConfig:
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(DebertaConfig) if field.name != "extra")
+
+# Fields in which JSON may have an integer, such as a dropout rate of 0.
+_NUMBERS = tuple(field.name for field in dataclasses.fields(DebertaConfig) if field.type in (float, float | None))
 
 _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     int: ((int,), "an integer"),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 # Largest size of the table of contents. One of 3000 storages has 300 kB.
-_MOST_TABLE = 8 << 20
+_MOST_TABLE = 4 << 20
 
 
 class ArchiveError(ValueError):

@@ -14,7 +14,7 @@ import numpy as np
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError, brief, shown
-from deberta_jax.weights.source import BFLOAT16, Checkpoint, Tensor, check_count
+from deberta_jax.weights.source import BFLOAT16, MOST_TENSORS, Checkpoint, Tensor, check_count
 
 _DTYPES = {
     "F64": np.dtype("<f8"),
@@ -79,7 +79,8 @@ def _header(path: Path, size: int) -> tuple[Any, int]:
         if size < 8 or length > min(size - 8, MAX_HEADER):
             raise InputError(f"{path}: damaged: a header of {length} bytes does not fit a file of {size}")
         raw = file.read(length)
-    check_count(path, raw.count(b'"data_offsets"'))  # before so many entries are parsed
+    # Before so many entries are parsed. Braces in the metadata are allowed for.
+    check_count(path, max(raw.count(b'"data_offsets"'), raw.count(b"{") - 4 * MOST_TENSORS))
     try:
         return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique), 8 + length
     except (ValueError, RecursionError) as error:

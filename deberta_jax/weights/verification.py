@@ -4,6 +4,8 @@ Without either it is compared with itself after conversion to torch's layout and
 """
 
 import dataclasses
+import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.models import HEADS, head_spec
+from deberta_jax.pickles import archive
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import LoadPlan, plan_load
 from deberta_jax.weights.choose import HeadRequest
@@ -94,14 +97,15 @@ def verify(
         storage.check_output_file("--record", record)
     opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model, check="full")
     checked = [result.text for result in opened.checked]
+    recorded = _recording(Path(against)) if against is not None and str(against).endswith(".npz") else None
     mine = outputs(opened)
     broken = [name for name, value in mine.items() if not np.isfinite(value).all()]
     if broken:
         raise InputError(f"{source}: not finite: {', '.join(broken)}; the weights are damaged")
     if against is None:
         theirs = outputs(opened, round_trip=True)
-    elif str(against).endswith(".npz"):
-        theirs = _recording(Path(against))
+    elif recorded is not None:
+        theirs = recorded
     else:
         other = open_source(against, ignore=ignore, must_match=False, check="full")
         checked += [result.text for result in other.checked]
@@ -129,11 +133,27 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _recording(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a recording. Each is as large as its part of the file: nothing in it is compressed."""
     try:
-        with storage.opened(path) as content, np.load(content, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"{path}: no recording of verify ({' '.join(str(error).split())[:80]})") from None
+        with storage.mapped(path) as data:
+            return {
+                name.removesuffix(".npy"): _array(data[entry.start : entry.start + entry.size])
+                for name, entry in archive.read_entries(data).items()
+            }
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise InputError(f"{path}: no recording of verify ({brief(error, 80)})") from None
+
+
+def _array(raw: bytes) -> np.ndarray:
+    """Returns the float32 array in the bytes of a ``.npy`` file. Raises ValueError if it is none of that size."""
+    stream = io.BytesIO(raw)
+    np.lib.format.read_magic(stream)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype != np.float32 or len(shape) > 8 or math.prod(shape) * dtype.itemsize != len(raw) - stream.tell():
+        raise ValueError(f"an array {shown(shape)} of {shown(str(dtype))}")
+    return np.frombuffer(raw, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
 
 
 def fixed_inputs(vocabulary: int, length: int) -> tuple[np.ndarray, np.ndarray]:
