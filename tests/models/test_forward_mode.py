@@ -41,13 +41,13 @@ def test_a_derivative_and_a_hessian_product_by_forward_mode(case):
         hessian_product = jax.jvp(jax.grad(loss), (params,), (direction,))[1]
         ends = [moved(params, direction, sign * step) for sign in (1, -1)]
         values = [default(end) for end in ends]
-        slopes = jax.tree.map(lambda a, b: (a - b) / (2 * step), *(gradient(end) for end in ends))
-        return forward, hessian_product, (values[0] - values[1]) / (2 * step), slopes
+        differences = jax.tree.map(lambda a, b: (a - b) / (2 * step), *(gradient(end) for end in ends))
+        return forward, hessian_product, (values[0] - values[1]) / (2 * step), differences
 
-    (value, derivative), product, expected, slopes = execute(everything, params, direction, jnp.float32(1e-2))
+    (value, derivative), product, expected, differences = execute(everything, params, direction, jnp.float32(1e-2))
     np.testing.assert_allclose(value, execute(default, params), rtol=1e-5)
     assert abs(derivative - expected) <= 0.01 * abs(expected) + 1e-3
-    ours, theirs = (jnp.concatenate([a.ravel() for a in jax.tree.leaves(tree)]) for tree in (product, slopes))
+    ours, theirs = (jnp.concatenate([a.ravel() for a in jax.tree.leaves(tree)]) for tree in (product, differences))
     assert jnp.linalg.norm(theirs) > 1e-3
     assert jnp.linalg.norm(ours - theirs) <= 0.02 * jnp.linalg.norm(theirs)
 

@@ -47,12 +47,12 @@ def test_a_causal_modifier_is_a_causal_mask(scan):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_bias_reaches_every_layer_as_a_modifier_does(case):
     params, heads, length = draw_params(case.model()), case.config.num_attention_heads, case.length
-    slopes = 2.0 ** -np.arange(1, heads + 1)
+    factors = 2.0 ** -np.arange(1, heads + 1)
     distance = np.arange(-(length - 1), length)
-    by_distance = jnp.asarray(-slopes[:, None] * np.abs(distance), jnp.float32)
+    by_distance = jnp.asarray(-factors[:, None] * np.abs(distance), jnp.float32)
 
     def alibi(scores, *, layer, query_index, key_index):
-        return scores - jnp.float32(slopes)[None, :, None, None] * jnp.abs(query_index - key_index)
+        return scores - jnp.float32(factors)[None, :, None, None] * jnp.abs(query_index - key_index)
 
     plain, modified = outputs(case, params), outputs(case, params, score_modifier=alibi)
     biased = outputs(case, params, {"attention_bias": by_distance})

@@ -44,7 +44,7 @@ def test_a_bias_is_added_to_the_scaled_scores(implementation, kind):
 
 @pytest.mark.parametrize("implementation", WHOLE_SCORES)
 @pytest.mark.parametrize("kind", BIASES)
-def test_gradients_with_a_bias_are_slopes_of_the_formula(implementation, kind):
+def test_gradients_with_a_bias_are_those_of_the_formula(implementation, kind):
     bias, _ = BIASES[kind]
     arrays = make_inputs()
     cotangent = RANDOM.standard_normal(arrays["query"].shape)
@@ -65,9 +65,9 @@ def test_gradients_with_a_bias_are_slopes_of_the_formula(implementation, kind):
             moved = {n: np.float64(a) + (step * direction if n == name else 0) for n, a in arrays.items()}
             moved_bias = np.float64(bias) + (step * direction if name == "bias" else 0)
             values.append((by_hand(moved, INDEX, PAIRS, expand(moved_bias))[0] * cotangent).sum())
-        slope = (values[0] - values[1]) / 2e-5
+        expected = (values[0] - values[1]) / 2e-5
         found = (np.float64(gradients[1] if name == "bias" else gradients[0][name]) * direction).sum()
-        assert abs(found - slope) <= 1e-4 * max(1.0, abs(slope)), name
+        assert abs(found - expected) <= 1e-4 * max(1.0, abs(expected)), name
 
 
 @pytest.mark.parametrize("implementation", WHOLE_SCORES)
