@@ -21,7 +21,7 @@ def rows_not_finite(logits: np.ndarray, features: Features, rows: int) -> np.nda
       features: the tokens that the logits are of.
       rows: number of rows of the table.
     """
-    bad = ~np.isfinite(logits).all(axis=-1)
+    bad: np.ndarray = np.logical_not(np.isfinite(logits).all(axis=-1))
     if len(bad) == len(features.ids) and len(bad) != len(features.lengths):
         bad = np.bincount(np.repeat(np.arange(len(features.lengths)), features.lengths), bad, len(features.lengths)) > 0
     row = np.arange(len(bad)) // features.choices if features.row is None else features.row
