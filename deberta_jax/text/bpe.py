@@ -8,7 +8,8 @@ kept whatever `do_lower_case` says, as in the training code. [MASK] includes the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -167,12 +168,28 @@ def byte_level_bpe(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> 
     Raises:
         InputError: a merge gives a piece that is not in `vocab`.
     """
-    try:
+    with library_errors("vocabulary and merges do not belong together"):
         library = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=list(merges), unk_token="[UNK]"))
-    except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"vocabulary and merges do not belong together: {brief(error, 200)}") from error
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return library
+
+
+@contextmanager
+def library_errors(what: str, advice: str = "") -> Iterator[None]:
+    """Converts errors of the `tokenizers` library in the block to InputError.
+
+    The library raises nothing narrower than Exception, and its panics are not even that.
+
+    Args:
+        what: what cannot be done, for the message.
+        advice: what to do about it.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError, UnicodeEncodeError):
+        raise
+    except BaseException as error:
+        raise InputError(f"{what}: {brief(error, 200)}{advice}") from None
 
 
 def _byte_characters() -> dict[str, int]:

@@ -8,8 +8,8 @@ includes the space before it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ import tokenizers
 from deberta_jax import storage
 from deberta_jax.errors import InputError, brief
 from deberta_jax.text.added import AddedTokens, write_tokenizer_json
-from deberta_jax.text.bpe import after_space
+from deberta_jax.text.bpe import after_space, library_errors
 from deberta_jax.text.encoding import lengths_of
 from deberta_jax.text.json_file import vocabulary_of
 from deberta_jax.text.tokenizer import Tokenizer
@@ -58,6 +58,8 @@ class JsonTokenizer(Tokenizer):
         ]
         for entry in tokens:
             entry["lstrip"] = entry.get("lstrip") or (self.kind == "bpe" and entry["content"] == "[MASK]")
+            # As for the other kinds of files: [MASK] beside a letter is [MASK] all the same.
+            entry["single_word"] = bool(entry.get("single_word")) and entry["content"] != "[MASK]"
         self.content = content | {"added_tokens": tokens}
         with self._library_errors("cannot be read"):
             self._library = tokenizers.Tokenizer.from_str(json.dumps(self.content))
@@ -75,15 +77,9 @@ class JsonTokenizer(Tokenizer):
         self._blank = np.zeros(self.vocab_size, bool)
         self._blank[[index for piece, index in vocab.items() if not piece.strip(SPACE)]] = True
 
-    @contextmanager
-    def _library_errors(self, what: str) -> Iterator[None]:
-        """Converts errors of the library in the block to InputError. A panic is no `Exception`."""
-        try:
-            yield
-        except (KeyboardInterrupt, SystemExit, MemoryError, UnicodeEncodeError):
-            raise
-        except BaseException as error:
-            raise InputError(f"{self._where} {what}: {brief(error, 200)}; fetch it again") from None
+    def _library_errors(self, what: str) -> AbstractContextManager[None]:
+        """Converts errors of the library in the block to InputError."""
+        return library_errors(f"{self._where} {what}", "; fetch it again")
 
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         with self._library_errors("fails on a text"):

@@ -51,13 +51,13 @@ def peak(begin):
         return int(re.search(r"VmHWM:\\s+(\\d+)", file.read())[1]) >> 10
 
 for name, path, how in json.loads(sys.argv[2]):
-    before, began = peak(True), time.monotonic()
+    before, began = peak(True), time.process_time()
     try:
         (documents if how else read_table)(path)
         line = "was read"
     except InputError as error:
         line = str(error)
-    print(json.dumps([name, line, time.monotonic() - began, peak(False) - before]), flush=True)
+    print(json.dumps([name, line, time.process_time() - began, peak(False) - before]), flush=True)
 '''
 
 

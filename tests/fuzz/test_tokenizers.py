@@ -28,6 +28,9 @@ MENDED = (
     "tokenizer.json whose special tokens are only pieces: [MASK] in a text was cut into pieces",
     "a Unigram model without unk_id: an exception at the first unknown character",
     "vocab.json without [UNK], or with a piece that spells no bytes: exceptions when encoding and decoding",
+    "merges that end in the middle of a piece: a panic of the library",
+    "a model that names another piece as its unknown one: wrong sizes of pieces, an exception for offsets",
+    "a model of whole words in corpora: unknown words that are neighbours had one id each instead of one",
     "texts with U+2581 in corpora, under other normalizers than nmt_nfkc: another id sequence than alone",
 )
 

