@@ -18,10 +18,13 @@ from deberta_jax.errors import InputError
 _log = logging.getLogger(__name__)
 
 _REST = "rest.json"
+_LISTED = "digests_are_listed"  # entries of older versions have no digests, and not this field
 _FIELDS = {field.name: field.type for field in dataclasses.fields(Features)}
 
 
-def cached_features(identity: Any, make: Callable[[], Features], directory: Path | None, bounds: Bounds) -> Features:
+def cached_features(
+    identity: Any, make: Callable[[], Features], directory: Path | None, bounds: Bounds = Bounds()
+) -> Features:
     """Returns the features that ``make`` computes, from the cache if it has them.
 
     An entry of the cache appears in one rename, so several processes can write it at once. Its files are compared with
@@ -38,7 +41,7 @@ def cached_features(identity: Any, make: Callable[[], Features], directory: Path
         _log.warning("no home directory: tokens are not kept for the next run; set XDG_CACHE_HOME to keep them")
         return make()
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    entry = storage.CacheEntry(directory / "tokens" / key)
+    entry = storage.CacheEntry(directory / "tokens" / key, _is_older)
 
     def read(path: Path, names: frozenset[str]) -> Features:
         features = _read(path, names)
@@ -61,7 +64,7 @@ def cached_features(identity: Any, make: Callable[[], Features], directory: Path
 
 def _write(directory: Path, features: Features) -> None:
     """Writes each array as ``.npy`` and everything else as JSON."""
-    rest = {}
+    rest: dict[str, Any] = {_LISTED: True}
     for name in _FIELDS:
         value = getattr(features, name)
         if isinstance(value, np.ndarray):
@@ -76,7 +79,13 @@ def _read(directory: Path, names: frozenset[str]) -> Features:
     """Reads what ``_write`` wrote, with arrays mapped into memory. Raises many errors for files of another form."""
     rest = storage.read_record(directory / _REST, {"level": str, "choices": int, "cut": int})
     arrays: dict[str, Any] = {Path(name).stem: storage.mapped_npy(directory / name) for name in sorted(names - {_REST})}
+    rest.pop(_LISTED, None)
     unknown = sorted({*rest, *arrays} - set(_FIELDS)) + sorted(set(rest) & set(arrays))
     if unknown:
         raise InputError(f"holds the unknown field {unknown[0]!r}")
     return Features(**(rest | arrays))
+
+
+def _is_older(directory: Path) -> bool:
+    """Returns whether an older version, which listed no digests, wrote an entry. Raises InputError if it is damaged."""
+    return _LISTED not in storage.read_json_object(directory / _REST)

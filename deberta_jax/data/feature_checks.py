@@ -12,19 +12,19 @@ _NONE = -100  # the label of a token that has none
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """Holds what is known of tokenised examples before they are made.
+    """Holds what is known of tokenised examples before they are made; by default nothing.
 
     Attributes:
       vocab_size: number of token ids.
       labels: number of labels; 0: not known.
-      rows: number of rows of the table.
+      rows: number of rows of the table; None: not known.
       max_length: largest number of tokens of a text.
     """
 
-    vocab_size: int
-    labels: int
-    rows: int
-    max_length: int
+    vocab_size: int = 2**31
+    labels: int = 0
+    rows: int | None = None
+    max_length: int = 2**31
 
 
 def check_features(features: Features, bounds: Bounds) -> None:
@@ -44,31 +44,35 @@ def check_features(features: Features, bounds: Bounds) -> None:
     _expect(f.level in (EXAMPLE, TOKEN, SPAN), "level", f"is {shown(f.level)}")
     _expect(type(f.choices) is int and f.choices > 0, "choices", f"is {shown(f.choices)}")
     _expect(type(f.cut) is int and 0 <= f.cut <= len(lengths), "cut", f"is {shown(f.cut)}")
-    _check_rows(f, len(lengths), bounds)
+    rows = _check_rows(f, len(lengths), bounds.rows)
     for name, width in (("offsets", 2), ("words", None)):
         values = getattr(f, name)
         if values is not None:
             _array(name, values, np.int32, 1 if width is None else 2, -1 if width is None else 0, None)
             _expect(values.shape == ((len(f.ids),) if width is None else (len(f.ids), width)), name, "does not fit")
     if f.labels is not None:
-        _check_labels(f, lengths, bounds)
+        _check_labels(f, lengths, bounds.labels, rows)
 
 
-def _check_rows(f: Features, texts: int, bounds: Bounds) -> None:
+def _check_rows(f: Features, texts: int, rows: int | None) -> int:
+    """Checks which row each text belongs to. Returns the number of rows."""
     if f.row is None:
         _expect(f.level == EXAMPLE, "row", "is missing")
-        _expect(texts == bounds.rows * f.choices, "choices", f"{f.choices} of {bounds.rows} rows are not {texts} texts")
-        return
-    _array("row", f.row, np.int32, 1, 0, bounds.rows - 1)
+        rows = texts // f.choices if rows is None else rows
+        _expect(texts == rows * f.choices, "choices", f"{f.choices} of {rows} rows are not {texts} texts")
+        return rows
+    _array("row", f.row, np.int32, 1, 0, None if rows is None else rows - 1)
     _expect(len(f.row) == texts and f.choices == 1, "row", "does not fit the texts")
-    steps = np.diff(f.row, prepend=-1, append=bounds.rows)
+    rows = int(f.row[-1]) + 1 if rows is None else rows
+    steps = np.diff(f.row, prepend=-1, append=rows)
     _expect(bool((steps >= 0).all() and (steps <= 1).all()), "row", "does not name all rows in order")
+    return rows
 
 
-def _check_labels(f: Features, lengths: np.ndarray, bounds: Bounds) -> None:
+def _check_labels(f: Features, lengths: np.ndarray, count: int, rows: int) -> None:
     labels = f.labels
     assert labels is not None
-    top = (bounds.labels or None) and bounds.labels - 1
+    top = count - 1 if count else None
     if f.level == TOKEN:
         _array("labels", labels, np.int32, 1, _NONE, top)
         _expect(labels.shape == f.ids.shape, "labels", "does not fit the ids")
@@ -80,10 +84,10 @@ def _check_labels(f: Features, lengths: np.ndarray, bounds: Bounds) -> None:
         _expect(bool(inside), "labels", "has an answer outside its text")
     elif labels.dtype == np.int32:
         _array("labels", labels, np.int32, 1, 0, f.choices - 1 if f.choices > 1 else top)
-        _expect(len(labels) == bounds.rows, "labels", "does not fit the rows")
+        _expect(len(labels) == rows, "labels", "does not fit the rows")
     else:
         _array("labels", labels, np.float32, labels.ndim, None, None)
-        shapes = ((bounds.rows,), (bounds.rows, bounds.labels or labels.shape[-1]))
+        shapes = ((rows,), (rows, count or labels.shape[-1]))
         _expect(labels.shape in shapes and bool(np.isfinite(labels).all()), "labels", "has impossible numbers")
 
 

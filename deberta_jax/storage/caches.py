@@ -13,6 +13,7 @@ from deberta_jax.errors import InputError, brief
 from deberta_jax.storage.checksums import CHECKSUMS, compare_checksums, read_checksums, write_checksums
 from deberta_jax.storage.files import remove
 from deberta_jax.storage.outputs import made_once
+from deberta_jax.storage.paths import files_in
 
 T = TypeVar("T")
 
@@ -24,9 +25,15 @@ class CacheEntry:
 
     An entry that is damaged is removed and made again. One that cannot be removed, because another user owns it, is
     left, and this user has another one beside it.
+
+    Args:
+      path: the directory.
+      unlisted: tells of a directory without digests whether an older version wrote it, which listed none. Such an entry
+        is used, and its digests are listed then. By default there are none.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, unlisted: Callable[[Path], bool] = lambda path: False):
+        self.unlisted = unlisted
         user = os.getuid() if hasattr(os, "getuid") else 0
         self.places = [path, path.with_name(f"{path.name}.{user}")]
 
@@ -43,7 +50,7 @@ class CacheEntry:
             if not os.path.lexists(path):
                 continue
             try:
-                return read(path, _intact_files(path))
+                return self._read_intact(path, read)
             except Exception as error:  # whatever the files hold
                 _log.warning("%s: cannot be used (%s); it is made anew", brief(path, 300), brief(error, 300))
                 if not isinstance(error, PermissionError):  # it may be intact, and another user's
@@ -52,6 +59,14 @@ class CacheEntry:
                 if os.path.lexists(path):
                     self.places.remove(path)
         return None
+
+    def _read_intact(self, path: Path, read: Callable[[Path, frozenset[str]], T]) -> T:
+        if os.path.lexists(path / CHECKSUMS) or not self.unlisted(path):
+            return read(path, _intact_files(path))
+        value = read(path, frozenset(file.name for file in files_in(path)))
+        with contextlib.suppress(OSError):  # of another user
+            write_checksums(path)
+        return value
 
     @contextmanager
     def making(self) -> Iterator[Path]:

@@ -81,7 +81,7 @@ def features_of(
     e = resolved.experiment
     files = {part[1] for part in table.parts} or {table.name}
     identity = {
-        "features": 3,
+        "features": 2,
         "tokenizer": tokenizer.fingerprint(),
         "task": repr(task),
         "max_length": e.max_length,

@@ -42,13 +42,13 @@ def write_report(directory: Path, metric: str) -> None:
 
 
 def complete_report(directory: Path, record: Mapping[str, Any]) -> None:
-    """Writes the report and the curves of a run that has finished where they are missing.
+    """Writes the report of a run that has finished, and its curves, if the report is missing.
 
     Args:
       record: the resolved experiment.
     """
     report, plot = directory / "report.html", directory / "curves.png"
-    if report.is_file() and plot.is_file():
+    if report.is_file():
         return
     with never_failing(report):
         metrics = storage.read_record(directory / "result.json", {"metrics": dict})["metrics"]
@@ -56,8 +56,7 @@ def complete_report(directory: Path, record: Mapping[str, Any]) -> None:
         metric = metric if record["job"] == "Finetune" else "loss"
         if not plot.is_file():
             write_curves(plot, storage.read_json_lines(directory / "log.jsonl"), metric)
-        if not report.is_file():
-            write_report(directory, metric)
+        write_report(directory, metric)
 
 
 def _page(directory: Path, metric: str) -> str:

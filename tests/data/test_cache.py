@@ -316,3 +316,22 @@ def test_two_users_share_a_cache():
         assert "tokens are not kept for the next run" in found.stderr
     finally:
         shutil.rmtree(home)
+
+
+def test_an_entry_of_an_older_version_is_used_if_it_is_possible_and_listed_from_then_on(cache):
+    def make_older():
+        (cache.entry / CHECKSUMS).unlink()
+        rest = json.loads((cache.entry / "rest.json").read_text())
+        del rest["digests_are_listed"]
+        (cache.entry / "rest.json").write_text(json.dumps(rest))
+
+    make_older()
+    cache.assert_right(cache())
+    assert cache.made == 1
+    assert (cache.entry / CHECKSUMS).is_file()
+    (cache.entry / "ids.npy").write_bytes((cache.entry / "ids.npy").read_bytes()[:-1] + b"\1")
+    cache.assert_healed()
+    make_older()
+    forged = FORGED["ids"]["ids"](np.load(cache.entry / "ids.npy"))
+    np.save(cache.entry / "ids.npy", forged)
+    cache.assert_healed()

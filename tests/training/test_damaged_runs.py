@@ -50,7 +50,7 @@ NO_FILE = {"a directory", "a pipe", "a loop"}
 NEEDED = {
     "experiment.json": {*DAMAGE},
     "result.json": {*DAMAGE} - {"missing"},
-    "model.safetensors": {*DAMAGE},
+    "model.safetensors": {"missing", "empty", "cut"} | NO_FILE,
     "log.jsonl": NO_FILE,
     "sessions.jsonl": NO_FILE,
     "evaluation.json": NO_FILE,
