@@ -37,7 +37,6 @@ ALLOWED = {
     ("data/cache.py", "np.save"),
     ("data/prepare.py", "np.save"),
     ("training/loop.py", "np.savez_compressed"),
-    ("weights/verification.py", "np.load"),
     ("weights/verification.py", "np.savez"),
 }
 
