@@ -169,6 +169,11 @@ def make_directory(path: AnyPath) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
+def rename(path: Path, new: Path) -> None:
+    """Renames a local file or directory; a file of the new name is replaced. Raises OSError."""
+    path.rename(new)
+
+
 def remove(path: AnyPath) -> None:
     """Removes a file, or a directory with its contents, if it exists. Raises OSError."""
     if path.is_dir() and not (isinstance(path, Path) and path.is_symlink()):

@@ -197,7 +197,7 @@ class Checkpoints:
             if is_writer():
                 try:
                     storage.remove(aside)  # an earlier one
-                    directory.rename(aside)
+                    storage.rename(directory, aside)
                 except OSError as error:
                     raise InputError(storage.explain(error)) from None
         wait_for_all("damaged states")

@@ -75,16 +75,11 @@ def convert(
       InputError: as ``load``; nothing is written then.
     """
     kind = None if dtype is None else as_dtype(dtype)
-    remote = storage.is_remote(destination, ("gs",))
     target = Path(destination).expanduser()
     _check_destination(destination, target, to, max_shard_size)
     _check_head(head, id2label, new_head)
     opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model, check="full")
-    if head is None:
-        plan = plan_all(opened)
-    else:
-        request = HeadRequest(head, None, id2label, new_head is not None)
-        plan = _with_new_leaves(plan_head(opened, request), head, new_head)
+    plan = _plan(opened, head, id2label, new_head)
     broken: list[str] = []
     bare = not plan.parts and layout == "hf"
     done = itertools.count(1)
@@ -95,7 +90,7 @@ def convert(
     known = opened.architectures if head is None else ()
     config = json_text(hf_config(plan.config, plan.parts, plan.sizes["C"], _widest(tensors), known))
     files = [opened.directory / name for name in TOKENIZER_FILES if (opened.directory / name).is_file()]
-    if remote:
+    if storage.is_remote(destination, ("gs",)):
         with storage.reaching(destination) as path:
             _to_bucket(path, orbax_leaves(plan, kind, broken, step))
             _check(broken, opened, strict)
@@ -112,6 +107,16 @@ def convert(
     if not files:
         notes.append("the source has no tokenizer files; the result has none")
     return make_report(source, opened, plan, notes)
+
+
+def _plan(
+    source: Source, head: str | None, id2label: Sequence[str] | Mapping[int, str] | None, new_head: jax.Array | None
+) -> LoadPlan:
+    """Returns the plan for the head to keep, with its new leaves; for None, the plan for all heads of the source."""
+    if head is None:
+        return plan_all(source)
+    request = HeadRequest(head, None, id2label, new_head is not None)
+    return _with_new_leaves(plan_head(source, request), head, new_head)
 
 
 def _check_destination(destination: str | Path, target: Path, to: str, max_shard_size: str | int) -> None:

@@ -74,15 +74,7 @@ def disentangled_attention(
         shape; dropout in rows of more than 65536 tokens.
       ValueError: ``relative_index`` of another length than 2T-1.
     """
-    length = query.shape[1]
-    if dropout_key is not None and dropout_rate > 0 and length > MAX_LENGTH:
-        raise InputError(
-            f"attention drops weights in texts of up to {MAX_LENGTH} tokens, not {length}; set its rate to 0"
-        )
-    if relative_index.shape != (2 * length - 1,):
-        raise ValueError(
-            f"relative_index has shape {relative_index.shape}; a text of {length} tokens has {2 * length - 1} distances"
-        )
+    _check_length(query.shape[1], relative_index, drops=dropout_key is not None and dropout_rate > 0)
     changes_scores = (mix_scores, mix_weights, attention_bias, score_modifier)
     needs_scores = return_weights or any(change is not None for change in changes_scores)
     name = choose_implementation(implementation, query.dtype, whole_scores=needs_scores)
@@ -108,6 +100,18 @@ def disentangled_attention(
         return _load(name)(inputs), None
     context, weights = _load(name)(inputs)
     return context, weights if return_weights else None
+
+
+def _check_length(length: int, relative_index: np.ndarray, *, drops: bool) -> None:
+    """Raises an error if a text is too long for dropout, or the index is that of another length."""
+    if drops and length > MAX_LENGTH:
+        raise InputError(
+            f"attention drops weights in texts of up to {MAX_LENGTH} tokens, not {length}; set its rate to 0"
+        )
+    if relative_index.shape != (2 * length - 1,):
+        raise ValueError(
+            f"relative_index has shape {relative_index.shape}; a text of {length} tokens has {2 * length - 1} distances"
+        )
 
 
 def _whole_bias(bias: jax.Array, shape: tuple[int, ...]) -> jax.Array:
