@@ -56,6 +56,12 @@ def test_a_cycle_would_be_found():
         TopologicalSorter(graph).prepare()
 
 
+def test_test_files_have_names_of_their_own():
+    """Pytest imports a test by the name of its file alone."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 def test_functions_and_files_are_short():
     lengths = [(name, len(path.read_text(encoding="utf-8").splitlines())) for name, path in FILES.items()]
     assert [(name, count) for name, count in lengths if count > LONGEST_FILE] == []

@@ -1,6 +1,6 @@
 """Tokenizer files that are damaged or made to harm: one line that names the file, in little time and memory.
 
-``tests/fuzz/test_tokenizers.py`` tries many more.
+``tests/fuzz/test_tokenizer_mutants.py`` tries many more.
 """
 
 from __future__ import annotations
