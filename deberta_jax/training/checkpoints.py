@@ -214,6 +214,7 @@ class Checkpoints:
         """
         target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, shardings)
         directory = self.directory / str(step)
+        self.manager.wait_until_finished()  # a state that is still being written
         # Orbax's form of a JSON item is this one file.
         record = storage.read_json_object(directory / "record" / "metadata")
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target))  # pyright: ignore

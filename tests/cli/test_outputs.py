@@ -211,7 +211,7 @@ def test_a_damaged_cache_is_not_used(task, tmp_path, monkeypatch, capsys):
     main(task.arguments(tmp_path / "second", "--epochs", "1"))
     out, err = capsys.readouterr()
     assert json.loads(out) | {"output": ""} == expected | {"output": ""}
-    assert err.count("the tokens are made anew") == 2, "of the data to train on and of those held out"
+    assert err.count("it is made anew") == 2, "of the data to train on and of those held out"
 
 
 def test_a_run_directory_that_another_process_holds(task, tmp_path, capsys):

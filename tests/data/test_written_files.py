@@ -244,8 +244,8 @@ def is_comment(sentences):
     return any(word.startswith("#") for sentence in sentences for word, _ in sentence)
 
 
-SPACES = st.text(st.characters(codec="utf-8", exclude_characters=" \t\n\r\ufeff"), min_size=1, max_size=6)
-TABBED = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\ufeff"), max_size=6)
+SPACES = st.text(st.characters(codec="utf-8", exclude_characters=" \t\n\r\0\ufeff"), min_size=1, max_size=6)
+TABBED = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\0\ufeff"), max_size=6)
 
 
 @given(
@@ -297,7 +297,7 @@ def test_conll_with_comments_and_numbered_words(folder, data, columns, tabs, num
     assert table.columns["tags"] == [[tag for _, tag in sentence] for sentence in sentences]
 
 
-FIELD = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\ufeff"), min_size=1, max_size=5)
+FIELD = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r\0\ufeff"), min_size=1, max_size=5)
 
 
 @given(
