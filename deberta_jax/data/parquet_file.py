@@ -94,7 +94,7 @@ def rows_at_once(metadata: Any, most: int) -> int:
             if column.dictionary_page_offset is not None and column.total_compressed_size > 0:
                 stored = max(column.data_page_offset - column.dictionary_page_offset, 0)
                 longest = max(longest, stored * column.total_uncompressed_size // column.total_compressed_size)
-    return most if longest <= _LONG_DICTIONARY else max(1, (1 << 28) // longest)
+    return most if longest <= _LONG_DICTIONARY else max(1, (1 << 27) // longest)
 
 
 def _read(path: str, file: Any, size: int) -> Any:
