@@ -30,7 +30,8 @@ LOG = 512 << 20
 """Largest size in bytes of the log of a run."""
 
 _DEEPEST = 64
-_MOST_DIGITS = 20
+_MOST_DIGITS = 300
+"""Every such integer fits a float. transformers writes the 31 digits of int(1e30) for a length without limit."""
 
 
 @contextmanager
@@ -116,7 +117,7 @@ def read_json(path: str | os.PathLike[str], most: int = SMALL) -> Any:
 
     Raises:
       InputError: as ``read_text``; or the file is not JSON, is nested more than 64 levels deep, or has an integer of
-        more than 20 digits.
+        more than 300 digits.
     """
     return parse_json(read_text(path, most), str(path))
 

@@ -133,7 +133,7 @@ def test_a_classifier_of_a_billion_empty_rows(tmp_path):
 @pytest.mark.parametrize("value", [10**9, 10**18, 12.0, True, "12", [12], 2**70, -1, 1e400])
 def test_sizes_of_a_config_that_are_not_those_of_the_file(field, value, write):
     directory = write("m", state_of("v3", PARTS), {**raw_config("v3"), field: value})
-    refused(inspect, directory, says=rf"config\.json: .*({field}|an integer of 22 digits)")
+    refused(inspect, directory, says=rf"config\.json: .*({field})")
 
 
 @pytest.mark.parametrize(
