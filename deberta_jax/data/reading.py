@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
 
 from deberta_jax.errors import InputError
 
@@ -19,9 +19,9 @@ smaller, a file that is made to fill the memory 1,000 times and more."""
 
 
 class Counting:
-    """Reads from a binary stream and counts the bytes."""
+    """Reads from a binary stream, of any class with ``read``, and counts the bytes."""
 
-    def __init__(self, stream: BinaryIO):
+    def __init__(self, stream: Any):
         self.stream, self.count = stream, 0
 
     def read(self, size: int = -1) -> bytes:
