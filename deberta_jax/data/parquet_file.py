@@ -18,7 +18,7 @@ _MOST_VALUES_PER_BYTE = 16
 _BATCH = 128
 # Programs that write parquet keep a dictionary of values only up to 1 MiB. One value of a longer dictionary, which each
 # row may repeat, may be as long as it is.
-_LONG_DICTIONARY = 1 << 21
+_LONG_DICTIONARY = 1 << 20
 
 
 def read_parquet(path: str) -> Table:
