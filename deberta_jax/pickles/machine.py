@@ -151,24 +151,13 @@ def _tuple(count: int) -> _Step:
     return step
 
 
-def _put(count: int) -> _Step:
-    """Returns a step that stores the top of the stack under a number of ``count`` bytes."""
+def _numbered(count: int, act: Callable[[Machine, int], None]) -> _Step:
+    """Returns a step that calls ``Machine.put`` or ``Machine.get`` with a number of ``count`` bytes."""
 
     def step(machine: Machine) -> None:
         start = machine.position
         machine.position = stop = start + count
-        machine.put(int.from_bytes(machine.data[start:stop], "little"))
-
-    return step
-
-
-def _get(count: int) -> _Step:
-    """Returns a step that pushes what was stored under a number of ``count`` bytes."""
-
-    def step(machine: Machine) -> None:
-        start = machine.position
-        machine.position = stop = start + count
-        machine.get(int.from_bytes(machine.data[start:stop], "little"))
+        act(machine, int.from_bytes(machine.data[start:stop], "little"))
 
     return step
 
@@ -232,11 +221,11 @@ _BY_CODE: dict[bytes, _Step] = {
     pickle.NEWOBJ_EX: lambda machine: machine.instance(2),
     pickle.SETITEM: _set_item,
     pickle.SETITEMS: lambda machine: machine.set_items(machine.pop_to_mark()),
-    pickle.BINPUT: _put(1),
-    pickle.LONG_BINPUT: _put(4),
+    pickle.BINPUT: _numbered(1, Machine.put),
+    pickle.LONG_BINPUT: _numbered(4, Machine.put),
     pickle.MEMOIZE: lambda machine: machine.put(len(machine.memo)),
-    pickle.BINGET: _get(1),
-    pickle.LONG_BINGET: _get(4),
+    pickle.BINGET: _numbered(1, Machine.get),
+    pickle.LONG_BINGET: _numbered(4, Machine.get),
     pickle.GLOBAL: _global,
     pickle.STACK_GLOBAL: _stack_global,
     pickle.REDUCE: Machine.call,
