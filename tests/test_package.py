@@ -41,8 +41,9 @@ def test_public_names():
 
 def test_importing_prints_nothing_starts_no_device_and_brings_no_torch():
     script = (
-        "import sys, json\n"
+        "import sys, json, logging\n"
         "import deberta_jax\n"
+        "assert logging.root.handlers == []\n"
         "print(json.dumps(sorted(sys.modules)), file=sys.__stderr__)\n"
         "import jax; jax.devices()\n"
     )
@@ -57,8 +58,26 @@ def test_importing_prints_nothing_starts_no_device_and_brings_no_torch():
     modules, *failure = found.stderr.splitlines()
     assert failure[-1].startswith("RuntimeError: Unable to initialize backend 'none_such'"), found.stderr
     assert [line for line in failure if "deberta_jax" in line] == []
-    heavy = {"torch", "transformers", "huggingface_hub", "tensorflow", "matplotlib", "pandas"}
+    heavy = {"torch", "transformers", "huggingface_hub", "tensorflow"}
+    heavy |= {"matplotlib", "pandas", "orbax", "grain", "pyarrow"}
     assert heavy & {name.split(".")[0] for name in json.loads(modules)} == set()
+
+
+def test_training_and_writing_orbax_install_no_handler():
+    """The import of Orbax logs, and absl answers the first message of a program with a handler on the root logger."""
+    script = (
+        "import logging, sys\n"
+        "import deberta_jax.training.loop, deberta_jax.weights.orbax_writer\n"
+        "assert 'orbax' in sys.modules and 'matplotlib' not in sys.modules\n"
+        "assert logging.root.handlers == [], logging.root.handlers\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+
+def test_python_dash_m_is_the_command_line():
+    found = subprocess.run([sys.executable, "-m", "deberta_jax", "--version"], capture_output=True, text=True)
+    assert found.stdout == f"{deberta_jax.__version__}\n", found.stderr
 
 
 def test_the_wheel_holds_the_package_alone(tmp_path):

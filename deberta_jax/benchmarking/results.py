@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
-
 from deberta_jax import storage
 from deberta_jax.errors import InputError
+from deberta_jax.training.plots import new_figure
 
 _PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -53,7 +52,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws tokens a second as one bar for each row; the file's suffix chooses the format."""
     done = [r for r in rows if "error" not in r]
-    figure = matplotlib.figure.Figure(figsize=(9, 1.2 + 0.32 * max(1, len(done))), layout="constrained")
+    figure = new_figure(9, 1.2 + 0.32 * max(1, len(done)))
     axes = figure.add_subplot()
     names = [f"{r['model']} {r['job']} {r['shape']} {r['dtype']} {r['texts']}" for r in done]
     bars = axes.barh(names, [r["tokens_per_second"] for r in done], color="#4477aa")

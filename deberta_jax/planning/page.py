@@ -5,12 +5,15 @@ import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
-
-import matplotlib.figure
+from typing import TYPE_CHECKING
 
 from deberta_jax import storage
 from deberta_jax.planning.report import ESTIMATE, Plan
 from deberta_jax.planning.scaling import Point
+from deberta_jax.training.plots import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -41,14 +44,14 @@ def write_page(path: Path, model: str, text: str, plan: Plan, scaling: Sequence[
         file.write(page.encode())
 
 
-def _image(figure: matplotlib.figure.Figure) -> str:
+def _image(figure: "Figure") -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-def _plot_memory(plan: Plan) -> matplotlib.figure.Figure:
-    figure = matplotlib.figure.Figure(figsize=(8, 2.2), layout="constrained")
+def _plot_memory(plan: Plan) -> "Figure":
+    figure = new_figure(8, 2.2)
     axes, left = figure.subplots(), 0.0
     for name, value in plan.memory.items():
         axes.barh([""], [value / 1e9], left=left, label=name)
@@ -60,8 +63,8 @@ def _plot_memory(plan: Plan) -> matplotlib.figure.Figure:
     return figure
 
 
-def _plot_seconds(plan: Plan) -> matplotlib.figure.Figure:
-    figure = matplotlib.figure.Figure(figsize=(8, 2.2), layout="constrained")
+def _plot_seconds(plan: Plan) -> "Figure":
+    figure = new_figure(8, 2.2)
     axes = figure.subplots()
     terms = {name: 1e3 * seconds for name, seconds in plan.seconds.items()}
     axes.barh(list(terms), list(terms.values()))
@@ -70,8 +73,8 @@ def _plot_seconds(plan: Plan) -> matplotlib.figure.Figure:
     return figure
 
 
-def _plot_scaling(points: Sequence[Point]) -> matplotlib.figure.Figure:
-    figure = matplotlib.figure.Figure(figsize=(8, 2.6), layout="constrained")
+def _plot_scaling(points: Sequence[Point]) -> "Figure":
+    figure = new_figure(8, 2.6)
     curves = (("memory, GB", "memory", 1e9), ("collectives, GB", "collective", 1e9), ("step, ms", "step", 1e-3))
     chips = [p.chips for p in points]
     for axes, (name, field, unit) in zip(figure.subplots(1, 3), curves, strict=True):

@@ -16,13 +16,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError, brief
 from deberta_jax.training.distributed import any_process, is_writer, wait_for_all
 from deberta_jax.training.state import TrainState
+from deberta_jax.weights.orbax_library import ocp
 
 _log = logging.getLogger(__name__)
 

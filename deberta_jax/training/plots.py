@@ -5,13 +5,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.figure
 import numpy as np
 
 from deberta_jax import storage
 from deberta_jax.errors import brief
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +29,14 @@ def never_failing(path: Path) -> Iterator[None]:
         _log.warning("%s was not written (%s: %s)", path, type(error).__name__, brief(error, 300))
 
 
-def save_figure(figure: matplotlib.figure.Figure, file: Any, dpi: int) -> None:
+def new_figure(width: float | int, height: float | int) -> "Figure":
+    """Returns an empty figure of this size in inches. Matplotlib is imported here because its import is slow."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: "Figure", file: Any, dpi: int) -> None:
     """Writes a figure as PNG to an open file. Characters that the font lacks are shown as boxes, without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -47,11 +56,11 @@ def write_curves(path: Path, entries: Sequence[Mapping[str, Any]], metric: str) 
             save_figure(figure, file, 120)
 
 
-def curves(entries: Sequence[Mapping[str, Any]], metric: str) -> matplotlib.figure.Figure:
+def curves(entries: Sequence[Mapping[str, Any]], metric: str) -> "Figure":
     """Returns a plot of the training loss and, if there were evaluations, of their loss and ``metric``."""
     steps = [e for e in entries if "loss" in e]
     evals = [e for e in entries if "eval" in e]
-    figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure(8, 4.5)
     left = figure.add_subplot()
     left.plot([e["step"] for e in steps], [e["loss"] for e in steps], color="tab:blue", label="training loss")
     left.plot([e["step"] for e in evals], _values(evals, "loss"), "o--", color="tab:cyan", label="evaluation loss")
@@ -74,10 +83,10 @@ def _values(evals: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     return [np.nan if value is None else value for value in values]
 
 
-def confusion_plot(labels: Sequence[str], counts: np.ndarray) -> matplotlib.figure.Figure:
+def confusion_plot(labels: Sequence[str], counts: np.ndarray) -> "Figure":
     """Returns a plot of a confusion matrix [true label, predicted label]; of many labels the names are left out."""
     size = min(10.0, 2.5 + 0.45 * len(labels))
-    figure = matplotlib.figure.Figure(figsize=(size + 1, size), layout="constrained")
+    figure = new_figure(size + 1, size)
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -96,9 +105,9 @@ def confusion_plot(labels: Sequence[str], counts: np.ndarray) -> matplotlib.figu
     return figure
 
 
-def scatter_plot(truth: Sequence[float], guess: Sequence[float]) -> matplotlib.figure.Figure:
+def scatter_plot(truth: Sequence[float], guess: Sequence[float]) -> "Figure":
     """Returns a plot of predicted against true numbers."""
-    figure = matplotlib.figure.Figure(figsize=(5, 5), layout="constrained")
+    figure = new_figure(5, 5)
     axes = figure.add_subplot()
     axes.plot(truth, guess, ".", alpha=0.4)
     axes.set_xlabel("true")
@@ -106,10 +115,10 @@ def scatter_plot(truth: Sequence[float], guess: Sequence[float]) -> matplotlib.f
     return figure
 
 
-def histogram_plot(title: str, values: Sequence[float], axis: str) -> matplotlib.figure.Figure:
+def histogram_plot(title: str, values: Sequence[float], axis: str) -> "Figure":
     """Returns a histogram of values. The title is not drawn."""
     del title
-    figure = matplotlib.figure.Figure(figsize=(6, 3.5), layout="constrained")
+    figure = new_figure(6, 3.5)
     axes = figure.add_subplot()
     axes.hist(values, bins=20)
     axes.set_xlabel(plain(axis))

@@ -5,9 +5,8 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.figure
 import numpy as np
 
 from deberta_jax import storage
@@ -20,6 +19,9 @@ from deberta_jax.training.plots import (
     scatter_plot,
     write_curves,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -122,7 +124,7 @@ def _speed(entries: Sequence[Mapping[str, Any]], sessions: Sequence[Mapping[str,
     return text
 
 
-def _figure(title: str, figure: matplotlib.figure.Figure) -> str:
+def _figure(title: str, figure: "Figure") -> str:
     buffer = io.BytesIO()
     save_figure(figure, buffer, 110)
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -19,7 +19,7 @@ from deberta_jax.weights.account import LoadPlan
 from deberta_jax.weights.choose import HeadRequest
 from deberta_jax.weights.load import init_leaves, make_report, plan_all, plan_head
 from deberta_jax.weights.opening import TOKENIZER_FILES, Source, open_source
-from deberta_jax.weights.orbax_files import PARAMS, PendingLeaf, write_orbax
+from deberta_jax.weights.orbax_files import PARAMS, PendingLeaf
 from deberta_jax.weights.output import check_free, staged_model
 from deberta_jax.weights.report import Report
 from deberta_jax.weights.safetensors_file import Pending
@@ -100,7 +100,7 @@ def convert(
             if to == "hf":
                 write_weights(stage, tensors, max_shard_size)
             else:
-                write_orbax(stage / PARAMS, orbax_leaves(plan, kind, broken, step), named=str(target))
+                _write_orbax(stage / PARAMS, orbax_leaves(plan, kind, broken, step), named=str(target))
             _check(broken, opened, strict)
             _write_other_files(stage, files, config)
     notes = [broken_note(broken)] if broken else []
@@ -204,7 +204,14 @@ def _to_bucket(target: AnyPath, leaves: Mapping[str, PendingLeaf]) -> None:
     """Writes ``params`` below the target. Orbax marks it as complete at the end."""
     if (target / "config.json").exists():
         raise InputError(f"{target}: holds a model already; give a new directory")
-    write_orbax(target / PARAMS, leaves)
+    _write_orbax(target / PARAMS, leaves)
+
+
+def _write_orbax(directory: AnyPath, leaves: Mapping[str, PendingLeaf], *, named: str | None = None) -> None:
+    """Writes a checkpoint as ``write_orbax`` does, which is imported here because Orbax is slow to import."""
+    from deberta_jax.weights.orbax_writer import write_orbax
+
+    write_orbax(directory, leaves, named=named)
 
 
 def _check(broken: list[str], source: Source, strict: bool) -> None:
