@@ -183,10 +183,13 @@ def bytes_refetched(length: int, *, head_size: int = 64, batch: int | None = Non
     """What both kernels move beyond their operands and results once: from their index maps, nothing masked, bfloat16.
 
     A block is moved whenever its index differs from that of the step before. The windows of the tables overlap, so
-    even one step may move more than the operand is large; and what no step reads is not moved.
+    even one step may move more than the operand is large; and what no step reads is not moved. With one block, nothing
+    is fetched again.
     """
     batch, heads = batch or LENGTHS[length], HEADS[head_size]
     tiling = make_tpu_tiling(length, heads, head_size, released_index(length), scale=1.0, dropout_rate=0.0)
+    if tiling.blocks == 1:
+        return 0
     like = jax.ShapeDtypeStruct
     x = like((batch, tiling.padded_length, tiling.padded_heads * tiling.lanes_per_head), jnp.bfloat16)
     table = like((tiling.table_rows, x.shape[2]), jnp.bfloat16)

@@ -7,10 +7,11 @@
 Figures are the compiler's, not measured: a kernel's cycles are the lines of its static schedule, without waits for
 memory; for everything else they are XLA's own estimates. Cycles are given for one head of one row, forward, and forward
 with backward; "other" is what XLA does around the kernels. A row of the results file is replaced when its case is
-compiled again.
+compiled again, and all are dropped when another JAX or libtpu compiles one.
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import tempfile
@@ -150,18 +151,20 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the recorded figures, and compile nothing")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    rows = json.loads(args.output.read_text())["rows"] if args.output.is_file() else []
+    recorded = json.loads(args.output.read_text()) if args.output.is_file() else {"rows": []}
     if args.table:
-        print(table(rows))
+        print(table(recorded["rows"]))
         return
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    rows = recorded["rows"] if all(recorded.get(name) == version for name, version in versions.items()) else []
     for row in cases(args):
         print({name: value for name, value in row.items() if name != "kernels"}, flush=True)
         for kernel in row["kernels"]:
             print("   ", kernel, flush=True)
         kept = [r for r in rows if identity(r) != identity(row)]
         rows = sorted([*kept, row], key=lambda r: tuple(str(v) for v in identity(r)))
-        note = "the compiler's figures, no TPU was used"
-        args.output.write_text(json.dumps({"note": note, "rows": rows}, indent=1) + "\n")
+        note = {"note": "the compiler's figures, no TPU was used"} | versions
+        args.output.write_text(json.dumps(note | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ def kernel_cost(call: Instruction, operands: tuple[Array, ...]) -> tuple[float, 
     backward = call.name.startswith("disentangled_attention_backward")
     if not backward and not call.name.startswith("disentangled_attention_forward"):
         raise ValueError(f"{call.name}: a kernel whose cost is not known; add it to planning.kernels")
-    arrays = [a for a in operands if a.dtype in ("bf16", "f32")]
+    arrays = [a for a in operands if a.dtype in ("bf16", "f32") and len(a.dims) > 1]
     query, tables = arrays[0], [a for a in arrays if len(a.dims) == 2]
+    terms = sum(len(a.dims) == 2 for a in (call.arrays if backward else tables))
     logsumexp = arrays[-1] if backward else call.arrays[1]
     batch, length, width = query.dims
     groups, heads = logsumexp.dims[1:3]
@@ -26,11 +27,13 @@ def kernel_cost(call: Instruction, operands: tuple[Array, ...]) -> tuple[float, 
     blocks = length // block
     near = _near_pairs(blocks, tables[0].dims[0] // block - 1) if tables else 0
     content, position = 2.0 * block * block * lanes, 2.0 * block * (block + TILE) * lanes
-    # Forward: scores and context, and one matmul a table. Backward: scores again, and gradients of both operands.
-    products = 5 if backward else 2
-    per_table = 3 if backward else 1
+    # Forward: scores and context, and one matmul a table. Backward: scores again, and gradients of both operands. With
+    # one block those are computed transposed, for the rows of one head.
+    share = 1.0 / heads if blocks == 1 else 1.0
+    products = 2.0 + 3.0 * share if backward else 2.0
+    per_table = 1.0 + 2.0 * share if backward else 1.0
     programs = batch * groups * heads
-    flops = programs * (products * content * blocks**2 + per_table * len(tables) * position * near)
+    flops = programs * (products * content * blocks**2 + per_table * terms * position * near)
     return flops, float(_moved(call, operands, query, tables, blocks, backward))
 
 

@@ -19,7 +19,7 @@ from deberta_jax.ops.attention.pallas.self_check import kernel_agrees
 from deberta_jax.ops.attention.pallas.tiling import KernelSizes, Tiling, make_tpu_tiling
 from deberta_jax.ops.attention.reference import reference_attention
 from deberta_jax.ops.attention.relative_position import make_relative_index, pairwise_index
-from deberta_jax.ops.attention.tpu import grid, strips
+from deberta_jax.ops.attention.tpu import grid, strips, words
 from deberta_jax.ops.dropout import dropout_seeds
 from deberta_jax.sharding import make_mesh
 from tests.kernel_cases import (
@@ -161,12 +161,34 @@ def test_dropout_mask_is_random():
 @pytest.mark.parametrize("mask", ["segments", pytest.param("none", marks=pytest.mark.long)])
 def test_bfloat16_errs_no_more_than_the_definition(mask):
     arrays, masks, relative_index = make_case(256, 2, 64, mask=mask, dtype=jnp.bfloat16)
+    assert_errs_like_the_definition(interpreted_in_blocks(128), arrays, masks, relative_index)
+
+
+@pytest.mark.parametrize(
+    ("length", "heads", "size", "mask", "factor"),
+    [
+        (128, 2, 64, "segments", 2.6),
+        pytest.param(128, 4, 32, "segments", 2.6, marks=pytest.mark.long),
+        pytest.param(128, 2, 64, "none", 1.0, marks=pytest.mark.long),
+        pytest.param(300, 3, 64, "padding", 1.0, marks=pytest.mark.long),
+        pytest.param(256, 2, 64, "none", 2.6, marks=pytest.mark.long),
+        pytest.param(512, 2, 64, "segments", 2.4, marks=pytest.mark.long),
+        pytest.param(200, 2, 128, "pairwise", 2.4, marks=pytest.mark.long),
+    ],
+)
+def test_bfloat16_errs_no_more_than_the_definition_in_one_block(length, heads, size, mask, factor):
+    """Also where the largest score of a row is 20 to 40, as in trained models, and errors of scores show most."""
+    arrays, masks, relative_index = make_case(length, heads, size, "released", mask, dtype=jnp.bfloat16)
+    for name in ("query", "key", "pos_key", "pos_query"):
+        arrays[name] = (np.float32(arrays[name]) * factor).astype(jnp.bfloat16)
+    assert_errs_like_the_definition(interpreted, arrays, masks, relative_index)
+
+
+def assert_errs_like_the_definition(attend, arrays, masks, relative_index):
+    """Context and all five gradients: at most 1.3 times the error of the definition in bfloat16."""
     exact = run(definition, {name: np.float32(a) for name, a in arrays.items()}, masks, relative_index)
     error = lambda found: {name: np.linalg.norm(found[name] - a) / np.linalg.norm(a) for name, a in exact.items()}
-    ours, theirs = (
-        error(run(interpreted_in_blocks(128), arrays, masks, relative_index)),
-        error(run(definition, arrays, masks, relative_index)),
-    )
+    ours, theirs = (error(run(f, arrays, masks, relative_index)) for f in (attend, definition))
     for name in exact:
         assert 0 < ours[name] <= 1.3 * theirs[name], (name, ours[name], theirs[name])
 
@@ -235,6 +257,38 @@ def test_tiles_are_shifted_and_back():
     back = np.zeros((128, 384), np.float32)
     back[i, 127 - i + j] = wide[:, :256]
     np.testing.assert_array_equal(strips.rel_unshift(jnp.asarray(wide[:, :256])), back)
+
+
+def test_words_hold_the_scores_of_two_heads():
+    random = np.random.RandomState(0)
+    scores = [np.float32(random.uniform(-1, 1, TILE.shape) * words.LARGEST) for _ in range(2)]
+    for head, sign in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        scores[head][:, 3 + head * 2 + (sign > 0)] = sign * words.LARGEST
+    held = words.Words(heads=2, shared=2)
+    packed = words.pack_scores([jnp.asarray(x) for x in scores])
+    for head in range(2):
+        error = np.abs(words.unpack_scores(held, head, packed) - scores[head])
+        assert error.max() <= 2.0**15 + 2.0**8  # half of a multiple of 2^16, and float32's rounding
+
+
+def test_units_are_powers_of_two_that_bound_every_score():
+    bounds = jnp.float32([0.0, 1e-20, 0.7, 1.0, np.nextafter(np.float32(1), 2), 5.0, 1e30])
+    units = words.power_of_two(bounds)
+    np.testing.assert_array_equal(units[2:6], [1, 1, 2, 8])
+    assert (units >= bounds).all()
+    np.testing.assert_array_equal(units * words.inverse(units), np.ones(7))
+
+
+def test_scores_as_large_as_norms_allow_do_not_overflow():
+    """Tokens and rows of the tables are one vector with either sign: each score is as large as its bound."""
+    arrays, masks, relative_index = make_case(128, 2, 64, "released", "padding", dtype=jnp.bfloat16)
+    for n, name in enumerate(("query", "key", "pos_key", "pos_query")):
+        signs = np.sign(np.random.RandomState(n).standard_normal(arrays[name].shape[:-1]))[..., None]
+        arrays[name] = (signs * np.linspace(0.1, 0.5, 64)).astype(jnp.bfloat16)
+    found = run(interpreted, arrays, masks, relative_index)
+    exact = run(definition, {name: np.float32(a) for name, a in arrays.items()}, masks, relative_index)
+    for name, a in exact.items():
+        assert np.linalg.norm(found[name] - a) <= 5e-3 * np.linalg.norm(a), name
 
 
 @pytest.mark.long

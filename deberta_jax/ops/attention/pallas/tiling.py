@@ -125,7 +125,7 @@ def make_tpu_tiling(
     """Returns the tiling of a TPU kernel: blocks, heads of a program, and where the far blocks begin."""
     block_size = sizes.block_size or tpu_block_size(length)
     lanes = max(32, 1 << (head_size - 1).bit_length()) if head_size <= TILE else -(-head_size // TILE) * TILE
-    group = min(heads, max(1, TILE // lanes))
+    group = max(1, TILE // lanes)  # of few heads, some are padding
     return _divide(
         length,
         heads,

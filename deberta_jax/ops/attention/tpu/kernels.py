@@ -1,7 +1,8 @@
 """Computes disentangled attention by TPU kernels: scores, softmax, dropout and values in one pass, with linear memory.
 
 The kernels read [B,T,N*H] as the projections leave it. Nothing score-shaped is in HBM, and nothing is gathered or
-scattered except rows of the tables, which are parameters. The kernels were verified in Pallas' interpreter, and
+scattered except rows of the tables, which are parameters. Texts of up to 512 tokens are one block and have kernels of
+their own. The kernels were verified in Pallas' interpreter, and
 compiled ahead of time for v5e, v5p and v6e. No TPU has run them yet: ``pallas.self_check`` asks the device before
 ``auto`` uses them.
 """
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from deberta_jax.ops.attention.pallas import layout
 from deberta_jax.ops.attention.pallas.tiling import Tiling
+from deberta_jax.ops.attention.tpu import one_block_backward, one_block_forward
 from deberta_jax.ops.attention.tpu.backward import backward_kernel
 from deberta_jax.ops.attention.tpu.forward import forward_kernel
 from deberta_jax.ops.attention.tpu.grid import KEY_MAJOR, QUERY_MAJOR, GridOrder, schedule
@@ -25,7 +27,10 @@ def forward(
 ) -> tuple[Float[Array, "B T NH"], Float[Array, "B N T"]]:
     """Returns the context in the operands' dtype, and the logsumexp of each query, float32."""
     inputs, scalars = _operands(tiling, arrays, relative_index, ("query", "key", "value"), QUERY_MAJOR)
-    context, logsumexp = forward_kernel(tiling, inputs, scalars, interpret)
+    if tiling.blocks == 1:
+        context, logsumexp = one_block_forward.forward_kernel(tiling, inputs, scalars[1], interpret)
+    else:
+        context, logsumexp = forward_kernel(tiling, inputs, scalars, interpret)
     logsumexp = logsumexp.reshape(-1, tiling.padded_heads, tiling.padded_length)[:, : tiling.heads, : tiling.length]
     return layout.unpad_tokens(tiling, context), logsumexp
 
@@ -38,11 +43,14 @@ def backward(
     Args:
       arrays: those of ``forward``, its results ``context`` and ``logsumexp``, and the ``cotangent`` of the context.
     """
-    names = ("query", "key", "value", "context", "cotangent")
+    names = ("query", "key", "value", "cotangent", *(() if tiling.blocks == 1 else ("context",)))
     inputs, scalars = _operands(tiling, arrays, relative_index, names, KEY_MAJOR)
     logsumexp = layout.pad_rows(tiling, arrays["logsumexp"])
     inputs |= {"logsumexp": logsumexp.reshape(-1, tiling.groups, tiling.group, tiling.padded_length)}
-    results = backward_kernel(tiling, inputs, scalars, interpret)
+    if tiling.blocks == 1:
+        results = one_block_backward.backward_kernel(tiling, inputs, scalars[1], interpret)
+    else:
+        results = backward_kernel(tiling, inputs, scalars, interpret)
     gradients = {name: layout.unpad_tokens(tiling, results[name]) for name in names[:3]}
     for name, index in layout.expanded_index(tiling, relative_index).items():
         if name in arrays:
