@@ -5,11 +5,12 @@ Models name the axes of their arrays (``batch length embed heads kv mlp vocab re
 computation.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -103,6 +104,28 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
         return Mesh(grid, MESH_AXES, axis_types=types)
 
 
+@contextlib.contextmanager
+def use(mesh: Mesh) -> Iterator[Mesh]:
+    """Uses a mesh inside a ``with`` block: batches, parameters and optimizer states made there are sharded over it.
+
+    ``training.parameter_shardings``, ``training.batches`` and ``global_batch`` read it, and models constrain their
+    activations to it.
+
+    Raises:
+      InputError: the mesh has other axes than ``MESH_AXES``; ``make_mesh`` makes one that has them.
+    """
+    if mesh.axis_names != MESH_AXES:
+        raise InputError(f"the mesh has the axes {mesh.axis_names}; make one with sharding.make_mesh, {MESH_AXES}")
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+def current_mesh() -> Mesh | None:
+    """Returns the mesh of the innermost ``use`` (or ``jax.set_mesh``); None if there is none."""
+    mesh = jax.sharding.get_mesh()
+    return None if mesh.empty else mesh
+
+
 def tree_shardings(axes_tree: Any, mesh: Mesh, rules: ShardingRules = RULES) -> Any:
     """Returns the NamedShardings for a tree of tuples of logical axes, such as the one of ``models.logical_axes``."""
     return jax.tree.map(
@@ -115,8 +138,18 @@ def batch_sharding(mesh: Mesh, rules: ShardingRules = RULES) -> NamedSharding:
     return NamedSharding(mesh, rules.spec(("batch",)))
 
 
-def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, rules: ShardingRules = RULES) -> dict[str, jax.Array]:
-    """Makes global arrays of the rows of a batch that this process has; each row goes to the device that owns it."""
+def global_batch(
+    batch: Mapping[str, np.ndarray], mesh: Mesh | None = None, rules: ShardingRules = RULES
+) -> dict[str, jax.Array]:
+    """Makes global arrays of the rows of a batch that this process has; each row goes to the device that owns it.
+
+    Args:
+      batch: arrays [B, ...].
+      mesh: None: the one of ``use``; without one the arrays go to the first device.
+    """
+    mesh = current_mesh() if mesh is None else mesh
+    if mesh is None:
+        return {name: jax.device_put(value) for name, value in batch.items()}
     sharding = batch_sharding(mesh, rules)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 

@@ -26,7 +26,7 @@ import jax
 import pytest
 
 from deberta_jax.sharding import make_mesh
-from deberta_jax.training import finetune_data, pretrain
+from deberta_jax.training import finetune_data, pretraining
 from tests.made import Task, Trained, alone, binary_files, blank_model, stdout_of
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -76,5 +76,5 @@ def trained(session_directory, task) -> Trained:
 @pytest.fixture
 def one_device(monkeypatch):
     """Runs train on one device: without partitions and shards their programs compile in half the time."""
-    for module in (finetune_data, pretrain):
+    for module in (finetune_data, pretraining):
         monkeypatch.setattr(module, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))

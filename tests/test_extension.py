@@ -18,7 +18,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS
 from deberta_jax.tasks import TASK_KINDS
 from deberta_jax.training.experiment import Finetune, Optimization
-from deberta_jax.training.finetune import finetune
+from deberta_jax.training.finetuning import finetune
 from deberta_jax.weights import inspect, verify
 from tests.made import WORDS, blank_model, stdout_of, write_table
 

@@ -19,7 +19,7 @@ from deberta_jax.training.experiment import Finetune, RunOptions, compute_dtype
 from deberta_jax.training.finetune_model import finetune_objective
 from deberta_jax.training.flops import forward_flops, peak_flops
 from deberta_jax.training.objective import prepare_step
-from deberta_jax.training.state import make_state
+from deberta_jax.training.state import init_state
 from deberta_jax.training.step import compile_step
 
 _TASK = TextTask(("text",), ("label",), LabelSpec(SINGLE_LABEL, ("0", "1")))
@@ -112,8 +112,7 @@ def _compile_train(case: Case, batch: dict[str, np.ndarray]) -> tuple[Any, Calla
     prepared = prepare_step(objective, mesh, steps=1000)
     compiled = compile_step(prepared.step, prepared.state, prepared.shardings, batch, mesh)
     params = objective.initial_params(prepared.shardings.params)
-    make = jax.jit(lambda p: make_state(p, prepared.optimizer, 0), out_shardings=prepared.shardings, donate_argnums=0)
-    state, arrays = [make(params)], global_batch(batch, mesh)
+    state, arrays = [init_state(params, prepared.optimizer)], global_batch(batch, mesh)
 
     def run():
         state[0], measured = compiled(state[0], arrays)

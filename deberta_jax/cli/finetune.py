@@ -5,7 +5,7 @@ from deberta_jax.cli.output import exit_stopped, json_text, print_json, print_re
 from deberta_jax.planning.runs import starts_after_plan
 from deberta_jax.training.dry_run import describe_finetune
 from deberta_jax.training.experiment import Finetune
-from deberta_jax.training.finetune import finetune
+from deberta_jax.training.finetuning import finetune
 from deberta_jax.training.seeds import finetune_seeds
 
 

@@ -8,7 +8,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.planning.runs import starts_after_plan
 from deberta_jax.training.dry_run import describe_job
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
-from deberta_jax.training.pretrain import plan_pretrain, pretrain
+from deberta_jax.training.pretraining import plan_pretrain, pretrain
 
 KINDS = {"mlm": PretrainMLM, "rtd": PretrainRTD}
 

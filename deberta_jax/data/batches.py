@@ -7,14 +7,15 @@ is one number: the step, or the first example of the step. grain builds the batc
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from jax.sharding import Mesh
 
 from deberta_jax.data.features import TOKEN, Features
 from deberta_jax.data.packing import Packing, choose_packing, empty_labels, pack, packed_batch
 from deberta_jax.errors import InputError
-from deberta_jax.sharding import WHOLE, RowShare
+from deberta_jax.sharding import WHOLE, RowShare, current_mesh, row_share
 
 # Number of batches whose examples are sorted by length together: enough for little padding, few enough for a random
 # order.
@@ -28,6 +29,9 @@ _SMALL_BATCH = 1024
 
 # A state counts steps in 32 bits.
 _MOST_STEPS = 1 << 31
+
+# What is larger must have a use: rows as long as the examples need, and parts of a batch that have examples.
+_LONG_ROW, _MANY_PARTS = 1 << 16, 1024
 
 
 def length_buckets(lengths: np.ndarray, max_length: int, count: int = 4) -> tuple[int, ...]:
@@ -304,12 +308,70 @@ class TrainingBatches:
         return 1 - sum(size.tokens for size in sizes) / sum(size.token_slots for size in sizes)
 
 
+def batches(
+    features: Features,
+    pad_id: int,
+    *,
+    batch_size: int = 32,
+    epochs: int = 1,
+    seed: int = 0,
+    batching: Literal["packed", "buckets"] = "packed",
+    row_length: int = 0,
+    max_length: int | None = None,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
+) -> TrainingBatches:
+    """Returns the batches of a training by step: ``batches[i]``, or a loop over ``read_ahead(batches, first)``.
+
+    A batch is a dict of numpy arrays: ``input_ids`` and ``token_type_ids`` int32 [B,T], ``labels`` as the features have
+    them, and ``segment_ids`` int32 [B,T] and ``positions`` int32 [B,P] of packed rows, or ``attention_mask`` bool [B,T]
+    of padded ones. ``model_inputs`` returns those that models take.
+
+    Args:
+      features: tokens and labels of all examples, such as ``data.make_features`` returns.
+      pad_id: the token id of padding.
+      batch_size: number of examples in a step, over all devices.
+      epochs: number of passes over the examples.
+      seed: of the order of the examples.
+      batching: several examples in a row without attention between them (packed), or one example in a row, padded to
+        one of four lengths (buckets).
+      row_length: number of tokens of a packed row; 0 chooses it from the lengths of the examples.
+      max_length: longest padded length; None: that of the longest example.
+      accumulate: number of micro-batches, as of ``train_step``.
+      mesh: its devices share a batch; None: the one of ``sharding.use``, or a single device.
+
+    Raises:
+      InputError: ``row_length`` is smaller than the longest example or much larger than all of them, or there are too
+        many micro-batches or steps.
+    """
+    mesh = current_mesh() if mesh is None else mesh
+    parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    if accumulate > max(_MANY_PARTS, batch_size):
+        raise InputError(f"--accumulate {accumulate}: there are {batch_size} examples in a batch")
+    if batching == "packed" and row_length:
+        longest, total = int(example_tokens(features).max()), int(features.lengths.sum())
+        if row_length < longest:
+            raise InputError(f"--row-length {row_length}: the longest example has {longest} tokens")
+        if row_length > max(_LONG_ROW, total):
+            raise InputError(f"--row-length {row_length}: all examples together have {total} tokens")
+    lengths = example_lengths(features)
+    return TrainingBatches(
+        features,
+        ExampleOrder(batch_size=batch_size, seed=seed, epochs=epochs),
+        pad_id,
+        buckets=length_buckets(lengths, max_length or -(-int(lengths.max()) // 8) * 8) if batching == "buckets" else (),
+        row_length=row_length,
+        multiple=parts * accumulate,
+        share=WHOLE if mesh is None else row_share(mesh),
+    )
+
+
 def repeated(row: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     """Returns a batch of ``count`` times the same row [1, ...], as views that take no memory."""
     return {name: np.broadcast_to(array, (count, *array.shape[1:])) for name, array in row.items()}
 
 
-def read_ahead(source: Any, start: int) -> Iterator[dict[str, np.ndarray]]:
+def read_ahead(source: Any, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Yields ``source[start], source[start + 1], ...`` to the end, computed in advance by threads."""
     import grain  # slow to import, and only training needs it
 

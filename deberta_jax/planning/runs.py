@@ -20,8 +20,8 @@ from deberta_jax.tasks import Task
 from deberta_jax.training.experiment import Experiment, Finetune, Pretraining, PretrainMLM, PretrainRTD
 from deberta_jax.training.finetune_data import read_inputs
 from deberta_jax.training.objective import masked_batch
-from deberta_jax.training.pretrain import begin, masking_of
 from deberta_jax.training.pretrain_objectives import masked_lm_config, rtd_configs
+from deberta_jax.training.pretraining import begin, masking_of
 from deberta_jax.training.resolve import resolve_experiment
 
 _log = logging.getLogger(__name__)

@@ -1,6 +1,72 @@
-"""Trains models.
+"""Trains models: complete runs in one call, and the building blocks of a training loop of one's own.
 
-``experiment`` describes a run and ``resolve`` completes it; ``finetune`` and ``pretrain`` make its job. ``loop`` runs a
-job: it takes steps (``step``), evaluates, saves states (``checkpoints``), and at SIGTERM saves and ends
-(``distributed.GracefulStop``).
+Complete runs: ``finetune(Finetune(...))`` and ``pretrain(PretrainMLM(...))``.
+
+A loop of one's own takes batches (``batches``, ``read_ahead``), an optimizer (``adamw``, ``learning_rate_schedule``),
+a state (``init_state``, ``parameter_shardings``), a step (``train_step``), and ``Checkpoints``. The library's runs use
+the same functions. Names are imported when they are first used.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deberta_jax.data.batches import TrainingBatches, batches, read_ahead
+    from deberta_jax.inference.predict import model_inputs
+    from deberta_jax.training.checkpoints import Checkpoints
+    from deberta_jax.training.directory import Result
+    from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, PretrainRTD, RunOptions
+    from deberta_jax.training.finetuning import finetune
+    from deberta_jax.training.optimizers import adamw, decay_mask, learning_rate_schedule, rate_scales
+    from deberta_jax.training.pretraining import pretrain
+    from deberta_jax.training.state import TrainState, init_optimizer, init_state, parameter_shardings
+    from deberta_jax.training.step import train_step
+
+_MODULES = {
+    "data.batches": ("TrainingBatches", "batches", "read_ahead"),
+    "inference.predict": ("model_inputs",),
+    "training.checkpoints": ("Checkpoints",),
+    "training.directory": ("Result",),
+    "training.experiment": ("Finetune", "Optimization", "PretrainMLM", "PretrainRTD", "RunOptions"),
+    "training.finetuning": ("finetune",),
+    "training.optimizers": ("adamw", "decay_mask", "learning_rate_schedule", "rate_scales"),
+    "training.pretraining": ("pretrain",),
+    "training.state": ("TrainState", "init_optimizer", "init_state", "parameter_shardings"),
+    "training.step": ("train_step",),
+}
+
+__all__ = [
+    "Checkpoints",
+    "Finetune",
+    "Optimization",
+    "PretrainMLM",
+    "PretrainRTD",
+    "Result",
+    "RunOptions",
+    "TrainState",
+    "TrainingBatches",
+    "adamw",
+    "batches",
+    "decay_mask",
+    "finetune",
+    "init_optimizer",
+    "init_state",
+    "learning_rate_schedule",
+    "model_inputs",
+    "parameter_shardings",
+    "pretrain",
+    "rate_scales",
+    "read_ahead",
+    "train_step",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"deberta_jax.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -30,16 +30,17 @@ _log = logging.getLogger(__name__)
 class Checkpoints:
     """Manages the states of one run in ``directory``, of which the latest ``keep`` are kept.
 
-    A state is the arrays of a TrainState and a small JSON record of the loop: the run's identity, the last evaluation,
-    the best metrics so far, the position in the data.
+    A state is the arrays of a TrainState and a small JSON record of the loop: in runs of the library the run's
+    identity, the last evaluation, the best metrics so far and the position in the data. States are written in the
+    background: call ``close`` at the end, or use a ``with`` block.
 
     Raises:
       InputError: the directory cannot be used.
     """
 
-    def __init__(self, directory: Path, keep: int = 1):
+    def __init__(self, directory: str | Path, keep: int = 1):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self.directory = directory.absolute()
+        self.directory = Path(directory).absolute()
         self._background: threading.Thread | None = None
         self._failed: BaseException | None = None
         # Orbax logs each error of a thread with several tracebacks before it raises the error.
@@ -69,19 +70,29 @@ class Checkpoints:
             self._set_aside(damaged, max(found.keys() - damaged.keys()))
             return self._open(options, again=True)
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def latest(self) -> int | None:
         """Returns the step of the latest complete state; None if there is none."""
         return self.manager.latest_step()
 
-    def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, record: dict[str, Any] | None = None) -> None:
         """Starts to write a state; returns when the arrays may change. Does nothing if this step is saved already.
+
+        Args:
+          step: the number of steps taken, ``state.step``.
+          record: what the loop needs besides, as JSON.
 
         Raises:
           InputError: this state or the one before could not be written; the last complete one is intact.
         """
         if step in self.manager.all_steps():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))  # pyright: ignore
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record or {}))  # pyright: ignore
         with self._writing():
             self._wait()
             self.manager.save(step, args=items)
@@ -121,7 +132,10 @@ class Checkpoints:
             ) from error
 
     def restore_latest(
-        self, like: TrainState, shardings: Any, check_record: Callable[[dict[str, Any]], str | None]
+        self,
+        like: TrainState,
+        shardings: Any = None,
+        check_record: Callable[[dict[str, Any]], str | None] | None = None,
     ) -> tuple[int, TrainState, dict[str, Any]] | None:
         """Restores the latest state that is not damaged. All processes must call.
 
@@ -129,7 +143,7 @@ class Checkpoints:
 
         Args:
           like, shardings: as for ``restore``.
-          check_record: returns what is wrong with a record of the loop; None if nothing is.
+          check_record: returns what is wrong with a record of the loop; None if nothing is. None: any is right.
 
         Returns:
           Its step, the state and its record; None if there are no states.
@@ -142,7 +156,7 @@ class Checkpoints:
             try:
                 self._compare(step)
                 state, record = self.restore(step, like, shardings)
-                wrong = check_record(record)
+                wrong = None if check_record is None else check_record(record)
                 if wrong is not None:
                     raise InputError(f"its record is damaged: {wrong}")
                 taken = int(state.step.addressable_data(0))
@@ -202,16 +216,17 @@ class Checkpoints:
                     raise InputError(storage.explain(error)) from None
         wait_for_all("damaged states")
 
-    def restore(self, step: int, like: TrainState, shardings: Any) -> tuple[TrainState, dict[str, Any]]:
+    def restore(self, step: int, like: TrainState, shardings: Any = None) -> tuple[TrainState, dict[str, Any]]:
         """Returns a saved state and its record, for any number of devices.
 
         Args:
-          like: a state with the shapes and dtypes.
-          shardings: how to shard the arrays.
+          like: a state with the shapes and dtypes; its arrays are not read.
+          shardings: how to shard the arrays; None: as those of ``like`` are.
 
         Raises:
           InputError: the state is damaged, or its arrays have other shapes or dtypes.
         """
+        shardings = jax.tree.map(lambda array: array.sharding, like) if shardings is None else shardings
         target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, shardings)
         directory = self.directory / str(step)
         self.manager.wait_until_finished()  # a state that is still being written

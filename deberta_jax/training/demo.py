@@ -28,8 +28,8 @@ from deberta_jax.inference.pipelines import pipeline
 from deberta_jax.text import train_tokenizer
 from deberta_jax.training.directory import Result
 from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, RunOptions
-from deberta_jax.training.finetune import finetune
-from deberta_jax.training.pretrain import pretrain
+from deberta_jax.training.finetuning import finetune
+from deberta_jax.training.pretraining import pretrain
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from deberta_jax.training.experiment import Finetune
-from deberta_jax.training.finetune import plan_finetune
+from deberta_jax.training.finetuning import plan_finetune
 from deberta_jax.training.loop import Job, prepare_job
 from deberta_jax.training.optimizers import split_frozen
 from deberta_jax.training.step import compile_step
@@ -51,7 +51,7 @@ def describe_finetune(experiment: Finetune) -> dict[str, Any]:
     """Returns what ``describe_job`` returns for a fine-tuning, and the task, columns, labels and metric of it.
 
     Raises:
-      InputError: as ``training.finetune.finetune``.
+      InputError: as ``training.finetuning.finetune``.
     """
     e, job = plan_finetune(experiment)
     resolved = {name: getattr(e, name) for name in ("task", "text", "label", "labels", "choices")}

@@ -7,14 +7,13 @@ from jax.sharding import Mesh
 
 from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
-from deberta_jax.data.batches import ExampleOrder, TrainingBatches, example_lengths, length_buckets
+from deberta_jax.data.batches import TrainingBatches, batches
 from deberta_jax.data.cache import cached_features
 from deberta_jax.data.feature_checks import Bounds
 from deberta_jax.data.features import Features, check_vocabulary, log_cut
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.models.embeddings import check_length
-from deberta_jax.sharding import row_share
 from deberta_jax.tasks import Task, resolve_task
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.training.distributed import is_writer, wait_for_all
@@ -23,9 +22,6 @@ from deberta_jax.training.loop import mesh_of
 from deberta_jax.training.resolve import ResolvedExperiment, resolve_config, resolve_tokenizer
 
 _log = logging.getLogger(__name__)
-
-# What is larger must have a use: rows as long as the examples need, and parts of a batch that have examples.
-_LONG_ROW, _MANY_PARTS = 1 << 16, 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,35 +107,26 @@ def make_batches(e: Finetune, features: Features, mesh: Mesh, pad_id: int) -> Tr
     """Returns the training batches in the experiment's layout, and logs the fraction of padding.
 
     Raises:
-      InputError: ``--row-length`` is smaller than the longest example or much larger than all of them, or there are
-        too many rows or steps.
+      InputError: as ``data.batches.batches``.
     """
-    if e.runtime.accumulate > max(_MANY_PARTS, e.batch_size):
-        raise InputError(f"--accumulate {e.runtime.accumulate}: there are {e.batch_size} examples in a batch")
-    multiple = mesh.shape["data"] * mesh.shape["fsdp"] * e.runtime.accumulate
-    buckets = ()
-    if e.batching == "buckets":
-        buckets = length_buckets(example_lengths(features), e.max_length)
-    longest = int(features.lengths.reshape(-1, features.choices).sum(1).max())
-    if e.batching == "packed" and e.row_length and e.row_length < longest:
-        raise InputError(f"--row-length {e.row_length}: the longest example has {longest} tokens")
-    if e.batching == "packed" and e.row_length > max(_LONG_ROW, int(features.lengths.sum())):
-        raise InputError(f"--row-length {e.row_length}: all examples together have {features.lengths.sum()} tokens")
-    batches = TrainingBatches(
+    made = batches(
         features,
-        ExampleOrder(batch_size=e.batch_size, seed=e.seed, epochs=e.epochs),
         pad_id,
-        buckets=buckets,
+        batch_size=e.batch_size,
+        epochs=e.epochs,
+        seed=e.seed,
+        batching=e.batching,
         row_length=e.row_length,
-        multiple=multiple,
-        share=row_share(mesh),
+        max_length=e.max_length,
+        accumulate=e.runtime.accumulate,
+        mesh=mesh,
     )
     unpacked_padding = 1 - features.lengths.sum() / (features.lengths.max() * len(features.lengths))
     _log.info(
         "%d steps of %d examples; %.0f %% of the token slots are padding (%.0f %% if all were as long as the longest)",
-        len(batches),
+        len(made),
         e.batch_size,
-        100 * batches.padding(),
+        100 * made.padding(),
         100 * unpacked_padding,
     )
-    return batches
+    return made

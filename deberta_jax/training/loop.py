@@ -38,7 +38,7 @@ from deberta_jax.training.objective import Objective, PreparedStep, prepare_step
 from deberta_jax.training.optimizers import learning_rate_schedule
 from deberta_jax.training.report import complete_report, write_report
 from deberta_jax.training.sinks import make_sinks
-from deberta_jax.training.state import TrainState, make_state
+from deberta_jax.training.state import TrainState, init_state
 from deberta_jax.training.step import compile_step
 
 _log = logging.getLogger(__name__)
@@ -224,17 +224,16 @@ class _Run:
     def _begin(self, prepared: PreparedStep) -> TrainState:
         o, seed = self.job.objective, self.job.seed
         params = o.initial_params(prepared.shardings.params)
-        make = lambda p: make_state(p, prepared.optimizer, seed, frozen=o.parameters.frozen, ema=o.optimization.ema)
-        return jax.jit(make, out_shardings=prepared.shardings, donate_argnums=0)(params)
+        return init_state(params, prepared.optimizer, seed, frozen=o.parameters.frozen, ema=o.optimization.ema)
 
     def _open_log(self) -> RunLog:
-        job, r = self.job, self.job.runtime
+        job, r, o = self.job, self.job.runtime, self.job.objective.optimization
         length = next(job.batches.examples())["input_ids"].shape[-1]
         return RunLog(
             job.directory,
             self.total,
             r.log_every,
-            learning_rate_schedule(job.objective.optimization, self.total),
+            learning_rate_schedule(o.learning_rate, self.total, warmup=o.warmup, schedule=o.schedule),
             start=self.step,
             evaluated=self.progress["evaluated"],
             pending=self.progress["unwritten"],

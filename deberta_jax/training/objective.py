@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.training.experiment import Optimization
-from deberta_jax.training.optimizers import Optimizer, SeparateOptimizers, make_optimizer, rate_scales, split_frozen
+from deberta_jax.training.optimizers import Optimizer, SeparateOptimizers, make_optimizer
 from deberta_jax.training.state import Parameters, TrainState, abstract_state, state_shardings
 from deberta_jax.training.step import Loss, Phase, Step, StepOptions, make_step
 
@@ -69,13 +69,9 @@ def prepare_step(objective: Objective, mesh: Mesh, steps: int, *, accumulate: in
 
 
 def _optimizer(objective: Objective, steps: int) -> Optimizer:
-    trained = split_frozen(objective.parameters.shapes, objective.parameters.frozen)[0]
     if objective.separate:
-        return SeparateOptimizers(
-            {name: make_optimizer(o, steps, rate_scales(o, trained[name])) for name, o in objective.separate.items()}
-        )
-    o = objective.optimization
-    return make_optimizer(o, steps, rate_scales(o, trained))
+        return SeparateOptimizers({name: make_optimizer(o, steps) for name, o in objective.separate.items()})
+    return make_optimizer(objective.optimization, steps)
 
 
 def masked_batch(

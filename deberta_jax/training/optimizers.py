@@ -2,8 +2,8 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,25 +50,47 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def warmup_steps(o: Optimization, steps: int) -> int:
-    """Returns the length of the warm-up in steps."""
-    return int(o.warmup) if o.warmup >= 1 else round(o.warmup * steps)
+def warmup_steps(warmup: float | int, steps: int) -> int:
+    """Returns the length of the warm-up in steps: ``warmup`` itself from 1 on, a fraction of ``steps`` below 1."""
+    return int(warmup) if warmup >= 1 else round(warmup * steps)
 
 
-def learning_rate_schedule(o: Optimization, steps: int) -> optax.Schedule:
-    """Returns the learning rate by step: from 0 up to the peak, then as ``o.schedule`` says."""
-    up = min(warmup_steps(o, steps), steps)
-    rise = optax.linear_schedule(0.0, o.learning_rate, max(up, 1))
+def learning_rate_schedule(
+    learning_rate: float,
+    steps: int,
+    *,
+    warmup: float | int = 0.1,
+    schedule: Literal["linear", "cosine", "constant", "original"] = "linear",
+) -> optax.Schedule:
+    """Returns the learning rate by step: from 0 up to ``learning_rate``, then as ``schedule`` says.
+
+    Args:
+      learning_rate: the highest learning rate, at the end of the warm-up.
+      steps: number of steps of the run.
+      warmup: length of the warm-up: a fraction of all steps if below 1, else a number of steps.
+      schedule: after the warm-up the learning rate falls linearly or as a cosine to 0 at the last step, or stays
+        constant. ``original`` is Microsoft's linear schedule, which jumps down at the end of the warm-up.
+
+    Returns:
+      A function of the number of steps taken, an int or an int32 scalar, to a float32 scalar.
+
+    Raises:
+      InputError: an unknown schedule.
+    """
+    up = min(warmup_steps(warmup, steps), steps)
+    rise = optax.linear_schedule(0.0, learning_rate, max(up, 1))
     rest = max(steps - up, 1)
-    if o.schedule == "original":
+    if schedule == "original":
         # Microsoft's warmup_linear: after the warm-up 1 - step / steps, which does not begin at 1.
-        fall = lambda count: o.learning_rate * (1.0 - (count + up) / steps)
-    elif o.schedule == "cosine":
-        fall = optax.cosine_decay_schedule(o.learning_rate, rest)
-    elif o.schedule == "constant":
-        fall = optax.constant_schedule(o.learning_rate)
+        fall = lambda count: learning_rate * (1.0 - (count + up) / steps)
+    elif schedule == "cosine":
+        fall = optax.cosine_decay_schedule(learning_rate, rest)
+    elif schedule == "constant":
+        fall = optax.constant_schedule(learning_rate)
+    elif schedule == "linear":
+        fall = optax.linear_schedule(learning_rate, 0.0, rest)
     else:
-        fall = optax.linear_schedule(o.learning_rate, 0.0, rest)
+        raise InputError(f"schedule {schedule!r}: unknown; there are linear, cosine, constant and original")
     return optax.join_schedules([rise, fall], [up])
 
 
@@ -112,61 +134,112 @@ def join_trees(a: Any, b: Any) -> Any:
     return out
 
 
-def rate_scales(o: Optimization, shapes: Any) -> Any:
-    """Returns the factor of each leaf's update, for stacked leaves one for each layer; None where all factors are 1.
+def rate_scales(shapes: Any, layer_decay: float = 1.0, freeze_layers: int = 0) -> Any:
+    """Returns the factor of each leaf's update, for stacked leaves one for each layer.
 
     Layer-wise decay: the head has the factor 1, the last layer ``layer_decay``, the layer below it its square, and so
     on down to the embeddings. Frozen layers have 0.
 
+    Args:
+      shapes: the trained parameters, or their shapes.
+      layer_decay: factor from one layer to the layer below it.
+      freeze_layers: number of layers that are not trained, counted from the first.
+
+    Returns:
+      A tree of float32 numpy arrays that broadcast to the leaves.
+
     Raises:
       InputError: more frozen layers than there are.
     """
-    if o.layer_decay == 1.0 and not o.freeze_layers:
-        return None
     counts = {
         leaf.shape[0] for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0] if "/layers/" in path_of(keys)
     }
     (layers,) = counts or {0}
-    if o.freeze_layers > layers:
-        raise InputError(f"--freeze-layers {o.freeze_layers}: the model has {layers}")
-    by_layer = o.layer_decay ** np.arange(layers, 0, -1, dtype=np.float64)
-    by_layer[: o.freeze_layers] = 0.0
+    if freeze_layers > layers:
+        raise InputError(f"--freeze-layers {freeze_layers}: the model has {layers}")
+    by_layer = layer_decay ** np.arange(layers, 0, -1, dtype=np.float64)
+    by_layer[:freeze_layers] = 0.0
 
     def scale(keys, leaf):
         path = path_of(keys)
         if "/layers/" in path:
             return by_layer.reshape(-1, *(1,) * (leaf.ndim - 1)).astype(np.float32)
         if "/embeddings/" in path:
-            return np.float32(0.0 if o.freeze_layers else o.layer_decay ** (layers + 1))
+            return np.float32(0.0 if freeze_layers else layer_decay ** (layers + 1))
         if "/encoder/" in path:  # the table of relative positions, which all layers read
-            return np.float32(o.layer_decay**layers)
+            return np.float32(layer_decay**layers)
         return np.float32(1.0)
 
     return jax.tree_util.tree_map_with_path(scale, shapes)
 
 
-def make_optimizer(o: Optimization, steps: int, scales: Any = None) -> optax.GradientTransformation:
-    """Returns the optimizer: clipping by global norm, AdamW (decoupled decay) with the schedule, then ``scales``.
+def adamw(
+    learning_rate: float | optax.Schedule,
+    *,
+    weight_decay: float = 0.01,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-6,
+    bias_correction: bool = True,
+    clip_norm: float = 1.0,
+    layer_decay: float = 1.0,
+    freeze_layers: int = 0,
+) -> optax.GradientTransformation:
+    """Returns AdamW (decoupled decay) for the parameters of the models: gradients are clipped by global norm first.
+
+    Biases and the scales of LayerNorms are not decayed (``decay_mask``). A mask by rank, such as ``ndim > 1``, would
+    decay those of the layers, which are stacked in arrays ``[layers, ...]``.
 
     Args:
-      steps: number of steps of the run.
-      scales: as ``rate_scales`` returns them.
+      learning_rate: a number, or a schedule such as ``learning_rate_schedule`` returns.
+      weight_decay: decay of all other parameters, embedding tables included.
+      beta1, beta2, epsilon: of Adam.
+      bias_correction: False omits it, as Microsoft's code does.
+      clip_norm: global norm to which larger gradients are scaled down.
+      layer_decay, freeze_layers: as for ``rate_scales``; 1 and 0 train all layers alike.
+
+    Returns:
+      An optimizer for the tree of ``init_params``, or for a part of it. Its ``init`` raises InputError if
+      ``freeze_layers`` is more than the layers that there are.
     """
-    if o.bias_correction:
-        adam = optax.scale_by_adam(b1=o.beta1, b2=o.beta2, eps=o.epsilon)
+    if bias_correction:
+        adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon)
     else:
-        adam = scale_by_plain_adam(o.beta1, o.beta2, o.epsilon)
+        adam = scale_by_plain_adam(beta1, beta2, epsilon)
     parts = [
-        optax.clip_by_global_norm(o.clip_norm),
+        optax.clip_by_global_norm(clip_norm),
         adam,
-        optax.add_decayed_weights(o.weight_decay, decay_mask),
-        optax.scale_by_learning_rate(learning_rate_schedule(o, steps)),
+        optax.add_decayed_weights(weight_decay, decay_mask),
+        optax.scale_by_learning_rate(learning_rate),
     ]
-    if scales is not None:
-        # Frozen layers do not count in the norm either.
-        trained = jax.tree.map(lambda s: (s != 0).astype(np.float32), scales)
-        parts = [_times(trained), *parts, _times(scales)]
-    return optax.chain(*parts)
+    if layer_decay == 1.0 and not freeze_layers:
+        return optax.chain(*parts)
+    scales = lambda tree: rate_scales(tree, layer_decay, freeze_layers)
+    # Frozen layers do not count in the norm either.
+    trained = lambda tree: jax.tree.map(lambda s: (s != 0).astype(np.float32), scales(tree))
+    chain = optax.chain(_times(trained), *parts, _times(scales))
+
+    def init(params: Any) -> Any:
+        if jax.tree.leaves(params):  # optax also calls it with a placeholder that has none
+            scales(params)
+        return chain.init(params)
+
+    return optax.GradientTransformation(init, chain.update)
+
+
+def make_optimizer(o: Optimization, steps: int) -> optax.GradientTransformation:
+    """Returns the optimizer that an experiment describes, for a run of ``steps`` steps."""
+    return adamw(
+        learning_rate_schedule(o.learning_rate, steps, warmup=o.warmup, schedule=o.schedule),
+        weight_decay=o.weight_decay,
+        beta1=o.beta1,
+        beta2=o.beta2,
+        epsilon=o.epsilon,
+        bias_correction=o.bias_correction,
+        clip_norm=o.clip_norm,
+        layer_decay=o.layer_decay,
+        freeze_layers=o.freeze_layers,
+    )
 
 
 def scale_by_plain_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:
@@ -182,6 +255,7 @@ def scale_by_plain_adam(beta1: float, beta2: float, epsilon: float) -> optax.Gra
     return optax.GradientTransformation(optax.scale_by_adam().init, update)
 
 
-def _times(factors: Any) -> optax.GradientTransformation:
+def _times(factors: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Returns the multiplication of the updates by ``factors(updates)``."""
     multiply = lambda u, f: u * jnp.broadcast_to(jnp.asarray(f, u.dtype), u.shape)
-    return optax.stateless(lambda updates, _: jax.tree.map(multiply, updates, factors))
+    return optax.stateless(lambda updates, _: jax.tree.map(multiply, updates, factors(updates)))

@@ -11,7 +11,7 @@ from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.training.distributed import is_writer
 from deberta_jax.training.experiment import Finetune
-from deberta_jax.training.finetune import finetune
+from deberta_jax.training.finetuning import finetune
 
 _log = logging.getLogger(__name__)
 

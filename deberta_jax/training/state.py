@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deberta_jax.errors import InputError
 from deberta_jax.models import Model, abstract_params, logical_axes
-from deberta_jax.sharding import tree_shardings
+from deberta_jax.sharding import current_mesh, tree_shardings
 from deberta_jax.training.optimizers import Optimizer, SeparateOptimizers, path_of, split_frozen
 
 
@@ -85,27 +85,100 @@ def make_state(
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng, ema_params)
 
 
-def state_shardings(parameters: Parameters, optimizer: Optimizer, mesh: Mesh, *, ema: float = 0.0) -> Any:
+def init_state(
+    params: Any, optimizer: Optimizer, seed: int = 0, *, frozen: frozenset[str] = frozenset(), ema: float = 0.0
+) -> TrainState:
+    """Returns the state before the first step, with every array sharded as its parameter.
+
+    The buffers of ``params`` become those of the state: read the parameters from there afterwards.
+
+    Args:
+      params: tree of arrays, on one device or sharded over a mesh.
+      seed, frozen, ema: as for ``make_state``.
+    """
+    params = jax.tree.map(jnp.asarray, params)
+    make = lambda p: make_state(p, optimizer, seed, frozen=frozen, ema=ema)
+    mesh = mesh_of_arrays(params)
+    if mesh is None:
+        return jax.jit(make, donate_argnums=0)(params)
+    shardings = _state_shardings(params, _shardings_of(params), frozen, optimizer, mesh, ema)
+    return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params)
+
+
+def init_optimizer(optimizer: Optimizer, params: Any) -> Any:
+    """Returns the state of an optimizer, its moments sharded as their parameters.
+
+    ``jax.jit(optimizer.init)`` alone would put a copy of all moments on every device.
+
+    Args:
+      optimizer: of optax, or ``SeparateOptimizers``.
+      params: tree of arrays, on one device or sharded over a mesh.
+    """
+    params = jax.tree.map(jnp.asarray, params)
+    mesh = mesh_of_arrays(params)
+    if mesh is None:
+        return jax.jit(optimizer.init)(params)
+    return jax.jit(optimizer.init, out_shardings=_moments(optimizer, params, _shardings_of(params), mesh))(params)
+
+
+def parameter_shardings(model: Model, mesh: Mesh | None = None) -> Any:
+    """Returns the sharding of every parameter of a model by its logical axes, for ``jax.device_put`` or ``jax.jit``.
+
+    Args:
+      mesh: None: the one of ``sharding.use``.
+
+    Raises:
+      InputError: there is no mesh, or it does not divide a parameter.
+    """
+    mesh = current_mesh() if mesh is None else mesh
+    if mesh is None:
+        raise InputError("parameter_shardings: there is no mesh; call it inside `with sharding.use(mesh):`")
+    return _checked_shardings(parameters_of(model), mesh)
+
+
+def mesh_of_arrays(tree: Any) -> Mesh | None:
+    """Returns the mesh that the arrays of a tree are sharded over; None if they are not."""
+    meshes = (leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if isinstance(leaf.sharding, NamedSharding))
+    return next((mesh for mesh in meshes if isinstance(mesh, Mesh)), None)
+
+
+def state_shardings(parameters: Parameters, optimizer: Optimizer, mesh: Mesh, *, ema: float = 0.0) -> TrainState:
     """Returns a TrainState of shardings: an optimizer's moments as their parameters, all else on every device.
 
     Raises:
       InputError: a mesh that does not divide a parameter.
     """
-    params = tree_shardings(parameters.axes, mesh)
+    params = _checked_shardings(parameters, mesh)
+    return _state_shardings(parameters.shapes, params, parameters.frozen, optimizer, mesh, ema)
+
+
+def _checked_shardings(parameters: Parameters, mesh: Mesh) -> Any:
+    shardings = tree_shardings(parameters.axes, mesh)
+    jax.tree_util.tree_map_with_path(_check_divides, parameters.shapes, shardings)
+    return shardings
+
+
+def _state_shardings(
+    shapes: Any, params: Any, frozen: frozenset[str], optimizer: Optimizer, mesh: Mesh, ema: float
+) -> TrainState:
+    """Returns the shardings of a state by the shardings ``params`` of its parameters."""
     everywhere = NamedSharding(mesh, PartitionSpec())
-    jax.tree_util.tree_map_with_path(_check_divides, parameters.shapes, params)
-    trained, trained_shardings = (split_frozen(tree, parameters.frozen)[0] for tree in (parameters.shapes, params))
-
-    def moments(optimizer: Any, shapes: Any, shardings: Any) -> Any:
-        of_others = lambda _: everywhere
-        abstract = jax.eval_shape(optimizer.init, shapes)
-        return optax.tree_map_params(optimizer, lambda _, s: s, abstract, shardings, transform_non_params=of_others)
-
-    if isinstance(optimizer, SeparateOptimizers):
-        opt_state: Any = {n: moments(o, trained[n], trained_shardings[n]) for n, o in optimizer.parts.items()}
-    else:
-        opt_state = moments(optimizer, trained, trained_shardings)
+    trained, trained_shardings = (split_frozen(tree, frozen)[0] for tree in (shapes, params))
+    opt_state = _moments(optimizer, trained, trained_shardings, mesh)
     return TrainState(everywhere, params, opt_state, everywhere, params if ema else {})
+
+
+def _moments(optimizer: Any, shapes: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Returns the shardings of an optimizer's state."""
+    if isinstance(optimizer, SeparateOptimizers):
+        return {n: _moments(o, shapes[n], shardings[n], mesh) for n, o in optimizer.parts.items()}
+    of_others = lambda _: NamedSharding(mesh, PartitionSpec())
+    abstract = jax.eval_shape(optimizer.init, shapes)
+    return optax.tree_map_params(optimizer, lambda _, s: s, abstract, shardings, transform_non_params=of_others)
+
+
+def _shardings_of(tree: Any) -> Any:
+    return jax.tree.map(lambda array: array.sharding, tree)
 
 
 def abstract_state(

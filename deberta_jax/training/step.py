@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from deberta_jax.errors import InputError
 from deberta_jax.ops.losses import Items
-from deberta_jax.sharding import batch_sharding
+from deberta_jax.sharding import batch_sharding, global_batch
 from deberta_jax.training.optimizers import Optimizer, join_trees, split_frozen
-from deberta_jax.training.state import TrainState
+from deberta_jax.training.state import TrainState, mesh_of_arrays
 
 Batch = dict[str, jax.Array]
 # (params, batch, dropout key) -> for each term of the loss, its items and their weights
@@ -92,6 +93,72 @@ def make_step(loss: Loss | tuple[Phase, ...], optimizer: Optimizer, options: Ste
         return TrainState(state.step + jnp.int32(1), params, opt_state, state.rng, ema_params), metrics
 
     return step
+
+
+def train_step(
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    loss_weights: Mapping[str, float] | None = None,
+    accumulate: int = 1,
+    frozen: frozenset[str] = frozenset(),
+    ema: float = 0.0,
+) -> Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]]:
+    """Returns the compiled training step for a loop of one's own. A new shape of batch compiles it again.
+
+    With a state that is sharded over a mesh the batch is split over the mesh's devices, and the new state is sharded as
+    the old one. The old state's buffers are donated to the new one.
+
+    Args:
+      loss: (params, batch, dropout key) -> for each term of the loss its items and their weights, such as
+        ``{"task": losses.cross_entropy(logits, labels)}``.
+      optimizer: such as ``adamw`` returns, or any other of optax.
+      loss_weights: weight of each term of the loss; 1 where a term is not named.
+      accumulate: number of micro-batches that a batch is computed in, one after the other.
+      frozen, ema: as ``init_state`` was called with.
+
+    Returns:
+      A function (state, batch) -> (state, metrics). The batch is a dict of arrays [B, ...]: of numpy, this process's
+      rows, or global arrays. Metrics are float32 scalars: ``loss``, ``gradient_norm`` and, where there are several,
+      the terms of the loss.
+    """
+    options = StepOptions(loss_weights=loss_weights or {}, accumulate=accumulate, frozen=frozen, ema=ema)
+    step = make_step(_checked(loss), optimizer, options)
+    programs: dict[Any, Any] = {}
+
+    def run(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, jax.Array]]:
+        mesh, names = mesh_of_arrays(state.params), tuple(sorted(batch))
+        if (mesh, names) not in programs:
+            programs[mesh, names] = _jit_for(step, state, batch, mesh)
+        if mesh is None:
+            return programs[mesh, names](state, dict(batch))
+        if not all(isinstance(array, jax.Array) for array in batch.values()):
+            batch = global_batch(batch, mesh)
+        with jax.set_mesh(mesh):
+            return programs[mesh, names](state, dict(batch))
+
+    return run
+
+
+def _jit_for(step: Step, state: TrainState, batch: Mapping[str, Any], mesh: Mesh | None) -> Any:
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    return jit_step(step, jax.tree.map(lambda array: array.sharding, state), batch, mesh)[0]
+
+
+def _checked(loss: Loss) -> Loss:
+    """Returns the loss, which raises InputError where its result is not a dict of items and weights."""
+
+    def checked(params: Any, batch: Batch, key: jax.Array) -> Mapping[str, Items]:
+        terms: Any = loss(params, batch, key)
+        if not isinstance(terms, Mapping) or not all(isinstance(t, tuple) and len(t) == 2 for t in terms.values()):
+            raise InputError(
+                "train_step: the loss must return a dict of (values, weights) for every term, such as "
+                f"{{'task': losses.cross_entropy(logits, labels)}}, not {type(terms).__name__}"
+            )
+        return terms
+
+    return checked
 
 
 def _gradient(loss: Any, outputs: tuple[str, ...], o: StepOptions, params: Any, batch: Batch, key: jax.Array):

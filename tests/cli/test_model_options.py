@@ -19,8 +19,8 @@ from deberta_jax.cli.main import main
 from deberta_jax.errors import InputError
 from deberta_jax.text import load_tokenizer
 from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD
-from deberta_jax.training.finetune import plan_finetune
-from deberta_jax.training.pretrain import begin, mlm_job, rtd_job
+from deberta_jax.training.finetuning import plan_finetune
+from deberta_jax.training.pretraining import begin, mlm_job, rtd_job
 from deberta_jax.weights import from_pretrained, load
 from tests.made import LABELS, TINY, make_tokenizer, refused, rows, saved_model, stdout_of, weighted_model, write_table
 from tests.weights.adapters import adapter_in, merged, updates

@@ -11,9 +11,9 @@ from deberta_jax.cli import finetune as command
 from deberta_jax.cli.main import main
 from deberta_jax.planning import runs
 from deberta_jax.planning.request import shapes
-from deberta_jax.training import finetune
+from deberta_jax.training import finetuning
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
-from deberta_jax.training.pretrain import plan_pretrain
+from deberta_jax.training.pretraining import plan_pretrain
 from tests.made import stdout_of
 
 FEW = 64 << 10
@@ -121,11 +121,11 @@ def test_a_plan_for_elsewhere_starts_nothing(task, tmp_path, capsys):
 
 def test_planning_builds_no_job(task, tmp_path, monkeypatch):
     """A plan needs the shapes of batches and the number of steps; weights and the held-out table are not touched."""
-    monkeypatch.setattr(finetune, "make_job", None)
+    monkeypatch.setattr(finetuning, "make_job", None)
     e = command.parse(task.arguments(tmp_path / "run")[1:])
     shape = runs.shape_of_run(e)
     monkeypatch.undo()
-    _, job = finetune.plan_finetune(e)
+    _, job = finetuning.plan_finetune(e)
     assert shape.steps == len(job.batches)
     assert shape.batch in [shapes(example) for example in job.batches.examples()]
     assert shape.config.num_hidden_layers == job.objective.configs[0].num_hidden_layers

@@ -13,7 +13,7 @@ from deberta_jax.sharding import make_mesh
 from deberta_jax.training.experiment import Optimization, PretrainMLM, PretrainRTD
 from deberta_jax.training.finite import NotFinite, ParameterCheck, check_metrics
 from deberta_jax.training.language_metrics import detection_metrics
-from deberta_jax.training.pretrain import pretrain
+from deberta_jax.training.pretraining import pretrain
 from tests.made import pretraining_home
 
 

@@ -17,7 +17,7 @@ from deberta_jax.data.features import Features
 from deberta_jax.data.packing import most_rows, pack
 from deberta_jax.training.dry_run import describe_job
 from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, PretrainRTD, RunOptions
-from deberta_jax.training.finetune import plan_finetune
+from deberta_jax.training.finetuning import plan_finetune
 from tests.made import pretraining_home, refused
 
 

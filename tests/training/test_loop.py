@@ -15,7 +15,7 @@ from deberta_jax.storage import write_json
 from deberta_jax.text import load_tokenizer
 from deberta_jax.training.directory import check_directory
 from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, RunOptions, difference, run_record
-from deberta_jax.training.finetune import finetune
+from deberta_jax.training.finetuning import finetune
 from deberta_jax.training.logging import RunLog
 from deberta_jax.training.loop import _better
 from tests.made import LABELS, log_of, text_of, write_table

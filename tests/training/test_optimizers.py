@@ -11,6 +11,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.models import abstract_params
 from deberta_jax.training.experiment import Optimization
 from deberta_jax.training.optimizers import (
+    adamw,
     decay_mask,
     frozen_paths,
     join_trees,
@@ -35,17 +36,17 @@ def rates(found, steps):
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.1, 40), (7.0, 40), (0.0, 5), (1.0, 5), (0.5, 3), (0.06, 900)])
 def test_the_linear_schedule_rises_and_falls_in_straight_lines(warmup, steps):
-    found = learning_rate_schedule(Optimization(learning_rate=3e-4, warmup=warmup), steps)
+    found = learning_rate_schedule(3e-4, steps, warmup=warmup)
     expected = [rate(i, steps, 3e-4, warmup) for i in range(steps)]
     np.testing.assert_allclose(rates(found, steps), expected, rtol=1e-5, atol=1e-12)
 
 
 def test_a_warm_up_longer_than_the_run_only_rises():
-    found = learning_rate_schedule(Optimization(learning_rate=1.0, warmup=100.0), 10)
+    found = learning_rate_schedule(1.0, 10, warmup=100.0)
     np.testing.assert_allclose(rates(found, 10), np.arange(10) / 10, rtol=1e-6)
 
 
-def adamw(params, gradients, o, steps):
+def adamw_of_the_paper(params, gradients, o, steps):
     """Loshchilov and Hutter's algorithm 2 in float64, gradients clipped by their common norm first."""
     params = {name: p.astype(np.float64) for name, p in params.items()}
     m = {name: np.zeros_like(p) for name, p in params.items()}
@@ -85,7 +86,7 @@ def test_twenty_steps_equal_adamw_of_the_paper(size):
     for gradient in gradients:
         updates, state = update(tree(gradient), state, ours)
         ours = optax.apply_updates(ours, updates)
-    for name, expected in adamw(params, gradients, o, 20).items():
+    for name, expected in adamw_of_the_paper(params, gradients, o, 20).items():
         group, leaf = name.split("/")
         np.testing.assert_allclose(ours[group][leaf], expected, rtol=2e-5, atol=2e-6)
 
@@ -125,31 +126,32 @@ def test_microsofts_adam_has_no_bias_correction_and_its_schedule_a_step():
         rate = 1e-2 * (step / 4 if step < 4 else 1 - step / 10)
         p = p - rate * (m / (np.sqrt(v) + o.epsilon) + 0.1 * p)
         np.testing.assert_allclose(ours["dense"]["kernel"], p, rtol=1e-5)
-    assert float(learning_rate_schedule(o, 10)(4)) == pytest.approx(0.6e-2)
-    assert float(learning_rate_schedule(o, 10)(3)) == pytest.approx(0.75e-2)
+    schedule = learning_rate_schedule(1e-2, 10, warmup=4, schedule="original")
+    assert float(schedule(4)) == pytest.approx(0.6e-2)
+    assert float(schedule(3)) == pytest.approx(0.75e-2)
 
 
 @pytest.mark.parametrize(("kind", "at"), [("cosine", 0.5 * (1 + np.cos(np.pi / 3))), ("constant", 1.0)])
 def test_other_schedules(kind, at):
-    o = Optimization(learning_rate=2.0, warmup=3, schedule=kind)
-    assert float(learning_rate_schedule(o, 12)(6)) == pytest.approx(2.0 * at)
-    assert float(learning_rate_schedule(o, 12)(1)) == pytest.approx(2 / 3)
+    schedule = learning_rate_schedule(2.0, 12, warmup=3, schedule=kind)
+    assert float(schedule(6)) == pytest.approx(2.0 * at)
+    assert float(schedule(1)) == pytest.approx(2 / 3)
 
 
 def test_lower_layers_are_slower_and_the_lowest_may_stay():
     """By name and layer: the head's rate is whole, the last layer's times the decay, and so on down."""
     shapes = abstract_params(DebertaForSequenceClassification(TINY))
-    o = Optimization(layer_decay=0.5)
-    scales = rate_scales(o, shapes)
+    scales = rate_scales(shapes, layer_decay=0.5)
     layers = scales["deberta"]["encoder"]["layers"]
     assert all(scale.ravel().tolist() == [0.25, 0.5] for scale in jax.tree.leaves(layers))
     assert {float(s) for s in jax.tree.leaves(scales["deberta"]["embeddings"])} == {0.125}
     assert float(scales["deberta"]["encoder"]["rel_embeddings"]["embedding"]) == 0.25
     assert {float(s) for s in jax.tree.leaves((scales["pooler"], scales["classifier"]))} == {1.0}
-    assert rate_scales(Optimization(), shapes) is None
+    assert {float(s) for s in jax.tree.leaves(jax.tree.map(np.mean, rate_scales(shapes)))} == {1.0}
 
-    frozen = rate_scales(Optimization(freeze_layers=1), shapes)
-    optimizer = make_optimizer(Optimization(learning_rate=1.0, warmup=0, weight_decay=0.5), 10, frozen)
+    optimizer = adamw(learning_rate_schedule(1.0, 10, warmup=0), weight_decay=0.5, freeze_layers=1)
+    with pytest.raises(InputError, match="--freeze-layers 3: the model has 2"):
+        adamw(1.0, freeze_layers=3).init(shapes)
     params = jax.tree.map(lambda s: np.ones(s.shape, np.float32), shapes)
 
     def huge(keys, s):

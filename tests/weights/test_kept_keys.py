@@ -9,7 +9,7 @@ import pytest
 
 from deberta_jax.cli.main import main
 from deberta_jax.training.experiment import Finetune
-from deberta_jax.training.finetune import plan_finetune
+from deberta_jax.training.finetuning import plan_finetune
 from deberta_jax.weights import convert, from_pretrained, load, resize_vocabulary, save_pretrained
 from tests.made import TINY, binary_files, weighted_model
 from tests.weights.files import raw_config, state_of

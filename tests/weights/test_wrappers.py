@@ -12,7 +12,7 @@ import deberta_jax
 from deberta_jax.cli.main import main
 from deberta_jax.errors import InputError
 from deberta_jax.training.experiment import Finetune
-from deberta_jax.training.finetune import plan_finetune
+from deberta_jax.training.finetuning import plan_finetune
 from deberta_jax.weights import convert, from_pretrained, inspect, load, verify
 from tests.cases import to_tree
 from tests.made import binary_files, weighted_model

@@ -1,0 +1,56 @@
+"""Every file of ``examples/`` runs alone, warns of nothing, and prints what it shows."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.made import NOTHING_DEPRECATED
+
+pytestmark = pytest.mark.system
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+_EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+
+# file -> pattern of what it prints, and environment variables
+RUNS = {
+    "training_loop.py": (r"step 20: loss 0\.\d{4}\nrestored the state of step 20 on 1 devices", {}),
+}
+
+
+def printed(name: str, environment: dict[str, str]) -> str:
+    """What an example prints, in a process of its own."""
+    clean = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    found = subprocess.run(
+        [sys.executable, EXAMPLES / name],
+        env=clean | {"PYTHONWARNINGS": NOTHING_DEPRECATED} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    return found.stdout
+
+
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_an_example_prints_what_it_shows(name):
+    pattern, environment = RUNS[name]
+    assert re.search(pattern, printed(name, environment))
+
+
+def test_the_loop_has_the_same_losses_on_eight_devices():
+    alone, eight = printed("training_loop.py", {}), printed("training_loop.py", _EIGHT)
+    losses = lambda text: [float(number) for number in re.findall(r"loss (\d\.\d+)", text)]
+    assert len(losses(alone)) == 4
+    assert losses(eight) == pytest.approx(losses(alone), abs=2e-4)
+    assert "on 8 devices" in eight
+
+
+def test_every_example_is_run_and_short():
+    files = sorted(path.name for path in EXAMPLES.glob("*.py"))
+    assert sorted(RUNS) == files
+    assert all(len((EXAMPLES / name).read_text().splitlines()) <= 60 for name in files)
