@@ -1,5 +1,7 @@
 """Defines the models as Flax modules, and ``HEADS``, the registry of heads. Only this package uses Flax."""
 
+from deberta_jax.models.backbone import BackboneOutput
+from deberta_jax.models.base import Model, Params
 from deberta_jax.models.classes import (
     DebertaEncoder,
     DebertaForMaskedLM,
@@ -8,9 +10,10 @@ from deberta_jax.models.classes import (
     DebertaForReplacedTokenDetection,
     DebertaForSequenceClassification,
     DebertaForTokenClassification,
-    Model,
 )
+from deberta_jax.models.inputs import Inputs
 from deberta_jax.models.layers import Runtime
+from deberta_jax.models.outputs import EncoderOutput, HeadOutput, ProjectionInputs, SpanOutput
 from deberta_jax.models.parameters import abstract_params, init_params, logical_axes, reinitialize_layers
 from deberta_jax.models.prepare import prepare_for_inference
 from deberta_jax.models.registry import HEADS, HeadSpec, all_parts, head_spec, spec_of_model

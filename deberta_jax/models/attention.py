@@ -46,8 +46,8 @@ class AttentionContext(NamedTuple):
 
     Attributes:
       relative: the relative positions of this length; the encoder fills them in.
-      mask, segment_ids: as in ``Inputs``; the mask is bool.
-      bias: ``attention_bias`` of ``Inputs``.
+      mask, segment_ids: as in ``Model.__call__``; the mask is bool.
+      bias: ``attention_bias`` of ``Model.__call__``.
       layer: number of the layer, from 0; an array inside a loop over layers.
       deterministic: False applies dropout.
       return_weights: also return the softmax weights.

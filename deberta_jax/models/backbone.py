@@ -1,12 +1,11 @@
 """Runs embeddings and encoder, and derives masks, text starts and position ids from the arguments of a model."""
 
 import dataclasses
-from typing import TypedDict
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Int
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models.attention import AttentionContext
@@ -14,33 +13,6 @@ from deberta_jax.models.embeddings import Embeddings, check_length
 from deberta_jax.models.encoder import Encoder
 from deberta_jax.models.layers import Runtime
 from deberta_jax.ops.attention.masks import segment_starts
-
-
-class Inputs(TypedDict, total=False):
-    """Holds the keyword arguments that the call of every model takes.
-
-    Attributes:
-      attention_mask: [B,T] of any dtype, nonzero for real tokens; or [B,T,T], nonzero where query t may attend to key
-        s.
-      token_type_ids, position_ids: int [B,T]; ignored by models without such embeddings.
-      inputs_embeds: float [B,T,E] in place of input_ids.
-      segment_ids: int [B,T]: which text of a packed row each token belongs to; 0 for padding. Tokens attend only to
-        tokens of their own text.
-      attention_bias: float [N,T,T], [B,N,T,T], or [N,2T-1] with a bias for each distance ``T-1 + query - key``. It is
-        added to the scaled attention scores of every layer.
-      deterministic: False applies dropout, which needs ``rngs={"dropout": key}``.
-      output_hidden_states, output_attentions: fill these fields of the output.
-    """
-
-    attention_mask: Shaped[Array, "B T"] | Shaped[Array, "B T T"] | None
-    token_type_ids: Int[Array, "B T"] | None
-    position_ids: Int[Array, "B T"] | None
-    inputs_embeds: Float[Array, "B T E"] | None
-    segment_ids: Int[Array, "B T"] | None
-    attention_bias: Float[Array, "..."] | None
-    deterministic: bool
-    output_hidden_states: bool
-    output_attentions: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +53,14 @@ def run_backbone(
 
     Args:
       mask_decoder: the last layer is the enhanced mask decoder; see ``Encoder``.
-      attention_mask and the following: see ``Inputs``.
+      attention_mask and the following: see ``Model.__call__``.
 
     Raises:
-      ValueError: both or neither of input_ids and inputs_embeds are given.
       InputError: a text is longer than the table of absolute positions.
     """
-    given = [a for a in (input_ids, inputs_embeds) if a is not None]
-    if len(given) != 1:
-        raise ValueError("give exactly one of input_ids and inputs_embeds")
-    batch, length = given[0].shape[:2]
+    tokens = input_ids if input_ids is not None else inputs_embeds
+    assert tokens is not None
+    batch, length = tokens.shape[:2]
     mask = None if attention_mask is None else jnp.asarray(attention_mask) != 0
     token_mask = real_tokens(mask, segment_ids)
     starts = jnp.broadcast_to(segment_starts(token_mask, segment_ids, length), (batch, length))

@@ -1,22 +1,22 @@
-"""Defines the model classes, one for each head. All are called in the same way; ``Inputs`` describes the arguments.
+"""Defines the model classes, one for each head. All are called in the same way, which ``Model.__call__`` describes.
 
 Letters of shapes: B rows, T tokens, D hidden width, E embedding width, V vocabulary, P positions, C labels or choices.
 
 model = DebertaForSequenceClassification(config, dtype=jnp.bfloat16)
 params = init_params(model, jax.random.key(0))
-out = model.apply({"params": params}, input_ids, attention_mask=mask)
+out = model(params, input_ids, attention_mask=mask)
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar, Unpack
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Unpack, overload
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from deberta_jax.config import DebertaConfig
-from deberta_jax.models.backbone import Backbone, BackboneOutput, Inputs, run_backbone
+from deberta_jax.models.backbone import run_backbone
+from deberta_jax.models.base import Model, Params
 from deberta_jax.models.heads import (
     LegacyHead,
     OriginalHead,
@@ -26,75 +26,25 @@ from deberta_jax.models.heads import (
     pooled_logits,
     take_positions,
 )
-from deberta_jax.models.layers import Dropout, Runtime
+from deberta_jax.models.inputs import AnyArray, Inputs
+from deberta_jax.models.layers import Dropout
 from deberta_jax.models.outputs import EncoderOutput, HeadOutput, ProjectionInputs, SpanOutput
 from deberta_jax.ops.activations import activate
 
-M = TypeVar("M", bound="Model")
 Ids = Int[Array, "B T"] | None
 Positions = Int[Array, "B P"] | None
 
 
-class Model(nn.Module):
-    """Holds the fields that every model has.
-
-    Attributes:
-      config: the architecture.
-      dtype: dtype of the computation; scores, softmax, LayerNorm and logits are always float32.
-      param_dtype: dtype of initialized parameters.
-      attention: ``auto``, or the name of an implementation of ``ops.attention``.
-      remat: what the backward pass recomputes to save memory: ``none``, ``dots`` (all but the results of the
-        projections) or ``full`` (all but the inputs of the layers).
-      scan: True compiles one layer and loops over it; False unrolls all layers into the program.
-      score_modifier: ``(scores, *, layer, query_index, key_index) -> scores`` changes the scaled attention scores
-        [B,N,T,T] before the softmax, in float32. ``layer`` counts from 0 and is an array; the indices are int32
-        [1,1,T,1] and [1,1,1,T]. It needs ``auto``, or an implementation that holds whole scores (``reference``,
-        ``xla``).
-      prepared: the parameters come from ``prepare_for_inference``, which sets this field.
-    """
-
-    config: DebertaConfig
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    attention: str = "auto"
-    remat: str = "none"
-    scan: bool = True
-    prepared: bool = False
-    score_modifier: Callable[..., Any] | None = None
-
-    reads_choices: ClassVar[bool] = False
-    """True if the inputs have an axis of choices, [B,C,T], and the model scores each choice as one text."""
-
-    @property
-    def runtime(self) -> Runtime:
-        """Returns the runtime choices as one object, which all layers take."""
-        return Runtime(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Runtime)})
-
-    @classmethod
-    def create(cls: type[M], config: DebertaConfig, runtime: Runtime) -> M:
-        """Returns the model of a config with these runtime choices."""
-        return cls(config, **{field.name: getattr(runtime, field.name) for field in dataclasses.fields(runtime)})
-
-    @classmethod
-    def example_shape(cls) -> tuple[int, ...]:
-        """Returns the shape of the smallest ``input_ids`` that the model takes."""
-        return (1, 1, 2) if cls.reads_choices else (1, 2)
-
-    def backbone(self, input_ids, inputs: Inputs, mask_decoder: bool = False) -> BackboneOutput:
-        """Declares embeddings and encoder under the name ``deberta`` and runs them."""
-        return Backbone(self.config, self.runtime, mask_decoder, name="deberta")(input_ids, **inputs)
-
-
-class DebertaEncoder(Model):
+class DebertaEncoder(Model[EncoderOutput]):
     """Computes the encoder's hidden states, without a head. Returns an ``EncoderOutput``."""
 
     @nn.compact
-    def __call__(self, input_ids: Ids = None, **inputs: Unpack[Inputs]) -> EncoderOutput:
+    def forward(self, input_ids: Ids = None, **inputs: Any) -> EncoderOutput:
         h = run_backbone(self.config, self.runtime, input_ids, **inputs)
         return EncoderOutput(h.states, h.hidden_states, h.attentions)
 
 
-class DebertaForMaskedLM(Model):
+class DebertaForMaskedLM(Model[HeadOutput]):
     """Computes the logits of all vocabulary entries for every token: masked language modelling.
 
     With ``config.mask_decoder`` the logits come from the enhanced mask decoder, as the released weights need it.
@@ -108,15 +58,50 @@ class DebertaForMaskedLM(Model):
       A ``HeadOutput`` with logits [B,T,V], or [B,P,V] for ``positions``; or a ``ProjectionInputs``.
     """
 
-    @nn.compact
+    @overload
     def __call__(
+        self,
+        params: Params,
+        input_ids: AnyArray | None = None,
+        *,
+        return_projection_inputs: Literal[False] = False,
+        rngs: Mapping[str, jax.Array] | None = None,
+        **inputs: Unpack[Inputs],
+    ) -> HeadOutput: ...
+    @overload
+    def __call__(
+        self,
+        params: Params,
+        input_ids: AnyArray | None = None,
+        *,
+        return_projection_inputs: Literal[True],
+        rngs: Mapping[str, jax.Array] | None = None,
+        **inputs: Unpack[Inputs],
+    ) -> ProjectionInputs: ...
+    @overload
+    def __call__(
+        self,
+        input_ids: AnyArray | None = None,
+        *,
+        return_projection_inputs: Literal[False] = False,
+        **inputs: Unpack[Inputs],
+    ) -> HeadOutput: ...
+    @overload
+    def __call__(
+        self, input_ids: AnyArray | None = None, *, return_projection_inputs: Literal[True], **inputs: Unpack[Inputs]
+    ) -> ProjectionInputs: ...
+    def __call__(self, *arguments: Any, rngs: Mapping[str, jax.Array] | None = None, **inputs: Any) -> Any:
+        return self.run(arguments, rngs, inputs)
+
+    @nn.compact
+    def forward(
         self,
         input_ids: Ids = None,
         *,
         positions: Positions = None,
         return_projection_inputs: bool = False,
-        **inputs: Unpack[Inputs],
-    ) -> HeadOutput | ProjectionInputs:
+        **inputs: Any,
+    ) -> Any:
         h = self.backbone(input_ids, inputs, self.config.mask_decoder)
         states = h.states if positions is None else take_positions(h.states, positions)
         head = LegacyHead if self.config.legacy else OriginalHead
@@ -127,7 +112,7 @@ class DebertaForMaskedLM(Model):
         return HeadOutput(logits, h.hidden_states, h.attentions)
 
 
-class DebertaForSequenceClassification(Model):
+class DebertaForSequenceClassification(Model[HeadOutput]):
     """Computes the logits of the labels of each text, from the vector of its first token.
 
     Args:
@@ -138,7 +123,7 @@ class DebertaForSequenceClassification(Model):
     """
 
     @nn.compact
-    def __call__(self, input_ids: Ids = None, *, positions: Positions = None, **inputs: Unpack[Inputs]) -> HeadOutput:
+    def forward(self, input_ids: Ids = None, *, positions: Positions = None, **inputs: Any) -> HeadOutput:
         h = self.backbone(input_ids, inputs)
         starts = h.starts[:, :1] if positions is None else positions
         deterministic = inputs.get("deterministic", True)
@@ -146,14 +131,14 @@ class DebertaForSequenceClassification(Model):
         return HeadOutput(logits[:, 0] if positions is None else logits, h.hidden_states, h.attentions)
 
 
-class DebertaForTokenClassification(Model):
+class DebertaForTokenClassification(Model[HeadOutput]):
     """Computes the logits of the labels of each token. Returns a ``HeadOutput`` with logits [B,T,C].
 
     With ``config.classifier_proj`` a dense layer and GELU come before the classifier, as in Microsoft's code.
     """
 
     @nn.compact
-    def __call__(self, input_ids: Ids = None, **inputs: Unpack[Inputs]) -> HeadOutput:
+    def forward(self, input_ids: Ids = None, **inputs: Any) -> HeadOutput:
         c = self.config
         h = self.backbone(input_ids, inputs)
         x = h.states
@@ -163,17 +148,17 @@ class DebertaForTokenClassification(Model):
         return HeadOutput(classify(c, self.runtime, "classifier", x, c.num_labels), h.hidden_states, h.attentions)
 
 
-class DebertaForQuestionAnswering(Model):
+class DebertaForQuestionAnswering(Model[SpanOutput]):
     """Computes the logits of the first and the last token of an answer. Returns a ``SpanOutput``."""
 
     @nn.compact
-    def __call__(self, input_ids: Ids = None, **inputs: Unpack[Inputs]) -> SpanOutput:
+    def forward(self, input_ids: Ids = None, **inputs: Any) -> SpanOutput:
         h = self.backbone(input_ids, inputs)
         logits = classify(self.config, self.runtime, "qa_outputs", h.states, 2)
         return SpanOutput(logits[..., 0], logits[..., 1], h.hidden_states, h.attentions)
 
 
-class DebertaForMultipleChoice(Model):
+class DebertaForMultipleChoice(Model[HeadOutput]):
     """Computes one logit for each choice.
 
     Args:
@@ -187,7 +172,7 @@ class DebertaForMultipleChoice(Model):
     reads_choices: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(
+    def forward(
         self,
         input_ids: Int[Array, "B T"] | Int[Array, "B C T"] | None = None,
         *,
@@ -211,14 +196,14 @@ class DebertaForMultipleChoice(Model):
         return HeadOutput(logits if shape is None else logits.reshape(shape), h.hidden_states, h.attentions)
 
 
-class DebertaForReplacedTokenDetection(Model):
+class DebertaForReplacedTokenDetection(Model[HeadOutput]):
     """Computes one logit for each token, positive where the model finds it replaced: DeBERTa v3's discriminator.
 
     Returns a ``HeadOutput`` with logits [B,T].
     """
 
     @nn.compact
-    def __call__(self, input_ids: Ids = None, **inputs: Unpack[Inputs]) -> HeadOutput:
+    def forward(self, input_ids: Ids = None, **inputs: Any) -> HeadOutput:
         h = self.backbone(input_ids, inputs)
         logits = ReplacedTokenHead(self.config, self.runtime, name="mask_predictions")(h.states, h.starts)
         return HeadOutput(logits, h.hidden_states, h.attentions)

@@ -6,13 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deberta_jax.models.classes import Model
+from deberta_jax.models.base import Model
 from deberta_jax.models.encoder import Encoder
 
 
 def _boxed_init(model: Model, key: jax.Array) -> Any:
     with nn.intercept_methods(_skip_layers):
-        return model.init(key, jnp.zeros(model.example_shape(), jnp.int32))["params"]
+        return nn.Module.init_with_output(model, key, jnp.zeros(model.example_shape(), jnp.int32))[1]["params"]
 
 
 def _skip_layers(method: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:

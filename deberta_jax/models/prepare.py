@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from deberta_jax.models.attention import head_projection, table_projections
-from deberta_jax.models.classes import DebertaEncoder, Model
+from deberta_jax.models.base import Model
+from deberta_jax.models.classes import DebertaEncoder
 from deberta_jax.models.layers import LayerNorm
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
+from deberta_jax.models.base import Model
 from deberta_jax.models.classes import (
     DebertaEncoder,
     DebertaForMaskedLM,
@@ -24,7 +25,6 @@ from deberta_jax.models.classes import (
     DebertaForReplacedTokenDetection,
     DebertaForSequenceClassification,
     DebertaForTokenClassification,
-    Model,
 )
 
 

@@ -18,8 +18,7 @@ from deberta_jax.data.features import Features, make_features
 from deberta_jax.data.labels import LabelIds
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
-from deberta_jax.models import HEADS, HeadSpec, Model
-from deberta_jax.models.outputs import HeadOutput
+from deberta_jax.models import HEADS, HeadOutput, HeadSpec, Model
 from deberta_jax.tasks import TASK_KINDS, NamedTask, Task, TaskOptions
 from deberta_jax.text import Tokenizer
 
@@ -33,11 +32,11 @@ class _MLP(nn.Module):
         return nn.Dense(self.outputs, name="output")(jnp.tanh(nn.Dense(self.width, name="hidden")(x)))
 
 
-class MeanPoolingModel(Model):
+class MeanPoolingModel(Model[HeadOutput]):
     """Returns logits [B,C-1] of each text, or [B,P,C-1] of the texts that start at ``positions`` in packed rows."""
 
     @nn.compact
-    def __call__(self, input_ids=None, *, positions=None, **inputs) -> HeadOutput:
+    def forward(self, input_ids=None, *, positions=None, **inputs) -> HeadOutput:
         h = self.backbone(input_ids, inputs)
         texts = inputs.get("segment_ids")
         texts = inputs.get("attention_mask") if texts is None else texts
