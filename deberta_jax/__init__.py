@@ -18,7 +18,9 @@ from deberta_jax.models import (
     DebertaForReplacedTokenDetection,
     DebertaForSequenceClassification,
     DebertaForTokenClassification,
+    capture,
     init_params,
+    patch,
     prepare_for_inference,
 )
 from deberta_jax.ops import losses

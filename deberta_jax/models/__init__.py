@@ -11,6 +11,7 @@ from deberta_jax.models.classes import (
     DebertaForSequenceClassification,
     DebertaForTokenClassification,
 )
+from deberta_jax.models.hooks import capture, patch
 from deberta_jax.models.inputs import Inputs
 from deberta_jax.models.layers import Runtime
 from deberta_jax.models.outputs import EncoderOutput, HeadOutput, ProjectionInputs, SpanOutput

@@ -151,9 +151,17 @@ class Encoder(nn.Module):
         drops = not context.deterministic and max(c.hidden_dropout_prob, c.attention_probs_dropout_prob) > 0
         keys = jax.random.split(self.make_rng("dropout"), last + 2) if drops else None
 
+        # Flax cannot see into the loop, so what it captures of a layer is returned from the loop.
+        options: Any = {"capture_intermediates": True, "mutable": ["intermediates"]}
+        captures = self.is_mutable_collection("intermediates")
+
         def run_layer(params, key, x, source, index) -> Any:
             rngs = None if key is None else {"dropout": key}
-            return layer.apply({"params": params}, x, source, context._replace(layer=index), rngs=rngs)
+            given = {"params": params}, x, source, context._replace(layer=index)
+            if not captures:
+                return *layer.apply(*given, rngs=rngs), None
+            (y, weights), captured = layer.apply(*given, rngs=rngs, **options)
+            return y, weights, captured["intermediates"]
 
         def body(carry, xs):
             x, _ = carry
@@ -161,20 +169,23 @@ class Encoder(nn.Module):
             query = x
             if decoder_positions is not None:
                 query = x + jnp.where(index == last, decoder_positions, jnp.zeros((), x.dtype))
-            y, weights = run_layer(params, key, query, x, index)
-            if conv is not None:
-                y = jax.lax.cond(index == 0, lambda y: self.merge(y, conv, token_mask), lambda y: y, y)
-            return (y, x), (y if output_hidden_states else None, weights if context.return_weights else None)
+            y, weights, captured = run_layer(params, key, query, x, index)
+            y = self.layer_output(y, index, conv, token_mask)
+            return (y, x), (y if output_hidden_states else None, weights if context.return_weights else None, captured)
 
         body = rematerialize(body, run)
         xs = (stack, None if keys is None else keys[:-1], jnp.arange(last + 1))
         carry = (embeddings, embeddings)
-        (x, previous), (states, weights) = self.iterate(body, carry, xs)
+        (x, previous), (states, weights, captured) = self.iterate(body, carry, xs)
         if decoder_positions is not None:
             final = jax.tree.map(lambda p: p[-1], stack)
-            x, last_weights = run_layer(final, None if keys is None else keys[-1], x, previous, last)
+            x, last_weights, last_captured = run_layer(final, None if keys is None else keys[-1], x, previous, last)
+            x = self.layer_output(x, last)
+            captured = jax.tree.map(lambda a, b: a.at[-1].set(b), captured, last_captured)
             states = None if states is None else states.at[-1].set(x)
             weights = None if weights is None else weights.at[-1].set(last_weights)
+        if captures:
+            self.put_variable("intermediates", "layers", captured)
         return x, states, weights
 
     def iterate(self, body, carry, xs):
@@ -186,6 +197,12 @@ class Encoder(nn.Module):
             carry, y = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
             outputs.append(y)
         return carry, jax.tree.map(lambda *ys: jnp.stack(ys), *outputs)
+
+    def layer_output(self, y, index, conv=None, token_mask=None):
+        """Returns a layer's output, in the first layer merged with the convolution's. A method, as ``iterate`` is."""
+        if conv is None:
+            return y
+        return jax.lax.cond(index == 0, lambda y: self.merge(y, conv, token_mask), lambda y: y, y)
 
     def merge(self, y, conv, token_mask):
         """Returns the first layer's output ``y`` plus the convolution's, normalized, and zero at padding."""

@@ -19,7 +19,7 @@ def _skip_layers(method: Any, args: tuple, kwargs: dict, context: nn.module.Inte
     """Replaces the loop over layers by its input: the parameters are declared before it, and tracing it takes long."""
     if isinstance(context.module, Encoder) and context.method_name == Encoder.iterate.__name__:
         _, carry, _ = args
-        return carry, (None, None)
+        return carry, (None, None, None)
     return method(*args, **kwargs)
 
 
