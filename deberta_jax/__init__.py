@@ -24,6 +24,7 @@ from deberta_jax.models import (
     prepare_for_inference,
 )
 from deberta_jax.ops import losses
+from deberta_jax.ops.attention import register_attention
 from deberta_jax.presets import PRESETS
 from deberta_jax.text import Tokenizer, train_tokenizer
 from deberta_jax.text import load_tokenizer as _load_tokenizer

@@ -12,16 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.attention.dropout import MAX_LENGTH
+from deberta_jax.ops.attention.implementations import BUILT_IN, IMPLEMENTATIONS, check_result
 from deberta_jax.ops.attention.inputs import AttentionInputs
 from deberta_jax.ops.attention.masks import normalize_masks
 from deberta_jax.ops.attention.pallas.platforms import KERNEL_PLATFORMS
 from deberta_jax.ops.attention.relative_shift import bias_by_distance
 
 _log = logging.getLogger(__name__)
-
-# Those that hold the scores of all pairs [B,N,T,T] at once. Returned weights, and what changes scores, need them.
-WHOLE_SCORES = ("reference", "xla")
-IMPLEMENTATIONS = (*WHOLE_SCORES, "blocked", "pallas")
 
 
 def disentangled_attention(
@@ -96,9 +93,11 @@ def disentangled_attention(
         attention_bias=None if attention_bias is None else _whole_bias(attention_bias, query.shape),
         score_modifier=score_modifier,
     )
-    if name not in WHOLE_SCORES:
-        return _load(name)(inputs), None
-    context, weights = _load(name)(inputs)
+    chosen = IMPLEMENTATIONS[name]
+    result = chosen.load()(inputs)
+    context, weights = result if chosen.whole_scores else (result, None)
+    if name not in BUILT_IN:
+        check_result(name, inputs, context, weights)
     return context, weights if return_weights else None
 
 
@@ -128,22 +127,6 @@ def _whole_bias(bias: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return bias if bias.ndim == 4 else bias[None]
 
 
-def _load(name: str) -> Callable[[AttentionInputs], Any]:
-    """Imports the implementation of that name and returns its function; the others are not imported.
-
-    Those that hold whole scores return ``(context, weights)``, the others the context.
-    """
-    if name == "reference":
-        from deberta_jax.ops.attention.reference import reference_attention as attend
-    elif name == "xla":
-        from deberta_jax.ops.attention.xla import xla_attention as attend
-    elif name == "blocked":
-        from deberta_jax.ops.attention.cpu.blocked_attention import blocked_attention as attend
-    else:
-        from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention as attend
-    return attend
-
-
 def choose_implementation(implementation: str, dtype: Any, *, whole_scores: bool) -> str:
     """Returns the name of the implementation to use; for ``auto`` the fastest one of this process's backend.
 
@@ -153,7 +136,7 @@ def choose_implementation(implementation: str, dtype: Any, *, whole_scores: bool
     a relative shift, and other backends use ``xla``. The choice is logged once.
 
     Args:
-      implementation: ``auto`` or one of ``IMPLEMENTATIONS``.
+      implementation: ``auto`` or a name in ``IMPLEMENTATIONS``.
       dtype: of query, key and value.
       whole_scores: True if the scores of all pairs are needed at once.
 
@@ -170,10 +153,11 @@ def choose_implementation(implementation: str, dtype: Any, *, whole_scores: bool
         raise InputError(
             f"attention={implementation!r}: {renamed}expected one of 'auto', {', '.join(map(repr, IMPLEMENTATIONS))}"
         )
-    if whole_scores and implementation not in WHOLE_SCORES:
+    if whole_scores and not IMPLEMENTATIONS[implementation].whole_scores:
+        able = [name for name, other in IMPLEMENTATIONS.items() if other.whole_scores]
         raise InputError(
             f"attention={implementation!r} never holds the whole scores, which returned attentions, talking heads, "
-            f"attention_bias and score_modifier need; use 'auto', {' or '.join(map(repr, WHOLE_SCORES))}"
+            f"attention_bias and score_modifier need; use 'auto', {' or '.join(map(repr, able))}"
         )
     return implementation
 
