@@ -1,6 +1,6 @@
 """CoNLL-2003 from the released models, with the settings of Microsoft's scripts.
 
-No score is published beside the scripts.
+No score is published beside the script.
 Not run here: released weights were not at hand.
 
     deberta-jax finetune --config configs/conll2003.py:v3-large --data-dir DIR --output RUN
@@ -21,4 +21,4 @@ RECIPES = {
 
 
 def get_config(model: str = "v3-large") -> Finetune:
-    return published("conll2003", 512, RECIPES, model)
+    return published("conll2003", 512, RECIPES, model, script="ner/ner.sh")

@@ -1,6 +1,6 @@
 """RACE from the released models, with the settings of Microsoft's scripts.
 
-No score is published beside the scripts.
+No score is published beside the script.
 Not run here: released weights were not at hand.
 
 All begin with the weights fine-tuned on MNLI.
@@ -22,4 +22,4 @@ RECIPES = {
 
 
 def get_config(model: str = "v2-xxlarge") -> Finetune:
-    return published("race", 320, RECIPES, model, from_mnli=True)
+    return published("race", 320, RECIPES, model, script="my_exp/run.sh", from_mnli=True)

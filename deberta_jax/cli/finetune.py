@@ -24,7 +24,7 @@ def run(experiment: Finetune) -> None:
         summary = finetune_seeds(experiment)
         stopped = summary.pop("stopped")
         if stopped is not None:
-            exit_stopped(experiment.output, stopped)
+            exit_stopped(experiment, stopped)
         print_json({"output": experiment.output, **summary})
     else:
-        print_result(finetune(experiment), experiment.output)
+        print_result(finetune(experiment), experiment)

@@ -18,6 +18,7 @@ COMMANDS = {
     "pretrain": "pre-train on text: `pretrain mlm`, masked LM; `pretrain rtd`, replaced-token detection",
     "finetune": "fine-tune a model on a labelled file",
     "evaluate": "compute the metrics of a model on a labelled file, as one JSON object",
+    "compare": "compare runs: settings that differ, metrics with mean and deviation over seeds, a plot",
     "predict": "write a model's answers for a file, as jsonl",
     "plan": "does a run fit on a TPU slice, what limits it, what does it cost: from the compiler, without the slice",
     "convert": "convert a checkpoint of any form to a model directory or an Orbax checkpoint",

@@ -10,14 +10,16 @@ from typing import Any
 from deberta_jax.errors import InputError
 from deberta_jax.training.directory import Result
 from deberta_jax.training.distributed import is_writer
+from deberta_jax.training.experiment import Experiment
 
 _log = logging.getLogger(__name__)
 
 
-def print_result(result: Result, output: str) -> None:
+def print_result(result: Result, experiment: Experiment) -> None:
     """Prints a run's result as one JSON object; exits with 128 + signal where a signal stopped the run."""
+    output = experiment.output
     if result.stopped is not None:
-        exit_stopped(output, result.stopped, result.step)
+        exit_stopped(experiment, result.stopped, result.step)
     print_json({"output": output, "step": result.step, **result.metrics})
 
 
@@ -43,9 +45,10 @@ def json_text(value: Any, **options: Any) -> str:
         raise InputError(f"the result has a number that is not finite ({error}); nothing was written for it") from None
 
 
-def exit_stopped(output: str, signal: Signals, step: int | None = None) -> None:
+def exit_stopped(experiment: Experiment, signal: Signals, step: int | None = None) -> None:
     """Logs how to continue a run that a signal stopped, and exits with 128 + signal."""
     if is_writer():
         after = "" if step is None else f" after step {step}"
-        _log.info("%s: stopped by %s%s; run the same command to go on", Path(output), signal.name, after)
+        rest = "to go on" if experiment.runtime.keep_state else "to begin it again: --keep-state 0 saved no state"
+        _log.info("%s: stopped by %s%s; run the same command %s", Path(experiment.output), signal.name, after, rest)
     sys.exit(128 + signal)

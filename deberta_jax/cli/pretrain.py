@@ -33,4 +33,4 @@ def run(experiment: PretrainMLM | PretrainRTD) -> None:
     if experiment.runtime.dry_run:
         print(json_text(describe_job(plan_pretrain(experiment))))
     else:
-        print_result(pretrain(experiment), experiment.output)
+        print_result(pretrain(experiment), experiment)

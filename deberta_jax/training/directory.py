@@ -79,7 +79,7 @@ def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None
     if record["runtime"].get("resume") == "never":
         raise InputError(f"--output {directory}: holds this run already and --resume is never; delete it or resume")
     _check_files(directory)
-    found = _result_of(directory / "result.json")
+    found = result_of(directory / "result.json")
     if found is None:
         return None
     incomplete = incomplete_model(directory, record)
@@ -104,7 +104,7 @@ def _check_files(directory: Path) -> None:
         raise InputError(f"{states}: is no directory; delete it, and run the same command again")
 
 
-def _result_of(finished: Path) -> Result | None:
+def result_of(finished: Path) -> Result | None:
     """Returns the result of a run that has finished, or None. Raises InputError if the file is damaged."""
     if not finished.is_file():
         return None

@@ -8,7 +8,7 @@ import jax
 from deberta_jax.training.experiment import Finetune
 from deberta_jax.training.finetuning import plan_finetune
 from deberta_jax.training.loop import Job, prepare_job
-from deberta_jax.training.optimizers import split_frozen
+from deberta_jax.training.optimizers import split_frozen, warmup_steps
 from deberta_jax.training.step import compile_step
 
 
@@ -19,16 +19,21 @@ def describe_job(job: Job, *, compiled: bool = True) -> dict[str, Any]:
       compiled: also compile the largest program for its temporary memory.
 
     Returns:
-      ``steps``, ``examples_per_step``, ``programs`` (shapes of ``input_ids``), ``parameters``, ``trained_parameters``,
-      ``mesh``, ``state_bytes_per_device``; ``temporary_bytes_per_device`` where the compiler reports it.
+      ``learning_rate`` (the highest), ``schedule``, ``warmup_steps``, ``steps``, ``examples_per_step``, ``programs``
+      (shapes of ``input_ids``), ``parameters``, ``trained_parameters``, ``mesh``, ``state_bytes_per_device``;
+      ``temporary_bytes_per_device`` where the compiler reports it.
     """
     prepared = prepare_job(job)
     examples = list(job.batches.examples())
     largest = max(examples, key=lambda batch: math.prod(batch["input_ids"].shape))
     parameters = job.objective.parameters
     trained = split_frozen(parameters.shapes, parameters.frozen)[0]
+    o, steps = job.objective.optimization, len(job.batches)
     out: dict[str, Any] = {
-        "steps": len(job.batches),
+        "learning_rate": o.learning_rate,
+        "schedule": o.schedule,
+        "warmup_steps": warmup_steps(o.warmup, steps),
+        "steps": steps,
         "examples_per_step": job.batches.size(0).examples,
         "programs": [list(batch["input_ids"].shape) for batch in examples],
         "parameters": _count(parameters.shapes),
@@ -50,13 +55,16 @@ def describe_job(job: Job, *, compiled: bool = True) -> dict[str, Any]:
 def describe_finetune(experiment: Finetune) -> dict[str, Any]:
     """Returns what ``describe_job`` returns for a fine-tuning, and the task, columns, labels and metric of it.
 
+    A recipe's source and published score are in it too: ``recipe`` and ``published_score``, None without one.
+
     Raises:
       InputError: as ``training.finetuning.finetune``.
     """
     e, job = plan_finetune(experiment)
     resolved = {name: getattr(e, name) for name in ("task", "text", "label", "labels", "choices")}
     labels = job.objective.configs[0].id2label
-    return {**resolved, "metric": job.metric, "labels_of_model": labels, **describe_job(job)}
+    source = {name: getattr(e, name) or None for name in ("recipe", "published_score")}
+    return {**resolved, **source, "metric": job.metric, "labels_of_model": labels, **describe_job(job)}
 
 
 def _count(shapes: Any) -> int:

@@ -77,8 +77,9 @@ class RunOptions:
     """Number of steps between lines of log.jsonl."""
     checkpoint_every: int = 500
     """Number of steps between saved training states; a state is also saved after every evaluation."""
-    keep: int = 1
-    """Number of saved training states that are kept. With 2, a run goes on from the older if the latest is damaged."""
+    keep_state: int = 1
+    """Number of saved training states that are kept. With 2, a run goes on from the older if the latest is damaged.
+    With 0 none is saved, and a run that is stopped begins again at the first step."""
     resume: Literal["auto", "never"] = "auto"
     """Continue a run that the output directory holds (auto), or refuse to (never)."""
     distributed: bool = False
@@ -167,6 +168,10 @@ class Finetune(TaskOptions):
     """Scale of LoRA's updates, which are multiplied by alpha / rank."""
     lora_targets: tuple[str, ...] = ("*/query_proj/kernel", "*/value_proj/kernel")
     """Patterns of the kernels that have LoRA's updates."""
+    recipe: str = ""
+    """Source of these settings, which --dry-run shows. It is not part of the run."""
+    published_score: str = ""
+    """Score that is published for these settings, which --dry-run shows. It is not part of the run."""
     optimization: Optimization = dataclasses.field(default_factory=Optimization)
     runtime: RunOptions = dataclasses.field(default_factory=RunOptions)
 
@@ -346,7 +351,8 @@ def run_record(experiment: Finetune | Pretraining, files: dict[str, str]) -> dic
       files: paths or patterns of the data files.
     """
     fields = dataclasses.asdict(experiment)
-    for name in ("output", "seeds"):  # where a run is, and how many others there are: not part of the run
+    # Where a run is, how many others there are, and where its settings come from are not part of the run.
+    for name in ("output", "seeds", "recipe", "published_score"):
         fields.pop(name, None)
     fields = {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
     runtime = fields.pop("runtime")
@@ -367,7 +373,7 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     if ours["job"] != theirs.get("job"):
         return f"it is a {brief(theirs.get('job'))} run"
     for section in ("experiment", "data"):
-        mine, other = _flat(ours[section]), _flat(theirs.get(section, {}))
+        mine, other = flat_settings(ours[section]), flat_settings(theirs.get(section, {}))
         for name in (*mine, *(name for name in other if name not in mine)):
             if mine.get(name) != other.get(name):
                 if section == "data":
@@ -376,11 +382,12 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     return None
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the settings of a record by their dotted names."""
     out = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{name}.")
+            out |= flat_settings(value, f"{prefix}{name}.")
         else:
             out[prefix + name] = value
     return out

@@ -37,7 +37,9 @@ def check_common(e: Any) -> None:
         raise InputError(f"--layer-decay {o.layer_decay}: must lie in (0, 1]")
     if r.log_every < 1 or r.checkpoint_every < 1:
         raise InputError("--log-every and --checkpoint-every: must be at least 1")
-    for name in ("accumulate", "keep", "heartbeat", "deadline"):
+    if r.keep_state < 0:
+        raise InputError(f"--keep-state {r.keep_state}: must not be below 0")
+    for name in ("accumulate", "heartbeat", "deadline"):
         if getattr(r, name) < 1:
             raise InputError(f"--{name} {getattr(r, name)}: must be at least 1")
     if r.peak_tflops < 0:

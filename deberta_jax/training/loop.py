@@ -35,7 +35,7 @@ from deberta_jax.training.finite import NotFinite, ParameterCheck, check_metrics
 from deberta_jax.training.flops import peak_flops, step_flops
 from deberta_jax.training.logging import RunLog
 from deberta_jax.training.objective import Objective, PreparedStep, prepare_step
-from deberta_jax.training.optimizers import learning_rate_schedule
+from deberta_jax.training.optimizers import learning_rate_schedule, warmup_steps
 from deberta_jax.training.report import complete_report, write_report
 from deberta_jax.training.sinks import make_sinks
 from deberta_jax.training.state import TrainState, init_state
@@ -103,7 +103,14 @@ def mesh_of(runtime: RunOptions) -> Mesh:
 
 
 def prepare_job(job: Job) -> PreparedStep:
-    """Returns the step of a job, not compiled yet."""
+    """Returns the step of a job, not compiled yet. Warns of a warm-up that is as long as the run or longer."""
+    o, steps = job.objective.optimization, len(job.batches)
+    up = warmup_steps(o.warmup, steps)
+    if up >= steps and is_writer():
+        _log.warning(
+            "--warmup %g: the warm-up has %d steps and the run %d, so the learning rate only rises, to %.3g of %.3g",
+            *(o.warmup, up, steps, o.learning_rate * (steps - 1) / up, o.learning_rate),
+        )
     return prepare_step(job.objective, job.mesh, len(job.batches), accumulate=job.runtime.accumulate)
 
 
@@ -157,7 +164,8 @@ class _Run:
         self.step = 0
         states = job.directory / "state"
         # What is read, weights or a state, is read before anything is written or compiled.
-        saved = Checkpoints(states, job.runtime.keep) if states.is_dir() and any(states.iterdir()) else None
+        keep = job.runtime.keep_state
+        saved = Checkpoints(states, max(keep, 1)) if states.is_dir() and any(states.iterdir()) else None
         self.state = self._restore(saved, prepared) or self._begin(prepared)
         self._compile(prepared)
         if is_writer():
@@ -165,7 +173,7 @@ class _Run:
             storage.write_json(job.directory / "experiment.json", job.record | {"hash": self.identity})
         wait_for_all("directory")
         check_shared(job.directory, (job.directory / "experiment.json").is_file())
-        self.checkpoints = saved or Checkpoints(states, job.runtime.keep)
+        self.checkpoints = self._open_checkpoints(saved, states)
         self.log = self._open_log()
 
     def _restore(self, saved: Checkpoints | None, prepared: PreparedStep) -> TrainState | None:
@@ -185,6 +193,19 @@ class _Run:
             raise
         _log.info("going on from step %d of %d", self.step, self.total)
         return state
+
+    def _open_checkpoints(self, saved: Checkpoints | None, states: Path) -> Checkpoints | None:
+        """Returns the manager of the run's states; None where none are to be saved."""
+        keep = self.job.runtime.keep_state
+        if keep:
+            return saved or Checkpoints(states, keep)
+        if saved is not None:
+            saved.close()
+        _log.info("--keep-state 0: no state is saved; if this run is stopped, it begins again %s", self._beginning())
+        return None
+
+    def _beginning(self) -> str:
+        return f"at step {self.step}, of the state that is there" if self.step else "at the first step"
 
     def _complete_best(self, state: TrainState) -> None:
         """Writes the best model again if files of it are missing and the state has its parameters.
@@ -248,7 +269,8 @@ class _Run:
         with GracefulStop() as stop, contextlib.ExitStack() as closing:
             # Closed in reverse order, each even if another fails: a full disk must not lose a state.
             closing.callback(session.write)
-            closing.callback(self.checkpoints.close)
+            if self.checkpoints is not None:
+                closing.callback(self.checkpoints.close)
             closing.callback(self.log.close)
             try:
                 batches = read_ahead(job.batches, self.step)
@@ -272,6 +294,8 @@ class _Run:
         if is_writer():
             storage.write_json(job.directory / "result.json", result)
             write_report(job.directory, job.metric or "loss")
+            if self.checkpoints is None:  # states of a session that saved some
+                storage.remove(job.directory / "state")
         wait_for_all("result")
         return Result(**result)
 
@@ -319,6 +343,8 @@ class _Run:
 
     def _save(self) -> None:
         self._check_finite()
+        if self.checkpoints is None:
+            return
         latest = {"position": self.job.batches.position(self.step), "unwritten": self.log.unwritten(self.step)}
         self.checkpoints.save(self.step, self.state, self.progress | latest)
 

@@ -16,6 +16,7 @@ class Recipe(NamedTuple):
       warmup: steps of the warm-up; below 1 a fraction of all steps.
       dropout: rate before the classifier.
       sift: weight of the SiFT loss.
+      score: what Microsoft published for these settings, on the development set; "" where nothing is.
     """
 
     learning_rate: float
@@ -24,6 +25,7 @@ class Recipe(NamedTuple):
     warmup: float
     dropout: float
     sift: float = 0.0
+    score: str = ""
 
 
 HUB = {
@@ -47,13 +49,23 @@ def recipe(what: str, recipes: Mapping[str, R], name: str) -> R:
 
 
 def published(
-    task: str, length: int, recipes: Mapping[str, Recipe], model: str, *, from_mnli: bool = False, **more: Any
+    task: str,
+    length: int,
+    recipes: Mapping[str, Recipe],
+    model: str,
+    *,
+    script: str,
+    metric: str = "",
+    from_mnli: bool = False,
+    **more: Any,
 ) -> Finetune:
     """Returns the experiment of a recipe, with Microsoft's optimizer and schedule.
 
     Args:
       length: tokens of the longest input.
       model: a name in ``recipes``; the ending ``-sift`` means the recipe with SiFT.
+      script: where the settings stand, below ``experiments/`` of Microsoft's repository.
+      metric: the name of the metric that the scores are of.
       from_mnli: v1 and v2 start from weights that were fine-tuned on MNLI.
       more: further fields of the experiment.
 
@@ -75,6 +87,8 @@ def published(
         dropout=r.dropout,
         sift=r.sift,
         seed=1234,
+        recipe=f"{model}: experiments/{script} of microsoft/DeBERTa",
+        published_score=f"{metric} {r.score}" if r.score else "",
         optimization=optimization,
         **more,
     )

@@ -189,7 +189,7 @@ def small_disk(directory: Path, kilobytes: int) -> None:
 @pytest.mark.system
 @pytest.mark.parametrize(
     ("kilobytes", "more"),
-    [(100, ()), pytest.param(6000, ("--keep", "1000", "--checkpoint-every", "1"), marks=LONG)],
+    [(100, ()), pytest.param(6000, ("--keep-state", "1000", "--checkpoint-every", "1"), marks=LONG)],
     ids=["no room for a model", "room for some states"],
 )
 def test_a_full_disk_stops_with_an_error_and_the_last_state_is_whole(task, cache, tmp_path, kilobytes, more):

@@ -28,8 +28,15 @@ def test_a_seed_that_always_says_the_same_has_collapsed():
     assert not has_collapsed({"pearson": 0.1}, {"scatter": [[], []]})
 
 
-def test_a_dry_run_describes_the_run_and_writes_nothing(task, tmp_path):
-    out = json.loads(stdout_of([*task.arguments(tmp_path / "run"), "--dry-run", "--lora", "2"]))
+def test_a_dry_run_describes_the_run_and_writes_nothing(task, tmp_path, capsys):
+    config = tmp_path / "mine.py"
+    config.write_text(
+        "from deberta_jax.training import Finetune\n"
+        "def get_config():\n"
+        "    return Finetune(recipe='page 5 of the report', published_score='accuracy 0.9')\n"
+    )
+    more = ("--dry-run", "--lora", "2", "--config", str(config), "--warmup", "500")
+    out = json.loads(stdout_of([*task.arguments(tmp_path / "run"), *more]))
     assert not (tmp_path / "run").exists()
     assert (out["task"], out["text"], out["label"], out["metric"]) == (
         "text-classification",
@@ -38,7 +45,12 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(task, tmp_path):
         "accuracy",
     )
     assert out["labels_of_model"] == ["neg", "pos"]
-    assert out["steps"] == 24
+    assert (out["learning_rate"], out["schedule"], out["warmup_steps"], out["steps"]) == (3e-3, "linear", 500, 24)
+    assert (out["recipe"], out["published_score"]) == ("page 5 of the report", "accuracy 0.9")
+    said = (
+        "--warmup 500: the warm-up has 500 steps and the run 24, so the learning rate only rises, to 0.000138 of 0.003"
+    )
+    assert said in capsys.readouterr().err
     assert out["examples_per_step"] == 16
     assert all(rows % 8 == 0 and length >= MAX_LENGTH for rows, length in out["programs"])
     # Two kernels of two layers, each [32, 2] and [2, 32]; pooler and classifier whole.
