@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from deberta_jax.cli.text import print_text
+from deberta_jax.compilation import use_compilation_cache
 from deberta_jax.weights.verification import verify
 
 
@@ -34,6 +35,7 @@ class Args:
 
 def run(args: Args) -> None:
     """Compares, prints the result, and exits with 1 where a layer differs by more than the tolerance."""
+    use_compilation_cache()
     result = verify(
         args.source,
         args.against,

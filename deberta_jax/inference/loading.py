@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from deberta_jax import hub
+from deberta_jax.compilation import use_compilation_cache
 from deberta_jax.models import Model, Runtime, prepare_for_inference
 from deberta_jax.sharding import make_mesh, replicated
 from deberta_jax.text import Tokenizer, load_tokenizer
@@ -50,6 +51,7 @@ def load_for_inference(
     Raises:
       InputError: the directory is not a model, has no such head, or has weights that are NaN or infinite.
     """
+    use_compilation_cache()
     directory, mesh = hub.resolve(model), make_mesh()
     tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
     source = model if hub.split_file(str(model))[1] else directory

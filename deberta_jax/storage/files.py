@@ -1,6 +1,7 @@
 """Writes files atomically, makes directories, and removes either."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -167,6 +168,19 @@ def append_json_line(path: str | os.PathLike[str], value: Any) -> None:
 def make_directory(path: AnyPath) -> None:
     """Makes a directory and its parents if they do not exist. Raises OSError."""
     path.mkdir(parents=True, exist_ok=True)
+
+
+def make_private_directory(path: Path) -> None:
+    """Makes a directory that its owner alone can write to, and its parents.
+
+    Raises:
+      OSError: it cannot be made, another user owns it, or others may write to it.
+    """
+    make_directory(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.stat()
+    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
+        raise PermissionError(errno.EPERM, "other users may write to it", str(path))
 
 
 def rename(path: Path, new: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deberta_jax import storage
+from deberta_jax.compilation import use_compilation_cache
 from deberta_jax.data.batches import Size, read_ahead
 from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.sharding import global_batch, make_mesh, row_share
@@ -125,6 +126,7 @@ def run_job(directory: Path, record: Mapping[str, Any], make_job: Callable[[], J
       InputError: as ``check_directory``, or the processes do not see the same directory.
       FloatingPointError: as ``fit``.
     """
+    use_compilation_cache()
     finished = check_directory(directory, record)
     # No process writes there before all have looked.
     check_shared(directory, finished is None)

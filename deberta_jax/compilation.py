@@ -1,0 +1,61 @@
+"""Keeps compiled programs on disk with JAX's persistent compilation cache, so that a later process compiles nothing."""
+
+import hashlib
+import logging
+import os
+import platform
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from deberta_jax import storage
+from deberta_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+_SETTING = "JAX_COMPILATION_CACHE_DIR"
+_MOST_BYTES = 4 << 30
+
+
+def use_compilation_cache() -> Path | None:
+    """Turns on JAX's persistent compilation cache, in ``~/.cache/deberta_jax/programs``.
+
+    The command line, ``pipeline``, ``finetune``, ``pretrain`` and ``sweep`` call it. JAX's own setting
+    ``JAX_COMPILATION_CACHE_DIR`` names another directory, and turns the cache off if it is empty; a directory set by
+    ``jax.config`` is left too. The cache holds at most 4 GB, of which the programs unused for longest are removed.
+
+    Returns:
+      The directory; None if the setting or a program decides otherwise, or if it cannot be written.
+    """
+    if _SETTING in os.environ or jax.config.jax_compilation_cache_dir is not None:
+        return None
+    cache = storage.cache_directory()
+    if cache is None:
+        return None
+    # Programs are run as they are found, so nobody else may write them: users who share a cache have one each.
+    user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+    directory = cache / "programs" / f"{_processor()}{user}"
+    try:
+        storage.make_private_directory(directory)
+    except OSError as error:
+        _log.info("compiled programs are not kept (%s)", storage.explain(error))
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
+    # By default JAX keeps only what took a second to compile; a run has hundreds of smaller programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # Without this JAX goes on as it was set when the process compiled its first program.
+    compilation_cache.reset_cache()
+    return directory
+
+
+def _processor() -> str:
+    """Returns a name for this kind of processor: programs for a CPU may use instructions that others lack."""
+    described = platform.machine()
+    try:
+        lines = storage.read_text(Path("/proc/cpuinfo")).splitlines()
+        described += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except InputError:  # other systems than Linux
+        described += platform.processor()
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
