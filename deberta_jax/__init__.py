@@ -2,11 +2,15 @@
 
 model, params = deberta_jax.from_pretrained("microsoft/deberta-v3-base", head="encoder")
 tok = deberta_jax.load_tokenizer("microsoft/deberta-v3-base")
-enc = tok(["a text", "another"], padding="longest")
-out = model.apply({"params": params}, enc.input_ids, attention_mask=enc.attention_mask)
+enc = tok(["a text", "another"], padding=True)
+out = model(params, **enc)
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from deberta_jax import hub as _hub
+from deberta_jax import losses, models, sharding
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
 from deberta_jax.inference.pipelines import pipeline
@@ -23,14 +27,60 @@ from deberta_jax.models import (
     patch,
     prepare_for_inference,
 )
-from deberta_jax.ops import losses
 from deberta_jax.ops.attention import register_attention
 from deberta_jax.presets import PRESETS
 from deberta_jax.text import Tokenizer, train_tokenizer
 from deberta_jax.text import load_tokenizer as _load_tokenizer
 from deberta_jax.weights import from_pretrained, resize_vocabulary, save_pretrained
 
+if TYPE_CHECKING:
+    from deberta_jax import data, inference, tasks, text, training, weights
+
 __version__ = "0.1.0"
+
+# Imported when they are first used.
+_SUBMODULES = ("data", "inference", "tasks", "text", "training", "weights")
+
+__all__ = [
+    "PRESETS",
+    "DebertaConfig",
+    "DebertaEncoder",
+    "DebertaForMaskedLM",
+    "DebertaForMultipleChoice",
+    "DebertaForQuestionAnswering",
+    "DebertaForReplacedTokenDetection",
+    "DebertaForSequenceClassification",
+    "DebertaForTokenClassification",
+    "InputError",
+    "Tokenizer",
+    "data",
+    "from_pretrained",
+    "inference",
+    "init_params",
+    "load_tokenizer",
+    "losses",
+    "models",
+    "pipeline",
+    "prepare_for_inference",
+    "resize_vocabulary",
+    "save_pretrained",
+    "sharding",
+    "tasks",
+    "text",
+    "train_tokenizer",
+    "training",
+    "weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"deberta_jax.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def load_tokenizer(name_or_dir: str, *, rule: str | None = None, revision: str | None = None) -> Tokenizer:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from deberta_jax.data.batches import batch_rows, length_buckets, pad_texts, plan_in_order
 from deberta_jax.data.features import Features, check_vocabulary, make_features
 from deberta_jax.errors import InputError, brief, shown
+from deberta_jax.inference.answers import FilledMask
 from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.models import Model, Runtime
 from deberta_jax.sharding import batch_sharding, global_batch, make_mesh, replicated
@@ -52,8 +53,14 @@ class MaskFiller:
         """Leaves out the devices and the compiled programs, which belong to this process."""
         return _on_all_devices, (self.model, jax.device_get(self.params), self.tokenizer, self.rows, self.max_length)
 
+    @overload
+    def __call__(self, inputs: str, top_k: int = 5) -> list[FilledMask]: ...
+    @overload
+    def __call__(self, inputs: Iterable[str], top_k: int = 5) -> list[list[FilledMask]]: ...
     def __call__(self, inputs: Any, top_k: int = 5) -> Any:
         """Returns the predictions for a text or a list of texts.
+
+        The types are those for texts with one [MASK].
 
         Raises:
           InputError: an input is not a text, has no [MASK], or has more than ``max_length`` tokens; or its scores are

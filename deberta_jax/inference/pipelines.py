@@ -1,9 +1,9 @@
 """Loads trained models and answers single inputs: ``deberta_jax.pipeline("text-classification", "dir or hub id")``."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,16 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features, check_vocabulary, log_cut
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
-from deberta_jax.inference.fill_mask import FILL_MASK, load_mask_filler
+from deberta_jax.inference.answers import (
+    ChoiceAnswer,
+    ChoiceInput,
+    QuestionAnswer,
+    QuestionInput,
+    TextAnswer,
+    TextInput,
+    TokenAnswer,
+)
+from deberta_jax.inference.fill_mask import FILL_MASK, MaskFiller, load_mask_filler
 from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.inference.predict import Predictor, Progress
 from deberta_jax.models import Model, Runtime
@@ -34,6 +43,9 @@ from deberta_jax.weights import Check
 from deberta_jax.weights.choose import HeadRequest
 from deberta_jax.weights.load import plan_head
 from deberta_jax.weights.opening import open_source
+
+Input = TypeVar("Input")
+Answer = TypeVar("Answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +108,7 @@ class Loaded:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskPipeline(Loaded):
+class TaskPipeline(Loaded, Generic[Input, Answer]):
     """Answers inputs with a trained model. Call it with one input or a list of inputs.
 
     ``pipe(input)`` returns an answer, ``pipe([input, ...])`` a list of answers in the same order. By kind:
@@ -119,6 +131,12 @@ class TaskPipeline(Loaded):
     kind: str
     options: TaskOptions = dataclasses.field(default_factory=TaskOptions)
 
+    @overload
+    def __call__(self, inputs: Input) -> Answer: ...
+    @overload
+    def __call__(self, inputs: Iterable[Input]) -> list[Answer]: ...
+    @overload
+    def __call__(self, inputs: Any, *args: Any, **keywords: Any) -> Any: ...
     def __call__(self, inputs: Any, *args: Any, **keywords: Any) -> Any:
         """Returns the answer or the answers.
 
@@ -152,6 +170,39 @@ class TaskPipeline(Loaded):
         return task, self.features_of(task, parsed.table, labelled=False)
 
 
+class PipelineOptions(TypedDict, total=False):
+    """Holds the keyword arguments of ``pipeline``, which describes them."""
+
+    dtype: Any
+    max_length: int | None
+    batch_size: int
+    attention: str
+    ignore: Sequence[str]
+    base_model: str | Path | None
+    non_finite: NonFinite
+    check: Check
+
+
+@overload
+def pipeline(
+    task: Literal["text-classification"], model: str | Path, **options: Unpack[PipelineOptions]
+) -> TaskPipeline[TextInput, TextAnswer]: ...
+@overload
+def pipeline(
+    task: Literal["token-classification"], model: str | Path, **options: Unpack[PipelineOptions]
+) -> TaskPipeline[str, TokenAnswer]: ...
+@overload
+def pipeline(
+    task: Literal["question-answering"], model: str | Path, **options: Unpack[PipelineOptions]
+) -> TaskPipeline[QuestionInput, QuestionAnswer]: ...
+@overload
+def pipeline(
+    task: Literal["multiple-choice"], model: str | Path, **options: Unpack[PipelineOptions]
+) -> TaskPipeline[ChoiceInput, ChoiceAnswer]: ...
+@overload
+def pipeline(task: Literal["fill-mask"], model: str | Path, **options: Unpack[PipelineOptions]) -> MaskFiller: ...
+@overload
+def pipeline(task: str, model: str | Path, **options: Unpack[PipelineOptions]) -> Any: ...
 def pipeline(
     task: str,
     model: str | Path,

@@ -253,8 +253,11 @@ def _unlabelled(options: TaskOptions, table: Table, known: Collection[str]) -> l
 
 
 def _pipeline_inputs(inputs: Any) -> PipelineInputs:
-    """Reads a text, a mapping of ``text`` and ``text_pair``, or a list of either. Raises InputError for others."""
-    single = not isinstance(inputs, Iterable) or isinstance(inputs, (str, Mapping))
+    """Reads a text, a pair (a tuple or a mapping of ``text`` and ``text_pair``), or a list of them.
+
+    Raises InputError for others.
+    """
+    single = not isinstance(inputs, Iterable) or isinstance(inputs, (str, Mapping)) or _is_pair(inputs)
     parts = [_text_and_pair(item) for item in ([inputs] if single else inputs)]
     pairs = [pair for _, pair in parts if pair is not None]
     if pairs and len(pairs) < len(parts):
@@ -266,14 +269,22 @@ def _pipeline_inputs(inputs: Any) -> PipelineInputs:
     return PipelineInputs(table, Columns(tuple(columns), ""), single)
 
 
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item)
+
+
 def _text_and_pair(item: Any) -> tuple[str, str | None]:
+    if _is_pair(item):
+        return item
     if isinstance(item, str):
         return item, None
     if isinstance(item, Mapping) and isinstance(item.get("text"), str):
         pair = item.get("text_pair")
         if (pair is None or isinstance(pair, str)) and not set(item) - {"text", "text_pair"}:
             return item["text"], pair
-    raise InputError(f"cannot read the input {shown(item)}; give a str, or {{'text': ..., 'text_pair': ...}}")
+    raise InputError(
+        f"cannot read the input {shown(item)}; give a str, a tuple of two, or {{'text': ..., 'text_pair': ...}}"
+    )
 
 
 def _task_of_model(options: TaskOptions, config: DebertaConfig, table: Table, named: NamedTask | None) -> TextTask:

@@ -3,14 +3,26 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deberta_jax.errors import InputError, printable
-from deberta_jax.models import Model, Runtime, head_spec, init_params
+from deberta_jax.errors import InputError, printable, shown
+from deberta_jax.models import (
+    DebertaEncoder,
+    DebertaForMaskedLM,
+    DebertaForMultipleChoice,
+    DebertaForQuestionAnswering,
+    DebertaForReplacedTokenDetection,
+    DebertaForSequenceClassification,
+    DebertaForTokenClassification,
+    Model,
+    Runtime,
+    head_spec,
+    init_params,
+)
 from deberta_jax.sharding import check_not_forked
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import Foreign, LoadPlan, plan_load
@@ -73,7 +85,7 @@ def load(
     *,
     num_labels: int | None = None,
     id2label: Sequence[str] | Mapping[int, str] | None = None,
-    new_head: jax.Array | None = None,
+    new_head: jax.Array | int | None = None,
     revision: str | None = None,
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
@@ -98,6 +110,8 @@ def load(
     source = open_source(name, revision=revision, ignore=ignore, base_model=base_model, check=check)
     if check == "full":
         source.require_checked()
+    if new_head is not None:
+        new_head = _random_key(new_head)
     plan = plan_head(source, HeadRequest(head, num_labels, id2label, new_head is not None))
     model = head_spec(head).model.create(plan.config, runtime)
     sharding_of = _flatten(shardings, head)
@@ -119,6 +133,56 @@ def load(
     return model, params[ENCODER] if head == "encoder" else params, report
 
 
+class LoadOptions(TypedDict, total=False):
+    """Holds the keyword arguments of ``from_pretrained``, which describes them."""
+
+    dtype: Any
+    param_dtype: Any
+    attention: str
+    remat: str
+    scan: bool
+    num_labels: int | None
+    id2label: Sequence[str] | Mapping[int, str] | None
+    new_head: jax.Array | int | None
+    revision: str | None
+    ignore: Sequence[str]
+    base_model: str | Path | None
+    allow_non_finite: bool
+    check: Check
+
+
+@overload
+def from_pretrained(
+    name_or_dir: str | Path, head: Literal["encoder"] = "encoder", **options: Unpack[LoadOptions]
+) -> tuple[DebertaEncoder, dict[str, Any]]: ...
+@overload
+def from_pretrained(
+    name_or_dir: str | Path, head: Literal["masked-lm"], **options: Unpack[LoadOptions]
+) -> tuple[DebertaForMaskedLM, dict[str, Any]]: ...
+@overload
+def from_pretrained(
+    name_or_dir: str | Path, head: Literal["sequence-classification"], **options: Unpack[LoadOptions]
+) -> tuple[DebertaForSequenceClassification, dict[str, Any]]: ...
+@overload
+def from_pretrained(
+    name_or_dir: str | Path, head: Literal["token-classification"], **options: Unpack[LoadOptions]
+) -> tuple[DebertaForTokenClassification, dict[str, Any]]: ...
+@overload
+def from_pretrained(
+    name_or_dir: str | Path, head: Literal["question-answering"], **options: Unpack[LoadOptions]
+) -> tuple[DebertaForQuestionAnswering, dict[str, Any]]: ...
+@overload
+def from_pretrained(
+    name_or_dir: str | Path, head: Literal["multiple-choice"], **options: Unpack[LoadOptions]
+) -> tuple[DebertaForMultipleChoice, dict[str, Any]]: ...
+@overload
+def from_pretrained(
+    name_or_dir: str | Path, head: Literal["replaced-token-detection"], **options: Unpack[LoadOptions]
+) -> tuple[DebertaForReplacedTokenDetection, dict[str, Any]]: ...
+@overload
+def from_pretrained(
+    name_or_dir: str | Path, head: str, **options: Unpack[LoadOptions]
+) -> tuple[Model[Any], dict[str, Any]]: ...
 def from_pretrained(
     name_or_dir: str | Path,
     head: str = "encoder",
@@ -130,7 +194,7 @@ def from_pretrained(
     scan: bool = True,
     num_labels: int | None = None,
     id2label: Sequence[str] | Mapping[int, str] | None = None,
-    new_head: jax.Array | None = None,
+    new_head: jax.Array | int | None = None,
     revision: str | None = None,
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
@@ -145,13 +209,13 @@ def from_pretrained(
       name_or_dir: a model directory (Hugging Face's layout or ours, or a peft adapter's), a file of weights beside its
         config, ``org/model`` on the hub, or ``org/model/file``.
       head: ``encoder``, ``masked-lm``, ``sequence-classification``, ``token-classification``, ``question-answering``,
-        ``multiple-choice`` or ``replaced-token-detection``.
+        ``multiple-choice`` or ``replaced-token-detection``; or a head that was added to ``models.HEADS``.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters, whatever the file stores.
       attention, remat, scan: fields of the model, see ``models.Model``.
       num_labels, id2label: the labels of the classifier. If the file's classifier has others, ``new_head`` is needed.
-      new_head: a random key. Head tensors that the file lacks are initialized with it, and logged. Without it they are
-        an error.
+      new_head: a random key, or the seed of one. Head tensors that the file lacks are initialized with it, and logged.
+        Without it they are an error.
       revision: branch, tag or commit of a hub id.
       ignore: patterns (``*``, ``?``) of tensors to leave out, such as ``["crf.*"]`` for a head that is not known here.
         Not needed for the encoder alone.
@@ -182,6 +246,15 @@ def from_pretrained(
         check=check,
     )
     return model, params
+
+
+def _random_key(value: jax.Array | int) -> jax.Array:
+    """Returns a random key, made from a seed if one is given. Raises InputError for another value."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return jax.random.key(value)
+    if not isinstance(value, jax.Array):
+        raise InputError(f"new_head={shown(value)}: give a seed, such as 0, or a random key")
+    return value
 
 
 def _leaf(source: Source, plan: LoadPlan, path: str, dtype: np.dtype, sharding: Any, broken: list[str]) -> jax.Array:
