@@ -41,6 +41,8 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python --project tests/typing
+	$(BIN)/pyright --pythonpath $(BIN)/python --project examples
 
 test-system: $(VENV)/.installed-dev
 	$(PYTEST) -n 2 --dist worksteal -m 'system and not long'

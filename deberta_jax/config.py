@@ -6,7 +6,6 @@ choices are arguments of the model classes and are never saved with weights.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from deberta_jax.config_json import (
     read_json_object,
     split_terms,
 )
-from deberta_jax.errors import InputError, shown
+from deberta_jax.errors import InputError, did_you_mean, shown
 
 ACTIVATIONS = (
     "gelu",
@@ -204,6 +203,25 @@ class DebertaConfig:
         """Returns the keys of ``extra`` that neither this package nor transformers knows."""
         return tuple(key for key in self.extra if key not in NO_EFFECT)
 
+    def replace(self, **changes: Any) -> "DebertaConfig":
+        """Returns this config with some fields changed. ``num_labels`` gives labels without names.
+
+        Raises:
+          InputError: there is no such field, or a value is impossible.
+        """
+        if "num_labels" in changes:
+            count = changes.pop("num_labels")
+            if "id2label" in changes:
+                raise InputError("give num_labels or id2label, not both")
+            if type(count) is not int or not 1 <= count <= MOST_LABELS:
+                raise InputError(f"num_labels={shown(count)}: must be a number of labels up to {MOST_LABELS}")
+            if count != self.num_labels:
+                changes["id2label"] = tuple(f"LABEL_{i}" for i in range(count))
+        for name in changes:
+            if name not in (*_FIELDS, "extra"):
+                raise InputError(f"{name}: is no field of the config{did_you_mean(name, _FIELDS)}")
+        return dataclasses.replace(self, **changes)
+
     @classmethod
     def from_hf(cls, source: "str | Path | Mapping[str, Any]") -> "DebertaConfig":
         """Reads a ``config.json`` of Hugging Face or Microsoft.
@@ -316,10 +334,8 @@ def _validate(c: DebertaConfig) -> None:
         refuse("num_attention_heads", f"must divide hidden_size={c.hidden_size}")
     for field in ("hidden_act", "conv_act", "pooler_hidden_act"):
         if getattr(c, field) not in ACTIVATIONS:
-            near = difflib.get_close_matches(getattr(c, field)[:30], ACTIVATIONS, 1)
-            refuse(
-                field, f"unknown activation; did you mean {near[0]!r}?" if near else f"expected one of {ACTIVATIONS}"
-            )
+            near = did_you_mean(getattr(c, field), ACTIVATIONS)
+            refuse(field, f"unknown activation{near}" if near else f"expected one of {ACTIVATIONS}")
     for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "pooler_dropout", "cls_dropout"):
         rate = getattr(c, field)
         if rate is not None and not 0 <= rate < 1:

@@ -1,5 +1,6 @@
 """Defines the exception for bad input, and formats untrusted names and values for messages."""
 
+import difflib
 import itertools
 import numbers
 import os
@@ -103,3 +104,9 @@ def listed(names: Iterable[object], most: int = 10) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(brief(name) for name in itertools.islice(names, most)) + more
+
+
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    """Returns ``; did you mean 'x'?`` for the one of ``names`` that is most like ``name``; empty if none is like it."""
+    near = difflib.get_close_matches(str(name)[:60], list(names), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

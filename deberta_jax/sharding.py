@@ -20,6 +20,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deberta_jax.errors import InputError
 
+__all__ = [
+    "MESH_AXES",
+    "ShardingRules",
+    "batch_sharding",
+    "constrain",
+    "current_mesh",
+    "global_batch",
+    "make_mesh",
+    "replicated",
+    "tree_shardings",
+    "use",
+]
+
 MESH_AXES = ("data", "fsdp", "tensor")
 MeshAxes = str | tuple[str, ...] | None
 

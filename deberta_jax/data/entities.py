@@ -61,13 +61,13 @@ def text_features(
         max_length=max_length,
         truncation="only_first",
         stride=0,
-        return_offsets=True,
+        return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
-    row = np.asarray(encoded.overflow_to_sample, np.int32)
+    row = np.asarray(encoded.overflow_to_sample_mapping, np.int32)
     lengths = np.asarray([len(ids) for ids in encoded.input_ids], np.int64)
     owner = np.repeat(row, lengths)
-    offsets = np.concatenate(list(encoded.offsets)).reshape(-1, 2)
+    offsets = np.concatenate(list(encoded.offset_mapping)).reshape(-1, 2)
     special = np.concatenate(list(encoded.special_tokens_mask)) == 1
     real = ~special & (offsets[:, 0] < offsets[:, 1])
     begins = np.zeros(len(owner), bool)

@@ -152,7 +152,7 @@ def word_features(
     encoded = tokenizer(
         list(sentences), max_length=max_length, truncation="only_first", stride=0, is_split_into_words=True
     )
-    row = np.asarray(encoded.overflow_to_sample, np.int32)
+    row = np.asarray(encoded.overflow_to_sample_mapping, np.int32)
     ids, words = _flat(encoded.input_ids), _flat(encoded.word_ids)
     lengths = np.asarray([len(text) for text in encoded.input_ids], np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -221,15 +221,15 @@ def span_features(
         max_length=max_length,
         truncation="only_second",
         stride=stride,
-        return_offsets=True,
+        return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
-    row = np.asarray(encoded.overflow_to_sample, np.int32)
+    row = np.asarray(encoded.overflow_to_sample_mapping, np.int32)
     lengths = np.asarray([len(text) for text in encoded.input_ids], np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     types = _flat(encoded.token_type_ids).astype(np.int8)
     context = (types == 1) & (_flat(encoded.special_tokens_mask) == 0)
-    offsets = np.where(context[:, None], np.concatenate(list(encoded.offsets)), 0).astype(np.int32)
+    offsets = np.where(context[:, None], np.concatenate(list(encoded.offset_mapping)), 0).astype(np.int32)
     labels = None
     if answers is not None:
         labels = np.zeros((len(row), 2), np.int32)

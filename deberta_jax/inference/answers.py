@@ -1,7 +1,4 @@
-"""Defines the types of the inputs and answers of pipelines: what ``pipeline("text-classification", ...)`` takes and gives.
-
-At run time they are ordinary dicts, for ``json.dumps``.
-"""
+"""Defines the types of the inputs and answers of pipelines, which at run time are ordinary dicts."""
 
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict

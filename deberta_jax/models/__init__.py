@@ -18,3 +18,31 @@ from deberta_jax.models.outputs import EncoderOutput, HeadOutput, ProjectionInpu
 from deberta_jax.models.parameters import abstract_params, init_params, logical_axes, reinitialize_layers
 from deberta_jax.models.prepare import prepare_for_inference
 from deberta_jax.models.registry import HEADS, HeadSpec, all_parts, head_spec, spec_of_model
+
+__all__ = [
+    "HEADS",
+    "BackboneOutput",
+    "DebertaEncoder",
+    "DebertaForMaskedLM",
+    "DebertaForMultipleChoice",
+    "DebertaForQuestionAnswering",
+    "DebertaForReplacedTokenDetection",
+    "DebertaForSequenceClassification",
+    "DebertaForTokenClassification",
+    "EncoderOutput",
+    "HeadOutput",
+    "HeadSpec",
+    "Inputs",
+    "Model",
+    "Params",
+    "ProjectionInputs",
+    "Runtime",
+    "SpanOutput",
+    "abstract_params",
+    "capture",
+    "init_params",
+    "logical_axes",
+    "patch",
+    "prepare_for_inference",
+    "reinitialize_layers",
+]

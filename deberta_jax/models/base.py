@@ -161,7 +161,7 @@ class Model(nn.Module, Generic[Output]):
         check_names(given, extra_inputs(type(self)), type(self).__name__)
         if given.get("positions", 0) is None:
             del given["positions"]
-        return self.forward(**check_arrays(given, choices=self.reads_choices))
+        return self.forward(**check_arrays(given, choices=self.reads_choices, width=self.config.embedding_width))
 
     @nn.nowrap
     def _apply(self, arguments: tuple[Any, ...], rngs: Any, inputs: Mapping[str, Any]) -> Any:

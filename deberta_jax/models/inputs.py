@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deberta_jax.errors import InputError, brief
+from deberta_jax.errors import InputError, brief, did_you_mean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +36,7 @@ _ALWAYS = ("input_ids", *(name for name in Inputs.__annotations__ if name != "po
 _FLAGS = ("deterministic", "output_hidden_states", "output_attentions")
 _OF_TOKENS = ("token_type_ids", "position_ids", "segment_ids")
 _INTEGERS = ("input_ids", *_OF_TOKENS, "positions")
-_OF_ENCODINGS = ("offsets", "offset_mapping", "special_tokens_mask", "overflow_to_sample", "word_ids")
+_OF_ENCODINGS = ("offsets", "offset_mapping", "special_tokens_mask", "overflow_to_sample_mapping", "word_ids")
 
 
 def check_names(given: Mapping[str, Any], accepted: frozenset[str], model: str) -> None:
@@ -59,15 +59,19 @@ def check_names(given: Mapping[str, Any], accepted: frozenset[str], model: str) 
                 f"{name}: is no input of a model; leave it out, or pass input_ids, attention_mask and token_type_ids "
                 "of the encoding by name"
             )
-        raise InputError(f"{brief(name)}: {model} takes no such input; it takes {', '.join(sorted(known))}")
+        near = did_you_mean(name, known)
+        raise InputError(
+            f"{brief(name)}: {model} takes no such input{near or f'; it takes {', '.join(sorted(known))}'}"
+        )
 
 
-def check_arrays(inputs: Mapping[str, Any], *, choices: bool) -> dict[str, Any]:
+def check_arrays(inputs: Mapping[str, Any], *, choices: bool, width: int) -> dict[str, Any]:
     """Checks the shapes and dtypes of a call's arrays and converts those of NumPy.
 
     Args:
       inputs: all inputs by name.
       choices: the inputs have an axis of choices, [B,C,T].
+      width: E, the size of embedding vectors.
 
     Returns:
       The inputs with JAX's arrays.
@@ -86,6 +90,8 @@ def check_arrays(inputs: Mapping[str, Any], *, choices: bool) -> dict[str, Any]:
     axes = ("B", "C", "T") if choices and inputs.get("positions") is None else ("B", "T")
     _check_rank(name, arrays[name], axes)
     shape = arrays[name].shape[: len(axes)]
+    if name == "inputs_embeds" and arrays[name].shape != (*shape, width):
+        raise InputError(f"inputs_embeds is {_size(arrays[name].shape)}: the model takes {_size((*shape, width))}")
     for other, value in arrays.items():
         if value is None or other in (*tokens, *_FLAGS):
             continue

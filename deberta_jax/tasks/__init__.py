@@ -26,3 +26,14 @@ from deberta_jax.tasks.resolve import (
 )
 from deberta_jax.tasks.text_classification import TextTask, problem_of
 from deberta_jax.tasks.token_classification import WordTask
+
+__all__ = [
+    "TASK_KINDS",
+    "Columns",
+    "Metrics",
+    "NamedTask",
+    "PipelineInputs",
+    "Task",
+    "TaskKind",
+    "TaskOptions",
+]

@@ -29,11 +29,11 @@ class Encoding:
         input_ids: token ids; padding is the tokenizer's `pad_id`.
         attention_mask: 1 for tokens, 0 for padding.
         token_type_ids: 0 for `[CLS] A [SEP]` and padding, 1 for `B [SEP]`.
-        offsets: [B, T, 2], start and end of the token in Unicode code points of its text (of its word, for pre-split
-            words). Special tokens and padding have (0, 0). A token that stands for a space alone, or for a later part
-            of one character, has an empty span at its position. Only with `return_offsets`.
+        offset_mapping: [B, T, 2], start and end of the token in Unicode code points of its text (of its word, for
+            pre-split words). Special tokens and padding have (0, 0). A token that stands for a space alone, or for a
+            later part of one character, has an empty span at its position. Only with `return_offsets_mapping`.
         special_tokens_mask: 1 for [CLS], [SEP] and padding. Only with `return_special_tokens_mask`.
-        overflow_to_sample: [B], the index of the text of which each row is a window. Only with `stride`.
+        overflow_to_sample_mapping: [B], the index of the text of which each row is a window. Only with `stride`.
         word_ids: index of the token's word in its list of words, -1 for special tokens and padding. Only with
             `is_split_into_words`.
     """
@@ -41,9 +41,9 @@ class Encoding:
     input_ids: Any
     attention_mask: Any
     token_type_ids: Any
-    offsets: Any = None
+    offset_mapping: Any = None
     special_tokens_mask: Any = None
-    overflow_to_sample: Any = None
+    overflow_to_sample_mapping: Any = None
     word_ids: Any = None
 
     def keys(self) -> list[str]:
@@ -241,7 +241,7 @@ def fill(rows: EncodedRows, a: Ragged, b: Ragged | None, template: tuple[int, in
         "special_tokens_mask": np.ones(total, np.int32),
     }
     if a.spans is not None:
-        out["offsets"] = np.zeros((total, 2), np.int32)
+        out["offset_mapping"] = np.zeros((total, 2), np.int32)
     if a.words is not None:
         out["word_ids"] = np.full(total, -1, np.int32)
     if template is not None:
@@ -259,13 +259,13 @@ def fill(rows: EncodedRows, a: Ragged, b: Ragged | None, template: tuple[int, in
         out["input_ids"][target] = pieces.ids[source]
         out["special_tokens_mask"][target] = 0
         if pieces.spans is not None:
-            out["offsets"][target] = pieces.spans[source]
+            out["offset_mapping"][target] = pieces.spans[source]
         if pieces.words is not None:
             out["word_ids"][target] = pieces.words[source]
     return out, counts
 
 
-PAD_VALUES = {"token_type_ids": 0, "special_tokens_mask": 1, "offsets": 0, "word_ids": -1, "attention_mask": 0}
+PAD_VALUES = {"token_type_ids": 0, "special_tokens_mask": 1, "offset_mapping": 0, "word_ids": -1, "attention_mask": 0}
 
 
 def pad(flat: dict, counts: np.ndarray, length: int, pad_id: int) -> dict:

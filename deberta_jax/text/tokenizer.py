@@ -8,15 +8,22 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from deberta_jax.errors import InputError
 from deberta_jax.text.added import AddedTokens
+from deberta_jax.text.arguments import (
+    as_list,
+    as_words,
+    check_options,
+    check_tensors,
+    room_for,
+    split_pairs,
+    strategy,
+)
 from deberta_jax.text.encoding import (
-    PADDINGS,
-    TRUNCATIONS,
     Encoding,
     Ragged,
     concatenate,
@@ -32,9 +39,14 @@ from deberta_jax.text.encoding import (
 
 SURROGATES = re.compile("[\ud800-\udfff]")
 
-# These are not Literal, because `Tokenizer.__call__` checks them with a clearer message.
-Truncation = str | bool
-Padding = str | bool
+# At run time these are not Literal, because `Tokenizer.__call__` checks them with a clearer message.
+if TYPE_CHECKING:
+    Truncation = Literal["longest_first", "only_first", "only_second", "do_not_truncate"] | bool
+    Padding = Literal["longest", "max_length", "buckets", "do_not_pad"] | bool
+    Tensors = Literal["np"] | None
+else:
+    Truncation = Padding = str | bool
+    Tensors = str | None
 
 
 class Tokenizer(abc.ABC):
@@ -116,29 +128,34 @@ class Tokenizer(abc.ABC):
         pad_to_multiple_of: int | None = None,
         stride: int | None = None,
         is_split_into_words: bool = False,
-        return_offsets: bool = False,
+        return_offsets_mapping: bool = False,
         return_special_tokens_mask: bool = False,
         add_special_tokens: bool = True,
+        return_tensors: Tensors = None,
     ) -> Encoding:
         """Encodes one text or a batch. The result always has a batch dimension.
 
         Args:
-            texts: a string or a list of strings; with `is_split_into_words` a list of words or a list of such lists.
-            text_pairs: second segments, one for each text.
+            texts: a string, a list of strings, or a list of pairs of strings; with `is_split_into_words` a list of
+                words or a list of such lists.
+            text_pairs: second segments, one for each text, unless `texts` holds pairs.
             max_length: the largest number of tokens in a row, including special tokens. None: no limit.
             truncation: the segment whose end is removed if a row is longer than `max_length`: "only_first",
-                "only_second", or "longest_first", which removes one token at a time from the longer one. False: none.
-            padding: False returns lists if rows differ in length; "longest" pads to the longest row, "max_length" to
-                `max_length`, "buckets" to the smallest of `buckets` that holds the longest row.
+                "only_second", or "longest_first" (or True), which removes one token at a time from the longer one.
+                False or "do_not_truncate": none.
+            padding: False or "do_not_pad" returns lists if rows differ in length; "longest" or True pads to the longest
+                row, "max_length" to `max_length`, "buckets" to the smallest of `buckets` that holds the longest row.
             buckets: row lengths, ascending.
             pad_to_multiple_of: rounds the padded length up to a multiple of this.
             stride: splits a long text into rows that overlap by this number of tokens, instead of truncating it;
-                `overflow_to_sample` gives the text of each row. With pairs `truncation` names the segment to split.
+                `overflow_to_sample_mapping` gives the text of each row. With pairs `truncation` names the segment to
+                split.
             is_split_into_words: each word is encoded on its own as a word after a space (the first one as the beginning
                 of the text). A word of which normalisation leaves nothing becomes [UNK], so every word has a token.
-            return_offsets: whether to return `offsets`.
+            return_offsets_mapping: whether to return `offset_mapping`.
             return_special_tokens_mask: whether to return `special_tokens_mask`.
             add_special_tokens: False leaves [CLS] and [SEP] out.
+            return_tensors: "np" or None, which mean the same.
 
         Returns:
             `Encoding` of int32 numpy arrays.
@@ -146,39 +163,43 @@ class Tokenizer(abc.ABC):
         Raises:
             InputError: the input is not text, options contradict each other, or a row exceeds the given lengths.
         """
-        _check_options(max_length, truncation, padding, buckets, pad_to_multiple_of, stride)
-        bare = text_pairs is None and stride is None and add_special_tokens and truncation != "only_second"
-        if bare and not (is_split_into_words or return_offsets or return_special_tokens_mask):
+        cut, fill_up = strategy("truncation", truncation), strategy("padding", padding)
+        check_options(max_length, fill_up, buckets, pad_to_multiple_of, stride)
+        check_tensors(return_tensors)
+        if not is_split_into_words:
+            texts, text_pairs = split_pairs(texts, text_pairs)
+        bare = text_pairs is None and stride is None and add_special_tokens and cut != "only_second"
+        if bare and not (is_split_into_words or return_offsets_mapping or return_special_tokens_mask):
             text = texts[0] if isinstance(texts, list) and len(texts) == 1 else texts
             if isinstance(text, str):
-                return self._one(text, max_length, truncation, padding, buckets, pad_to_multiple_of)
-        a = self._segment(texts, "texts", is_split_into_words, return_offsets)
+                return self._one(text, max_length, cut, fill_up, buckets, pad_to_multiple_of)
+        a = self._segment(texts, "texts", is_split_into_words, return_offsets_mapping)
         b = None
         if text_pairs is not None:
-            b = self._segment(text_pairs, "text_pairs", is_split_into_words, return_offsets)
+            b = self._segment(text_pairs, "text_pairs", is_split_into_words, return_offsets_mapping)
             if len(a.lengths) != len(b.lengths):
                 raise InputError(f"{len(a.lengths)} texts but {len(b.lengths)} text_pairs; give one pair for each text")
-        if b is None and truncation == "only_second":
+        if b is None and cut == "only_second":
             raise InputError("truncation='only_second' needs text_pairs")
-        rows = self._rows(a, b, max_length, truncation, stride, add_special_tokens)
+        rows = self._rows(a, b, max_length, cut, stride, add_special_tokens)
         flat, counts = fill(rows, a, b, (self.cls_id, self.sep_id) if add_special_tokens else None)
         if not return_special_tokens_mask:
             del flat["special_tokens_mask"]
         overflow = None if stride is None else rows.sample.astype(np.int32)
         longest = int(counts.max(initial=0))
-        if padding is False and len(counts) and counts.min() != longest:
+        if fill_up is False and len(counts) and counts.min() != longest:
             out = {name: split_rows(values, counts) for name, values in flat.items()}
             out["attention_mask"] = [np.ones(n, np.int32) for n in counts]
         else:
-            length = padded_length(longest, padding, max_length, buckets, pad_to_multiple_of if padding else None)
+            length = padded_length(longest, fill_up, max_length, buckets, pad_to_multiple_of if fill_up else None)
             out = pad(flat, counts, length, self.pad_id)
-        return Encoding(**out, overflow_to_sample=overflow)
+        return Encoding(**out, overflow_to_sample_mapping=overflow)
 
     def _one(self, text: str, max_length: Any, truncation: Any, padding: Any, buckets: Any, multiple: Any) -> Encoding:
         """Encodes one text as `[CLS] text [SEP]`, without the batch operations, which cost more than a short text."""
         ids = self._pieces([text], False).ids
         if max_length is not None:
-            ids = ids[: _room(max_length, 2) if truncation else None]
+            ids = ids[: room_for(max_length, 2) if truncation else None]
         count = len(ids) + 2
         length = padded_length(count, padding, max_length, buckets, multiple)
         input_ids = np.full((1, length), self.pad_id, np.int32)
@@ -221,7 +242,7 @@ class Tokenizer(abc.ABC):
         """Returns which pieces make up each row. Raises InputError as `__call__`."""
         room = None
         if max_length is not None:
-            room = _room(max_length, (2 if b is None else 3) if special else 0)
+            room = room_for(max_length, (2 if b is None else 3) if special else 0)
         b_lengths = np.zeros_like(a.lengths) if b is None else b.lengths
         if stride is None:
             return whole_rows(a.lengths, b_lengths, room, truncation)
@@ -234,8 +255,8 @@ class Tokenizer(abc.ABC):
     def _segment(self, texts: Any, name: str, words: bool, spans: bool) -> Ragged:
         """Returns the pieces of an argument of `__call__`, which `name` names in messages."""
         if words:
-            return self._word_pieces(_as_words(texts, name), spans)
-        batch = [texts] if isinstance(texts, str) else _as_list(texts, name)
+            return self._word_pieces(as_words(texts, name), spans)
+        batch = [texts] if isinstance(texts, str) else as_list(texts, name)
         for i, text in enumerate(batch):
             if not isinstance(text, str):
                 raise InputError(f"{name}[{i}] is {type(text).__name__}, not str; convert it or leave it out")
@@ -312,6 +333,12 @@ class Tokenizer(abc.ABC):
 
     # Ids to text.
 
+    @overload
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    @overload
+    def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]: ...
+    @overload
+    def decode(self, ids: Any, skip_special_tokens: bool = True) -> Any: ...
     def decode(self, ids: Any, skip_special_tokens: bool = True) -> Any:
         """Decodes ids.
 
@@ -369,47 +396,3 @@ class Tokenizer(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.vocab_size} ids; {self.rule})"
-
-
-def _room(max_length: int, special: int) -> int:
-    """Returns how many tokens `max_length` leaves beside special tokens. Raises InputError if it is too small."""
-    if max_length < special:
-        raise InputError(f"max_length={max_length} does not hold the {special} special tokens; raise it")
-    return max_length - special
-
-
-def _as_list(texts: Any, name: str) -> list:
-    if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
-        raise InputError(f"{name} is {type(texts).__name__}; give a str or a list of str")
-    return list(texts)
-
-
-def _as_words(texts: Any, name: str) -> list[list[str]]:
-    if isinstance(texts, str):
-        raise InputError(f"{name} is one str; is_split_into_words takes a list of words, or a list of such lists")
-    batch = _as_list(texts, name)
-    if batch and isinstance(batch[0], str):
-        batch = [batch]
-    batch = [_as_list(words, f"{name}[{i}]") for i, words in enumerate(batch)]
-    for i, words in enumerate(batch):
-        for j, word in enumerate(words):
-            if not isinstance(word, str):
-                raise InputError(f"{name}[{i}][{j}] is {type(word).__name__}, not str; convert it or leave it out")
-    return batch
-
-
-def _check_options(max_length: Any, truncation: Any, padding: Any, buckets: Any, multiple: Any, stride: Any) -> None:
-    if truncation not in TRUNCATIONS:
-        raise InputError(f"truncation={truncation!r}; it is one of {TRUNCATIONS}")
-    if padding not in PADDINGS:
-        raise InputError(f"padding={padding!r}; it is one of {PADDINGS}")
-    if padding == "max_length" and max_length is None:
-        raise InputError("padding='max_length' needs max_length")
-    if (padding == "buckets") != (buckets is not None):
-        raise InputError("padding='buckets' and buckets=[...] go together")
-    if buckets is not None and (len(buckets) == 0 or list(buckets) != sorted(buckets)):
-        raise InputError(f"buckets={buckets!r}; give lengths in ascending order")
-    if multiple is not None and (multiple <= 0 or padding is False):
-        raise InputError(f"pad_to_multiple_of={multiple} must be positive and needs a padding")
-    if stride is not None and stride < 0:
-        raise InputError(f"stride={stride}; it must not be negative")

@@ -9,3 +9,16 @@ from deberta_jax.weights.report import Report
 from deberta_jax.weights.resize import resize_vocabulary
 from deberta_jax.weights.save import save_pretrained
 from deberta_jax.weights.verification import verify
+
+__all__ = [
+    "Check",
+    "Report",
+    "convert",
+    "from_pretrained",
+    "inspect",
+    "load",
+    "load_config",
+    "resize_vocabulary",
+    "save_pretrained",
+    "verify",
+]

@@ -177,8 +177,8 @@ def use(tok) -> None:
     assert (np.concatenate([[], *flat]) >= 0).all()
     assert flat[2].count(tok.mask_id) == flat[2].count(tok.sep_id) == 1
     assert [row.tolist() for row in tok(TEXTS, add_special_tokens=False).input_ids] == flat, "no chance"
-    enc = tok(TEXTS, return_offsets=True, padding="longest", add_special_tokens=False)
-    for text, row, spans, mask in zip(TEXTS, flat, enc.offsets, enc.attention_mask, strict=True):
+    enc = tok(TEXTS, return_offsets_mapping=True, padding="longest", add_special_tokens=False)
+    for text, row, spans, mask in zip(TEXTS, flat, enc.offset_mapping, enc.attention_mask, strict=True):
         spans = spans[mask == 1]
         assert len(spans) == len(row)
         assert ((spans >= 0) & (spans <= len(text))).all()
@@ -189,7 +189,9 @@ def use(tok) -> None:
         assert all(isinstance(tok.id_to_token(index), str) for index in row)
     many = BulkEncoder(tok)(TEXTS)
     assert many[0].tolist() == [index for row in flat for index in row]
-    words = tok([text.split(" ") for text in TEXTS], is_split_into_words=True, padding="longest", return_offsets=True)
+    words = tok(
+        [text.split(" ") for text in TEXTS], is_split_into_words=True, padding="longest", return_offsets_mapping=True
+    )
     assert words.word_ids.max() < 20
 
 

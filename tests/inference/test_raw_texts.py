@@ -45,12 +45,12 @@ def test_a_list_of_strings_is_a_list_of_texts(pipe):
 
 def test_the_tags_are_those_of_the_models_own_logits(pipe):
     """Word by word: the first token of each, of the text as the tokenizer has it."""
-    encoded = pipe.tokenizer(TEXTS, return_offsets=True, padding="longest")
+    encoded = pipe.tokenizer(TEXTS, return_offsets_mapping=True, padding="longest")
     apply = jax.jit(lambda p, ids, mask: pipe.model.apply({"params": p}, ids, attention_mask=mask).logits)
     logits = np.asarray(apply(pipe.params, encoded.input_ids, encoded.attention_mask))
     for row, answer in enumerate(pipe(TEXTS)):
-        starts = encoded.offsets[row, :, 0].tolist()
-        there = [i for i, (start, end) in enumerate(encoded.offsets[row].tolist()) if start < end]
+        starts = encoded.offset_mapping[row, :, 0].tolist()
+        there = [i for i, (start, end) in enumerate(encoded.offset_mapping[row].tolist()) if start < end]
         first = [next(i for i in there if starts[i] == start) for start, _ in answer["offsets"]]
         assert answer["tags"] == [TAGS[i] for i in logits[row, first].argmax(-1)]
 

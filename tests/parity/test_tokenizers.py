@@ -77,10 +77,10 @@ def test_windows_and_words_equal_transformers(data_dir, tmp_path):
     context = [" ".join(lines[i : i + 12]) for i in range(0, 48, 12)]
     question = lines[48:52]
     options = {"max_length": 64, "truncation": "only_second", "stride": 16, "padding": "max_length"}
-    ours = tok(question, context, return_offsets=True, **options)
+    ours = tok(question, context, return_offsets_mapping=True, **options)
     theirs = peer(question, context, return_overflowing_tokens=True, return_tensors="np", **options)
     assert (ours.input_ids == theirs["input_ids"]).all()
-    assert ours.overflow_to_sample.tolist() == theirs["overflow_to_sample_mapping"].tolist()
+    assert ours.overflow_to_sample_mapping.tolist() == theirs["overflow_to_sample_mapping"].tolist()
     words = [line.split() for line in lines]
     ours, theirs = tok(words, is_split_into_words=True), peer(words, is_split_into_words=True)
     assert [ids.tolist() for ids in ours.input_ids] == theirs["input_ids"]
@@ -96,8 +96,8 @@ def test_what_transformers_saves_loads_here(tok, data_dir, tmp_path):
     assert again.rule.startswith("tokenizer.json")
     assert (again.kind, again.vocab_size, again.mask_id) == (tok.kind, tok.vocab_size, tok.mask_id)
     lines = plain_english(data_dir, 1000)
-    a, b = (t(lines, lines[::-1], return_offsets=True) for t in (tok, again))
-    for name in ("input_ids", "token_type_ids", "offsets"):
+    a, b = (t(lines, lines[::-1], return_offsets_mapping=True) for t in (tok, again))
+    for name in ("input_ids", "token_type_ids", "offset_mapping"):
         assert all((x == y).all() for x, y in zip(a[name], b[name], strict=True)), name
     if tok.kind == "bpe":
         assert again("A fox [MASK] b").input_ids.tolist() == tok("A fox [MASK] b").input_ids.tolist()

@@ -203,7 +203,7 @@ def test_add_prefix_space_of_the_directory_is_kept(tmp_path, v1, v1_dir):
         if "[MASK]" not in text:
             expected = v1(f" {text.lstrip()}" if text else "").input_ids.tolist()
             assert tok(text).input_ids.tolist() == expected
-        for i, j in tok(text, return_offsets=True).offsets[0]:
+        for i, j in tok(text, return_offsets_mapping=True).offset_mapping[0]:
             assert text[i:j].strip() == text[i:j]
     assert tok.decode(tok("Hello [MASK]it").input_ids[0]) == "Hello it"
 
@@ -213,9 +213,9 @@ def test_a_vocabulary_that_lacks_bytes_gives_unk(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(vocab)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n\u0120 l\n\u0120l o\ne r\n")
     tok = load_tokenizer(tmp_path)
-    enc = tok("er loXé", return_offsets=True)
+    enc = tok("er loXé", return_offsets_mapping=True)
     assert [tok.id_to_token(int(i)) for i in enc.input_ids[0]] == ["[CLS]", "er", "Ġlo", *["[UNK]"] * 3, "[SEP]"]
-    assert enc.offsets[0, 1:-1].tolist() == [[0, 2], [3, 5], [5, 6], [6, 7], [7, 7]]
+    assert enc.offset_mapping[0, 1:-1].tolist() == [[0, 2], [3, 5], [5, 6], [6, 7], [7, 7]]
 
 
 def test_files_that_do_not_belong_together(tmp_path, v1_dir):

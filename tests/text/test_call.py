@@ -114,11 +114,11 @@ def test_windows_cover_long_texts(tok):
     texts = ["one", TEXT * 5, "", TEXT]
     enc = tok(texts, max_length=16, stride=4, padding="max_length")
     whole = tok(texts, add_special_tokens=False).input_ids
-    assert enc.input_ids.shape == (len(enc.overflow_to_sample), 16)
-    assert sorted(set(enc.overflow_to_sample.tolist())) == [0, 1, 2, 3]
+    assert enc.input_ids.shape == (len(enc.overflow_to_sample_mapping), 16)
+    assert sorted(set(enc.overflow_to_sample_mapping.tolist())) == [0, 1, 2, 3]
     for sample, ids in enumerate(whole):
-        rows = enc.input_ids[enc.overflow_to_sample == sample]
-        masks = enc.attention_mask[enc.overflow_to_sample == sample]
+        rows = enc.input_ids[enc.overflow_to_sample_mapping == sample]
+        masks = enc.attention_mask[enc.overflow_to_sample_mapping == sample]
         kept = [row[mask == 1][1:-1].tolist() for row, mask in zip(rows, masks, strict=True)]
         joined = kept[0]
         for window in kept[1:]:
@@ -130,7 +130,7 @@ def test_windows_cover_long_texts(tok):
 def test_windows_of_the_second_segment_repeat_the_first(tok):
     enc = tok(["one two", "three"], [TEXT * 3, TEXT], max_length=20, stride=3, truncation="only_second")
     question = tok(["one two", "three"]).input_ids
-    for sample, ids, types in zip(enc.overflow_to_sample, enc.input_ids, enc.token_type_ids, strict=True):
+    for sample, ids, types in zip(enc.overflow_to_sample_mapping, enc.input_ids, enc.token_type_ids, strict=True):
         assert ids[types == 0].tolist() == question[sample].tolist()
         assert len(ids) <= 20
 
@@ -191,7 +191,7 @@ def test_one_text_is_a_batch_of_one(tok, options):
     """One text goes a short way; it must be the way of batches, which another text in the batch forces."""
     for text in (TEXT, "", "one [MASK] two", "İ é"):
         alone, in_list = tok(text, **options), tok([text], **options)
-        forced = tok([text], **options, return_offsets=True)
+        forced = tok([text], **options, return_offsets_mapping=True)
         for name in ("input_ids", "attention_mask", "token_type_ids"):
             assert alone[name].dtype == in_list[name].dtype == forced[name].dtype == np.int32
             assert alone[name].tolist() == in_list[name].tolist() == forced[name].tolist()
@@ -210,8 +210,8 @@ def test_encode_ragged(tok):
 
 
 def test_encoding_is_a_frozen_mapping(tok):
-    enc = tok(TEXT, return_offsets=True)
-    assert enc.keys() == ["input_ids", "attention_mask", "token_type_ids", "offsets"]
+    enc = tok(TEXT, return_offsets_mapping=True)
+    assert enc.keys() == ["input_ids", "attention_mask", "token_type_ids", "offset_mapping"]
     assert dict(enc)["input_ids"] is enc.input_ids is enc["input_ids"]
     with pytest.raises(KeyError, match="word_ids"):
         enc["word_ids"]
@@ -230,6 +230,9 @@ def test_encoding_is_a_frozen_mapping(tok):
         ((["one", 2.5], ["a", "b"]), r"texts\[1\] is float, not str"),
         ((["one"], ["a", "b"]), "1 texts but 2 text_pairs"),
         ((["one"], [7]), r"text_pairs\[0\] is int"),
+        (([("one", "two"), "three"],), r"texts\[1\] is 'three', and others are pairs of two str"),
+        (([("one", "two", "three")],), r"texts\[0\] is \('one', 'two', 'three'\)"),
+        (([("one", "two")], ["three"]), "texts holds pairs already"),
     ],
 )
 def test_what_is_not_text_is_named(tok, arguments, message):
@@ -240,8 +243,11 @@ def test_what_is_not_text_is_named(tok, arguments, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"truncation": "longest"}, "truncation='longest'; it is one of"),
-        ({"padding": True}, "padding=True; it is one of"),
+        ({"truncation": "longest"}, "truncation='longest': expected True, False or one of .*mean 'longest_first'"),
+        ({"padding": "longest_first"}, "padding='longest_first': expected .*; did you mean 'longest'"),
+        ({"return_tensors": "pt"}, "return_tensors='pt': .* torch.from_numpy"),
+        ({"return_tensors": "jax"}, "return_tensors='jax': .* models take them as they are"),
+        ({"return_tensors": "tf"}, "return_tensors='tf': encodings hold arrays of NumPy, 'np'"),
         ({"padding": "max_length"}, "needs max_length"),
         ({"padding": "buckets"}, "go together"),
         ({"buckets": [8]}, "go together"),
@@ -271,8 +277,8 @@ def test_empty_batches_and_texts(tok):
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         assert tok([], padding="longest")[name].shape == (0, 0)
     assert tok([], padding="max_length", max_length=8).input_ids.shape == (0, 8)
-    assert tok([], return_offsets=True, padding="longest").offsets.shape == (0, 0, 2)
+    assert tok([], return_offsets_mapping=True, padding="longest").offset_mapping.shape == (0, 0, 2)
     assert tok("").input_ids.tolist() == [[tok.cls_id, tok.sep_id]]
     assert tok("", "").input_ids.tolist() == [[tok.cls_id, tok.sep_id, tok.sep_id]]
     assert tok([[]], is_split_into_words=True).input_ids.tolist() == [[tok.cls_id, tok.sep_id]]
-    assert tok("", return_offsets=True, add_special_tokens=False).offsets.shape == (1, 0, 2)
+    assert tok("", return_offsets_mapping=True, add_special_tokens=False).offset_mapping.shape == (1, 0, 2)

@@ -118,10 +118,10 @@ def test_tokenizer_json_alone(small, tmp_path):
     assert (by_json.kind, by_json.vocab_size, by_json.mask_id) == ("spm", tok.vocab_size, tok.mask_id)
     text = "When one and two met, two said: it isn't three's turn."
     # The truncation to 3 tokens that the file asks for is not in force, nor its missing template.
-    a, b = (t(text, text, return_offsets=True) for t in (tok, by_json))
+    a, b = (t(text, text, return_offsets_mapping=True) for t in (tok, by_json))
     assert a.input_ids.tolist() == b.input_ids.tolist()
     assert a.token_type_ids.tolist() == b.token_type_ids.tolist()
-    assert a.offsets.tolist() == b.offsets.tolist()
+    assert a.offset_mapping.tolist() == b.offset_mapping.tolist()
     assert by_json.decode(b.input_ids[0]) == tok.decode(a.input_ids[0])
     assert by_json("one [MASK] two").input_ids.tolist() == tok("one [MASK] two").input_ids.tolist()
     by_json.save(tmp_path / "again")

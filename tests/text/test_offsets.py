@@ -33,9 +33,9 @@ def test_v3_spans_are_what_the_pieces_stand_for(v3, v3_dir, unicode_lines):
         return own.normalize(text).replace("▁", "").encode()
 
     lines = unicode_lines(10_000, seed=3)
-    enc = v3(lines, add_special_tokens=False, return_offsets=True)
+    enc = v3(lines, add_special_tokens=False, return_offsets_mapping=True)
     seen_shared = 0
-    for text, ids, spans in zip(lines, enc.input_ids, enc.offsets, strict=True):
+    for text, ids, spans in zip(lines, enc.input_ids, enc.offset_mapping, strict=True):
         assert_spans_in_order(text, spans)
         ahead = b""
         for index, (start, end) in zip(ids.tolist(), spans.tolist(), strict=True):
@@ -56,9 +56,9 @@ def test_v3_spans_are_what_the_pieces_stand_for(v3, v3_dir, unicode_lines):
 def test_v3_a_piece_alone_reencodes_to_itself(v3, text_lines):
     """The words of plain text: the span of a word's only piece, encoded again, is that piece."""
     lines = [line for line in text_lines[::200] if line.isascii()]
-    enc = v3(lines, return_offsets=True, add_special_tokens=False)
+    enc = v3(lines, return_offsets_mapping=True, add_special_tokens=False)
     checked = 0
-    for text, ids, spans in zip(lines, enc.input_ids, enc.offsets, strict=True):
+    for text, ids, spans in zip(lines, enc.input_ids, enc.offset_mapping, strict=True):
         for index, (start, end) in zip(ids.tolist(), spans.tolist(), strict=True):
             if v3.id_to_token(index).startswith("▁") and start < end:
                 again = v3(text[start:end], add_special_tokens=False).input_ids[0].tolist()
@@ -70,8 +70,8 @@ def test_v3_a_piece_alone_reencodes_to_itself(v3, text_lines):
 def test_v1_spans_are_what_the_pieces_stand_for(v1, unicode_lines):
     """A character belongs to the piece that holds its first byte; white space belongs to none at its head."""
     lines = unicode_lines(5_000, seed=4)
-    enc = v1(lines, add_special_tokens=False, return_offsets=True)
-    for text, ids, spans in zip(lines, enc.input_ids, enc.offsets, strict=True):
+    enc = v1(lines, add_special_tokens=False, return_offsets_mapping=True)
+    for text, ids, spans in zip(lines, enc.input_ids, enc.offset_mapping, strict=True):
         assert_spans_in_order(text, spans)
         first_byte = [len(text[:i].encode()) for i in range(len(text) + 1)]
         position = 0
@@ -98,24 +98,24 @@ def test_v1_spans_are_what_the_pieces_stand_for(v1, unicode_lines):
     ],
 )
 def test_by_hand(text, version, expected, released):
-    spans = released[version](text, return_offsets=True, add_special_tokens=False).offsets[0]
+    spans = released[version](text, return_offsets_mapping=True, add_special_tokens=False).offset_mapping[0]
     assert [text[i:j] for i, j in spans] == expected
 
 
 def test_offsets_do_not_change_ids_and_follow_truncation_and_windows(tok):
     text, pair = "When one and two met, two said", "it isn't three's turn."
-    whole = tok(text, pair, return_offsets=True)
+    whole = tok(text, pair, return_offsets_mapping=True)
     assert (whole.input_ids == tok(text, pair).input_ids).all()
     for row in (
-        tok(text, pair, max_length=12, return_offsets=True),
-        tok([text], [pair], max_length=12, return_offsets=True),
+        tok(text, pair, max_length=12, return_offsets_mapping=True),
+        tok([text], [pair], max_length=12, return_offsets_mapping=True),
     ):
-        for index, kind, (i, j) in zip(row.input_ids[0], row.token_type_ids[0], row.offsets[0], strict=True):
+        for index, kind, (i, j) in zip(row.input_ids[0], row.token_type_ids[0], row.offset_mapping[0], strict=True):
             if index not in tok.all_special_ids and i < j:
                 source = pair if kind else text
                 assert tok.decode([index]).strip() == source[i:j]
-    windows = tok(text, max_length=8, stride=2, return_offsets=True)
-    for ids, offsets in zip(windows.input_ids, windows.offsets, strict=True):
+    windows = tok(text, max_length=8, stride=2, return_offsets_mapping=True)
+    for ids, offsets in zip(windows.input_ids, windows.offset_mapping, strict=True):
         for index, (i, j) in zip(ids, offsets, strict=True):
             if i < j:
                 assert tok.decode([index]).strip() == text[i:j]
@@ -134,7 +134,7 @@ def test_all_answers_survive_the_way_through_tokens(version, exact, released, da
     articles = json.loads((data_dir / "qa" / "xquad_en_train.json").read_text(encoding="utf-8"))["data"]
     for paragraph in (p for article in articles for p in article["paragraphs"]):
         context = paragraph["context"]
-        starts, ends = tok(context, return_offsets=True).offsets[0].T
+        starts, ends = tok(context, return_offsets_mapping=True).offset_mapping[0].T
         for answer in (a for question in paragraph["qas"] for a in question["answers"]):
             start, end = answer["answer_start"], answer["answer_start"] + len(answer["text"])
             first = np.flatnonzero((starts <= start) & (start < ends))
@@ -176,8 +176,8 @@ def test_no_word_label_is_lost(file, count, word_count, version, released, data_
     tok = released[version]
     batch = sentences(data_dir / "ner" / file)
     assert (len(batch), sum(map(len, batch))) == (count, word_count)
-    enc = tok(batch, is_split_into_words=True, return_offsets=True)
-    for words, ids, word_ids, offsets in zip(batch, enc.input_ids, enc.word_ids, enc.offsets, strict=True):
+    enc = tok(batch, is_split_into_words=True, return_offsets_mapping=True)
+    for words, ids, word_ids, offsets in zip(batch, enc.input_ids, enc.word_ids, enc.offset_mapping, strict=True):
         assert word_ids[0] == word_ids[-1] == -1
         inner = word_ids[1:-1]
         assert (np.diff(inner) >= 0).all()
@@ -202,20 +202,20 @@ def test_words_are_encoded_as_in_running_text(released, data_dir):
 
 def test_every_word_has_a_token(tok):
     words = ["one", "", "two", "\u200b", "three"]
-    enc = tok(words, is_split_into_words=True, return_offsets=True)
+    enc = tok(words, is_split_into_words=True, return_offsets_mapping=True)
     assert enc.input_ids.shape[0] == 1
     assert set(enc.word_ids[0].tolist()) == {-1, 0, 1, 2, 3, 4}
     assert enc.input_ids[0, enc.word_ids[0] == 1].tolist() == [tok.unk_id]
-    spans = enc.offsets[0]
+    spans = enc.offset_mapping[0]
     for number in (0, 2, 4):
         assert "".join(words[number][i:j] for i, j in spans[enc.word_ids[0] == number]) == words[number]
 
 
 def test_word_that_begins_with_a_space_keeps_its_offsets(v1):
     """The same characters as first word and as later word: only the later one is moved by the space put before it."""
-    enc = v1([[" x", "x"]], is_split_into_words=True, return_offsets=True)
+    enc = v1([[" x", "x"]], is_split_into_words=True, return_offsets_mapping=True)
     assert enc.word_ids.tolist() == [[-1, 0, 1, -1]]
-    assert enc.offsets[0, 1:3].tolist() == [[1, 2], [0, 1]]
+    assert enc.offset_mapping[0, 1:3].tolist() == [[1, 2], [0, 1]]
 
 
 def test_words_in_pairs(tok):
@@ -235,7 +235,9 @@ def test_offsets_of_the_library_are_made_disjoint(v1, v3, tmp_path, v1_dir, unic
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     by_json = load_tokenizer(tmp_path)
     lines = [*unicode_lines(3000, seed=9), "A fox [MASK]  The [SEP] x", ""]
-    ours, theirs = (t(lines, return_offsets=True) for t in (tok, by_json))
-    for text, a, b, i, j in zip(lines, ours.input_ids, theirs.input_ids, ours.offsets, theirs.offsets, strict=True):
+    ours, theirs = (t(lines, return_offsets_mapping=True) for t in (tok, by_json))
+    for text, a, b, i, j in zip(
+        lines, ours.input_ids, theirs.input_ids, ours.offset_mapping, theirs.offset_mapping, strict=True
+    ):
         assert a.tolist() == b.tolist()
         assert i.tolist() == j.tolist(), repr(text)

@@ -21,11 +21,11 @@ def test_lone_surrogates_are_read_as_the_replacement_character(any_tok):
     for broken, read in (("a\ud800b", "a\ufffdb"), ("\udfff", "\ufffd"), ("\ud83d\ude00", "\ufffd\ufffd")):
         for texts, same in ((broken, read), (["x", broken], ["x", read])):
             a, b = (
-                any_tok(texts, return_offsets=True, padding="longest"),
-                any_tok(same, return_offsets=True, padding="longest"),
+                any_tok(texts, return_offsets_mapping=True, padding="longest"),
+                any_tok(same, return_offsets_mapping=True, padding="longest"),
             )
             assert a.input_ids.tolist() == b.input_ids.tolist() == any_tok(texts, padding="longest").input_ids.tolist()
-            assert a.offsets.tolist() == b.offsets.tolist()
+            assert a.offset_mapping.tolist() == b.offset_mapping.tolist()
     enc = any_tok(["one", "\ud800"], is_split_into_words=True)
     assert set(enc.word_ids[0].tolist()) == {-1, 0, 1}
 
@@ -33,7 +33,7 @@ def test_lone_surrogates_are_read_as_the_replacement_character(any_tok):
 def test_nul_is_text(any_tok):
     ids = any_tok("a\x00b").input_ids[0]
     assert any_tok.decode(ids) == "a\x00b"
-    offsets = any_tok("a\x00b", return_offsets=True).offsets[0]
+    offsets = any_tok("a\x00b", return_offsets_mapping=True).offset_mapping[0]
     assert [span for span in offsets[1:-1].tolist() if span[0] < span[1]] == [[0, 1], [1, 2], [2, 3]]
     assert any_tok("a\x00b" * 10_000, max_length=16).input_ids.shape == (1, 16)
 
@@ -54,8 +54,8 @@ def test_ten_megabytes(unit, small, v3):
 
 def test_offsets_of_a_long_text(v3):
     text = "A ﬁne… day. " * 50_000
-    enc = v3(text, return_offsets=True)
-    (i, j) = enc.offsets[0, -2]
+    enc = v3(text, return_offsets_mapping=True)
+    (i, j) = enc.offset_mapping[0, -2]
     assert text[i:j] == "."
     assert j == len(text) - 1
 
@@ -63,7 +63,7 @@ def test_offsets_of_a_long_text(v3):
 def test_pickled_it_is_the_same(any_tok):
     again = pickle.loads(pickle.dumps(any_tok))
     assert again.fingerprint() == any_tok.fingerprint()
-    a, b = (t(LINES, return_offsets=True, padding="longest") for t in (any_tok, again))
+    a, b = (t(LINES, return_offsets_mapping=True, padding="longest") for t in (any_tok, again))
     assert all((a[name] == b[name]).all() for name in dict(a))
 
 
@@ -90,7 +90,7 @@ names = "one two three four five six seven eight nine ten".split()
 for kind, size in (("spm", 360), ("bpe", 280)):
     train_tokenizer([f"{{a}} {{b}}" for a in names for b in names], size, {str(tmp_path)!r} + kind, kind=kind)
     tok = load_tokenizer({str(tmp_path)!r} + kind)
-    tok(["one two"] * 5000, padding="longest", return_offsets=True)
+    tok(["one two"] * 5000, padding="longest", return_offsets_mapping=True)
 print({{"jax", "jaxlib", "flax", "torch", "transformers"}} & {{name.split(".")[0] for name in sys.modules}})
 """
     assert run_alone(script) == "set()\n"

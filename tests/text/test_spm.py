@@ -182,7 +182,7 @@ def test_do_lower_case(tmp_path, v3_dir, reference, unicode_lines):
     assert ids[0].tolist() == [*reference.encode("hello"), tok.mask_id, *reference.encode("world")]
     for line, row in zip(lines[1:], ids[1:], strict=True):
         assert row.tolist() == reference.encode(line.lower())
-    offsets = tok("İİ Straße X", return_offsets=True).offsets[0].tolist()
+    offsets = tok("İİ Straße X", return_offsets_mapping=True).offset_mapping[0].tolist()
     assert ["İİ Straße X"[i:j] for i, j in offsets if i < j][-1] == "X"
 
 
@@ -210,7 +210,7 @@ def test_a_vocabulary_without_byte_fallback_gives_one_unk_for_a_run(data_dir, tm
     own = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
     assert (tok.mask_id, tok.vocab_size) == (4, 12)
     text = "the quick  生活 brown\u200bxe\u0301 [MASK]"
-    enc = tok(text, return_offsets=True)
+    enc = tok(text, return_offsets_mapping=True)
     assert enc.input_ids[0].tolist() == [1, *own.encode("the quick  生活 brown\u200bxe\u0301 "), 4, 2]
-    spans = [text[i:j] for i, j in enc.offsets[0, 1:-1]]
+    spans = [text[i:j] for i, j in enc.offset_mapping[0, 1:-1]]
     assert spans == ["the", "quick", "生活", "brown", "xe\u0301", "[MASK]"]

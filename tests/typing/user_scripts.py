@@ -1,0 +1,123 @@
+"""Uses the public names as users do. A type checker reads this file (``make types``); nothing runs it.
+
+``assert_type`` fails where a type is Any, and a comment that ignores an error fails where there is none.
+"""
+
+from pathlib import Path
+from typing import Any, assert_type
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import deberta_jax
+from deberta_jax import PRESETS, DebertaConfig, from_pretrained, losses, pipeline
+from deberta_jax.inference import ChoiceAnswer, FilledMask, MaskFiller, QuestionAnswer, TextAnswer, TokenAnswer
+from deberta_jax.models import EncoderOutput, HeadOutput, Model, ProjectionInputs, SpanOutput
+
+
+def every_head(directory: Path, ids: np.ndarray) -> None:
+    encoder, params = from_pretrained(directory)
+    assert_type(encoder, deberta_jax.DebertaEncoder)
+    assert_type(params, dict[str, Any])
+    assert_type(encoder(params, ids), EncoderOutput)
+    assert_type(encoder(params, ids).last_hidden_state, jax.Array)
+    lm, params = from_pretrained(directory, head="masked-lm", dtype=jnp.bfloat16)
+    assert_type(lm, deberta_jax.DebertaForMaskedLM)
+    assert_type(lm(params, ids, positions=np.zeros((1, 1), np.int32)), HeadOutput)
+    assert_type(lm(params, ids, return_projection_inputs=True), ProjectionInputs)
+    texts, params = from_pretrained(directory, "sequence-classification", num_labels=3, new_head=0)
+    assert_type(texts, deberta_jax.DebertaForSequenceClassification)
+    assert_type(texts(params, ids).logits, jax.Array)
+    tokens, params = from_pretrained(directory, "token-classification", id2label=["O", "B"], new_head=jax.random.key(0))
+    assert_type(tokens, deberta_jax.DebertaForTokenClassification)
+    spans, params = from_pretrained(str(directory), head="question-answering")
+    assert_type(spans, deberta_jax.DebertaForQuestionAnswering)
+    assert_type(spans(params, ids), SpanOutput)
+    assert_type(spans(params, ids).start_logits, jax.Array)
+    choices, params = from_pretrained(directory, head="multiple-choice")
+    assert_type(choices, deberta_jax.DebertaForMultipleChoice)
+    replaced, params = from_pretrained(directory, head="replaced-token-detection")
+    assert_type(replaced, deberta_jax.DebertaForReplacedTokenDetection)
+    name: str = "my-head"
+    other, params = from_pretrained(directory, head=name)
+    assert_type(other, Model[Any])
+
+
+def outputs(config: DebertaConfig, text: str) -> None:
+    model = deberta_jax.DebertaForTokenClassification(config, dtype=jnp.bfloat16)
+    params = deberta_jax.init_params(model, jax.random.key(0))
+    tokenizer = deberta_jax.load_tokenizer("directory")
+    encoding = tokenizer([text, text], padding=True, truncation=True, max_length=8, return_tensors="np")
+    out = model(params, **encoding, output_hidden_states=True, output_attentions=True)
+    assert_type(out, HeadOutput)
+    assert_type(out.hidden_states, tuple[jax.Array, ...] | None)
+    assert_type(out.attentions, tuple[jax.Array, ...] | None)
+    trained = model(params, **encoding, deterministic=False, rngs={"dropout": jax.random.key(1)})
+    assert_type(trained.logits, jax.Array)
+    assert_type(tokenizer.decode([1, 2]), str)
+
+
+def every_pipeline(directory: str) -> None:
+    classify = pipeline("text-classification", directory, max_length=64)
+    assert_type(classify("a text"), TextAnswer)
+    assert_type(classify("a text")["label"], str)
+    assert_type(classify(["a", "b"]), list[TextAnswer])
+    assert_type(classify(("a text", "its pair"))["score"], float)
+    assert_type(classify([{"text": "a", "text_pair": "b"}]), list[TextAnswer])
+    tag = pipeline("token-classification", directory)
+    assert_type(tag("a text"), TokenAnswer)
+    assert_type(tag("a text")["spans"][0]["label"], str)
+    answer = pipeline("question-answering", directory)
+    assert_type(answer({"question": "who?", "context": "she"}), QuestionAnswer)
+    assert_type(answer([{"question": "who?", "context": "she"}])[0]["start"], int)
+    choose = pipeline("multiple-choice", directory)
+    assert_type(choose({"text": "a", "choices": ["b", "c"]}), ChoiceAnswer)
+    fill = pipeline("fill-mask", directory)
+    assert_type(fill, MaskFiller)
+    assert_type(fill("a [MASK]", top_k=3), list[FilledMask])
+    assert_type(fill(["a [MASK]"])[0][0]["token_str"], str)
+
+
+def loop(directory: str, batches: list[dict[str, np.ndarray]], output: str) -> None:
+    model, params = from_pretrained(directory, head="sequence-classification")
+    optimizer = optax.adamw(1e-5)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params: dict[str, Any], state: optax.OptState, batch: dict[str, jax.Array], key: jax.Array):
+        def loss(params: dict[str, Any]) -> jax.Array:
+            out = model(params, batch["input_ids"], deterministic=False, rngs={"dropout": key})
+            assert_type(out, HeadOutput)
+            return losses.weighted_mean(*losses.cross_entropy(out.logits, batch["labels"]))
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    for i, batch in enumerate(batches):
+        params, state, value = step(params, state, batch, jax.random.key(i))
+        print(i, float(value))
+    deberta_jax.save_pretrained(output, model, params, tokenizer=deberta_jax.load_tokenizer(directory))
+
+
+def submodules() -> None:
+    assert_type(PRESETS["deberta-v3-base"].replace(num_hidden_layers=3), DebertaConfig)
+    assert_type(deberta_jax.sharding.make_mesh(), jax.sharding.Mesh)
+    config = deberta_jax.training.Finetune(model="m", train="t.csv", output="o")
+    assert_type(config, deberta_jax.training.Finetune)
+    assert_type(deberta_jax.data.read_table("t.csv"), deberta_jax.data.Table)
+    assert_type(deberta_jax.weights.verify("dir").passed, bool)
+
+
+def mistakes(directory: str, ids: np.ndarray) -> None:
+    spans, params = from_pretrained(directory, head="question-answering")
+    print(spans(params, ids).logits)  # pyright: ignore
+    print(spans(params, ids, attention_masks=ids))  # pyright: ignore
+    print(spans(params, ids, attention_mask="ones"))  # pyright: ignore
+    print(spans(directory, ids))  # pyright: ignore
+    print(pipeline("question-answering", directory)({"question": "q", "context": "c"})["label"])  # pyright: ignore
+    print(deberta_jax.sharding.meshes)  # pyright: ignore
+    print(deberta_jax.nothing)  # pyright: ignore
+    print(from_pretrained(directory, dtypes=jnp.bfloat16))  # pyright: ignore
