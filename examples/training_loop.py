@@ -4,8 +4,8 @@ It runs on all devices, and on eight simulated ones with the same losses:
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python examples/training_loop.py
 """
 
-import dataclasses
 import tempfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,12 +28,11 @@ LABELS = np.array([text.startswith(("fine", "great")) for text in TEXTS], np.int
 def main(directory: str) -> None:
     tokenizer = train_tokenizer(TEXTS, 356, f"{directory}/tokenizer")
     tiny = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    config = dataclasses.replace(PRESETS["deberta-v3-base"], vocab_size=tokenizer.vocab_size, **tiny)
+    config = PRESETS["deberta-v3-base"].replace(vocab_size=tokenizer.vocab_size, **tiny)
     model = DebertaForSequenceClassification(config)
 
-    def loss(params, batch, key):
-        inputs = training.model_inputs(batch)
-        out = model.apply({"params": params}, **inputs, deterministic=False, rngs={"dropout": key})
+    def loss(params: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array):
+        out = model(params, **training.model_inputs(batch), deterministic=False, rngs={"dropout": key})
         return {"task": losses.cross_entropy(out.logits, batch["labels"])}
 
     mesh = sharding.make_mesh(fsdp=min(2, jax.device_count()))

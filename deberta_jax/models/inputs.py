@@ -59,10 +59,8 @@ def check_names(given: Mapping[str, Any], accepted: frozenset[str], model: str) 
                 f"{name}: is no input of a model; leave it out, or pass input_ids, attention_mask and token_type_ids "
                 "of the encoding by name"
             )
-        near = did_you_mean(name, known)
-        raise InputError(
-            f"{brief(name)}: {model} takes no such input{near or f'; it takes {', '.join(sorted(known))}'}"
-        )
+        advice = did_you_mean(name, known) or f"; it takes {', '.join(sorted(known))}"
+        raise InputError(f"{brief(name)}: {model} takes no such input{advice}")
 
 
 def check_arrays(inputs: Mapping[str, Any], *, choices: bool, width: int) -> dict[str, Any]:
