@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deberta_jax.training.checkpoints import Checkpoints
     from deberta_jax.training.comparison import Comparison, compare
     from deberta_jax.training.directory import Result
+    from deberta_jax.training.distillation_options import Distillation
     from deberta_jax.training.dry_run import describe_finetune
     from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, PretrainRTD, RunOptions
     from deberta_jax.training.finetuning import finetune
@@ -32,6 +33,7 @@ _MODULES = {
     "training.checkpoints": ("Checkpoints",),
     "training.comparison": ("Comparison", "compare"),
     "training.directory": ("Result",),
+    "training.distillation_options": ("Distillation",),
     "training.dry_run": ("describe_finetune",),
     "training.experiment": ("Finetune", "Optimization", "PretrainMLM", "PretrainRTD", "RunOptions"),
     "training.finetuning": ("finetune",),
@@ -45,6 +47,7 @@ _MODULES = {
 __all__ = [
     "Checkpoints",
     "Comparison",
+    "Distillation",
     "Finetune",
     "Optimization",
     "PretrainMLM",

@@ -16,6 +16,7 @@ from deberta_jax.data.hub_datasets import digest
 from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.models import Runtime
 from deberta_jax.tasks import TaskOptions
+from deberta_jax.training.distillation_options import Distillation
 from deberta_jax.training.experiment_checks import check_common
 
 
@@ -168,6 +169,7 @@ class Finetune(TaskOptions):
     """Scale of LoRA's updates, which are multiplied by alpha / rank."""
     lora_targets: tuple[str, ...] = ("*/query_proj/kernel", "*/value_proj/kernel")
     """Patterns of the kernels that have LoRA's updates."""
+    distillation: Distillation = dataclasses.field(default_factory=Distillation)
     recipe: str = ""
     """Source of these settings, which --dry-run shows. It is not part of the run."""
     published_score: str = ""
@@ -185,6 +187,7 @@ class Finetune(TaskOptions):
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
         if self.seed + self.seeds > 2**63:
             raise InputError(f"--seeds {self.seeds}: the last seed would be above 2**63 - 1; lower --seed or --seeds")
+        self.distillation.check(sift=self.sift > 0, from_scratch=self.from_scratch)
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise InputError(f"--dropout {self.dropout}: a rate lies in [0, 1)")
         for name in ("sift", "sift_sigma", "sift_step", "lora", "row_length", "doc_stride", "reinit_layers"):
@@ -318,7 +321,13 @@ class PretrainRTD(Pretraining):
 Experiment = Finetune | PretrainMLM | PretrainRTD
 
 # Fields that records of older runs lack. Records omit them at their defaults, so that older runs can be continued.
-_ADDED = {"delimiter": "", "skip_unlabelled": False, "ignore": (), "base_model": ""}
+_ADDED = {
+    "delimiter": "",
+    "skip_unlabelled": False,
+    "ignore": (),
+    "base_model": "",
+    "distillation": dataclasses.asdict(Distillation()),
+}
 
 _MOST_LAYERS = 1000
 

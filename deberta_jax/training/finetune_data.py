@@ -19,7 +19,7 @@ from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.training.distributed import is_writer, wait_for_all
 from deberta_jax.training.experiment import Finetune
 from deberta_jax.training.loop import mesh_of
-from deberta_jax.training.resolve import ResolvedExperiment, resolve_config, resolve_tokenizer
+from deberta_jax.training.resolve import ResolvedExperiment, check_same_tokenizer, resolve_config, resolve_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ def read_inputs(resolved: ResolvedExperiment) -> TrainingInputs:
         raise InputError(f"--metric {e.metric}: this task has {', '.join(task.metric_names)}")
     _log.info("%s", task.describe())
     tokenizer, mesh = load_tokenizer(resolve_tokenizer(e)), mesh_of(e.runtime)
+    if e.distillation.teacher:
+        check_same_tokenizer("--teacher", e.distillation.teacher, e.tokenizer or e.model, tokenizer)
     features = features_of(resolved, task, tokenizer, resolved.train, config)
     return TrainingInputs(config, task, tokenizer, mesh, make_batches(e, features, mesh, tokenizer.pad_id))
 

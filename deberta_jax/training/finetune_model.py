@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.labels import LabelIds
@@ -13,10 +14,11 @@ from deberta_jax.errors import InputError, listed
 from deberta_jax.inference.predict import model_inputs
 from deberta_jax.models import Model, head_spec, init_params, reinitialize_layers
 from deberta_jax.tasks import Task
+from deberta_jax.training.distillation import Teacher, distillation_terms, distilled_parameters, make_teacher
 from deberta_jax.training.experiment import Finetune, model_runtime
 from deberta_jax.training.lora import Lora, find_kernels, init_lora, lora_parameters, merge
 from deberta_jax.training.objective import Objective
-from deberta_jax.training.optimizers import frozen_paths
+from deberta_jax.training.optimizers import frozen_paths, path_of
 from deberta_jax.training.sift import Sift, check_sift, normalized_words, sift_terms
 from deberta_jax.training.state import Parameters, parameters_of
 from deberta_jax.training.step import Loss
@@ -36,6 +38,7 @@ class TrainedModel:
       initial_params: returns the run's parameters, given their shardings.
       effective: returns the model's parameters, given the run's parameters: LoRA's updates are merged.
       lora: the kernels with LoRA's updates; None without LoRA.
+      teacher: the teacher, whose parameters are in the run's ones as ``teacher``; None without distillation.
     """
 
     model: Model
@@ -43,6 +46,11 @@ class TrainedModel:
     initial_params: Callable[[Any], Any]
     effective: Callable[[Any], Any]
     lora: Lora | None = None
+    teacher: Teacher | None = None
+
+    def trainable(self, params: Any) -> Any:
+        """Returns the part of the run's parameters that is not the teacher's."""
+        return params if self.teacher is None else params["student"]
 
 
 def finetune_objective(e: Finetune, config: DebertaConfig, task: Task) -> tuple[TrainedModel, Objective]:
@@ -62,13 +70,39 @@ def finetune_objective(e: Finetune, config: DebertaConfig, task: Task) -> tuple[
         parameters=trained.parameters,
         initial_params=trained.initial_params,
         loss=make_loss(e, task, trained),
-        loss_weights={"sift": e.sift},
+        loss_weights={"sift": e.sift, **e.distillation.loss_weights},
         optimization=e.optimization,
     )
 
 
 def make_model(e: Finetune, config: DebertaConfig, task: Task) -> TrainedModel:
     """Returns the model for a task with its parameters. Raises InputError as ``finetune_objective``."""
+    student, d = _make_student(e, config, task), e.distillation
+    if not d.teacher:
+        return student
+    runtime, head = model_runtime(e), task.head
+    teacher = make_teacher(d, student.model.config, head, runtime, config.num_hidden_layers)
+    return TrainedModel(
+        student.model,
+        distilled_parameters(student.parameters, teacher),
+        lambda shardings: {
+            "student": student.initial_params(shardings["student"]),
+            "teacher": teacher.load(runtime, head, shardings["teacher"]),
+        },
+        lambda params: student.effective(params["student"]),
+        student.lora,
+        teacher,
+    )
+
+
+def _make_student(e: Finetune, config: DebertaConfig, task: Task) -> TrainedModel:
+    """Returns the model that is trained, without a teacher."""
+    d = e.distillation
+    d.check_layers(config.num_hidden_layers, e.model)
+    source, config = (
+        config,
+        dataclasses.replace(config, num_hidden_layers=len(d.student_layers) or config.num_hidden_layers),
+    )
     # The mask decoder of a pre-trained model, and the absolute positions that it reads, belong to its masked-LM head.
     configured = dataclasses.replace(
         task.configure(config), mask_decoder=False, cls_dropout=config.cls_dropout if e.dropout is None else e.dropout
@@ -78,7 +112,7 @@ def make_model(e: Finetune, config: DebertaConfig, task: Task) -> TrainedModel:
         rest = f", {e.optimization.freeze_layers} of them frozen" if e.optimization.freeze_layers else ""
         raise InputError(f"--reinit-layers {e.reinit_layers}: the model has {config.num_hidden_layers}{rest}")
     model = head_spec(task.head).model.create(configured, model_runtime(e))
-    initial_params = lambda shardings: _initial_params(e, model, task.head, config.id2label, shardings)
+    initial_params = lambda shardings: _initial_params(e, model, task.head, source, shardings)
     base = parameters_of(model)
     check_parameters(model, base.shapes)
     base = dataclasses.replace(base, frozen=frozen_paths(e.optimization, base.shapes))
@@ -98,11 +132,11 @@ def make_model(e: Finetune, config: DebertaConfig, task: Task) -> TrainedModel:
     return TrainedModel(model, lora_parameters(base, lora), initial_lora, lambda params: merge(params, lora), lora)
 
 
-def _initial_params(e: Finetune, model: Model, head: str, labels: Sequence[str], shardings: Any) -> Any:
+def _initial_params(e: Finetune, model: Model, head: str, source: DebertaConfig, shardings: Any) -> Any:
     """Returns the parameters that training starts from: initialized, or read from the model directory.
 
     Args:
-      labels: the names of the labels in the directory's config.
+      source: the directory's config.
       shardings: a tree of ``jax.sharding.Sharding``, one for each parameter.
     """
     key, spec = jax.random.key(e.seed), head_spec(head)
@@ -121,7 +155,12 @@ def _initial_params(e: Finetune, model: Model, head: str, labels: Sequence[str],
     )
     classifier = f"{spec.classifier.partition('.')[0]}/"
     if any(row.path.startswith(classifier) and not row.initialised for row in report.targets):
-        log_assumed_names(e.model, labels, names or ())
+        log_assumed_names(e.model, source.id2label, names or ())
+    if e.distillation.student_layers:
+        params = _keep_layers(params, e.distillation.student_layers, shardings)
+        _log.info(
+            "student: %d of the %d layers of %s", model.config.num_hidden_layers, source.num_hidden_layers, e.model
+        )
     if not e.reinit_layers:
         return params
     _log.info("reinitialized: the last %d of %d layers", e.reinit_layers, model.config.num_hidden_layers)
@@ -129,6 +168,15 @@ def _initial_params(e: Finetune, model: Model, head: str, labels: Sequence[str],
     layers_key = jax.random.fold_in(key, 2)
     reinitialize = lambda old: reinitialize_layers(model, old, layers_key, e.reinit_layers)
     return jax.jit(reinitialize, out_shardings=shardings, donate_argnums=0)(params)
+
+
+def _keep_layers(params: Any, layers: tuple[int, ...], shardings: Any) -> Any:
+    """Returns the parameters of a model with some of the layers alone."""
+
+    def keep(keys: Any, leaf: jax.Array) -> jax.Array:
+        return leaf[np.asarray(layers)] if "/layers/" in path_of(keys) else leaf
+
+    return jax.jit(lambda tree: jax.tree_util.tree_map_with_path(keep, tree), out_shardings=shardings)(params)
 
 
 def log_assumed_names(model: str, model_labels: Sequence[str], task_labels: Sequence[str]) -> None:
@@ -158,12 +206,14 @@ def make_loss(e: Finetune, task: Task, trained: TrainedModel) -> Loss:
     """
     apply = trained.model.apply
 
-    def run(params, inputs, key):
-        return apply({"params": params}, **inputs, deterministic=False, rngs={"dropout": key})
+    def run(params, inputs, key, flags=None):
+        return apply({"params": params}, **inputs, **(flags or {}), deterministic=False, rngs={"dropout": key})
 
     def plain(params, batch, key):
         return {"task": task.loss(run(trained.effective(params), model_inputs(batch), key), batch)}
 
+    if trained.teacher is not None:
+        return _distilled(e, task, trained, trained.teacher, run)
     if not e.sift:
         return plain
     if task.sift is None:
@@ -179,3 +229,13 @@ def make_loss(e: Finetune, task: Task, trained: TrainedModel) -> Loss:
         return sift_terms(forward, lambda out: task.loss(out, batch), params, z, key, sift)
 
     return with_sift
+
+
+def _distilled(e: Finetune, task: Task, trained: TrainedModel, teacher: Teacher, run: Callable[..., Any]) -> Loss:
+    """Returns the loss of the task and those to the teacher."""
+
+    def loss(params, batch, key):
+        terms = distillation_terms(e.distillation, teacher, run, lambda out: task.loss(out, batch))
+        return terms(trained.effective(params), params["teacher"], model_inputs(batch), batch, key)
+
+    return loss

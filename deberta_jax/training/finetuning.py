@@ -66,7 +66,7 @@ def make_job(resolved: ResolvedExperiment, directory: Path) -> Job:
     def save_best(params):
         save_pretrained(directory, trained.model, trained.effective(params), tokenizer, overwrite=True)
         if trained.lora is not None:
-            save_adapter(directory / "adapter", trained.model, params, trained.lora, e.model)
+            save_adapter(directory / "adapter", trained.model, trained.trainable(params), trained.lora, e.model)
         if is_writer():
             storage.write_json(directory / "evaluation.json", finite_json(details))
 

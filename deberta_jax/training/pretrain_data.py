@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from deberta_jax import hub, storage
 from deberta_jax.data.corpus import Corpus, open_corpus
 from deberta_jax.data.masked_batches import HeldOutBatches, MaskedBatches, Masker
 from deberta_jax.data.rows import lay_out
 from deberta_jax.errors import InputError
 from deberta_jax.sharding import row_share
 from deberta_jax.text import Tokenizer, load_tokenizer
-from deberta_jax.text.loading import FILES
 from deberta_jax.text.mlm_masking import Masking, Vocabulary
 from deberta_jax.training.experiment import Pretraining, PretrainRTD
+from deberta_jax.training.resolve import check_same_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ def read_pretrain_data(e: Pretraining, directory: Path, vocab_size: int, mesh: M
     """
     tokenizer, named = load_tokenizer(directory), e.tokenizer or e.model
     if isinstance(e, PretrainRTD) and e.generator:
-        check_generator(e.generator, named, tokenizer)
+        check_same_tokenizer("--generator", e.generator, named, tokenizer)
     if tokenizer.vocab_size > vocab_size:
         raise InputError(
             f"{named}: the tokenizer has {tokenizer.vocab_size} ids, the model a vocab_size of {vocab_size}"
@@ -86,24 +85,4 @@ def check_batch(e: Pretraining, corpus: Corpus) -> None:
         raise InputError(
             f"--batch-size {e.batch_size}, --max-length {e.max_length}: a batch would have {slots} tokens, and the "
             f"whole text has {corpus.tokens}; lower one of them"
-        )
-
-
-def check_generator(generator: str, tokenizer_name: str, tokenizer: Tokenizer) -> None:
-    """Checks that a generator's directory has no tokenizer, or the same one as the model.
-
-    Raises:
-      InputError: it has another tokenizer, so the generator's ids mean other tokens.
-    """
-    if storage.is_remote(generator, ("gs",)):  # weights alone are read from there
-        return
-    directory = hub.resolve(generator, files=hub.TEXT_FILES)
-    if not any(all((directory / file).is_file() for file in files) for rule in FILES.values() for files in rule):
-        return
-    theirs = load_tokenizer(directory)
-    if theirs.fingerprint() != tokenizer.fingerprint():
-        ours, other = (f"{t.kind}, {t.vocab_size} ids, {t.fingerprint()[:12]}" for t in (tokenizer, theirs))
-        raise InputError(
-            f"--generator {generator}: its tokenizer ({other}) is not that of {tokenizer_name} ({ours}); give a "
-            "generator and a model of one tokenizer"
         )

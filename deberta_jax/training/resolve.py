@@ -4,12 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from deberta_jax import hub
+from deberta_jax import hub, storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.presets import PRESETS
 from deberta_jax.tasks import NAMED_TASKS, find_file, read_task, resolve_options, without_unlabelled
+from deberta_jax.text import Tokenizer, load_tokenizer
+from deberta_jax.text.loading import FILES
 from deberta_jax.training.distributed import start
 from deberta_jax.training.experiment import Finetune, Pretraining, require, run_record
 from deberta_jax.weights import load_config, tokenizer_directory
@@ -38,7 +40,7 @@ def resolve_experiment(experiment: Finetune) -> ResolvedExperiment:
     Raises:
       InputError: options, files or columns that cannot be used.
     """
-    e = _with_files(experiment)
+    e = _with_student(_with_files(experiment))
     require(e, "model", "train", "eval", "output")
     start(e.runtime)
     train, held_out = (read_task(e.task, [path], e.delimiter) for path in (e.train, e.eval))
@@ -57,6 +59,37 @@ def _with_files(e: Finetune) -> Finetune:
         raise InputError(f"--data-dir: goes with a named --task, one of {', '.join(NAMED_TASKS)}")
     train, held_out = e.train or find_file(e.task, e.data_dir, "train"), e.eval or find_file(e.task, e.data_dir, "dev")
     return dataclasses.replace(e, train=train, eval=held_out)
+
+
+def _with_student(e: Finetune) -> Finetune:
+    """Returns the experiment with the teacher as the model, where only layers for a student of it are given."""
+    d = e.distillation
+    return dataclasses.replace(e, model=d.teacher) if d.teacher and d.student_layers and not e.model else e
+
+
+def check_same_tokenizer(option: str, name: str, tokenizer_name: str, tokenizer: Tokenizer) -> None:
+    """Checks that a second model's directory has no tokenizer, or the same one as the model of the run.
+
+    Args:
+      option, name: the option that names the second model, and its directory or hub id.
+      tokenizer_name, tokenizer: those of the run.
+
+    Raises:
+      InputError: it has another tokenizer, so that its ids mean other tokens.
+    """
+    if storage.is_remote(name, ("gs",)):  # weights alone are read from there
+        return
+    directory = hub.resolve(name, files=hub.TEXT_FILES)
+    if not any(all((directory / file).is_file() for file in files) for rule in FILES.values() for files in rule):
+        return
+    theirs = load_tokenizer(directory)
+    if theirs.fingerprint() != tokenizer.fingerprint():
+        ours, other = (f"{t.kind}, {t.vocab_size} ids, {t.fingerprint()[:12]}" for t in (tokenizer, theirs))
+        what = option.removeprefix("--")
+        raise InputError(
+            f"{option} {name}: its tokenizer ({other}) is not that of {tokenizer_name} ({ours}); give a {what} and a "
+            "model of one tokenizer"
+        )
 
 
 def resolve_config(e: Finetune | Pretraining) -> DebertaConfig:

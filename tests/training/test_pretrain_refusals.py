@@ -9,8 +9,8 @@ from deberta_jax import DebertaForMaskedLM, DebertaForReplacedTokenDetection
 from deberta_jax.data import shards
 from deberta_jax.text import load_tokenizer, train_tokenizer
 from deberta_jax.training.experiment import PretrainMLM, PretrainRTD
-from deberta_jax.training.pretrain_data import check_generator
 from deberta_jax.training.pretrain_objectives import masked_lm_config, rtd_configs
+from deberta_jax.training.resolve import check_same_tokenizer
 from tests.made import TINY, blank_model, pretraining_home, refused, rows, saved_model, stdout_of
 
 
@@ -102,7 +102,7 @@ def test_a_generator_of_another_tokenizer(home, bad, weighted, tmp_path):
     # The tokenizer's own, saved with it, and one without any, go with it.
     saved_model(tmp_path / "bare", model)
     for generator in (weighted / "generator", tmp_path / "bare", tmp_path / "bare" / "model.safetensors"):
-        check_generator(str(generator), "model", load_tokenizer(home / "blank"))
+        check_same_tokenizer("--generator", str(generator), "model", load_tokenizer(home / "blank"))
 
 
 def prepared(home, output, text="train.txt"):
