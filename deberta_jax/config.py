@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from deberta_jax.config_json import (
+    BASE,
     MOST_LABELS,
     NO_EFFECT,
+    OURS,
     V1,
     V2,
     V2_ONLY,
@@ -83,6 +85,10 @@ class DebertaConfig:
     """Whether attention scores have relative terms. The score scale counts ``pos_att_type`` even if this is False."""
     pos_att_type: tuple[str, ...] = ()
     """The relative terms of attention scores: ``c2p`` (content to position) and ``p2c`` (position to content)."""
+    layer_pos_att_type: tuple[tuple[str, ...], ...] | None = None
+    """The relative terms of each layer, some or none of ``pos_att_type``; None: all of them in every layer. The score
+    scale of a layer counts its own terms. Other libraries lack this, so config.json then has a ``model_type`` that they
+    refuse."""
     max_relative_positions: int = -1
     """Distances from this on are not distinguished. Below 1: ``max_position_embeddings``."""
     position_biased_input: bool = True
@@ -129,6 +135,9 @@ class DebertaConfig:
             object.__setattr__(self, "extra", Extra(self.extra))
         if isinstance(self.pos_att_type, list):
             object.__setattr__(self, "pos_att_type", tuple(self.pos_att_type))
+        if isinstance(self.layer_pos_att_type, list | tuple):
+            terms = tuple(tuple(t) if isinstance(t, list) else t for t in self.layer_pos_att_type)
+            object.__setattr__(self, "layer_pos_att_type", terms)
         if isinstance(self.id2label, list):
             object.__setattr__(self, "id2label", tuple(self.id2label))
         _validate(self)
@@ -254,9 +263,12 @@ class DebertaConfig:
         for key, default in (("long_positions", "auto"), ("mask_decoder", False), ("classifier_proj", False)):
             if out[key] == default:
                 del out[key]
-        for key in ("embedding_size", "attention_head_size", "cls_dropout"):
+        for key in ("embedding_size", "attention_head_size", "cls_dropout", "layer_pos_att_type"):
             if out[key] is None:
                 del out[key]
+        if self.layer_pos_att_type is not None:
+            out["layer_pos_att_type"] = [list(terms) for terms in self.layer_pos_att_type]
+            out |= {"model_type": OURS, BASE: self.model_type}
         if self.model_type == V1:
             for key in V2_ONLY:
                 out.pop(key, None)
@@ -342,6 +354,7 @@ def _validate(c: DebertaConfig) -> None:
             refuse(field, "a dropout rate lies in [0, 1)")
     if not 0 <= c.pad_token_id < c.vocab_size:
         refuse("pad_token_id", f"must be an id below vocab_size={c.vocab_size}")
+    _check_layer_terms(c, refuse)
     for term in c.pos_att_type:
         if term == "p2p":
             refuse("pos_att_type", "p2p runs in no published code and no released model has it; use c2p and p2c")
@@ -374,6 +387,22 @@ def _validate(c: DebertaConfig) -> None:
     if not c.tie_word_embeddings and not c.legacy:
         refuse("tie_word_embeddings", "the original masked-LM head (legacy=False) always reads the word table")
     _check_generation(c, refuse)
+
+
+def _check_layer_terms(c: DebertaConfig, refuse: Callable[[str, str], None]) -> None:
+    """Checks the relative terms of each layer."""
+    layers = c.layer_pos_att_type
+    if layers is None:
+        return
+    field = "layer_pos_att_type"
+    if not isinstance(layers, tuple) or not all(isinstance(terms, tuple) for terms in layers):
+        refuse(field, "must be a list of terms for each layer, such as [['c2p', 'p2c'], ['c2p'], []]")
+    if len(layers) != c.num_hidden_layers:
+        refuse(field, f"has {len(layers)} entries; num_hidden_layers is {c.num_hidden_layers}")
+    if not c.relative_attention:
+        refuse(field, "needs relative_attention")
+    if any(len({*map(repr, terms)}) != len(terms) or any(t not in c.pos_att_type for t in terms) for terms in layers):
+        refuse(field, f"its entries hold some of pos_att_type={list(c.pos_att_type)}, each at most once")
 
 
 def _check_sizes(c: DebertaConfig, refuse: Callable[[str, str], None]) -> None:

@@ -22,6 +22,9 @@ _log = logging.getLogger(__name__)
 
 V1, V2 = "deberta", "deberta-v2"
 
+# The model type of a model that other libraries would compute otherwise, and the key of what it would be without that.
+OURS, BASE = "deberta_jax", "base_model_type"
+
 # Fields that only v2/v3 models read. Hugging Face's v1 model ignores them, so they are dropped for v1.
 V2_ONLY = (
     "position_buckets",
@@ -164,9 +167,9 @@ def parse_config(raw: Mapping[str, Any], where: str, known: Collection[str], hid
     unknown: list[str] = []
     names = frozenset(known)
     for key, value in _rename_microsoft(raw, where).items():
-        if key == "model_type" or key in _OF_THE_FILES or key.startswith("_") or (v1 and key in V2_ONLY):
+        if key in ("model_type", *_LABELS) or key in _OF_THE_FILES or key.startswith("_") or (v1 and key in V2_ONLY):
             continue
-        if key in _LABELS:
+        if key == BASE and raw.get("model_type") == OURS:
             continue
         if key == "pooler_hidden_size":
             if value != raw.get("hidden_size", hidden_size):
@@ -174,6 +177,11 @@ def parse_config(raw: Mapping[str, Any], where: str, known: Collection[str], hid
                 raise InputError(f"{where}: {why}")
         elif key == "pos_att_type":
             fields[key] = _terms(value, where)
+        elif key == "layer_pos_att_type" and value is not None:
+            if not isinstance(value, list | tuple):
+                why = "expected the terms of each layer, such as [['c2p', 'p2c'], ['c2p'], []]"
+                raise InputError(f"{where}: {key} is {shown(value)}; {why}")
+            fields[key] = tuple(_terms(terms, where) for terms in value)
         elif key in names:
             if value is not None:
                 fields[key] = value
@@ -243,6 +251,8 @@ def _generation(raw: Mapping[str, Any], where: str) -> str:
     if "discriminator" in raw and "generator" in raw:
         raise InputError(f"{where}: holds two models; give its 'generator' or 'discriminator' entry by itself")
     kind = raw.get("model_type")
+    if kind == OURS and raw.get(BASE) in (V1, V2):
+        return raw[BASE]
     if kind in (V1, V2):
         return kind
     if kind is not None:

@@ -8,6 +8,7 @@ on the content-to-position projection.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -76,6 +77,34 @@ def table_projections(config: DebertaConfig) -> dict[str, tuple[str, bool]]:
     return dict(projections[term] for term in terms)
 
 
+def keep_terms(
+    config: DebertaConfig, layer: Any, query: jax.Array, pos_key: jax.Array | None, pos_query: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Returns query and tables with which a layer's scores have its own relative terms and its own scale.
+
+    All layers run the same code, with the terms and the scale of the whole model. The table of a term that a layer
+    lacks becomes zero. The query and its table grow by the ratio of the two scales, and all scores with them.
+
+    Args:
+      layer: number of the layer; an array inside a loop over layers.
+      query: [B,T,N,H].
+      pos_key, pos_query: the projected tables [R,N,H], or None.
+    """
+    layers = config.layer_pos_att_type or ()
+    most = len(config.pos_att_type)
+    rows = [[math.sqrt((1 + most) / (1 + len(terms))), *(term in terms for term in ("c2p", "p2c"))] for terms in layers]
+    ratio, c2p, p2c = jnp.asarray(np.array(rows, np.float32))[layer]
+
+    def times(array: jax.Array, factor: jax.Array) -> jax.Array:
+        return (array.astype(jnp.float32) * factor).astype(array.dtype)
+
+    return (
+        times(query, ratio),
+        None if pos_key is None else times(pos_key, c2p),
+        None if pos_query is None else times(pos_query, p2c * ratio),
+    )
+
+
 def head_projection(config: DebertaConfig, runtime: Runtime, use_bias: bool, **options) -> Linear:
     """Returns the projection from the hidden width D to heads [N,H]. ``options`` are fields of the module."""
     shape = (config.hidden_size, config.num_attention_heads, config.head_size)
@@ -113,6 +142,8 @@ class SelfAttention(nn.Module):
         )
         mix_scores = self.head_map("head_logits_proj") if c.talking_head else None
         mix_weights = self.head_map("head_weights_proj") if c.talking_head else None
+        if c.layer_pos_att_type is not None:
+            query, pos_key, pos_query = keep_terms(c, context.layer, query, pos_key, pos_query)
         drops = not context.deterministic and c.attention_probs_dropout_prob > 0
         modifier = self.runtime.score_modifier
         return disentangled_attention(

@@ -75,6 +75,9 @@ class Inspection:
             f"  stored as   {', '.join(f'{kind} ({count} tensors)' for kind, count in self.dtypes.items())}",
             f"  heads       {heads}",
             f"  labels      {listed(c.id2label, 50)}" if self._has_labels() else "",
+            "  relative    terms differ between layers: deberta_jax alone loads this model"
+            if c.layer_pos_att_type
+            else "",
             f"  other keys  {listed(c.unknown_keys, 20)} (in config.json; without effect)" if c.unknown_keys else "",
             f"  tokenizer   {', '.join(self.tokenizer) or 'no files'}",
             f"  ids by      {self.tokenizer_rule}" if self.tokenizer_rule else "",
