@@ -18,6 +18,9 @@ _EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 # file -> pattern of what it prints, and environment variables
 RUNS = {
+    "continued_pretraining.py": (r"loss before \d\.\d\d, after [0-3]\.\d\d\nguesses: ", {}),
+    "distillation_lora_sweep.py": (r"teacher: accuracy \S+\nlora +seeds +accuracy .*\n[04] +1 .*\n[04] +1 ", {}),
+    "recipe_dry_run.py": (r'"steps": 6, .*"warmup_steps": 500, .*"published_score": "accuracy 0.91", "recipe"', {}),
     "training_loop.py": (r"step 20: loss 0\.\d{4}\nrestored the state of step 20 on 1 devices", {}),
 }
 
