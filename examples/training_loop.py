@@ -19,7 +19,7 @@ from deberta_jax import (
     train_tokenizer,
     training,
 )
-from deberta_jax.data.features import make_features
+from deberta_jax.data import make_features
 
 TEXTS = [f"{word} {thing}" for word in ("fine", "great", "dull", "poor") for thing in ("film", "plot", "cast", "end")]
 LABELS = np.array([text.startswith(("fine", "great")) for text in TEXTS], np.int32)
