@@ -33,7 +33,7 @@ from deberta_jax.models import abstract_params
 from deberta_jax.models import attention as model_attention
 from deberta_jax.ops.attention.inputs import AttentionInputs
 from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
-from deberta_jax.ops.attention.pallas.tiling import make_tpu_tiling
+from deberta_jax.ops.attention.pallas.tiling import TILE, make_tpu_tiling
 from deberta_jax.ops.attention.relative_position import compact_relative_index, make_relative_index
 from deberta_jax.ops.attention.tpu import backward, forward, grid
 from deberta_jax.ops.attention.xla import xla_attention
@@ -194,11 +194,12 @@ def bytes_refetched(length: int, *, head_size: int = 64, batch: int | None = Non
     x = like((batch, tiling.padded_length, tiling.padded_heads * tiling.lanes_per_head), jnp.bfloat16)
     table = like((tiling.table_rows, x.shape[2]), jnp.bfloat16)
     arrays = {"query": x, "key": x, "value": x, "table_key": table, "table_query": table}
-    logsumexp = forward.output_blocks(tiling, arrays)["logsumexp"][1]
-    both = (
-        (forward, arrays, grid.QUERY_MAJOR),
-        (backward, arrays | {"context": x, "cotangent": x, "logsumexp": logsumexp}, grid.KEY_MAJOR),
-    )
+    by_query = forward.output_blocks(tiling, arrays)["logsumexp"][1]
+    by_tile = like((tiling.table_rows // TILE, x.shape[2], TILE), jnp.bfloat16)
+    of_backward = dict.fromkeys(("query", "key", "value", "cotangent"), x)
+    of_backward |= dict.fromkeys(("table_key_transposed", "table_query_transposed"), by_tile)
+    of_backward |= dict.fromkeys(("logsumexp", "delta"), by_query)
+    both = ((forward, arrays, grid.QUERY_MAJOR), (backward, of_backward, grid.KEY_MAJOR))
     more = 0
     for kernel, given, order in both:
         _, specs, values = grid.input_blocks(tiling, given, order)
@@ -218,7 +219,7 @@ def _moved(spec: Any, array: Any, grid: tuple[int, ...]) -> int:
     size = int(np.prod([getattr(side, "block_size", side) for side in spec.block_shape])) * _width(array)
     count, last = 0, None
     for step in np.ndindex(*grid):
-        index = tuple(int(i) for i in spec.index_map(*step, None, None))
+        index = tuple(int(i) for i in spec.index_map(*step, None, None, None))
         count, last = count + (index != last), index
     return count * size
 

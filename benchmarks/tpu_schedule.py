@@ -68,18 +68,20 @@ class Schedule:
     """Holds the compiler's static schedule of one kernel.
 
     Cycles are those of one program of the kernel's grid. They contain latencies, but neither waits for memory nor bank
-    conflicts. Of two alternatives the longer one counts. Every other conditional part counts, although the first or the
-    last program alone may execute it.
+    conflicts. Of two alternatives the longer one counts: near blocks, not far ones. Every other conditional part
+    counts, although the first or the last program alone may execute it.
 
     Attributes:
       programs: programs of the grid.
       cycles: of a program.
+      shorter_cycles: of a program, if of each two alternatives the shorter one counts.
       empty: cycles in which nothing is issued.
       units: the cycles that each unit needs, if nothing else held it up, by its name.
     """
 
     programs: int
     cycles: int
+    shorter_cycles: int
     empty: int
     units: dict[str, int]
 
@@ -99,13 +101,13 @@ def read_schedule(folder: Path, kernel: str) -> Schedule:
     _, names, capacities, _, *lines = _dumped(folder, kernel, "pre-delay_hlo-static-per-bundle-utilization")
     used = [[int(n) for n in line.split()] for line in lines if line.strip()]
     assert len(used) == len(bundles), (kernel, len(used), len(bundles))
-    programs, weights = _weights(bundles)
+    programs, weights, shorter_cycles = _weights(bundles)
     units = {
         name.strip(): math.ceil(sum(w * row[k] for w, row in zip(weights, used, strict=True)) / int(capacity))
         for k, (name, capacity) in enumerate(zip(names.split(","), capacities.split(), strict=True))
     }
     empty = sum(w for w, text in zip(weights, bundles, strict=True) if not text.strip(" {}"))
-    return Schedule(programs, sum(weights), empty, units)
+    return Schedule(programs, sum(weights), shorter_cycles, empty, units)
 
 
 def _dumped(folder: Path, kernel: str, stage: str) -> list[str]:
@@ -120,8 +122,8 @@ def _bundles(lines: list[str]) -> list[str]:
     return [re.sub(r"/\*.*?\*/", "", match[1]) for match in found if match]
 
 
-def _weights(bundles: list[str]) -> tuple[int, list[int]]:
-    """Returns the number of programs, and how often a program executes each cycle of the listing."""
+def _weights(bundles: list[str]) -> tuple[int, list[int], int]:
+    """Returns the number of programs, how often one executes each cycle of the listing, and its ``shorter_cycles``."""
     branches = [
         (at, int(match[2]), match[1])
         for at, text in enumerate(bundles)
@@ -133,9 +135,12 @@ def _weights(bundles: list[str]) -> tuple[int, list[int]]:
     for first, last, trips in loops:
         if (first, last) != outer[:2]:
             weights[first : last + 1] = [w * trips for w in weights[first : last + 1]]
-    for first, last in _shorter_alternatives(branches):
+    alternatives = _alternatives(branches)
+    all_cycles, of_part = sum(weights), lambda part: sum(weights[part[0] : part[1]])
+    shorter_cycles = all_cycles - sum(of_part(longer) for _, longer in alternatives)
+    for (first, last), _ in alternatives:
         weights[first:last] = [0] * (last - first)
-    return outer[2] - 2, weights  # the first and the last turn only start and await transfers
+    return outer[2] - 2, weights, shorter_cycles  # the first and the last turn only start and await transfers
 
 
 def _trips(bundles: list[str], first: int, last: int, predicate: str) -> int:
@@ -148,15 +153,15 @@ def _trips(bundles: list[str], first: int, last: int, predicate: str) -> int:
     return -(-int(test[2]) // int(step[1]))
 
 
-def _shorter_alternatives(branches: list[tuple[int, int, str]]) -> list[tuple[int, int]]:
-    """Returns the shorter one of each two neighbouring parts that depend on one predicate in opposite ways."""
+def _alternatives(branches: list[tuple[int, int, str]]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Returns each two neighbouring parts that depend on one predicate in opposite ways, the shorter one first."""
     skipped = [(at + DELAY_SLOTS + 1, target, p) for at, target, p in branches if target > at]
-    shorter = []
+    found = []
     for first, end, p in skipped:
         for other, other_end, q in skipped:
             if 0 <= other - end <= 2 * DELAY_SLOTS and {p, q} == {p.lstrip("!"), f"!{p.lstrip('!')}"}:
-                shorter.append(min((first, end), (other, other_end), key=lambda part: part[1] - part[0]))
-    return shorter
+                found.append(tuple(sorted(((first, end), (other, other_end)), key=lambda part: part[1] - part[0])))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +184,6 @@ class CompiledProgram:
         """Returns for each kernel its schedule and how often it runs."""
         calls = ((i, times) for _, i, times in self.hlo.executed() if 'custom_call_target="tpu_custom_call"' in i.rest)
         return {i.name: (read_schedule(self.folder, i.name), times) for i, times in calls}
-
-    @property
-    def kernel_cycles(self) -> float:
-        """Returns the cycles of all programs of all kernels."""
-        return sum(times * schedule.programs * schedule.cycles for schedule, times in self.kernels.values())
 
     @property
     def other_cycles(self) -> float:

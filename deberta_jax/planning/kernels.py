@@ -18,22 +18,22 @@ def kernel_cost(call: Instruction, operands: tuple[Array, ...]) -> tuple[float, 
     if not backward and not call.name.startswith("disentangled_attention_forward"):
         raise ValueError(f"{call.name}: a kernel whose cost is not known; add it to planning.kernels")
     arrays = [a for a in operands if a.dtype in ("bf16", "f32") and len(a.dims) > 1]
-    query, tables = arrays[0], [a for a in arrays if len(a.dims) == 2]
-    terms = sum(len(a.dims) == 2 for a in (call.arrays if backward else tables))
-    logsumexp = arrays[-1] if backward else call.arrays[1]
+    query, logsumexp = arrays[0], arrays[-1] if backward else call.arrays[1]
+    # The backward has the tables by tiles of 128 rows, between query, key and value, and the cotangent.
+    tables = [a for a in arrays if len(a.dims) == 3][3:-1] if backward else [a for a in arrays if len(a.dims) == 2]
+    table_rows = tables[0].dims[0] * (TILE if backward else 1) if tables else 0
     batch, length, width = query.dims
     groups, heads = logsumexp.dims[1:3]
     block, lanes = tpu_block_size(length), width // groups
     blocks = length // block
-    near = _near_pairs(blocks, tables[0].dims[0] // block - 1) if tables else 0
+    near = _near_pairs(blocks, table_rows // block - 1) if tables else 0
     content, position = 2.0 * block * block * lanes, 2.0 * block * (block + TILE) * lanes
-    # Forward: scores and context, and one matmul a table. Backward: scores again, and gradients of both operands. With
-    # one block those are computed transposed, for the rows of one head.
-    share = 1.0 / heads if blocks == 1 else 1.0
-    products = 2.0 + 3.0 * share if backward else 2.0
-    per_table = 1.0 + 2.0 * share if backward else 1.0
+    # Forward: scores and context, and one matmul a table. Backward: scores again, and gradients of both operands, which
+    # are computed transposed, for the rows of one head.
+    products = 2.0 + 3.0 / heads if backward else 2.0
+    per_table = 1.0 + 2.0 / heads if backward else 1.0
     programs = batch * groups * heads
-    flops = programs * (products * content * blocks**2 + per_table * terms * position * near)
+    flops = programs * (products * content * blocks**2 + per_table * len(tables) * position * near)
     return flops, float(_moved(call, operands, query, tables, blocks, backward))
 
 
@@ -54,8 +54,8 @@ def _moved(
     once = sum(a.bytes for a in (*operands, *call.arrays) if a.space == 0)
     if blocks == 1:
         return once
-    logsumexp = operands[-1].bytes if backward else 0
-    inner = 3 * query.bytes + logsumexp if backward else 2 * query.bytes  # query, context, cotangent; or key, value
+    # Query, cotangent, logsumexp and delta; or key and value.
+    inner = 2 * query.bytes + (2 * operands[-1].bytes if backward else 0)
     batch, length, width = query.dims
     windows = batch * blocks**2 * 2 * (length // blocks) * width * (query.bytes // (batch * length * width))
     return once + (blocks - 1) * inner + len(tables) * windows - sum(t.bytes for t in tables)

@@ -93,10 +93,13 @@ def test_work_is_divided_among_few_programs(generation):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mask", ["segments", "none"])
+@pytest.mark.parametrize(("mask", "factor"), [("segments", 1.0), ("none", 1.0), ("segments", 2.4)])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision_errs_no_more_than_the_definition(mask, dtype):
+def test_half_precision_errs_no_more_than_the_definition(mask, factor, dtype):
+    """Also where the largest score of a row is 20 to 40, as in trained models, and errors of scores show most."""
     arrays, masks, relative_index = make_case(256, 2, 64, mask=mask, dtype=dtype)
+    for name in ("query", "key", "pos_key", "pos_query"):
+        arrays[name] = (np.float32(arrays[name]) * factor).astype(dtype)
     exact = run(definition, {name: np.float32(a) for name, a in arrays.items()}, masks, relative_index)
     error = lambda found: {name: np.linalg.norm(found[name] - a) / np.linalg.norm(a) for name, a in exact.items()}
     ours, theirs = (

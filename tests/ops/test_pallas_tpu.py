@@ -170,23 +170,29 @@ def test_bfloat16_errs_no_more_than_the_definition(mask):
 
 
 @pytest.mark.parametrize(
-    ("length", "heads", "size", "mask", "factor"),
+    ("length", "heads", "size", "generation", "mask", "factor", "block"),
     [
-        (128, 2, 64, "segments", 2.6),
-        pytest.param(128, 4, 32, "segments", 2.6, marks=pytest.mark.long),
-        pytest.param(128, 2, 64, "none", 1.0, marks=pytest.mark.long),
-        pytest.param(300, 3, 64, "padding", 1.0, marks=pytest.mark.long),
-        pytest.param(256, 2, 64, "none", 2.6, marks=pytest.mark.long),
-        pytest.param(512, 2, 64, "segments", 2.4, marks=pytest.mark.long),
-        pytest.param(200, 2, 128, "pairwise", 2.4, marks=[pytest.mark.long, WITHOUT_A_PRODUCT]),
+        (128, 2, 64, "released", "segments", 2.6, None),
+        pytest.param(128, 4, 32, "released", "segments", 2.6, None, marks=pytest.mark.long),
+        pytest.param(128, 2, 64, "released", "none", 1.0, None, marks=pytest.mark.long),
+        pytest.param(300, 3, 64, "released", "padding", 1.0, None, marks=pytest.mark.long),
+        pytest.param(256, 2, 64, "released", "none", 2.6, None, marks=pytest.mark.long),
+        pytest.param(512, 2, 64, "released", "segments", 2.4, None, marks=pytest.mark.long),
+        pytest.param(200, 2, 128, "released", "pairwise", 2.4, None, marks=[pytest.mark.long, WITHOUT_A_PRODUCT]),
+        pytest.param(256, 2, 64, "released", "none", 2.6, 128, marks=pytest.mark.long),
+        pytest.param(300, 2, 64, "released", "segments", 2.4, 128, marks=pytest.mark.long),
+        pytest.param(600, 4, 32, "v3", "segments", 2.0, 128, marks=pytest.mark.long),  # with far blocks
+        pytest.param(1100, 2, 64, "v3", "none", 1.8, None, marks=pytest.mark.long),
     ],
 )
-def test_bfloat16_errs_no_more_than_the_definition_in_one_block(length, heads, size, mask, factor):
-    """Also where the largest score of a row is 20 to 40, as in trained models, and errors of scores show most."""
-    arrays, masks, relative_index = make_case(length, heads, size, "released", mask, dtype=jnp.bfloat16)
+def test_bfloat16_errs_no_more_than_the_definition_where_scores_are_large(
+    length, heads, size, generation, mask, factor, block
+):
+    """Where the largest score of a row is 20 to 40, as in trained models, errors of scores show most."""
+    arrays, masks, relative_index = make_case(length, heads, size, generation, mask, dtype=jnp.bfloat16)
     for name in ("query", "key", "pos_key", "pos_query"):
         arrays[name] = (np.float32(arrays[name]) * factor).astype(jnp.bfloat16)
-    assert_errs_like_the_definition(interpreted, arrays, masks, relative_index)
+    assert_errs_like_the_definition(interpreted_in_blocks(block), arrays, masks, relative_index)
 
 
 def assert_errs_like_the_definition(attend, arrays, masks, relative_index):

@@ -41,5 +41,8 @@ def attend(program: KernelProgram) -> None:
     running_sum = jnp.where(running_sum == 0.0, 1.0, running_sum)
     context = accumulator / (running_sum * (1.0 - tiling.dropout_rate))[:, None]
     program.store_block("context", program.outer, context)
+    if "context_rest" in program.refs:
+        rounded = context.astype(program.refs["context"].dtype).astype(F32)
+        program.store_block("context_rest", program.outer, context - rounded)
     tokens = program.tokens(program.outer)
     program.refs["logsumexp"][program.example, program.head, tokens] = running_max + jnp.log(running_sum)

@@ -35,14 +35,19 @@ from deberta_jax.ops.products import F32
 
 def forward(
     tiling: Tiling, arrays: dict[str, jax.Array], relative_index: Int[Array, " V"], *, interpret: bool = False
-) -> tuple[Float[Array, "B T NH"], Float[Array, "B N T"]]:
-    """Returns the context in the operands' dtype, and the logsumexp of each query, float32."""
+) -> dict[str, jax.Array]:
+    """Returns ``context`` [B,T,N*H] in the operands' dtype, and the ``logsumexp`` of each query, float32 [B,N,T].
+
+    Of 16 bits, also ``context_rest`` like the context: what rounding has taken from it.
+    """
     inputs = _operands(tiling, arrays, relative_index, ("query", "key", "value"))
     query = inputs["query"]
     logsumexp = jax.ShapeDtypeStruct((query.shape[0], tiling.heads, tiling.padded_length), F32)
     outputs = {"context": _like(query), "logsumexp": logsumexp}
+    outputs |= {"context_rest": _like(query)} if query.dtype != F32 else {}
     results = _call_for_blocks(tiling, attend, inputs, outputs, query_outer=True, interpret=interpret)
-    return layout.unpad_tokens(tiling, results["context"]), results["logsumexp"][..., : tiling.length]
+    logsumexp = results.pop("logsumexp")[..., : tiling.length]
+    return {name: layout.unpad_tokens(tiling, x) for name, x in results.items()} | {"logsumexp": logsumexp}
 
 
 def backward(
@@ -51,14 +56,12 @@ def backward(
     """Returns the gradients of query, key, value and the tables given, by their names, each like its array.
 
     Args:
-      arrays: those of ``forward``, its results ``context`` and ``logsumexp``, and the ``cotangent`` of the context.
+      arrays: those of ``forward``, its results, and the ``cotangent`` of the context.
     """
     inputs = _operands(tiling, arrays, relative_index, ("query", "key", "value", "cotangent"))
-    by_head = lambda name: arrays[name].astype(F32).reshape(*arrays[name].shape[:2], tiling.heads, tiling.head_size)
-    delta = (by_head("context") * by_head("cotangent")).sum(-1).swapaxes(1, 2)
     inputs |= {
         "logsumexp": layout.pad_rows(tiling, arrays["logsumexp"]),
-        "delta": layout.pad_rows(tiling, delta),
+        "delta": layout.pad_rows(tiling, layout.softmax_delta(tiling, arrays)),
     }
     gradients, far_sums = {}, {}
     for kernel, names, table in (

@@ -162,16 +162,15 @@ def _attend_forward(call, differentiable, constant, relative_index):
     query = differentiable["query"]
     batch, length, _ = query.shape
     logsumexp = jax.ShapeDtypeStruct((batch, call.tilings[0][1][0].heads, length), F32)
-    context, logsumexp = _on_platform(
-        call, "forward", differentiable | constant, relative_index, like=(query, logsumexp)
-    )
-    return context, (differentiable | {"context": context, "logsumexp": logsumexp}, constant, relative_index)
+    like = {"context": query, "logsumexp": logsumexp}
+    like |= {"context_rest": query} if query.dtype != F32 else {}
+    results = _on_platform(call, "forward", differentiable | constant, relative_index, like=like)
+    return results["context"], (differentiable, results, constant, relative_index)
 
 
 def _attend_backward(call, saved, cotangent):
-    arrays, constant, relative_index = saved
-    differentiable = {name: a for name, a in arrays.items() if name not in ("context", "logsumexp")}
-    arrays = arrays | constant | {"cotangent": cotangent}
+    differentiable, results, constant, relative_index = saved
+    arrays = differentiable | results | constant | {"cotangent": cotangent}
     return _on_platform(call, "backward", arrays, relative_index, like=differentiable), None, None
 
 

@@ -43,6 +43,17 @@ def pad_rows(tiling: Tiling, x: Float[Array, "B N T"]) -> Float[Array, "B M L"]:
     return jnp.pad(x, ((0, 0), (0, tiling.padded_heads - tiling.heads), (0, tiling.padded_length - tiling.length)))
 
 
+def softmax_delta(tiling: Tiling, arrays: dict[str, jax.Array]) -> Float[Array, "B N T"]:
+    """Returns the sum of context times ``cotangent`` over each head's numbers, float32: what softmax's gradient needs.
+
+    ``context_rest`` adds what the context has lost by rounding: where one weight is near 1, the gradient of a query's
+    scores is a small difference, in which that would show.
+    """
+    by_head = lambda name: arrays[name].astype(F32).reshape(*arrays[name].shape[:2], tiling.heads, tiling.head_size)
+    context = by_head("context") + (by_head("context_rest") if "context_rest" in arrays else 0.0)
+    return (context * by_head("cotangent")).sum(-1).swapaxes(1, 2)
+
+
 def _pad_heads(tiling: Tiling, x: jax.Array) -> jax.Array:
     """Returns [..., N, H] with the kernels' numbers of heads and of lanes per head."""
     widths = [(0, 0)] * (x.ndim - 2)

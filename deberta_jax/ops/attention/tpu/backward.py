@@ -6,8 +6,10 @@ With dS = P (dP - delta) scale, U = rel_unshift(dS) and W = rel_unshift(dS^T):
     d_key = dS^T q + W table_query      d_table_query = W^T k
 
 Key blocks run in the outer loop. d_key and d_value of a key block are summed over its query blocks, d_query over the
-whole example, and the gradients of the tables over all examples: serial sums in a fixed order, without a scatter.
-Between far blocks a table's gradient is that of one row.
+whole row, and the gradients of the tables over all rows of the batch: serial sums in a fixed order, without a scatter.
+All are computed transposed, [W,tokens]: a product then has the rows of one head, where [tokens,W] would have the lanes
+of all of them. Far blocks meet one row of each table; its gradient is spread over the rows of the window's first tile,
+which all are copies of it.
 """
 
 import functools
@@ -20,197 +22,316 @@ from jax.experimental.pallas import tpu as pltpu
 
 from deberta_jax.ops.attention.pallas.layout import contract
 from deberta_jax.ops.attention.pallas.tiling import TILE, Tiling
-from deberta_jax.ops.attention.tpu import grid, strips
+from deberta_jax.ops.attention.tpu import grid, scores, strips, words
+from deberta_jax.ops.attention.tpu.grid import KEY_MAJOR, TERMS, Program
+from deberta_jax.ops.attention.tpu.scores import LOG2_E
+from deberta_jax.ops.attention.tpu.strips import joined, strip, tiles_of
+from deberta_jax.ops.attention.tpu.words import make_words
 from deberta_jax.ops.products import F32
 
+_TOKENS = ("query", "key", "value")
 
-def backward_kernel(tiling: Tiling, arrays: dict[str, jax.Array], scalars: tuple[jax.Array, jax.Array], interpret: Any):
+
+def backward_kernel(
+    tiling: Tiling, arrays: dict[str, jax.Array], scalars: tuple[jax.Array, ...], interpret: Any
+) -> dict[str, jax.Array]:
     """Returns the gradients by name: query, key, value [B,L,N*H] in their dtype, given tables float32 [U,N*H]."""
-    batch, blocks = arrays["query"].shape[0], tiling.blocks
-    names, specs, values = grid.input_blocks(tiling, arrays, grid.KEY_MAJOR)
-    results = output_blocks(tiling, arrays)
+    query, size = arrays["query"], tiling.block_size
+    held = make_words(tiling, query.dtype)
+    rows = grid.rows_of_program(tiling, query.shape[0])
+    tables = [name for _, name in TERMS if name in arrays]
+    sums = pltpu.VMEM((rows, tiling.lanes, size), F32)
     scratch = {
-        "sum_d_query": pltpu.VMEM((tiling.padded_length, tiling.lanes), F32),
-        "sum_d_key": pltpu.VMEM((tiling.block_size, tiling.lanes), F32),
-        "sum_d_value": pltpu.VMEM((tiling.block_size, tiling.lanes), F32),
-        **grid.position_scratch(tiling, arrays),
+        **grid.shared_scratch(tiling, arrays, held),
+        "key_transposed": pltpu.VMEM((rows, tiling.lanes, size), query.dtype),
+        "sum_d_query": pltpu.VMEM((rows, tiling.blocks * tiling.strips, tiling.lanes, TILE), F32),
+        "sum_d_key": sums,
+        "sum_d_value": sums,
     }
-    gradients = pl.pallas_call(
-        functools.partial(_kernel, tiling, (*names, *results, *scratch)),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
-            grid=(tiling.groups, batch, blocks, blocks),
-            in_specs=specs,
-            out_specs=tuple(spec for spec, _ in results.values()),
-            scratch_shapes=tuple(scratch.values()),
-        ),
-        out_shape=tuple(shape for _, shape in results.values()),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=grid.vmem_limit(tiling, arrays["query"].dtype, backward=True),
-        ),
-        interpret=interpret,
-        name="disentangled_attention_backward",
-    )(*scalars, *values)
-    return dict(zip((name.removeprefix("d_") for name in results), gradients, strict=True))
+    if tables:  # both terms' gradients are shifted, one of them transposed
+        scratch["d_words"] = pltpu.VMEM((rows, held.count, size, size), held.dtype)
+    sum_of_table = pltpu.VMEM((tiling.table_rows // TILE, tiling.lanes, TILE), F32)
+    scratch |= {f"sum_d_{name}": sum_of_table for name in tables}
+    transposed = {f"{name}_transposed": _by_tile(arrays[name].T) for name in tables}
+    arrays = {name: x for name, x in arrays.items() if name not in tables} | transposed
+    results = grid.call(
+        "disentangled_attention_backward",
+        _kernel,
+        tiling,
+        held,
+        arrays,
+        output_blocks(tiling, arrays),
+        scratch,
+        scalars,
+        KEY_MAJOR,
+        interpret,
+    )
+    return {name.removeprefix("d_"): x for name, x in results.items()}
+
+
+def _by_tile(x: jax.Array) -> jax.Array:
+    """Returns [W,U] as [U/128,W,128]."""
+    return x.reshape(x.shape[0], -1, TILE).swapaxes(0, 1)
 
 
 def output_blocks(tiling: Tiling, arrays: dict[str, Any]) -> dict[str, tuple[pl.BlockSpec, jax.ShapeDtypeStruct]]:
     """Returns the block and the shape of each output, by the name of the array with the prefix ``d_``."""
-    whole = pl.BlockSpec((1, tiling.padded_length, tiling.lanes), lambda g, b, *_: (b, 0, g))
+    query = arrays["query"]
+    rows = grid.rows_of_program(tiling, query.shape[0])
+    row = pl.BlockSpec((rows, tiling.padded_length, tiling.lanes), lambda g, b, *_: (b, 0, g))
+    by_key = pl.BlockSpec((rows, tiling.block_size, tiling.lanes), lambda g, b, j, i, *_: (b, j, g))
+    blocks = {"query": row, "key": by_key, "value": by_key}
+    outputs = {f"d_{name}": (blocks[name], jax.ShapeDtypeStruct(query.shape, query.dtype)) for name in _TOKENS}
     table = pl.BlockSpec((tiling.table_rows, tiling.lanes), lambda g, *_: (0, g))
-    outer = grid.outer_block(tiling)
-    blocks = {"query": whole, "key": outer, "value": outer, "table_key": table, "table_query": table}
-    return {
-        f"d_{name}": (
-            block,
-            jax.ShapeDtypeStruct(arrays[name].shape, F32 if block is table else arrays[name].dtype),
-        )
-        for name, block in blocks.items()
-        if name in arrays
-    }
+    like = jax.ShapeDtypeStruct((tiling.table_rows, query.shape[2]), F32)
+    return outputs | {f"d_{name}": (table, like) for _, name in TERMS if f"{name}_transposed" in arrays}
 
 
-def _kernel(tiling: Tiling, names: tuple[str, ...], steps: Any, seeds: Any, *given: Any) -> None:
-    refs = dict(zip(names, given, strict=True))
-    group, example, j, i = (pl.program_id(axis) for axis in range(4))
-    tables = [name for name in ("d_table_key", "d_table_query") if name in refs]
-    query_block = pl.ds(pl.multiple_of(i * tiling.block_size, TILE), tiling.block_size)
+def _kernel(program: Program) -> None:
+    refs, tiling = program.refs, program.tiling
+    is_first, is_last = program.first_row == 0, program.first_row == program.last_row
+    if tiling.blocks > 1:
+        is_first &= (program.key_block == 0) & (program.query_block == 0)
+        is_last &= (program.key_block == tiling.blocks - 1) & (program.query_block == tiling.blocks - 1)
 
-    @pl.when((example == 0) & (j == 0) & (i == 0))
+    @pl.when(is_first)
     def _():
-        for name in tables:
-            refs[name][...] = jnp.zeros_like(refs[name])
+        for _, table in program.terms:
+            refs[f"sum_d_{table}"][...] = jnp.zeros_like(refs[f"sum_d_{table}"])
 
-    @pl.when(j == 0)
+    if tiling.blocks == 1:
+        _add_gradients(program)
+        _store(program, _TOKENS)
+    else:
+        _add_block(program)
+
+    @pl.when(is_last)
     def _():
-        refs["sum_d_query"][query_block] = jnp.zeros((tiling.block_size, tiling.lanes), F32)
+        for _, table in program.terms:
+            for t in range(tiling.table_rows // TILE):
+                refs[f"d_{table}"][strip(t)] = refs[f"sum_d_{table}"][t].T
 
-    @pl.when(i == 0)
+
+def _add_block(program: Program) -> None:
+    """Adds the gradients of one of several pairs of blocks; the first pair begins a sum, the last one stores it."""
+    refs, tiling = program.refs, program.tiling
+
+    @pl.when(program.key_block == 0)
+    def _():
+        strips_of_block = pl.ds(_first_strip(program), tiling.strips)
+        refs["sum_d_query"][0, strips_of_block] = jnp.zeros((tiling.strips, tiling.lanes, TILE), F32)
+
+    @pl.when(program.query_block == 0)
     def _():
         refs["sum_d_key"][...] = jnp.zeros_like(refs["sum_d_key"])
         refs["sum_d_value"][...] = jnp.zeros_like(refs["sum_d_value"])
 
-    @pl.when(grid.has_work(tiling, steps, refs, example, j, i))
-    def _():
-        for head in range(tiling.group):
-            random_bits = strips.program_random_bits(tiling, seeds, example, group, head)
-            strips.put_position_scores(tiling, refs, head, j - i)
-            strips.for_each_strip(
-                tiling, functools.partial(_content_gradients, tiling, refs, head, random_bits, (i, j))
-            )
-            if tables:
-                strips.near_or_far(
-                    tiling,
-                    j - i,
-                    functools.partial(_near_gradients, tiling, refs, head, (i, j)),
-                    functools.partial(_far_gradients, tiling, refs, head, (i, j)),
-                )
-
-    @pl.when(i == tiling.blocks - 1)
-    def _():
-        refs["d_key"][0] = refs["sum_d_key"][...].astype(refs["d_key"].dtype)
-        refs["d_value"][0] = refs["sum_d_value"][...].astype(refs["d_value"].dtype)
-
-    @pl.when(j == tiling.blocks - 1)
-    def _():
-        refs["d_query"][0, query_block] = refs["sum_d_query"][query_block].astype(refs["d_query"].dtype)
+    program.when_it_has_work(KEY_MAJOR, _add_gradients)
+    pl.when(program.query_block == tiling.blocks - 1)(lambda: _store(program, ("key", "value")))
+    pl.when(program.key_block == tiling.blocks - 1)(lambda: _store(program, ("query",)))
 
 
-def _strip_of_row(tiling: Tiling, block: Any, n: Any) -> Any:
-    """Returns the slice of strip n of a block, in an array of the whole length."""
-    return pl.ds(pl.multiple_of(block * tiling.block_size + n * TILE, TILE), TILE)
+def _first_strip(program: Program) -> Any:
+    """Returns the number of the first strip of the query block in the whole row."""
+    return program.query_block * program.tiling.strips
 
 
-def _content_gradients(
-    tiling: Tiling, refs: dict[str, Any], head: int, random_bits: Any, blocks: tuple[Any, Any], n: Any, at: Any
-) -> None:
-    """Adds a strip's gradients through the content term; replaces its position scores by dS."""
-    query, cotangent = (strips.mask_other_heads(refs[name][0, at], tiling, head) for name in ("query", "cotangent"))
-    scores, mask = strips.strip_scores(tiling, refs, query, at)
-    weights = jnp.exp(scores - strips.to_column(refs["logsumexp"][0, 0, pl.ds(head, 1), at]))
-    if mask is not None:
-        weights = jnp.where(mask, weights, 0.0)
-    d_weights = contract(cotangent, refs["value"][0], 1, 1)
-    dropped = weights
-    if random_bits is not None:
-        keep = strips.strip_kept(tiling, random_bits, n, *blocks)
-        dropped = jnp.where(keep, weights * (1.0 / (1.0 - tiling.dropout_rate)), 0.0)
-        d_weights = jnp.where(keep, d_weights * (1.0 / (1.0 - tiling.dropout_rate)), 0.0)
-    delta = (cotangent.astype(F32) * refs["context"][0, at].astype(F32)).sum(axis=1, keepdims=True)
-    d_scores = weights * (d_weights - delta) * tiling.scale
-    if "position_scores" in refs:
-        refs["position_scores"][at] = d_scores
-    d_scores = d_scores.astype(query.dtype)
-    refs["sum_d_value"][...] += contract(dropped.astype(query.dtype), cotangent, 0, 0)
-    refs["sum_d_key"][...] += contract(d_scores, query, 0, 0)
-    refs["sum_d_query"][_strip_of_row(tiling, blocks[0], n)] += strips.mask_other_heads(
-        contract(d_scores, refs["key"][0], 1, 0), tiling, head
-    )
+def _store(program: Program, names: tuple[str, ...]) -> None:
+    """Stores gradients of tokens whose sums are complete: of the query block's, or of the key block's."""
+    refs, tiling = program.refs, program.tiling
+    for e in range(program.rows):
+        for n in range(tiling.strips):
+            for name in names:
+                first = 0
+                if name == "query":
+                    first = program.query_block * tiling.block_size
+                    total = refs["sum_d_query"][e, _first_strip(program) + n]
+                else:
+                    total = refs[f"sum_d_{name}"][e, :, strip(n)]
+                at = pl.ds(_aligned(first + n * TILE), TILE)
+                refs[f"d_{name}"][e, at] = total.T.astype(refs[f"d_{name}"].dtype)
 
 
-def _window_starts(tiling: Tiling, blocks: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Returns the first rows of the windows of ``table_key`` and ``table_query``."""
-    low, high = tiling.near
-    offset = jnp.clip(blocks[1] - blocks[0], low, high)
-    return (offset - low) * tiling.block_size, (high - offset) * tiling.block_size
+def _aligned(start: Any) -> Any:
+    return start if isinstance(start, int) else pl.multiple_of(start, TILE)
 
 
-def _near_gradients(tiling: Tiling, refs: dict[str, Any], head: int, blocks: tuple[Any, Any]) -> None:
-    """Adds the gradients through both position terms of near blocks."""
-    key_start, query_start = _window_starts(tiling, blocks)
-    d_scores, dtype = refs["position_scores"], refs["query"].dtype
-
-    def c2p(n, at):
-        by_distance = strips.rel_unshift(d_scores[at]).astype(dtype)
-        window = strips.strip_window(tiling, n)
-        query = strips.mask_other_heads(refs["query"][0, at], tiling, head)
-        added = contract(by_distance, refs["table_key"][window], 1, 0)
-        refs["sum_d_query"][_strip_of_row(tiling, blocks[0], n)] += strips.mask_other_heads(added, tiling, head)
-        rows = pl.ds(pl.multiple_of(key_start + window.start, TILE), window.size)
-        refs["d_table_key"][rows] += contract(by_distance, query, 0, 0)
-
-    def p2c(n, at):
-        by_distance = strips.rel_unshift(d_scores[:, at].T).astype(dtype)
-        window = strips.strip_window(tiling, n)
-        key = strips.mask_other_heads(refs["key"][0, at], tiling, head)
-        refs["sum_d_key"][at] += strips.mask_other_heads(
-            contract(by_distance, refs["table_query"][window], 1, 0), tiling, head
-        )
-        rows = pl.ds(pl.multiple_of(query_start + window.start, TILE), window.size)
-        refs["d_table_query"][rows] += contract(by_distance, key, 0, 0)
-
-    if "d_table_key" in refs:
-        strips.for_each_strip(tiling, c2p)
-    if "d_table_query" in refs:
-        strips.for_each_strip(tiling, p2c)
+def _add_gradients(program: Program) -> None:
+    """Adds what a pair of blocks contributes to all gradients."""
+    refs, tiling = program.refs, program.tiling
+    scores.put_key_ids(program)
+    scores.put_position_words(program)
+    each = [(e, n) for e in range(program.rows) for n in range(tiling.strips)]
+    for e, n in each:
+        refs["key_transposed"][e, :, strip(n)] = refs["key"][e, strip(n)].T
+    far_sums: dict[int, list[Any]] = {}  # by head: over the strips, tiles of dS of all keys
+    for e, n in each:
+        d_scores = _content_gradients(program, e, n)
+        if program.is_far:
+            _c2p_gradients_of_far(program, n, d_scores)
+            for head, tiles in enumerate(d_scores):
+                so_far = far_sums.get(head)
+                far_sums[head] = tiles if so_far is None else [a + b for a, b in zip(so_far, tiles, strict=True)]
+    if "table_query_transposed" in refs and program.is_far:
+        _p2c_gradients_of_far(program, far_sums)
+    elif "table_query_transposed" in refs:
+        for e, n in each:
+            _p2c_gradients(program, e, n)
 
 
-def _far_gradients(tiling: Tiling, refs: dict[str, Any], head: int, blocks: tuple[Any, Any]) -> None:
-    """Adds the gradients through both position terms of far blocks, which read one row of each table.
+def _content_gradients(program: Program, e: int, n: int) -> list[list[Any]]:
+    """Adds the gradients of strip n of the queries through the content term and, of near blocks, ``table_key``.
 
-    Queries and keys get the sum of their dS times that row; the row gets the sum of dS times queries and keys.
+    Stores dS of near blocks in words. Returns dS for each head, tiles [128,128].
     """
-    starts = _window_starts(tiling, blocks)
-    d_scores = refs["position_scores"]
+    refs, tiling, held = program.refs, program.tiling, program.held
+    query, cotangent = refs["query"][e, strip(n)], refs["cotangent"][e, strip(n)]
+    query_transposed = query.T
+    d_scores = _d_scores(program, e, n, cotangent)
+    if not program.uses_words:
+        for head in range(tiling.group):
+            d_scores_of_head = joined([x.astype(query.dtype) for x in d_scores[head]])
+            _add_content(program, e, n, head, d_scores_of_head, query_transposed)
+        return d_scores
+    for word in range(held.count):
+        packed = [
+            words.pack_gradients(list(tiles)) for tiles in zip(*(d_scores[head] for head in held.of(word)), strict=True)
+        ]
+        for b, tile in enumerate(packed):
+            refs["d_words"][e, word, strip(n), strip(b)] = tile
+        by_key = [words.unpack_gradients(tile, query.dtype) for tile in packed]
+        for k, head in enumerate(held.of(word)):
+            _add_content(program, e, n, head, joined([x[k] for x in by_key]), query_transposed)
+        if "table_key_transposed" in refs:
+            _add_position(program, e, n, word, packed, ("query", "key"), query_transposed)
+    return d_scores
 
-    def c2p(n, at):
-        d_sum = d_scores[at].sum(axis=1, keepdims=True)
-        query = strips.mask_other_heads(refs["query"][0, at], tiling, head).astype(F32)
-        table = refs["table_key"][pl.ds(0, TILE)]
-        refs["sum_d_query"][_strip_of_row(tiling, blocks[0], n)] += strips.mask_other_heads(
-            d_sum * table.astype(F32), tiling, head
-        )
-        refs["d_table_key"][pl.ds(starts[0], 1)] += (d_sum * query).sum(axis=0, keepdims=True)
 
-    def p2c(n, at):
-        d_sum = strips.to_column(d_scores[:, at].sum(axis=0, keepdims=True))
-        key = strips.mask_other_heads(refs["key"][0, at], tiling, head).astype(F32)
-        table = refs["table_query"][pl.ds(0, TILE)]
-        refs["sum_d_key"][at] += strips.mask_other_heads(d_sum * table.astype(F32), tiling, head)
-        refs["d_table_query"][pl.ds(starts[1], 1)] += (d_sum * key).sum(axis=0, keepdims=True)
+def _d_scores(program: Program, e: int, n: int, cotangent: Any) -> list[list[Any]]:
+    """Returns dS of strip n of the queries for each head, tiles [128,128]; adds the gradients of the values."""
+    refs, tiling = program.refs, program.tiling
+    cotangent_transposed = cotangent.T
+    mask = scores.strip_mask(program, e, n)
+    all_scores = scores.strip_scores(program, e, n)
+    d_dropped = [
+        tiles_of(contract(strips.mask_other_heads(cotangent, tiling, head), refs["value"][e], 1, 1))
+        for head in range(tiling.group)
+    ]
+    d_scores = []
+    for head, (of_head, scale) in enumerate(all_scores):
+        logsumexp = _of_queries(program, "logsumexp", e, n, head) * LOG2_E
+        weights = [jnp.exp2(x * (scale * LOG2_E) - logsumexp) for x in of_head]
+        if mask is not None:
+            weights = [jnp.where(seen, x, 0.0) for seen, x in zip(mask, weights, strict=True)]
+        dropped, d_weights = weights, d_dropped[head]
+        random_bits = scores.program_random_bits(program, e, head)
+        if random_bits is not None:
+            kept, factor = scores.strip_kept(program, random_bits, n), 1.0 / (1.0 - tiling.dropout_rate)
+            dropped = [jnp.where(keep, x * factor, 0.0) for keep, x in zip(kept, weights, strict=True)]
+            d_weights = [jnp.where(keep, x * factor, 0.0) for keep, x in zip(kept, d_weights, strict=True)]
+        if "delta" in refs:
+            delta = _of_queries(program, "delta", e, n, head)
+        else:
+            delta = functools.reduce(jnp.add, [p * d for p, d in zip(weights, d_weights, strict=True)])
+            delta = delta.sum(axis=1, keepdims=True)
+        d_scores.append([p * (d - delta) * tiling.scale for p, d in zip(weights, d_weights, strict=True)])
+        rows = _head_rows(tiling, head)
+        dropped = joined([x.astype(cotangent.dtype) for x in dropped])
+        _add(program, "value", (e, rows), contract(cotangent_transposed[rows], dropped, 1, 0), n)
+    return d_scores
 
-    if "d_table_key" in refs:
-        strips.for_each_strip(tiling, c2p)
-    if "d_table_query" in refs:
-        strips.for_each_strip(tiling, p2c)
+
+def _of_queries(program: Program, name: str, e: int, n: int, head: int) -> Any:
+    """Returns numbers of the queries of strip n, [128,128], each in all lanes of its row."""
+    return strips.replicated_column(program.refs[name][e, 0, head : head + 1, strip(n)])
+
+
+def _head_rows(tiling: Tiling, head: int) -> slice:
+    """Returns the rows of a head in a transposed array [W,m]."""
+    return slice(head * tiling.lanes_per_head, (head + 1) * tiling.lanes_per_head)
+
+
+def _add(program: Program, name: str, at: tuple[Any, ...], x: Any, n: int) -> None:
+    """Adds to the sums of the keys' or values' gradients, or stores the first number of one key block's."""
+    total = program.refs[f"sum_d_{name}"]
+    total[at] = x if n == 0 and program.tiling.blocks == 1 else total[at] + x
+
+
+def _add_content(program: Program, e: int, n: int, head: int, d_scores: Any, query_transposed: Any) -> None:
+    """Adds the gradients of queries and keys through the content term, given dS of a strip [128,S]."""
+    refs, rows, at = program.refs, _head_rows(program.tiling, head), _first_strip(program) + n
+    _add(program, "key", (e, rows), contract(query_transposed[rows], d_scores, 1, 0), n)
+    added = contract(refs["key_transposed"][e, rows], d_scores, 1, 1)
+    total = refs["sum_d_query"]
+    total[e, at, rows] = added if program.tiling.blocks == 1 else total[e, at, rows] + added
+
+
+def _p2c_gradients(program: Program, e: int, n: int) -> None:
+    """Adds the gradients of strip n of the keys through ``table_query``, of near blocks."""
+    refs = program.refs
+    for word in range(program.held.count):
+        packed = [refs["d_words"][e, word, strip(b), strip(n)].T for b in range(program.tiling.strips)]
+        _add_position(program, e, n, word, packed, ("key", "query"), refs["key_transposed"][e, :, strip(n)])
+
+
+def _add_position(
+    program: Program, e: int, n: int, word: int, packed: list[Any], names: tuple[str, str], transposed: Any
+) -> None:
+    """Adds the gradients of a table and of the side that it meets, given dS of a strip of that side as words.
+
+    Args:
+      packed: tiles of words, with rows of that side.
+      names: of the side, and of its table.
+      transposed: the side's strip [W,128].
+    """
+    (side, table), tiling, refs = names, program.tiling, program.refs
+    by_distance = [
+        words.unpack_gradients(tile, transposed.dtype) for tile in tiles_of(strips.rel_unshift(joined(packed)))
+    ]
+    window = strips.strip_window(tiling, n)
+    first = _first_tile(program, table)
+    for k, head in enumerate(program.held.of(word)):
+        rows, d_scores = _head_rows(tiling, head), joined([x[k] for x in by_distance])
+        table_transposed = joined([refs[f"table_{table}_transposed"][t, rows] for t in window])
+        _add_to_side(program, side, e, n, rows, contract(table_transposed, d_scores, 1, 1))
+        d_table = tiles_of(contract(transposed[rows], d_scores, 1, 0))
+        for t, added in zip(window, d_table, strict=True):
+            refs[f"sum_d_table_{table}"][first + t, rows] += added
+
+
+def _add_to_side(program: Program, side: str, e: int, n: int, rows: slice, added: Any) -> None:
+    if side == "query":
+        program.refs["sum_d_query"][e, _first_strip(program) + n, rows] += added
+    else:
+        program.refs["sum_d_key"][e, rows, strip(n)] += added
+
+
+def _first_tile(program: Program, table: str) -> Any:
+    """Returns the number of the first tile of the window that the blocks meet, in the gradient of a table."""
+    low, high = program.tiling.near
+    if program.tiling.blocks == 1:
+        return 0
+    offset = jnp.clip(program.key_block - program.query_block, low, high)
+    return (offset - low if table == "key" else high - offset) * program.tiling.strips
+
+
+def _c2p_gradients_of_far(program: Program, n: int, d_scores: list[list[Any]]) -> None:
+    """Adds the gradients of strip n of the queries through ``table_key``, of far blocks, given dS of each head."""
+    refs, tiling = program.refs, program.tiling
+    if "table_key_transposed" not in refs:
+        return
+    transposed, first = refs["query"][0, strip(n)].T, _first_tile(program, "key")
+    for head, tiles in enumerate(d_scores):
+        rows, d_sum = _head_rows(tiling, head), functools.reduce(jnp.add, tiles).astype(transposed.dtype)
+        added = contract(refs["table_key_transposed"][0, rows], d_sum, 1, 1)
+        _add_to_side(program, "query", 0, n, rows, added)
+        refs["sum_d_table_key"][first, rows] += contract(transposed[rows], d_sum, 1, 0)
+
+
+def _p2c_gradients_of_far(program: Program, far_sums: dict[int, list[Any]]) -> None:
+    """Adds the gradients of the keys through ``table_query``, of far blocks, given dS summed over the strips."""
+    refs, tiling, first = program.refs, program.tiling, _first_tile(program, "query")
+    for head, tiles in far_sums.items():
+        rows, d_sum = _head_rows(tiling, head), joined([x.astype(refs["key"].dtype) for x in tiles])
+        refs["sum_d_key"][0, rows] += contract(refs["table_query_transposed"][0, rows], d_sum, 1, 0)
+        refs["sum_d_table_query"][first, rows] += contract(refs["key_transposed"][0, rows], d_sum, 1, 1)

@@ -1,4 +1,7 @@
-"""Implements the TPU's forward kernel: one pass over the key blocks by online softmax (Milakov and Gimelshein 2018)."""
+"""Implements the TPU's forward kernel: one pass over the key blocks by online softmax (Milakov and Gimelshein 2018).
+
+The softmax of one key block needs no running maximum.
+"""
 
 import functools
 from typing import Any
@@ -11,106 +14,138 @@ from jax.experimental.pallas import tpu as pltpu
 from deberta_jax.ops.attention.masks import MASKED_SCORE
 from deberta_jax.ops.attention.pallas.layout import contract
 from deberta_jax.ops.attention.pallas.tiling import TILE, Tiling
-from deberta_jax.ops.attention.tpu import grid, strips
+from deberta_jax.ops.attention.tpu import grid, scores, strips
+from deberta_jax.ops.attention.tpu.grid import QUERY_MAJOR, Program
+from deberta_jax.ops.attention.tpu.scores import LOG2_E, select_heads
+from deberta_jax.ops.attention.tpu.strips import joined, strip
+from deberta_jax.ops.attention.tpu.words import make_words
 from deberta_jax.ops.products import F32
 
+# Larger than a masked score also where all keys are masked: their weights are then 0.
+SMALLEST_MAXIMUM = MASKED_SCORE / 2
 
-def forward_kernel(tiling: Tiling, arrays: dict[str, jax.Array], scalars: tuple[jax.Array, jax.Array], interpret: Any):
-    """Returns the context [B,L,N*H] in the operands' dtype, and the logsumexp, float32 [B,groups,group,L]."""
-    batch, blocks = arrays["query"].shape[0], tiling.blocks
-    names, specs, values = grid.input_blocks(tiling, arrays, grid.QUERY_MAJOR)
-    results = output_blocks(tiling, arrays)
-    scratch = {
-        "running_max": pltpu.VMEM((tiling.group, tiling.block_size, TILE), F32),
-        "running_sum": pltpu.VMEM((tiling.group, tiling.block_size, TILE), F32),
-        "accumulator": pltpu.VMEM((tiling.block_size, tiling.lanes), F32),
-        **grid.position_scratch(tiling, arrays),
-    }
-    return pl.pallas_call(
-        functools.partial(_kernel, tiling, (*names, *results, *scratch)),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
-            grid=(tiling.groups, batch, blocks, blocks),
-            in_specs=specs,
-            out_specs=tuple(spec for spec, _ in results.values()),
-            scratch_shapes=tuple(scratch.values()),
-        ),
-        out_shape=tuple(shape for _, shape in results.values()),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=grid.vmem_limit(tiling, arrays["query"].dtype, backward=False),
-        ),
-        interpret=interpret,
-        name="disentangled_attention_forward",
-    )(*scalars, *values)
+
+def forward_kernel(
+    tiling: Tiling, arrays: dict[str, jax.Array], scalars: tuple[jax.Array, ...], interpret: Any
+) -> dict[str, jax.Array]:
+    """Returns the arrays of ``output_blocks`` by name."""
+    held = make_words(tiling, arrays["query"].dtype)
+    scratch = grid.shared_scratch(tiling, arrays, held)
+    if tiling.blocks > 1:
+        by_query = pltpu.VMEM((tiling.group, tiling.block_size, TILE), F32)
+        accumulator = pltpu.VMEM((tiling.block_size, tiling.lanes), F32)
+        scratch |= {"running_max": by_query, "running_sum": by_query, "accumulator": accumulator}
+    return grid.call(
+        "disentangled_attention_forward",
+        _kernel,
+        tiling,
+        held,
+        arrays,
+        output_blocks(tiling, arrays),
+        scratch,
+        scalars,
+        QUERY_MAJOR,
+        interpret,
+    )
 
 
 def output_blocks(tiling: Tiling, arrays: dict[str, Any]) -> dict[str, tuple[pl.BlockSpec, jax.ShapeDtypeStruct]]:
-    """Returns the block and the shape of each output."""
+    """Returns the block and the shape of each output.
+
+    Those are the context [B,L,N*H], in the operands' dtype; the logsumexp, float32 [B,groups,group,L]; and of several
+    blocks of 16 bits ``context_rest`` like the context, what rounding has taken from it.
+    """
     query = arrays["query"]
-    logsumexp = pl.BlockSpec((1, 1, tiling.group, tiling.block_size), lambda g, b, i, j, *_: (b, g, 0, i))
-    shape = (query.shape[0], tiling.groups, tiling.group, tiling.padded_length)
-    return {
-        "context": (grid.outer_block(tiling), jax.ShapeDtypeStruct(query.shape, query.dtype)),
-        "logsumexp": (logsumexp, jax.ShapeDtypeStruct(shape, F32)),
-    }
+    rows, size = grid.rows_of_program(tiling, query.shape[0]), tiling.block_size
+    context = (
+        pl.BlockSpec((rows, size, tiling.lanes), lambda g, b, i, j, *_: (b, i, g)),
+        jax.ShapeDtypeStruct(query.shape, query.dtype),
+    )
+    logsumexp = (
+        pl.BlockSpec((rows, 1, tiling.group, size), lambda g, b, i, j, *_: (b, g, 0, i)),
+        jax.ShapeDtypeStruct((query.shape[0], tiling.groups, tiling.group, tiling.padded_length), F32),
+    )
+    rest = {"context_rest": context} if tiling.blocks > 1 and query.dtype != F32 else {}
+    return {"context": context, "logsumexp": logsumexp, **rest}
 
 
-def _kernel(tiling: Tiling, names: tuple[str, ...], steps: Any, seeds: Any, *given: Any) -> None:
-    refs = dict(zip(names, given, strict=True))
-    group, example, i, j = (pl.program_id(axis) for axis in range(4))
+def _kernel(program: Program) -> None:
+    if program.tiling.blocks == 1:
+        _attend_to_block(program)
+        return
+    refs = program.refs
 
-    @pl.when(j == 0)
+    @pl.when(program.key_block == 0)
     def _():
-        refs["running_max"][...] = jnp.full_like(refs["running_max"], MASKED_SCORE)
+        refs["running_max"][...] = jnp.full_like(refs["running_max"], SMALLEST_MAXIMUM)
         refs["running_sum"][...] = jnp.zeros_like(refs["running_sum"])
         refs["accumulator"][...] = jnp.zeros_like(refs["accumulator"])
 
-    @pl.when(grid.has_work(tiling, steps, refs, example, i, j))
+    program.when_it_has_work(QUERY_MAJOR, _attend_to_block)
+
+    @pl.when(program.key_block == program.tiling.blocks - 1)
     def _():
-        for head in range(tiling.group):
-            random_bits = strips.program_random_bits(tiling, seeds, example, group, head)
-            strips.put_position_scores(tiling, refs, head, j - i)
-            strips.for_each_strip(tiling, functools.partial(_add_strip, tiling, refs, head, random_bits, (i, j)))
-
-    @pl.when(j == tiling.blocks - 1)
-    def _():
-        for head in range(tiling.group):
-            strips.for_each_strip(tiling, functools.partial(_finish_strip, tiling, refs, head))
-        refs["context"][0] = refs["accumulator"][...].astype(refs["context"].dtype)
+        heads = range(program.tiling.group)
+        for n in range(program.tiling.strips):
+            maxima, totals = ([refs[name][head, strip(n)] for head in heads] for name in ("running_max", "running_sum"))
+            _store(program, 0, n, maxima, totals, refs["accumulator"][strip(n)])
 
 
-def _add_strip(
-    tiling: Tiling, refs: dict[str, Any], head: int, random_bits: Any, blocks: tuple[Any, Any], n: Any, at: Any
-):
-    """Adds the keys of a block to the running values of a strip of queries."""
-    query = strips.mask_other_heads(refs["query"][0, at], tiling, head)
-    scores, mask = strips.strip_scores(tiling, refs, query, at)
-    before = refs["running_max"][head, at][:, :1]
-    running_max = jnp.maximum(before, scores.max(axis=1, keepdims=True))
-    weights = jnp.exp(scores - running_max)
-    if mask is not None:  # where all keys so far were masked, a masked score equals the maximum
-        weights = jnp.where(mask, weights, 0.0)
-    rescale = jnp.exp(before - running_max)
-    running_sum = refs["running_sum"][head, at][:, :1] * rescale + weights.sum(axis=1, keepdims=True)
-    if random_bits is not None:
-        weights = jnp.where(strips.strip_kept(tiling, random_bits, n, *blocks), weights, 0.0)
-    value = refs["value"][0]
-    added = strips.mask_other_heads(contract(weights.astype(value.dtype), value, 1, 0), tiling, head)
-    accumulator = refs["accumulator"][at]
-    own_lanes = strips.is_lane_of(tiling, head, accumulator.shape)
-    refs["accumulator"][at] = accumulator * jnp.where(own_lanes, rescale, 1.0) + added
-    refs["running_max"][head, at] = jnp.broadcast_to(running_max, (TILE, TILE))
-    refs["running_sum"][head, at] = jnp.broadcast_to(running_sum, (TILE, TILE))
+def _attend_to_block(program: Program) -> None:
+    tiling = program.tiling
+    scores.put_key_ids(program)
+    scores.put_position_words(program)
+    for e in range(program.rows):
+        random_bits = [scores.program_random_bits(program, e, head) for head in range(tiling.group)]
+        for n in range(tiling.strips):
+            _attend(program, e, n, random_bits)
 
 
-def _finish_strip(tiling: Tiling, refs: dict[str, Any], head: int, n: Any, at: Any):
-    """Divides a strip's accumulator by its running sum, and stores its logsumexp."""
-    running_sum = refs["running_sum"][head, at][:, :1]
-    running_sum = jnp.where(running_sum == 0.0, 1.0, running_sum)
-    accumulator = refs["accumulator"][at]
-    own_lanes = strips.is_lane_of(tiling, head, accumulator.shape)
-    factor = 1.0 / (running_sum * (1.0 - tiling.dropout_rate))
-    refs["accumulator"][at] = accumulator * jnp.where(own_lanes, factor, 1.0)
-    logsumexp = refs["running_max"][head, at][:, :1] + jnp.log(running_sum)
-    refs["logsumexp"][0, 0, pl.ds(head, 1), at] = strips.to_row(logsumexp)
+def _attend(program: Program, e: int, n: int, random_bits: list[Any]) -> None:
+    """Stores what strip n of row e attends to, or adds it to the running values of several key blocks."""
+    refs, tiling = program.refs, program.tiling
+    several = tiling.blocks > 1
+    mask = scores.strip_mask(program, e, n)
+    value = refs["value"][e]
+    contexts, maxima, totals, factors = [], [], [], []
+    for head, (of_head, scale) in enumerate(scores.strip_scores(program, e, n)):
+        scaled = [x * (scale * LOG2_E) for x in of_head]  # for powers of 2
+        if mask is not None:
+            scaled = [jnp.where(seen, x, MASKED_SCORE) for seen, x in zip(mask, scaled, strict=True)]
+        before = refs["running_max"][head, strip(n)] if several else SMALLEST_MAXIMUM
+        maximum = jnp.maximum(functools.reduce(jnp.maximum, scaled).max(axis=1, keepdims=True), before)
+        weights = [jnp.exp2(x - maximum) for x in scaled]
+        total = functools.reduce(jnp.add, weights).sum(axis=1, keepdims=True)
+        if several:
+            factors.append(jnp.exp2(before - maximum))
+            total += refs["running_sum"][head, strip(n)] * factors[-1]
+        if random_bits[head] is not None:
+            kept = scores.strip_kept(program, random_bits[head], n)
+            weights = [jnp.where(keep, x, 0.0) for keep, x in zip(kept, weights, strict=True)]
+        contexts.append(contract(joined([x.astype(value.dtype) for x in weights]), value, 1, 0))
+        maxima.append(maximum)
+        totals.append(total)
+    context = select_heads(tiling, contexts)
+    if not several:
+        _store(program, e, n, maxima, totals, context)
+        return
+    for head in range(tiling.group):
+        refs["running_max"][head, strip(n)], refs["running_sum"][head, strip(n)] = maxima[head], totals[head]
+    rescaled = refs["accumulator"][strip(n)] * select_heads(tiling, [strips.in_lanes(tiling, x) for x in factors])
+    refs["accumulator"][strip(n)] = rescaled + context
+
+
+def _store(program: Program, e: int, n: int, maxima: list[Any], totals: list[Any], context: Any) -> None:
+    """Stores context and logsumexp of strip n of row e, given the context times the totals [128,W]."""
+    refs, tiling = program.refs, program.tiling
+    maximum, total = (select_heads(tiling, [strips.in_lanes(tiling, x) for x in each]) for each in (maxima, totals))
+    total += 1e-30  # 0 where all are masked, else at least 1
+    context *= 1.0 / (total * (1.0 - tiling.dropout_rate))
+    rounded = context.astype(refs["context"].dtype)
+    refs["context"][e, strip(n)] = rounded
+    if "context_rest" in refs:
+        refs["context_rest"][e, strip(n)] = (context - rounded.astype(F32)).astype(rounded.dtype)
+    by_lane = ((maximum + jnp.log2(total)) * (1.0 / LOG2_E)).T
+    for head in range(tiling.group):
+        lane = head * tiling.lanes_per_head
+        refs["logsumexp"][e, 0, head : head + 1, strip(n)] = by_lane[lane : lane + 1]
