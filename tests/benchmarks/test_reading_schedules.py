@@ -45,13 +45,14 @@ def write(folder, bundles, used):
     (folder / name).write_text(header + "\n".join(used) + "\n")
 
 
-def test_a_schedule_counts_turns_of_loops_and_the_longer_alternative(tmp_path):
+def test_a_schedule_counts_turns_of_loops_and_either_alternative(tmp_path):
     bundles = listing()
     write(tmp_path, bundles, [f"1 {int('vadd' in text)}" for text in bundles])
     schedule = read_schedule(tmp_path, "kernel.1")
     assert schedule.programs == 5
     # The program's counter 2, the loop 3 times 2 + 5, both branches 5 each, 6 of the longer part, the last branch 5.
     assert schedule.cycles == 2 + 3 * (2 + 5) + 5 + 6 + 5 + 5
+    assert schedule.shorter_cycles == schedule.cycles - 6 + 2
     assert schedule.empty == 4 * (3 + 1 + 1 + 1)
     assert schedule.units == {"MXU": -(-schedule.cycles // 4), "VALU": 3}
     assert schedule.binding_unit == "MXU"
