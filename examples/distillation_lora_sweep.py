@@ -36,7 +36,7 @@ def main(directory: Path) -> None:
         train=str(directory / "reviews.csv"),
         eval=str(directory / "reviews.csv"),
         output=str(directory / "teacher"),
-        epochs=6,
+        epochs=3,
         batch_size=36,
         optimization=Optimization(learning_rate=1e-2),
         runtime=RunOptions(keep_state=0),

@@ -9,9 +9,23 @@ import pytest
 from scipy.special import expit, softmax
 from scipy.stats import entropy
 
-from deberta_jax import DebertaForSequenceClassification, InputError, from_pretrained
+from deberta_jax import (
+    DebertaForMultipleChoice,
+    DebertaForQuestionAnswering,
+    DebertaForSequenceClassification,
+    InputError,
+    from_pretrained,
+)
+from deberta_jax.models.outputs import HeadOutput, SpanOutput
 from deberta_jax.training import Distillation, Finetune, init_state, train_step
-from deberta_jax.training.distillation import attention_loss, even_layers, soft_binary_divergence, soft_divergence
+from deberta_jax.training.distillation import (
+    Teacher,
+    attention_loss,
+    even_layers,
+    output_loss,
+    soft_binary_divergence,
+    soft_divergence,
+)
 from deberta_jax.training.finetuning import plan_finetune
 from deberta_jax.training.objective import prepare_step
 from tests.made import TINY, make_tokenizer, refused, saved_model, without_dropout
@@ -154,3 +168,39 @@ def test_what_does_not_go_together_is_refused(task, teacher, tmp_path, capsys, o
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="--teacher-weight 2"):
         Distillation(teacher="x", teacher_weight=2.0).check(sift=False, from_scratch=False)
+
+
+def _teacher(kind):
+    return Teacher("t", kind(TINY), None, ())
+
+
+def test_answers_are_compared_within_their_text():
+    """Two texts in a packed row, and one in a padded row: softmax over the tokens of each alone."""
+    d = Distillation(teacher="t", temperature=2.0)
+    logits = RNG.normal(size=(2, 2, 1, 6)).astype(np.float32)  # model, first or last token, row, token
+    outs = [SpanOutput(jnp.asarray(a[0]), jnp.asarray(a[1])) for a in logits]
+    packed = {"segment_ids": np.array([[1, 1, 1, 2, 2, 0]], np.int32), "labels": np.zeros((1, 2, 2), np.int32)}
+    found = output_loss(d, _teacher(DebertaForQuestionAnswering), *outs, packed)
+    soft = lambda model, end, part: softmax(logits[model, end, 0, part] / 2)
+    expected = [
+        [
+            4 * np.mean([entropy(soft(1, end, part), soft(0, end, part)) for end in (0, 1)])
+            for part in (slice(3), slice(3, 5))
+        ]
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    padded = {"attention_mask": np.array([[1, 1, 1, 0, 0, 0]], bool), "labels": np.zeros((1, 2), np.int32)}
+    found = output_loss(d, _teacher(DebertaForQuestionAnswering), *outs, padded)
+    np.testing.assert_allclose(found, [expected[0][0]], rtol=1e-4)
+
+
+def test_choices_are_compared_within_their_question():
+    """Of the second question one choice is missing."""
+    d = Distillation(teacher="t", temperature=1.0)
+    student, teacher = RNG.normal(size=(2, 1, 6)).astype(np.float32)
+    positions = np.array([[0, 3, 6, 9, 12, -1]], np.int32)
+    batch = {"positions": positions, "labels": np.array([[0, 1]], np.int32)}
+    outs = (HeadOutput(jnp.asarray(student)), HeadOutput(jnp.asarray(teacher)))
+    found = output_loss(d, _teacher(DebertaForMultipleChoice), *outs, batch)
+    expected = [[entropy(softmax(teacher[0, part]), softmax(student[0, part])) for part in (slice(3), slice(3, 5))]]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
