@@ -91,7 +91,7 @@ def real_tokens(batch):
     return batch["segment_ids"] > 0 if "segment_ids" in batch else batch["attention_mask"]
 
 
-@pytest.mark.parametrize("batching", ["buckets", "packed"])
+@pytest.mark.parametrize("batching", ["packed", pytest.param("buckets", marks=pytest.mark.system)])
 def test_the_terms_are_those_of_numpy(task, teacher, tmp_path, one_device, batching):
     d = Distillation(teacher=str(teacher), temperature=3.0, hidden_weight=2.0, attention_weight=0.5)
     e = experiment(task, tmp_path / "run", model=str(task.blank), from_scratch=True, batching=batching, distillation=d)
