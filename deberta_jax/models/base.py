@@ -14,7 +14,7 @@ from flax.errors import InvalidRngError, ScopeParamNotFoundError, ScopeParamShap
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, brief
 from deberta_jax.models.backbone import Backbone, BackboneOutput
-from deberta_jax.models.inputs import AnyArray, Inputs, check_arrays, check_names
+from deberta_jax.models.inputs import AnyArray, Inputs, Rngs, check_arrays, check_names
 from deberta_jax.models.layers import Runtime
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ class Model(nn.Module, Generic[Output]):
         params: Params,
         input_ids: AnyArray | None = None,
         *,
-        rngs: Mapping[str, jax.Array] | None = None,
+        rngs: Rngs = None,
         **inputs: Unpack[Inputs],
     ) -> Output: ...
     @overload
     def __call__(self, input_ids: AnyArray | None = None, **inputs: Unpack[Inputs]) -> Output: ...
-    def __call__(self, *arguments: Any, rngs: Mapping[str, jax.Array] | None = None, **inputs: Any) -> Output:
+    def __call__(self, *arguments: Any, rngs: Rngs = None, **inputs: Any) -> Output:
         """Computes the model's output; ``model(params, input_ids, ...)`` and ``model(params, **encoding)`` both work.
 
         Within another Linen module, and by ``apply``, the call is without ``params``.
@@ -125,7 +125,7 @@ class Model(nn.Module, Generic[Output]):
             packed rows start (sequence classification, multiple choice). Other models take none.
           deterministic: False applies dropout, which needs ``rngs``.
           output_hidden_states, output_attentions: whether to fill these fields of the output.
-          rngs: ``{"dropout": key}``, a random key for dropout.
+          rngs: a random key for dropout, or ``{"dropout": key}`` as ``apply`` takes it.
 
         Returns:
           The output; the class's description says what it holds.
@@ -141,7 +141,7 @@ class Model(nn.Module, Generic[Output]):
         raise NotImplementedError(f"{type(self).__name__} must define forward(input_ids, **inputs) with @nn.compact")
 
     @nn.nowrap
-    def run(self, arguments: tuple[Any, ...], rngs: Mapping[str, jax.Array] | None, inputs: Mapping[str, Any]) -> Any:
+    def run(self, arguments: tuple[Any, ...], rngs: Rngs, inputs: Mapping[str, Any]) -> Any:
         """Calls ``forward`` with checked inputs if the module is bound to parameters; binds it by ``apply`` if not.
 
         Args and Raises as ``__call__``; ``arguments`` are the positional ones.
@@ -175,13 +175,15 @@ class Model(nn.Module, Generic[Output]):
         params, *rest = arguments
         if set(params) == {"params"}:
             raise InputError(f"{name}: pass the tree of parameters itself, without the level 'params' that apply takes")
+        if isinstance(rngs, jax.Array):
+            rngs = {"dropout": rngs}
         try:
             return self.apply({"params": params}, *rest, rngs=rngs, **inputs)
         except (ScopeParamNotFoundError, ScopeParamShapeError) as error:
             reason = str(error).partition(" (https")[0]
             raise InputError(f"the parameters are not those of this {name}: {brief(reason, 300)}") from error
         except InvalidRngError as error:
-            raise InputError(f"{name}: deterministic=False needs rngs={{'dropout': jax.random.key(0)}}") from error
+            raise InputError(f"{name}: deterministic=False needs rngs=jax.random.key(0)") from error
 
     @nn.nowrap
     def init_with_output(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:

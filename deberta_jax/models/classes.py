@@ -7,11 +7,9 @@ params = init_params(model, jax.random.key(0))
 out = model(params, input_ids, attention_mask=mask)
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Unpack, overload
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -26,7 +24,7 @@ from deberta_jax.models.heads import (
     pooled_logits,
     take_positions,
 )
-from deberta_jax.models.inputs import AnyArray, Inputs
+from deberta_jax.models.inputs import AnyArray, Inputs, Rngs
 from deberta_jax.models.layers import Dropout
 from deberta_jax.models.outputs import EncoderOutput, HeadOutput, ProjectionInputs, SpanOutput
 from deberta_jax.ops.activations import activate
@@ -64,8 +62,8 @@ class DebertaForMaskedLM(Model[HeadOutput]):
         params: Params,
         input_ids: AnyArray | None = None,
         *,
-        return_projection_inputs: Literal[False] = False,
-        rngs: Mapping[str, jax.Array] | None = None,
+        return_projection_inputs: Literal[False] | AnyArray = False,
+        rngs: Rngs = None,
         **inputs: Unpack[Inputs],
     ) -> HeadOutput: ...
     @overload
@@ -75,7 +73,7 @@ class DebertaForMaskedLM(Model[HeadOutput]):
         input_ids: AnyArray | None = None,
         *,
         return_projection_inputs: Literal[True],
-        rngs: Mapping[str, jax.Array] | None = None,
+        rngs: Rngs = None,
         **inputs: Unpack[Inputs],
     ) -> ProjectionInputs: ...
     @overload
@@ -83,14 +81,14 @@ class DebertaForMaskedLM(Model[HeadOutput]):
         self,
         input_ids: AnyArray | None = None,
         *,
-        return_projection_inputs: Literal[False] = False,
+        return_projection_inputs: Literal[False] | AnyArray = False,
         **inputs: Unpack[Inputs],
     ) -> HeadOutput: ...
     @overload
     def __call__(
         self, input_ids: AnyArray | None = None, *, return_projection_inputs: Literal[True], **inputs: Unpack[Inputs]
     ) -> ProjectionInputs: ...
-    def __call__(self, *arguments: Any, rngs: Mapping[str, jax.Array] | None = None, **inputs: Any) -> Any:
+    def __call__(self, *arguments: Any, rngs: Rngs = None, **inputs: Any) -> Any:
         return self.run(arguments, rngs, inputs)
 
     @nn.compact

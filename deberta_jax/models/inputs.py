@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 else:
     AnyArray = jax.Array | np.ndarray
 
+Rngs = Mapping[str, jax.Array] | AnyArray | None
+Flag = bool | AnyArray
+"""A bool. Type checkers accept an array too, so that they accept ``model(params, **batch)`` with a dict of arrays."""
+
 
 class Inputs(TypedDict, total=False):
     """Holds the keyword arguments of a call of a model. ``Model.__call__`` describes them, with their shapes."""
@@ -27,9 +31,9 @@ class Inputs(TypedDict, total=False):
     segment_ids: AnyArray | None
     attention_bias: AnyArray | None
     positions: AnyArray | None
-    deterministic: bool
-    output_hidden_states: bool
-    output_attentions: bool
+    deterministic: Flag
+    output_hidden_states: Flag
+    output_attentions: Flag
 
 
 _ALWAYS = ("input_ids", *(name for name in Inputs.__annotations__ if name != "positions"))
@@ -79,6 +83,9 @@ def check_arrays(inputs: Mapping[str, Any], *, choices: bool, width: int) -> dic
         shape that the token ids ask for; or ids are not integers.
     """
     arrays = {name: _as_array(name, value) for name, value in inputs.items()}
+    for name in _FLAGS:
+        if not isinstance(inputs.get(name, False), bool | np.bool):
+            raise InputError(f"{name} is a {type(inputs[name]).__name__}; give True or False, in jax.jit a constant")
     tokens = [name for name in ("input_ids", "inputs_embeds") if arrays.get(name) is not None]
     if len(tokens) != 1:
         raise InputError(

@@ -36,6 +36,9 @@ def test_a_call_is_apply_with_the_parameters_first():
     dropped = model(params, ids, attention_mask=mask, **options).logits
     assert np.array_equal(dropped, model.apply({"params": params}, ids, attention_mask=mask, **options).logits)
     assert not np.allclose(dropped, expected)
+    assert np.array_equal(
+        dropped, model(params, ids, attention_mask=mask, deterministic=False, rngs=jax.random.key(3)).logits
+    )
 
 
 def test_a_model_inside_another_module_is_called_without_parameters(params, model):
@@ -88,7 +91,8 @@ def test_init_returns_the_plain_tree_of_init_params(model):
         ({"positions": np.zeros((2, 1), int)}, "positions: DebertaForQuestionAnswering takes no such input"),
         ({"offset_mapping": None}, "offset_mapping: is no input of a model; leave it out"),
         ({"attention_masks": None}, "attention_masks: .* did you mean 'attention_mask'"),
-        ({"deterministic": False}, r"deterministic=False needs rngs=\{'dropout'"),
+        ({"output_attentions": np.ones(2)}, "output_attentions is a ndarray; give True or False"),
+        ({"deterministic": False}, r"deterministic=False needs rngs=jax.random.key"),
     ],
 )
 def test_inputs_that_are_refused(inputs, message, model, params):

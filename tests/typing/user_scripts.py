@@ -25,6 +25,8 @@ def every_head(directory: Path, ids: np.ndarray) -> None:
     assert_type(encoder(params, ids).last_hidden_state, jax.Array)
     lm, params = from_pretrained(directory, head="masked-lm", dtype=jnp.bfloat16)
     assert_type(lm, deberta_jax.DebertaForMaskedLM)
+    arrays = {"input_ids": ids, "attention_mask": ids}
+    assert_type(lm(params, **arrays), HeadOutput)
     assert_type(lm(params, ids, positions=np.zeros((1, 1), np.int32)), HeadOutput)
     assert_type(lm(params, ids, return_projection_inputs=True), ProjectionInputs)
     texts, params = from_pretrained(directory, "sequence-classification", num_labels=3, new_head=0)
@@ -54,6 +56,8 @@ def outputs(config: DebertaConfig, text: str) -> None:
     assert_type(out, HeadOutput)
     assert_type(out.hidden_states, tuple[jax.Array, ...] | None)
     assert_type(out.attentions, tuple[jax.Array, ...] | None)
+    batch = {"input_ids": jnp.ones((2, 3), int), "attention_mask": jnp.ones((2, 3))}
+    assert_type(model(params, **batch), HeadOutput)
     trained = model(params, **encoding, deterministic=False, rngs={"dropout": jax.random.key(1)})
     assert_type(trained.logits, jax.Array)
     assert_type(tokenizer.decode([1, 2]), str)
