@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import jax
 import tyro
 from tqdm import tqdm
 
@@ -49,6 +48,9 @@ class Args:
     """Patterns of tensors to leave out, such as 'crf.*' for a head that is not known here."""
     base_model: str | None = None
     """Base of a peft adapter: a directory or hub id; what adapter_config.json names if not given."""
+    rename: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Rule REGEX=REPL for the names of the tensors in the file, such as '^bert\\.=deberta.'; may be given several
+    times, and rules are applied in order."""
     strict: bool = False
     """Refuse weights with NaN or infinity, instead of a note."""
     report: Path | None = None
@@ -75,7 +77,7 @@ def _convert(args: Args, progress: Callable[[int, int], None]) -> Report:
         dtype=args.dtype,
         head=args.head,
         id2label=args.labels,
-        new_head=None if args.new_head is None else jax.random.key(args.new_head),
+        new_head=args.new_head,
         layout=args.layout,
         max_shard_size=args.max_shard_size,
         revision=args.revision,
@@ -83,4 +85,5 @@ def _convert(args: Args, progress: Callable[[int, int], None]) -> Report:
         progress=progress,
         ignore=args.ignore,
         base_model=args.base_model,
+        rename=args.rename,
     )

@@ -6,6 +6,7 @@ import json as jsonlib
 import tyro
 
 from deberta_jax.cli.text import print_text
+from deberta_jax.errors import InputError
 from deberta_jax.weights.inspection import inspect
 
 
@@ -26,6 +27,8 @@ class Args:
 
 
 def run(args: Args) -> None:
-    """Prints what the checkpoint holds."""
+    """Prints what the checkpoint holds. Raises InputError afterwards if it cannot be loaded."""
     found = inspect(args.source, revision=args.revision, ignore=args.ignore, base_model=args.base_model)
     print_text(jsonlib.dumps(found.to_json(), indent=2) if args.json else found.text())
+    if found.problem:
+        raise InputError(f"{args.source}: {found.problem}")

@@ -20,7 +20,7 @@ from deberta_jax.weights.names import Row
 from deberta_jax.weights.report import SourceRow, TargetRow
 from deberta_jax.weights.source import FLOATS, Checkpoint, Folded, Tensor, kind
 
-Foreign = Literal["refused", "dropped"]
+Foreign = Literal["refused", "dropped", "listed"]
 
 _WORD_EMBEDDINGS = "deberta.embeddings.word_embeddings.weight"
 _POSITIONS = "deberta.embeddings.position_embeddings.weight"
@@ -48,6 +48,7 @@ class LoadPlan:
       tensors: what became of every tensor of the file.
       targets: where every leaf comes from.
       notes: remarks for the report.
+      problem: why the tree cannot be filled, for a plan that lists tensors only; empty for one that can be carried out.
     """
 
     config: DebertaConfig
@@ -58,6 +59,7 @@ class LoadPlan:
     tensors: tuple[SourceRow, ...]
     targets: tuple[TargetRow, ...]
     notes: tuple[str, ...]
+    problem: str = ""
 
     def dtype(self, path: str) -> np.dtype:
         """Returns the dtype in which the file stores a leaf; float32 if the dtypes of its layers differ."""
@@ -118,9 +120,11 @@ def plan_load(
       rows: tensors that are explained already.
       foreign: whether tensors outside and those of unknown heads are refused or dropped. They are always refused if
         something else is missing or unexplained, because they may be the missing tensors under wrong names.
+        ``listed``: they are dropped, and in that case the plan has a ``problem``, and rows for all tensors of the file.
 
     Raises:
-      InputError: a tensor or a leaf is not explained; the message lists up to 50 of each kind.
+      InputError: a tensor or a leaf is not explained; the message lists up to 50 of each kind. Or, for ``listed`` too,
+        the file has a form that is not supported, such as quantized weights.
     """
     config, layout, more = layout_of(config, file_tensors)
     sizes = table.sizes(config, labels)
@@ -137,15 +141,37 @@ def plan_load(
     }
     unexplained = [name for name in unexplained if name not in unknown]
     unknown |= outside or {}
+    problem = ""
     if match.missing or match.wrong or unexplained or (unknown and foreign == "refused"):
-        raise InputError(f"{checkpoint.path}: {_error_message(match, unexplained, unknown, file_tensors)}")
+        cause = _common_cause(file_tensors)
+        problem = cause or _error_message(match, unexplained, unknown, file_tensors)
+        if cause is not None or foreign != "listed":
+            raise InputError(f"{checkpoint.path}: {problem}")
+        sources = _with_problems(sources, match.wrong, file_tensors, unexplained)
     sources += [
         SourceRow(t.name, t.shape, kind(t.dtype), "dropped", "of no head that is known here") for t in unknown.values()
     ]
-    if unknown:
+    if unknown and not problem:
         more = [*more, f"left out, of no head that is known here: {listed(t.name for t in unknown.values())}"]
     targets = tuple(match.targets)
-    return LoadPlan(config, parts, sizes, match.fills, match.shapes, (*rows, *sources), targets, (*notes, *more))
+    whole = (*rows, *sources)
+    return LoadPlan(config, parts, sizes, match.fills, match.shapes, whole, targets, (*notes, *more), problem)
+
+
+def _with_problems(
+    sources: Iterable[SourceRow],
+    wrong: Mapping[str, str],
+    file_tensors: Mapping[str, Tensor],
+    unexplained: Iterable[str],
+) -> list[SourceRow]:
+    """Returns the rows of tensors with those that do not fit marked as unknown, and rows for the unexplained ones."""
+    misfits = {file_tensors[name].name: reason for name, reason in wrong.items()}
+    rows = [
+        dataclasses.replace(row, fate="unknown", reason=misfits[row.name]) if row.name in misfits else row
+        for row in sources
+    ]
+    others = (file_tensors[name] for name in unexplained)
+    return rows + [SourceRow(t.name, t.shape, kind(t.dtype), "unknown", "of no part of the model") for t in others]
 
 
 @dataclasses.dataclass
@@ -156,7 +182,7 @@ class _Match:
       fills, shapes, targets: as in ``LoadPlan``.
       used: names of the tensors in use; with the reason for those that fill no leaf.
       missing: names of tensors that the file lacks.
-      wrong: descriptions of tensors with another shape or dtype than expected.
+      wrong: for tensors with another shape or dtype than expected, by name, both.
     """
 
     fills: dict[str, tuple[Row, int, tuple[Tensor, ...]]] = dataclasses.field(default_factory=dict)
@@ -164,7 +190,7 @@ class _Match:
     targets: list[TargetRow] = dataclasses.field(default_factory=list)
     used: dict[str, str] = dataclasses.field(default_factory=dict)
     missing: list[str] = dataclasses.field(default_factory=list)
-    wrong: list[str] = dataclasses.field(default_factory=list)
+    wrong: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _match(
@@ -192,9 +218,8 @@ def _match(
             out.used[name] = "" if row.tree else "a bias that has no effect"
             tensors.append(tensor)
             if tensor.shape != row.torch_shape(sizes) or tensor.dtype not in FLOATS:
-                out.wrong.append(
-                    f"{name} is {kind(tensor.dtype)} {list(tensor.shape)}, expected {list(row.torch_shape(sizes))}"
-                )
+                expected = list(row.torch_shape(sizes))
+                out.wrong[name] = f"is {kind(tensor.dtype)} {list(tensor.shape)}, expected {expected}"
         if len(tensors) == len(row.names(config)):
             out.fills |= {path: (row, index, tuple(tensors)) for index, path in enumerate(row.tree)}
             names = tuple(tensor.name for tensor in tensors)
@@ -259,11 +284,8 @@ def _drop_reason(
 def _error_message(
     match: _Match, unexplained: list[str], unknown: Mapping[str, Tensor], file_tensors: Mapping[str, Tensor]
 ) -> str:
-    """Returns one line that lists all tensors that are wrong, missing or not explained, or names their common cause."""
-    cause = _common_cause(file_tensors)
-    if cause is not None:
-        return cause
-    missing, wrong = match.missing, match.wrong
+    """Returns one line that lists all tensors that are wrong, missing or not explained."""
+    missing, wrong = match.missing, [f"{name} {reason}" for name, reason in match.wrong.items()]
 
     def near(names: list[str], pool: Sequence[str]) -> str:
         out = []
@@ -295,7 +317,7 @@ def _error_message(
     if heads:
         has = ", ".join(parts_present(file_tensors)) or "none"
         sentences.append(
-            f"the file has no head {', '.join(heads)} (it has: {has}); to start one, pass new_head=jax.random.key(0), "
+            f"the file has no head {', '.join(heads)} (it has: {has}); to start one, pass new_head=0, "
             "or to convert --new-head 0"
         )
     count = len(missing) + len(wrong) + len(unexplained) + len(unknown)

@@ -17,7 +17,7 @@ from deberta_jax.storage import AnyPath
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import LoadPlan
 from deberta_jax.weights.choose import HeadRequest
-from deberta_jax.weights.load import init_leaves, make_report, plan_all, plan_head
+from deberta_jax.weights.load import init_leaves, make_report, plan_all, plan_head, random_key
 from deberta_jax.weights.opening import TOKENIZER_FILES, Source, open_source
 from deberta_jax.weights.orbax_files import PARAMS, PendingLeaf
 from deberta_jax.weights.output import check_free, staged_model
@@ -38,13 +38,14 @@ def convert(
     dtype: Any = None,
     head: str | None = None,
     id2label: Sequence[str] | Mapping[int, str] | None = None,
-    new_head: jax.Array | None = None,
+    new_head: jax.Array | int | None = None,
     layout: TensorNames = "hf",
     max_shard_size: str | int = "5GB",
     revision: str | None = None,
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
     strict: bool = False,
+    rename: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Converts a checkpoint of any supported format to a model directory or an Orbax checkpoint.
@@ -60,11 +61,13 @@ def convert(
         tokenizer files and ``params/``, an Orbax checkpoint of the parameter tree.
       dtype: f32, bf16 or f16; None keeps the dtypes of the file.
       head: the head to keep; None keeps all heads of the file.
-      id2label, new_head: labels and random key for a new head, as in ``from_pretrained``; only with ``head``.
+      id2label, new_head: labels and random key or seed for a new head, as in ``from_pretrained``; only with ``head``.
       layout: for ``hf``, ``microsoft`` names tensors as Microsoft's code does.
       max_shard_size: for ``hf``, larger files are split.
       revision: branch, tag or commit of a hub id.
       ignore, base_model: as in ``from_pretrained``.
+      rename: rules ``REGEX=REPL`` that are applied to the names of the file's tensors in order, as ``re.sub`` does,
+        such as ``["^bert\\.=deberta."]``.
       strict: whether NaN or infinity in the weights is an error; otherwise the report notes it.
       progress: called after each tensor with the number of tensors written and the number of all.
 
@@ -77,8 +80,9 @@ def convert(
     kind = None if dtype is None else as_dtype(dtype)
     target = Path(destination).expanduser()
     _check_destination(destination, target, to, max_shard_size)
+    new_head = None if new_head is None else random_key(new_head)
     _check_head(head, id2label, new_head)
-    opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model, check="full")
+    opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model, check="full", rename=rename)
     plan = _plan(opened, head, id2label, new_head)
     broken: list[str] = []
     bare = not plan.parts and layout == "hf"

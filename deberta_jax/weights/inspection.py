@@ -34,6 +34,7 @@ class Inspection:
       uses: for each head ``ready``, or why it cannot be loaded.
       tokenizer: names of the tokenizer's files.
       tokenizer_rule: which of them decides the ids, in words; None without a tokenizer.
+      problem: which tensors keep the model from being loaded; empty if there are none.
     """
 
     generation: str
@@ -45,6 +46,7 @@ class Inspection:
     uses: dict[str, str]
     tokenizer: tuple[str, ...]
     tokenizer_rule: str | None
+    problem: str = ""
 
     @property
     def total(self) -> int:
@@ -81,7 +83,8 @@ class Inspection:
             f"  other keys  {listed(c.unknown_keys, 20)} (in config.json; without effect)" if c.unknown_keys else "",
             f"  tokenizer   {', '.join(self.tokenizer) or 'no files'}",
             f"  ids by      {self.tokenizer_rule}" if self.tokenizer_rule else "",
-            f"  ready for   {', '.join(ready)}",
+            f"  ready for   {', '.join(ready) or 'nothing'}",
+            f"  problem     {printable(self.problem)}" if self.problem else "",
         ]
         lines += [f"  not for     {head}: {use}" for head, use in self.uses.items() if use != "ready"]
         return "\n".join([line for line in lines if line] + self.report.text().split("\n")[1:])
@@ -100,12 +103,14 @@ def inspect(
       source: a directory, file or hub id, as for ``from_pretrained``; so are revision, ignore and base_model.
 
     Raises:
-      InputError: the source cannot be read, or a tensor or leaf is not explained.
+      InputError: the source cannot be read, or has a form that is not supported. Tensors that are not explained, and
+        those that are missing, are listed in the result.
     """
     opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model)
-    plan = plan_all(opened, foreign="dropped")
+    plan = plan_all(opened, foreign="listed")
     counts: Counter[str] = Counter()
-    for path, shape in plan.shapes.items():
+    for path in plan.fills:
+        shape = plan.shapes[path]
         part = path.split("/", 1)[0]
         group = "embeddings" if path.endswith("_embeddings/embedding") and "/embeddings/" in path else part
         counts[group] += math.prod(shape)
@@ -116,7 +121,8 @@ def inspect(
             uses[head] = "ready"
         except InputError as error:
             absent = sorted(spec.missing_parts(parts_present(opened.found)))
-            uses[head] = f"the file has no {' and no '.join(absent)}" if absent else str(error)
+            reason = "see the problem below" if plan.problem else str(error)
+            uses[head] = f"the file has no {' and no '.join(absent)}" if absent else reason
     config = plan.config
     generation = "v1" if config.model_type == V1 else "v2" if config.conv_kernel_size else "v3"
     if generation == "v3" and not (config.share_att_key and config.position_buckets > 0):
@@ -125,13 +131,14 @@ def inspect(
     return Inspection(
         generation,
         make_report(source, opened, plan),
-        counts.pop("embeddings"),
-        counts.pop("deberta"),
+        counts.pop("embeddings", 0),
+        counts.pop("deberta", 0),
         dict(counts),
         dict(kinds),
         uses,
         tuple(name for name in TOKENIZER_FILES if (opened.directory / name).is_file()),
         _tokenizer_rule(opened.directory),
+        plan.problem,
     )
 
 

@@ -111,7 +111,7 @@ def load(
     if check == "full":
         source.require_checked()
     if new_head is not None:
-        new_head = _random_key(new_head)
+        new_head = random_key(new_head)
     plan = plan_head(source, HeadRequest(head, num_labels, id2label, new_head is not None))
     model = head_spec(head).model.create(plan.config, runtime)
     sharding_of = _flatten(shardings, head)
@@ -248,7 +248,7 @@ def from_pretrained(
     return model, params
 
 
-def _random_key(value: jax.Array | int) -> jax.Array:
+def random_key(value: jax.Array | int) -> jax.Array:
     """Returns a random key, made from a seed if one is given. Raises InputError for another value."""
     if isinstance(value, int) and not isinstance(value, bool):
         return jax.random.key(value)

@@ -16,6 +16,7 @@ from deberta_jax.weights.differences import fold_differences
 from deberta_jax.weights.directories import explain_directory
 from deberta_jax.weights.orbax_files import find_orbax, read_orbax
 from deberta_jax.weights.readers import find_weights, has_standard, read_weights
+from deberta_jax.weights.rename import rename_tensors
 from deberta_jax.weights.report import SourceRow
 from deberta_jax.weights.source import Checkpoint, Tensor, kind
 from deberta_jax.weights.wrappers import unwrap
@@ -62,6 +63,8 @@ class Source:
     """Notes for the report."""
     checked: tuple[Checked, ...] = ()
     """The results of comparing its directories with the digests listed there; empty if nothing was to be compared."""
+    renamed: bool = False
+    """Whether tensors were renamed by rules of the caller."""
 
     def require_checked(self) -> None:
         """Checks that no file of weights is missing in the lists of digests. A stale list is accepted.
@@ -130,6 +133,7 @@ def open_source(
     base_model: str | Path | None = None,
     must_match: bool = True,
     check: Check | None = "sampled",
+    rename: Sequence[str] = (),
 ) -> Source:
     """Opens a directory, a file in one, a hub id, or an Orbax checkpoint at ``gs://...``. Reads no weights yet.
 
@@ -141,12 +145,14 @@ def open_source(
       must_match: whether a pattern of ``ignore`` that matches no tensor is an error.
       check: how thoroughly the files are compared with the digests listed beside them, see ``weights.checking``; None:
         not at all.
+      rename: rules ``REGEX=REPL`` for the names of the tensors in a file of weights, see ``weights.rename``.
 
     Raises:
       InputError: the model cannot be read, or its files are damaged.
     """
-    if isinstance(ignore, str):
-        raise InputError(f"ignore={ignore!r}: give a list of patterns")
+    for option, value in (("ignore", ignore), ("rename", rename)):
+        if isinstance(value, str):
+            raise InputError(f"{option}={value!r}: give a list of patterns")
     if storage.is_remote(name, ("gs",)):
         with storage.reaching(name) as path:
             source = _open_cloud(path, ignore, check)
@@ -159,7 +165,9 @@ def open_source(
         elif base_model is not None:
             raise InputError(f"{name}: is no peft adapter; a base model goes with an adapter alone")
         else:
-            source = _open_whole(directory, file, ignore, check)
+            source = _open_whole(directory, file, ignore, check, rename)
+    if rename and not source.renamed:
+        raise InputError(f"{name}: tensors are renamed in files of weights alone, not in an adapter or for Orbax")
     used = {pattern for patterns in source.ignored.values() for pattern in patterns}
     idle = [pattern for pattern in ignore if pattern not in used]
     if idle and must_match:
@@ -167,7 +175,9 @@ def open_source(
     return source
 
 
-def _open_whole(directory: Path, file: str | None, ignore: Sequence[str], check: Check | None) -> Source:
+def _open_whole(
+    directory: Path, file: str | None, ignore: Sequence[str], check: Check | None, rename: Sequence[str] = ()
+) -> Source:
     """Opens a local model that is no adapter."""
     orbax = None if file or has_standard(directory) else find_orbax(directory)
     if orbax is not None:
@@ -178,7 +188,9 @@ def _open_whole(directory: Path, file: str | None, ignore: Sequence[str], check:
     checked = () if check is None else (check_files(directory, check),)
     checkpoint = read_weights(directory / file if file else find_weights(directory))
     config, raw = _read_config(directory, checkpoint.path.name, checkpoint.config)
-    return dataclasses.replace(_make_source(directory, checkpoint, config, raw, ignore), checked=checked)
+    checkpoint, notes = rename_tensors(checkpoint, rename)
+    source = _make_source(directory, checkpoint, config, raw, ignore)
+    return dataclasses.replace(source, checked=checked, notes=(*notes, *source.notes), renamed=bool(rename))
 
 
 def _open_cloud(directory: AnyPath, ignore: Sequence[str], check: Check | None) -> Source:

@@ -7,12 +7,15 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import brief, printable
 from deberta_jax.weights.names import collapse
 
-Fate = Literal["loaded", "folded", "dropped"]
+Fate = Literal["loaded", "folded", "dropped", "unknown"]
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceRow:
-    """Describes what became of one tensor of the file. ``reason`` is empty for a tensor that is loaded as it is."""
+    """Describes what became of one tensor of the file. ``reason`` is empty for a tensor that is loaded as it is.
+
+    Only ``inspect`` has ``unknown`` tensors, which keep a model from being loaded.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -61,12 +64,13 @@ class Report:
     def text(self) -> str:
         """Returns the report as text, with one line per decision; the layers of one tensor share a line."""
         files = ", ".join(map(brief, self.files)) if len(self.files) < 4 else f"{len(self.files)} files"
+        unknown = f", {self.count('unknown')} unknown" if self.count("unknown") else ""
         lines = [
             f"{printable(self.source)}: {len(self.tensors)} tensors in {files}: {self.count('loaded')} loaded, "
-            f"{self.count('folded')} folded, {self.count('dropped')} dropped; {len(self.targets)} leaves, "
+            f"{self.count('folded')} folded, {self.count('dropped')} dropped{unknown}; {len(self.targets)} leaves, "
             f"{len(self.initialised)} initialised"
         ]
-        for fate in ("folded", "dropped"):
+        for fate in ("folded", "dropped", "unknown"):
             reasons: dict[str, list[str]] = {}
             for row in self.tensors:
                 if row.fate == fate:
