@@ -21,8 +21,9 @@ class Args:
     """A directory, a file of weights beside its config.json, an Orbax checkpoint, or a hub id."""
     against: str | None = None
     """Another such source, or an .npz file that --record wrote."""
-    tolerance: float = 1e-4
-    """Largest absolute difference that passes. Against a bf16 copy, 0.1 is usual."""
+    tolerance: float | None = None
+    """Largest absolute difference that passes. If not given 1e-4; between a model and its copy in bf16 or f16, 0.1 or
+    0.01."""
     record: Path | None = None
     """Write the outputs to this .npz file."""
     revision: str | None = None

@@ -24,10 +24,14 @@ from deberta_jax.weights.choose import HeadRequest
 from deberta_jax.weights.load import plan_head
 from deberta_jax.weights.opening import Source, open_source
 from deberta_jax.weights.save import torch_tensors
-from deberta_jax.weights.source import Checkpoint, Tensor
+from deberta_jax.weights.source import Checkpoint, Tensor, kind
 from deberta_jax.weights.values import read_leaf
 
 _ROWS, _LENGTH = 2, 24
+
+_TOLERANCES = {"bf16": 0.1, "f16": 0.01}
+"""Largest difference that passes by default where one of two sources is stored in this dtype. Otherwise ``_EXACT``."""
+_EXACT = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +43,14 @@ class Comparison:
       scales: largest absolute value of the same outputs.
       tolerance: largest difference that passes.
       checked: lines on the comparison of the files with the digests that were listed when they were written.
+      reason: why the default tolerance is larger than that of float32; empty if it is not.
     """
 
     differences: dict[str, float]
     scales: dict[str, float]
     tolerance: float
     checked: tuple[str, ...] = ()
+    reason: str = ""
 
     @property
     def passed(self) -> bool:
@@ -59,11 +65,12 @@ class Comparison:
             for name, difference in self.differences.items()
         ]
         verdict = "pass" if self.passed else "FAIL"
+        largest = max(self.differences.values())
         return "\n".join(
             [
                 *self.checked,
                 *lines,
-                f"{verdict}: largest difference {max(self.differences.values()):.3g}, tolerance {self.tolerance:g}",
+                f"{verdict}: largest difference {largest:.3g}, tolerance {self.tolerance:g}{self.reason}",
             ]
         )
 
@@ -72,7 +79,7 @@ def verify(
     source: str | Path,
     against: str | Path | None = None,
     *,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
     record: str | Path | None = None,
     revision: str | None = None,
     ignore: Sequence[str] = (),
@@ -86,7 +93,8 @@ def verify(
     Args:
       against: another source, or an ``.npz`` recording. None: the source's own tensors after conversion to torch's
         layout and back, which must not change them.
-      tolerance: largest absolute difference that passes.
+      tolerance: largest absolute difference that passes. None: 1e-4; but if the two are stored in different dtypes, or
+        outputs are recorded, 0.1 for a model in bfloat16 and 0.01 for one in float16.
       record: an ``.npz`` file to write the outputs to.
       revision, ignore, base_model: as for ``from_pretrained``; ``ignore`` also applies to ``against``.
 
@@ -102,14 +110,17 @@ def verify(
     broken = [name for name, value in mine.items() if not np.isfinite(value).all()]
     if broken:
         raise InputError(f"{source}: not finite: {', '.join(broken)}; the weights are damaged")
+    dtypes = [_stored_dtypes(opened)]
     if against is None:
         theirs = outputs(opened, round_trip=True)
     elif recorded is not None:
         theirs = recorded
+        dtypes.append(frozenset())
     else:
         other = open_source(against, ignore=ignore, must_match=False, check="full")
         checked += [result.text for result in other.checked]
         theirs = outputs(other)
+        dtypes.append(_stored_dtypes(other))
     if record is not None:  # after the comparison, which may be with the file of that name
         with storage.output_file("--record", record) as file:
             np.savez(file, **mine)  # pyright: ignore[reportArgumentType]
@@ -119,12 +130,31 @@ def verify(
     for name in common:
         if mine[name].shape != theirs[name].shape:
             raise InputError(f"{against}: {name} has shape {theirs[name].shape}, {source} has {mine[name].shape}")
+    reason = ""
+    if tolerance is None:
+        tolerance, reason = _default_tolerance(dtypes)
     return Comparison(
         {name: _difference(mine[name], theirs[name]) for name in common},
         {name: float(np.max(np.abs(mine[name]))) for name in common},
         tolerance,
         tuple(checked),
+        reason,
     )
+
+
+def _stored_dtypes(source: Source) -> frozenset[str]:
+    """Returns the short names of the dtypes of a source's tensors."""
+    return frozenset(kind(tensor.dtype) for tensor in source.found.values())
+
+
+def _default_tolerance(dtypes: Sequence[frozenset[str]]) -> tuple[float, str]:
+    """Returns the tolerance for two sources with these dtypes, and the reason where it is not that of float32."""
+    if len(set(dtypes)) > 1:
+        stored = frozenset().union(*dtypes)
+        for name, tolerance in _TOLERANCES.items():
+            if name in stored:
+                return tolerance, f" (that of {name}, in which weights are stored)"
+    return _EXACT, ""
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:

@@ -21,6 +21,21 @@ RUNS = {
     "continued_pretraining.py": (r"loss before \d\.\d\d, after [0-3]\.\d\d\nguesses: ", {}),
     "distillation_lora_sweep.py": (r"teacher: accuracy \S+\nlora +seeds +accuracy .*\n[04] +1 .*\n[04] +1 ", {}),
     "recipe_dry_run.py": (r'"steps": 6, .*"warmup_steps": 500, .*"published_score": "accuracy 0.91", "recipe"', {}),
+    "contrastive_head.py": (r"loss 2\.\d\d -> [01]\.\d\d; equal after reloading: True", {}),
+    "convert_and_rename.py": (
+        r"32 tensors of 42 have names of their own.*\nrenamed: 42 tensors loaded, 0 dropped\n"
+        r"same weights: 0\.0; bf16 passes at 0\.1: True\nlogits \(1, 2\)",
+        {},
+    ),
+    "nnx_jvp_vmap_sharding.py": (
+        r"NNX: equal True\njvp: equal to the gradient's product True\nvmap: \(3, 8, 2\) logits of three models\n"
+        r"sharding: \(2, 32, 64\) on 8 devices, \(2, 16, 32\) on each, equal True",
+        _EIGHT,
+    ),
+    "typed_script.py": (
+        r"tokens \d+ to \d+ of \d+: .*\npipeline: .*, score 0\.\d+, \d+ candidates\nlargest .* saving: 0\.0\n",
+        {},
+    ),
     "training_loop.py": (r"step 20: loss 0\.\d{4}\nrestored the state of step 20 on 1 devices", {}),
 }
 

@@ -158,6 +158,19 @@ def test_verify_finds_the_layer_that_differs(write):
         verify(one, deeper)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.1), ("f16", 0.01)])
+def test_a_copy_of_half_the_size_is_compared_with_the_tolerance_of_its_dtype(dtype, tolerance, source, tmp_path):
+    half = tmp_path / "half"
+    convert(source, half, to="hf", dtype=dtype)
+    assert verify(half, source).passed
+    assert (verify(half, source).tolerance, verify(source, half).tolerance) == (tolerance, tolerance)
+    assert max(verify(half, source).differences.values()) > 1e-4, "the tolerance of float32 would not do"
+    assert f"tolerance {tolerance:g} (that of {dtype}" in verify(half, source).text()
+    assert verify(half).tolerance == verify(half, half).tolerance == 1e-4, "the same weights differ in nothing"
+    verify(source, record=tmp_path / "v.npz")
+    assert verify(half, tmp_path / "v.npz").tolerance == tolerance
+
+
 def test_verify_refuses_weights_that_are_no_numbers(write):
     state = state_of("v3", ("lm_predictions",)) | positions()
     state["deberta.encoder.layer.0.output.dense.bias"][0] = np.inf
