@@ -38,7 +38,7 @@ def main() -> None:
 
     total: Callable[[Tree], Any] = lambda params: logits(params, ids).sum()
     derivative: Callable[[Tree], Any] = lambda params: jax.jvp(total, (params,), (params,))[1]
-    gradient: Any = jax.grad(total)
+    gradient: Callable[[Tree], Any] = lambda params: jax.grad(total)(params)
     pairs = zip(jax.tree.leaves(compiled(gradient)(params)), jax.tree.leaves(params), strict=True)
     reverse = sum(float((g * p).sum()) for g, p in pairs)
     print(f"jvp: equal to the gradient's product {np.allclose(compiled(derivative)(params), reverse, rtol=1e-3)}")
