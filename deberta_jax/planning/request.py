@@ -115,11 +115,16 @@ def shapes(example: Mapping[str, np.ndarray]) -> BatchShapes:
     return {name: (tuple(array.shape), str(array.dtype)) for name, array in example.items()}
 
 
-def named_implementation(attention: str, target: Target, dtype: str) -> str:
-    """Returns the attention implementation of a run on the target, whose devices are not here, in place of ``auto``."""
+def named_implementation(attention: str, target: Target, dtype: str, *, whole_scores: bool = False) -> str:
+    """Returns the attention implementation of a run on the target, whose devices are not here, in place of ``auto``.
+
+    Args:
+      whole_scores: the run reads attention weights, as a distillation with a loss between them does.
+    """
     if attention != "auto":
         return attention
-    return expected_implementation("gpu" if target.platform == "cuda" else target.platform, compute_dtype(dtype))
+    platform = "gpu" if target.platform == "cuda" else target.platform
+    return expected_implementation(platform, compute_dtype(dtype), whole_scores=whole_scores)
 
 
 def check_mesh(request: Request) -> None:

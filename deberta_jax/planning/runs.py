@@ -124,7 +124,9 @@ def request_of_run(e: Experiment, shape: RunShape, target: Target) -> Request:
     """Returns the request for the run's largest batch on the target, with every size of the mesh resolved."""
     r = e.runtime
     data = r.mesh_data if r.mesh_data > 0 else max(target.chips // (r.mesh_fsdp * r.mesh_tensor), 1)
-    named = dataclasses.replace(r, mesh_data=data, attention=named_implementation(r.attention, target, e.dtype))
+    whole = isinstance(e, Finetune) and e.distillation.attention_weight > 0
+    attention = named_implementation(r.attention, target, e.dtype, whole_scores=whole)
+    named = dataclasses.replace(r, mesh_data=data, attention=attention)
     request = Request(
         job=_JOBS[type(e)],
         experiment=dataclasses.replace(e, runtime=named),

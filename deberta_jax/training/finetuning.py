@@ -1,5 +1,6 @@
 """Fine-tunes a model on a task of any kind: makes the run's ``Job`` from files and a model directory, and runs it."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,22 @@ from deberta_jax.training.peft import save_adapter
 from deberta_jax.training.resolve import ResolvedExperiment, resolve_experiment
 from deberta_jax.weights import save_pretrained
 
+_log = logging.getLogger(__name__)
+
 
 def finetune(experiment: Finetune) -> Result:
     """Starts a fine-tuning, or continues it; the best checkpoint becomes the model directory ``experiment.output``.
+
+    For example ``finetune(Finetune(model="DIR", train="train.csv", eval="dev.csv", output="runs/mine"))``. Task and
+    columns that are not given are guessed from the files, and the guesses logged. All devices are used, as
+    ``experiment.runtime`` says. ``describe_finetune`` shows what a run would be.
+
+    Args:
+      experiment: the settings; ``deberta-jax finetune --help`` describes each.
+
+    Returns:
+      The step and the metrics of the best checkpoint; of a run that has finished before, without running it again. If
+      SIGTERM or SIGINT ended the run early, ``stopped`` is the signal, and the same call goes on from the last state.
 
     Raises:
       InputError: files, columns, labels, model or output directory cannot be used. Nothing is written then.
@@ -48,6 +62,10 @@ def make_job(resolved: ResolvedExperiment, directory: Path) -> Job:
     trained, objective = finetune_objective(e, inputs.config, task)
     predictor = Predictor(trained.model, tokenizer.pad_id, max_length=e.max_length, batch_size=e.batch_size, mesh=mesh)
     details: dict[str, Any] = {}
+    if trained.lora is not None and e.distillation.student_layers:
+        _log.info(
+            "no adapter for peft: its base would be the student's layers of %s; the merged model is written", e.model
+        )
 
     def evaluate(params, tick):
         total = len(evaluated.lengths)
@@ -65,7 +83,7 @@ def make_job(resolved: ResolvedExperiment, directory: Path) -> Job:
 
     def save_best(params):
         save_pretrained(directory, trained.model, trained.effective(params), tokenizer, overwrite=True)
-        if trained.lora is not None:
+        if trained.lora is not None and not e.distillation.student_layers:
             save_adapter(directory / "adapter", trained.model, trained.trainable(params), trained.lora, e.model)
         if is_writer():
             storage.write_json(directory / "evaluation.json", finite_json(details))

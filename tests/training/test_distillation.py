@@ -1,6 +1,7 @@
 """Distillation against scipy and numpy: the divergences, the terms of a run's loss, and the student's first weights."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from deberta_jax.training.distillation import (
 )
 from deberta_jax.training.finetuning import plan_finetune
 from deberta_jax.training.objective import prepare_step
-from tests.made import TINY, make_tokenizer, refused, saved_model, without_dropout
+from tests.made import TINY, make_tokenizer, refused, saved_model, stdout_of, without_dropout
 
 RNG = np.random.default_rng(0)
 
@@ -204,3 +205,19 @@ def test_choices_are_compared_within_their_question():
     found = output_loss(d, _teacher(DebertaForMultipleChoice), *outs, batch)
     expected = [[entropy(softmax(teacher[0, part]), softmax(student[0, part])) for part in (slice(3), slice(3, 5))]]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.system
+def test_the_command_plans_and_writes_a_student(task, teacher, tmp_path, one_device, capsys):
+    run = tmp_path / "run"
+    words = [word for word in task.arguments(run, "--epochs", "1") if word != "--from-scratch"]
+    at = words.index("--model")
+    words[at : at + 2] = ["--teacher", str(teacher), "--student-layers", "0", "2", "--lora", "2"]
+    printed = json.loads(stdout_of([*words, "--attention-weight", "0.1", "--plan", "here"]))
+    assert printed["step"] == 6
+    assert "no adapter for peft" in capsys.readouterr().err
+    assert not (run / "adapter").exists()
+    model, _ = from_pretrained(run, "sequence-classification")
+    assert model.config.num_hidden_layers == 2
+    logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert {"task", "teacher", "attention"} <= logged[0].keys()

@@ -162,14 +162,13 @@ def choose_implementation(implementation: str, dtype: Any, *, whole_scores: bool
     return implementation
 
 
-def expected_implementation(platform: str, dtype: Any) -> str:
+def expected_implementation(platform: str, dtype: Any, *, whole_scores: bool = False) -> str:
     """Returns the implementation that ``auto`` would select on ``platform``, whose devices are not here.
 
     Assumes that kernels that can be lowered for the platform pass their self-check there.
     """
-    return _fastest(
-        platform, jnp.dtype(dtype).name, whole_scores=False, agrees=functools.partial(_kernel_lowers, platform)
-    )[0]
+    agrees = functools.partial(_kernel_lowers, platform)
+    return _fastest(platform, jnp.dtype(dtype).name, whole_scores=whole_scores, agrees=agrees)[0]
 
 
 def _fastest(backend: str, dtype: str, whole_scores: bool, agrees: Callable[[str], bool]) -> tuple[str, str]:
