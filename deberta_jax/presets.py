@@ -7,6 +7,7 @@ Microsoft's pre-training configurations. Tests compare the exact numbers of para
 import dataclasses
 
 from deberta_jax.config import V1, V2, DebertaConfig
+from deberta_jax.errors import InputError, did_you_mean, listed, shown
 
 # The order of the MNLI labels in DeBERTa's checkpoints; most other models have another order.
 _MNLI = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
@@ -49,18 +50,27 @@ def _v2(width: int, layers: int, heads: int, vocab: int = 128100, conv: int = 0)
     )
 
 
-PRESETS: dict[str, DebertaConfig] = {
-    "deberta-base": _v1(768, 12, 12),
-    "deberta-large": _v1(1024, 24, 16),
-    "deberta-xlarge": _v1(1024, 48, 16),
-    "deberta-v2-xlarge": _v2(1536, 24, 24, conv=3),
-    "deberta-v2-xxlarge": _v2(1536, 48, 24, conv=3),
-    "deberta-v3-xsmall": _v2(384, 12, 6),
-    "deberta-v3-small": _v2(768, 6, 12),
-    "deberta-v3-base": _v2(768, 12, 12),
-    "deberta-v3-large": _v2(1024, 24, 16),
-    "mdeberta-v3-base": _v2(768, 12, 12, vocab=251000),
-}
+class Presets(dict[str, DebertaConfig]):
+    """Holds configs by name. An unknown name is an InputError, which says which one is like it."""
+
+    def __missing__(self, name: str) -> DebertaConfig:
+        raise InputError(f"no preset {shown(name)}{did_you_mean(name, self) or f'; there is {listed(self, 20)}'}")
+
+
+PRESETS = Presets(
+    {
+        "deberta-base": _v1(768, 12, 12),
+        "deberta-large": _v1(1024, 24, 16),
+        "deberta-xlarge": _v1(1024, 48, 16),
+        "deberta-v2-xlarge": _v2(1536, 24, 24, conv=3),
+        "deberta-v2-xxlarge": _v2(1536, 48, 24, conv=3),
+        "deberta-v3-xsmall": _v2(384, 12, 6),
+        "deberta-v3-small": _v2(768, 6, 12),
+        "deberta-v3-base": _v2(768, 12, 12),
+        "deberta-v3-large": _v2(1024, 24, 16),
+        "mdeberta-v3-base": _v2(768, 12, 12, vocab=251000),
+    }
+)
 PRESETS |= {
     f"{name}-mnli": dataclasses.replace(PRESETS[name], id2label=_MNLI)
     for name in ("deberta-base", "deberta-large", "deberta-xlarge", "deberta-v2-xlarge", "deberta-v2-xxlarge")

@@ -13,7 +13,7 @@ from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import Features, check_vocabulary, log_cut
 from deberta_jax.data.table import Table
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, did_you_mean
 from deberta_jax.inference.answers import (
     ChoiceAnswer,
     ChoiceInput,
@@ -239,7 +239,8 @@ def pipeline(
     """
     kinds = {name: kind for name, kind in TASK_KINDS.items() if kind.pipeline_inputs is not None}
     if task not in (*kinds, FILL_MASK):
-        raise InputError(f"no pipeline for {task!r}; there is {', '.join(map(repr, (*kinds, FILL_MASK)))}")
+        names = (*kinds, FILL_MASK)
+        raise InputError(f"no pipeline for {task!r}; there is {', '.join(map(repr, names))}{did_you_mean(task, names)}")
     settings: dict[str, Any] = {
         "runtime": Runtime(dtype=dtype, attention=attention),
         "max_length": max_length,

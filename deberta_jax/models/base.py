@@ -16,6 +16,7 @@ from deberta_jax.errors import InputError, brief
 from deberta_jax.models.backbone import Backbone, BackboneOutput
 from deberta_jax.models.inputs import AnyArray, Inputs, Rngs, check_arrays, check_names
 from deberta_jax.models.layers import Runtime
+from deberta_jax.ops.attention import check_name
 
 if TYPE_CHECKING:
     from typing import Self
@@ -75,6 +76,7 @@ class Model(nn.Module, Generic[Output]):
                 f"{type(self).__name__}({brief(self.config)}): the first argument is a DebertaConfig, such as "
                 "PRESETS['deberta-v3-base']; from_pretrained loads a model with weights"
             )
+        check_name(self.attention)
         super().__post_init__()
 
     @property

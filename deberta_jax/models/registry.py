@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, did_you_mean, shown
 from deberta_jax.models.base import Model
 from deberta_jax.models.classes import (
     DebertaEncoder,
@@ -143,11 +143,13 @@ def head_spec(head: str) -> HeadSpec:
       InputError: the head does not exist.
     """
     if head not in HEADS:
-        raise InputError(f"head {head!r} does not exist; choose one of {', '.join(HEADS)}")
+        raise InputError(
+            f"head {shown(head)} does not exist; choose one of {', '.join(HEADS)}{did_you_mean(head, HEADS)}"
+        )
     return HEADS[head]
 
 
-def spec_of_model(model: Model) -> tuple[str, HeadSpec]:
+def spec_of_model(model: Any) -> tuple[str, HeadSpec]:
     """Returns the name and the ``HeadSpec`` of a model's head.
 
     Raises:
@@ -156,6 +158,10 @@ def spec_of_model(model: Model) -> tuple[str, HeadSpec]:
     for head, spec in HEADS.items():
         if type(model) is spec.model:
             return head, spec
+    if not isinstance(model, Model):
+        raise InputError(
+            f"{type(model).__name__}: is no model of deberta_jax; give one, such as from_pretrained returns"
+        )
     raise InputError(f"{type(model).__name__}: is no entry of deberta_jax.models.HEADS; register its HeadSpec there")
 
 

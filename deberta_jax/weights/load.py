@@ -105,6 +105,7 @@ def load(
       InputError: as ``from_pretrained``.
     """
     check_not_forked()
+    spec = head_spec(head)
     as_dtype(runtime.dtype)
     param_dtype = as_dtype(runtime.param_dtype)
     source = open_source(name, revision=revision, ignore=ignore, base_model=base_model, check=check)
@@ -113,7 +114,7 @@ def load(
     if new_head is not None:
         new_head = random_key(new_head)
     plan = plan_head(source, HeadRequest(head, num_labels, id2label, new_head is not None))
-    model = head_spec(head).model.create(plan.config, runtime)
+    model = spec.model.create(plan.config, runtime)
     sharding_of = _flatten(shardings, head)
     params: dict[str, Any] = {}
     broken: list[str] = []

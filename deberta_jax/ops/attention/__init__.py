@@ -12,6 +12,7 @@ Where to look:
 """
 
 from deberta_jax.ops.attention.entry import (
+    check_name,
     choose_implementation,
     disentangled_attention,
     expected_implementation,
@@ -25,6 +26,7 @@ __all__ = [
     "WHOLE_SCORES",
     "AttentionInputs",
     "attend_with_scores",
+    "check_name",
     "choose_implementation",
     "disentangled_attention",
     "expected_implementation",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, did_you_mean, shown
 from deberta_jax.ops.attention.dropout import MAX_LENGTH
 from deberta_jax.ops.attention.implementations import BUILT_IN, IMPLEMENTATIONS, check_result
 from deberta_jax.ops.attention.inputs import AttentionInputs
@@ -127,6 +127,17 @@ def _whole_bias(bias: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return bias if bias.ndim == 4 else bias[None]
 
 
+def check_name(implementation: str) -> None:
+    """Checks that there is an implementation with this name. Raises InputError otherwise."""
+    names = ("auto", *IMPLEMENTATIONS)
+    if implementation not in names:
+        renamed = "'shift' is now called 'xla'; " if implementation == "shift" else ""
+        near = "" if renamed else did_you_mean(implementation, names)
+        raise InputError(
+            f"attention={shown(implementation)}: {renamed}expected one of {', '.join(map(repr, names))}{near}"
+        )
+
+
 def choose_implementation(implementation: str, dtype: Any, *, whole_scores: bool) -> str:
     """Returns the name of the implementation to use; for ``auto`` the fastest one of this process's backend.
 
@@ -148,11 +159,7 @@ def choose_implementation(implementation: str, dtype: Any, *, whole_scores: bool
         name, reason = _fastest(backend, jnp.dtype(dtype).name, whole_scores, _kernel_agrees)
         _log_choice(backend, name, reason)
         return name
-    if implementation not in IMPLEMENTATIONS:
-        renamed = "'shift' is now called 'xla'; " if implementation == "shift" else ""
-        raise InputError(
-            f"attention={implementation!r}: {renamed}expected one of 'auto', {', '.join(map(repr, IMPLEMENTATIONS))}"
-        )
+    check_name(implementation)
     if whole_scores and not IMPLEMENTATIONS[implementation].whole_scores:
         able = [name for name, other in IMPLEMENTATIONS.items() if other.whole_scores]
         raise InputError(
