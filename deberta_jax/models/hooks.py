@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from deberta_jax.errors import InputError, brief
 from deberta_jax.models.attention import SelfAttention
-from deberta_jax.models.base import Model
+from deberta_jax.models.base import Model, Output, Params
 from deberta_jax.models.encoder import Encoder, Layer
 
 _WEIGHTS = ("deberta", "encoder", "layers", "*", "attention", "self", "weights")
@@ -26,14 +26,14 @@ Edit = Callable[..., jax.Array]
 
 
 def capture(
-    model: Model,
-    params: Mapping[str, Any],
+    model: Model[Output],
+    params: Params,
     *args: Any,
     at: str | Sequence[str],
     edits: Mapping[str, Edit] | None = None,
     rngs: dict[str, jax.Array] | None = None,
     **inputs: Any,
-) -> tuple[Any, dict[str, jax.Array]]:
+) -> tuple[Output, dict[str, jax.Array]]:
     """Runs a model and returns outputs of its modules by path, such as ``deberta/encoder/layers/3/attention``.
 
     Paths are those of the parameter tree, with the number of the layer, from 0, after ``layers``. A pattern is matched
@@ -74,21 +74,21 @@ def capture(
     shown = inputs.get("output_attentions", False)
     inputs["output_attentions"] = shown or wants_weights
     with nn.intercept_methods(recorder):
-        output = model.clone(remat="none").apply({"params": params}, *args, rngs=rngs, **inputs)
+        output: Any = model.clone(remat="none")(params, *args, rngs=rngs, **inputs)
     recorder.check_all_matched()
     if wants_weights and not shown:
-        output = dataclasses.replace(output, attentions=None)  # pyright: ignore[reportArgumentType]
+        output = dataclasses.replace(output, attentions=None)
     return output, recorder.values
 
 
 def patch(
-    model: Model,
-    params: Mapping[str, Any],
+    model: Model[Output],
+    params: Params,
     *args: Any,
     edits: Mapping[str, Edit],
     rngs: dict[str, jax.Array] | None = None,
     **inputs: Any,
-) -> Any:
+) -> Output:
     """Runs a model with the outputs of some of its modules changed, and returns its output.
 
     This sets head 2 of the fourth layer to zero::
@@ -139,7 +139,7 @@ class _Recorder:
                     return self.visit(self.path(), call(*args, **kwargs))
         if isinstance(module, SelfAttention) and method == SelfAttention.position_tables.__name__:
             return self.tables(module, lambda: call(*args, **kwargs))
-        if method != "__call__" or self.passes:
+        if method != "__call__" or self.passes or isinstance(module, Model):
             return call(*args, **kwargs)
         if isinstance(module, Layer):
             with self.inside(args[2].layer):

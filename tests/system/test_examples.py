@@ -34,6 +34,14 @@ RUNS = {
     ),
     "typed_script.py": (
         r"tokens \d+ to \d+ of \d+: .*\npipeline: .*, score 0\.\d+, \d+ candidates\nlargest .* saving: 0\.0\n",
+    "attention_bias.py": (
+        r"bias changes states by [1-9].*\nbias and modifier agree: True\n.*shape \(4, 23\)\n.*reloaded: True\n"
+        r"an own function changes states by [1-9]",
+        {},
+    ),
+    "attention_maps.py": (
+        r"embeddings \(4, 64\).*\n3 layers of weights \(4, 4, \d+, \d+\)\nmaps are in .*\n"
+        r"without head 2 .* by 0\.[1-9]",
         {},
     ),
     "training_loop.py": (r"step 20: loss 0\.\d{4}\nrestored the state of step 20 on 1 devices", {}),
