@@ -13,11 +13,11 @@ from deberta_jax.ops.attention import AttentionInputs
 TINY = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
 CONFIG = PRESETS["deberta-v3-base"].replace(vocab_size=300, initializer_range=0.2, **TINY)
 HEADS, LENGTH = 4, 12
-SLOPES = 2.0 ** -np.arange(1, HEADS + 1)
+FACTORS = 2.0 ** -np.arange(1, HEADS + 1)
 
 
 def alibi(scores: jax.Array, *, layer: jax.Array, query_index: jax.Array, key_index: jax.Array) -> jax.Array:
-    return scores - jnp.asarray(SLOPES, scores.dtype)[:, None, None] * jnp.abs(query_index - key_index)
+    return scores - jnp.asarray(FACTORS, scores.dtype)[:, None, None] * jnp.abs(query_index - key_index)
 
 
 def content_only(inputs: AttentionInputs) -> jax.Array:
@@ -32,7 +32,7 @@ def main(directory: str) -> None:
     plain = model(params, ids).last_hidden_state
 
     distance = np.arange(-(LENGTH - 1), LENGTH)  # query - key, the order of a bias by distance
-    bias = jnp.asarray(-SLOPES[:, None] * np.abs(distance), jnp.float32)
+    bias = jnp.asarray(-FACTORS[:, None] * np.abs(distance), jnp.float32)
     biased = model(params, ids, attention_bias=bias).last_hidden_state
     modified = DebertaEncoder(CONFIG, score_modifier=alibi)(params, ids).last_hidden_state
     print(f"the bias changes states by {jnp.abs(biased - plain).max():.2f}")

@@ -34,6 +34,8 @@ RUNS = {
     ),
     "typed_script.py": (
         r"tokens \d+ to \d+ of \d+: .*\npipeline: .*, score 0\.\d+, \d+ candidates\nlargest .* saving: 0\.0\n",
+        {},
+    ),
     "attention_bias.py": (
         r"bias changes states by [1-9].*\nbias and modifier agree: True\n.*shape \(4, 23\)\n.*reloaded: True\n"
         r"an own function changes states by [1-9]",
