@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deberta_jax.config_json import (
+    ACTIVATIONS,
     BASE,
     MOST_LABELS,
     NO_EFFECT,
@@ -25,31 +26,6 @@ from deberta_jax.config_json import (
     split_terms,
 )
 from deberta_jax.errors import InputError, did_you_mean, shown
-
-ACTIVATIONS = (
-    "gelu",
-    "gelu_10",
-    "gelu_accurate",
-    "gelu_fast",
-    "gelu_new",
-    "gelu_python",
-    "gelu_python_tanh",
-    "gelu_pytorch_tanh",
-    "hardswish",
-    "laplace",
-    "leaky_relu",
-    "linear",
-    "mish",
-    "quick_gelu",
-    "relu",
-    "relu2",
-    "relu6",
-    "sigmoid",
-    "silu",
-    "sqrtsoftplus",
-    "swish",
-    "tanh",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,31 @@ _POOLING = {"hidden_size": "pooler_hidden_size", "dropout": "pooler_dropout", "h
 # At most this many unknown keys are compared with the names of fields. No real file has more.
 _MOST_COMPARED = 1000
 
+ACTIVATIONS = (
+    "gelu",
+    "gelu_10",
+    "gelu_accurate",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_python",
+    "gelu_python_tanh",
+    "gelu_pytorch_tanh",
+    "hardswish",
+    "laplace",
+    "leaky_relu",
+    "linear",
+    "mish",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "sqrtsoftplus",
+    "swish",
+    "tanh",
+)
+
 MOST_LABELS = 1_000_000
 """Largest number of labels of a model."""
 

@@ -80,10 +80,9 @@ def convert(
     kind = None if dtype is None else as_dtype(dtype)
     target = Path(destination).expanduser()
     _check_destination(destination, target, to, max_shard_size)
-    new_head = None if new_head is None else random_key(new_head)
-    _check_head(head, id2label, new_head)
+    key = _head_key(head, id2label, new_head)
     opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model, check="full", rename=rename)
-    plan = _plan(opened, head, id2label, new_head)
+    plan = _plan(opened, head, id2label, key)
     broken: list[str] = []
     bare = not plan.parts and layout == "hf"
     done = itertools.count(1)
@@ -133,14 +132,15 @@ def _check_destination(destination: str | Path, target: Path, to: str, max_shard
         check_free(target, overwrite=False)
 
 
-def _check_head(
-    head: str | None, id2label: Sequence[str] | Mapping[int, str] | None, new_head: jax.Array | None
-) -> None:
-    """Raises InputError for labels or a new head without a head that has them."""
+def _head_key(
+    head: str | None, id2label: Sequence[str] | Mapping[int, str] | None, new_head: jax.Array | int | None
+) -> jax.Array | None:
+    """Returns the random key of a new head. Raises InputError for labels or a new head without a head for them."""
     if head is None and (new_head is not None or id2label is not None):
         raise InputError("a new head, or labels: of which head? Name it (head=..., on the command line --head)")
     if id2label is not None and head in HEADS and not HEADS[head].named_labels:
         raise InputError(f"labels: {head} has none to choose")
+    return None if new_head is None else random_key(new_head)
 
 
 def _write_other_files(directory: AnyPath, files: Sequence[AnyPath], config: str) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deberta_jax.config import ACTIVATIONS as NAMES
+from deberta_jax.config_json import ACTIVATIONS as NAMES
 from deberta_jax.ops.activations import ACTIVATIONS, activate
 from deberta_jax.ops.convolution import token_convolution
 from deberta_jax.ops.normalization import layer_norm
