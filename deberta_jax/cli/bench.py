@@ -1,17 +1,15 @@
 """``deberta-jax bench``: measures throughput, utilisation, memory and compile time on this machine."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Literal
-
-from tqdm import tqdm
 
 from deberta_jax.benchmarking.cases import make_cases
 from deberta_jax.benchmarking.results import check_outputs, format_table, plot, write_rows
 from deberta_jax.benchmarking.timing import measure_all
 from deberta_jax.cli.output import json_text
 from deberta_jax.errors import InputError
+from deberta_jax.progress import progress_bar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +50,10 @@ def run(args: Args) -> None:
     )
     measured = measure_all(cases, steps=args.steps)
     rows = []
-    for row in tqdm(measured, total=len(cases), desc="benchmarks", leave=False, file=sys.stderr):
+    for row in progress_bar(iterable=measured, total=len(cases), desc="benchmarks", leave=False):
         print(json_text(row), flush=True)
         rows.append(row)
-    print("\n".join(format_table(rows)), file=sys.stderr)
+    print("\n".join(format_table(rows)))
     if args.record:
         write_rows(rows, args.record)
     if args.plot:

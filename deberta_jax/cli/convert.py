@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from tqdm import tqdm
 
 from deberta_jax import storage
-from deberta_jax.cli.progress import update_of
 from deberta_jax.cli.text import print_text
+from deberta_jax.progress import progress_bar, update_of
 from deberta_jax.weights.conversion import convert
 from deberta_jax.weights.report import Report
 
@@ -61,7 +60,7 @@ def run(args: Args) -> None:
     """Converts, and prints what became of every tensor."""
     if args.report is not None:
         storage.check_output_file("--report", str(args.report))
-    with tqdm(unit=" tensors", disable=None, leave=False) as bar:
+    with progress_bar(unit=" tensors", leave=False) as bar:
         report = _convert(args, update_of(bar))
     if args.report is not None:
         with storage.output_text("--report", str(args.report)) as file:

@@ -11,6 +11,7 @@ import tyro
 from deberta_jax import storage
 from deberta_jax.errors import InputError, printable, printable_lines
 from deberta_jax.plugins import import_plugins
+from deberta_jax.progress import take_progress_option
 
 # Command -> what it does. The module of that name in this package has run, and Args or parse.
 COMMANDS = {
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(argv: list[str]) -> None:
     """Runs a command; turns errors into one line and an exit code."""
     try:
-        argv = import_plugins(argv)
+        argv = take_progress_option(import_plugins(argv))
         command = importlib.import_module(f"deberta_jax.cli.{argv[0]}")
         command.run(command.parse(argv[1:]) if hasattr(command, "parse") else parse(command.Args, argv))
     except InputError as error:
@@ -114,8 +115,9 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     plugin = "--plugin MODULE, with any command, imports a Python module of yours that adds heads or kinds of task"
+    progress = "--progress auto|bar|lines|none: auto is a bar in a terminal, and elsewhere a line every ten seconds"
     first = "usage: deberta-jax COMMAND ...; `deberta-jax COMMAND --help` lists its arguments"
-    return "\n".join([first, "", *lines, "", plugin])
+    return "\n".join([first, "", *lines, "", plugin, progress])
 
 
 def _fail(message: str, code: int = 2) -> None:

@@ -1,7 +1,6 @@
 """``deberta-jax plan``: estimates memory, speed and cost of a run by compiling it for devices that are not here."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,6 +11,7 @@ from deberta_jax.cli.text import print_text
 from deberta_jax.planning.options import PlanOptions, check_options, make_plans
 from deberta_jax.planning.page import write_page
 from deberta_jax.planning.scaling import scaling_points
+from deberta_jax.progress import progress_bar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,4 +40,4 @@ def run(args: Args) -> None:
 
 
 def _bar(total: int) -> tqdm:
-    return tqdm(total=total, desc="compiling", unit="program", file=sys.stderr, leave=False, disable=None)
+    return progress_bar(total=total, desc="compiling", unit="program", leave=False)

@@ -1,16 +1,15 @@
 """``deberta-jax prepare``: tokenizes text into a directory of shards for pre-training."""
 
 import dataclasses
-import sys
 from typing import Annotated
 
 import tyro
 from tqdm import tqdm
 
 from deberta_jax import hub
-from deberta_jax.cli.progress import update_of
 from deberta_jax.data.documents import CorpusOptions
 from deberta_jax.data.prepare import SHARD_TOKENS, Prepare, PrepareProgress, prepare
+from deberta_jax.progress import progress_bar, update_of
 from deberta_jax.text import load_tokenizer
 
 
@@ -45,7 +44,7 @@ def run(args: Args) -> None:
     options.check()
     tokenizer = load_tokenizer(hub.resolve(args.tokenizer, files=hub.TEXT_FILES))
     # The delay: input that is refused at once gets its line without an empty bar above it.
-    with tqdm(unit="B", unit_scale=True, desc="preparing", file=sys.stderr, mininterval=0.5, delay=0.5) as bar:
+    with progress_bar(unit="B", unit_scale=True, desc="preparing", mininterval=0.5, delay=0.5) as bar:
         manifest = prepare(options, tokenizer, _progress_of(bar))
     print(
         f"{args.output}: {manifest['documents']} documents, {manifest['tokens']} tokens in {len(manifest['shards'])} "

@@ -1,15 +1,14 @@
 """Fine-tunes a model on a task of any kind: makes the run's ``Job`` from files and a model directory, and runs it."""
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from deberta_jax import storage
 from deberta_jax.inference.predict import Predictor
+from deberta_jax.progress import progress_bar
 from deberta_jax.training.directory import Result
 from deberta_jax.training.distributed import is_writer
 from deberta_jax.training.experiment import Finetune
@@ -69,7 +68,7 @@ def make_job(resolved: ResolvedExperiment, directory: Path) -> Job:
 
     def evaluate(params, tick):
         total = len(evaluated.lengths)
-        with tqdm(total=total, desc="evaluating", leave=False, file=sys.stderr, disable=not is_writer()) as bar:
+        with progress_bar(total=total, desc="evaluating", leave=False, disable=not is_writer()) as bar:
 
             def progress(done: int) -> None:
                 tick()

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from deberta_jax import storage
 from deberta_jax.data.batches import Size
+from deberta_jax.progress import progress_bar
 from deberta_jax.training.finite import ADVICE, NotFinite
 from deberta_jax.training.plots import write_curves
 
@@ -78,12 +79,11 @@ class RunLog:
         self.entries = _read_entries(self.path, start, evaluated)
         if writer:
             storage.write_json_lines(self.path, self.entries)
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=total,
             initial=start,
             unit="step",
             dynamic_ncols=True,
-            file=sys.stderr,
             mininterval=0.5,
             disable=not writer,
         )
