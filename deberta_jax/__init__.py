@@ -26,6 +26,7 @@ from deberta_jax.models import (
     init_params,
     patch,
     prepare_for_inference,
+    summary,
 )
 from deberta_jax.ops.attention import register_attention
 from deberta_jax.presets import PRESETS
@@ -68,6 +69,7 @@ __all__ = [
     "resize_vocabulary",
     "save_pretrained",
     "sharding",
+    "summary",
     "tasks",
     "text",
     "train_tokenizer",

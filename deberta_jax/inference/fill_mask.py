@@ -24,7 +24,7 @@ from deberta_jax.weights import Check
 FILL_MASK = "fill-mask"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MaskFiller:
     """Predicts the most probable tokens for each [MASK] of a text. Threads may share one, and it can be pickled.
 
@@ -45,6 +45,9 @@ class MaskFiller:
     forward: Callable[..., Any]
     rows: int
     max_length: int
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
 
     def __copy__(self) -> "MaskFiller":
         return dataclasses.replace(self)

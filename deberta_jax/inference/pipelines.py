@@ -48,7 +48,7 @@ Input = TypeVar("Input")
 Answer = TypeVar("Answer")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Loaded:
     """Holds a trained model, its parameters and tokenizer, and the predictor that applies it to a data set.
 
@@ -64,6 +64,9 @@ class Loaded:
     predictor: Predictor
     _: dataclasses.KW_ONLY
     non_finite: NonFinite = "refuse"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
 
     def __copy__(self) -> "Loaded":
         return dataclasses.replace(self)
@@ -107,7 +110,7 @@ class Loaded:
         return features
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TaskPipeline(Loaded, Generic[Input, Answer]):
     """Answers inputs with a trained model. Call it with one input or a list of inputs.
 

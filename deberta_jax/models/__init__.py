@@ -18,6 +18,7 @@ from deberta_jax.models.outputs import EncoderOutput, HeadOutput, ProjectionInpu
 from deberta_jax.models.parameters import abstract_params, init_params, logical_axes, reinitialize_layers
 from deberta_jax.models.prepare import prepare_for_inference
 from deberta_jax.models.registry import HEADS, HeadSpec, all_parts, head_spec, spec_of_model
+from deberta_jax.models.summary import summary
 
 __all__ = [
     "HEADS",
@@ -45,4 +46,5 @@ __all__ = [
     "patch",
     "prepare_for_inference",
     "reinitialize_layers",
+    "summary",
 ]

@@ -79,6 +79,16 @@ class Model(nn.Module, Generic[Output]):
         check_name(self.attention)
         super().__post_init__()
 
+    def __repr__(self) -> str:
+        c = self.config
+        chosen = "".join(
+            f", {field.name}={getattr(value, '__name__', None) or repr(value)}"
+            for field in dataclasses.fields(Runtime)
+            if (value := getattr(self, field.name)) != field.default
+        )
+        parts = f"{c.model_type}, {c.num_hidden_layers} layers of width {c.hidden_size}, vocabulary {c.vocab_size}"
+        return f"{type(self).__name__}({parts}{chosen})"
+
     @property
     def runtime(self) -> Runtime:
         """Returns the runtime choices as one object, which all layers take."""

@@ -19,7 +19,7 @@ TRUNCATIONS = ("longest_first", "only_first", "only_second", False)
 PADDINGS = (False, "longest", "max_length", "buckets")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Encoding:
     """Holds a batch of encoded texts; `enc.input_ids` and `enc["input_ids"]` are the same.
 
@@ -46,6 +46,10 @@ class Encoding:
     overflow_to_sample_mapping: Any = None
     word_ids: Any = None
 
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {_shape(getattr(self, name))}" for name in self.keys())
+        return f"Encoding({shapes})"
+
     def keys(self) -> list[str]:
         """Returns the names of the fields that are not None. Together with `[]`, `dict(enc)` and `f(**enc)` work."""
         return [f.name for f in fields(self) if getattr(self, f.name) is not None]
@@ -54,6 +58,11 @@ class Encoding:
         if name not in self.keys():
             raise KeyError(f"{name}: this encoding holds {', '.join(self.keys())}")
         return getattr(self, name)
+
+
+def _shape(value: Any) -> str:
+    """Returns the shape of a field; of rows of different lengths their number."""
+    return f"{list(value.shape)}" if hasattr(value, "shape") else f"of {len(value)} rows"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from deberta_jax.models import capture, patch
+from deberta_jax.models import capture, patch, summary
 from tests.cases import Case, execute, to_tree
 from tests.parity import hugging_face
 
@@ -43,6 +43,16 @@ def run_with_hooks(model, batch, hooks):
     for handle in handles:
         handle.remove()
     return logits
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_summary_counts_the_parameters_of_transformers(case):
+    torch_model, _ = hugging_face.build(case)
+    total = sum(parameter.numel() for parameter in torch_model.parameters())
+    layer = sum(parameter.numel() for parameter in torch_model.deberta.encoder.layer[0].parameters())
+    found = summary(case.model())
+    assert f"{total:,} parameters" in found
+    assert f"3 layers of {layer:,}" in found
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
