@@ -9,38 +9,58 @@ out = model(params, **enc)
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from deberta_jax import hub as _hub
-from deberta_jax import losses, models, sharding
-from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import InputError
-from deberta_jax.inference.pipelines import pipeline
-from deberta_jax.models import (
-    DebertaEncoder,
-    DebertaForMaskedLM,
-    DebertaForMultipleChoice,
-    DebertaForQuestionAnswering,
-    DebertaForReplacedTokenDetection,
-    DebertaForSequenceClassification,
-    DebertaForTokenClassification,
-    capture,
-    init_params,
-    patch,
-    prepare_for_inference,
-    summary,
-)
-from deberta_jax.ops.attention import register_attention
-from deberta_jax.presets import PRESETS
-from deberta_jax.text import Tokenizer, train_tokenizer
-from deberta_jax.text import load_tokenizer as _load_tokenizer
-from deberta_jax.weights import from_pretrained, resize_vocabulary, save_pretrained
-
 if TYPE_CHECKING:
-    from deberta_jax import data, inference, tasks, text, training, weights
+    from deberta_jax import data, inference, losses, models, sharding, tasks, text, training, weights
+    from deberta_jax.config import DebertaConfig
+    from deberta_jax.errors import InputError
+    from deberta_jax.inference.pipelines import pipeline
+    from deberta_jax.models import (
+        DebertaEncoder,
+        DebertaForMaskedLM,
+        DebertaForMultipleChoice,
+        DebertaForQuestionAnswering,
+        DebertaForReplacedTokenDetection,
+        DebertaForSequenceClassification,
+        DebertaForTokenClassification,
+        capture,
+        init_params,
+        patch,
+        prepare_for_inference,
+        summary,
+    )
+    from deberta_jax.ops.attention import register_attention
+    from deberta_jax.presets import PRESETS
+    from deberta_jax.text import Tokenizer, train_tokenizer
+    from deberta_jax.weights import from_pretrained, resize_vocabulary, save_pretrained
 
 __version__ = "0.1.0"
 
-# Imported when they are first used.
-_SUBMODULES = ("data", "inference", "tasks", "text", "training", "weights")
+_SUBMODULES = ("data", "inference", "losses", "models", "sharding", "tasks", "text", "training", "weights")
+
+# Where the names are that are imported when they are first used: nobody waits for what a program does not use.
+_SOURCES = {
+    "config": ("DebertaConfig",),
+    "errors": ("InputError",),
+    "inference.pipelines": ("pipeline",),
+    "models": (
+        "DebertaEncoder",
+        "DebertaForMaskedLM",
+        "DebertaForMultipleChoice",
+        "DebertaForQuestionAnswering",
+        "DebertaForReplacedTokenDetection",
+        "DebertaForSequenceClassification",
+        "DebertaForTokenClassification",
+        "capture",
+        "init_params",
+        "patch",
+        "prepare_for_inference",
+        "summary",
+    ),
+    "ops.attention": ("register_attention",),
+    "presets": ("PRESETS",),
+    "text": ("Tokenizer", "train_tokenizer"),
+    "weights": ("from_pretrained", "resize_vocabulary", "save_pretrained"),
+}
 
 __all__ = [
     "PRESETS",
@@ -83,14 +103,19 @@ if not TYPE_CHECKING:  # a type checker would give every misspelt name the type 
     def __getattr__(name: str) -> Any:
         if name in _SUBMODULES:
             return importlib.import_module(f"deberta_jax.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        source = next((source for source, names in _SOURCES.items() if name in names), None)
+        if source is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"deberta_jax.{source}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
     return __all__
 
 
-def load_tokenizer(name_or_dir: str, *, rule: str | None = None, revision: str | None = None) -> Tokenizer:
+def load_tokenizer(name_or_dir: str, *, rule: str | None = None, revision: str | None = None) -> "Tokenizer":
     """Loads the tokenizer of a directory or a hub id.
 
     Args:
@@ -101,4 +126,7 @@ def load_tokenizer(name_or_dir: str, *, rule: str | None = None, revision: str |
     Raises:
       InputError: there is no such directory or hub id, or it has no tokenizer files.
     """
-    return _load_tokenizer(_hub.resolve(name_or_dir, revision=revision, files=_hub.TEXT_FILES), rule=rule)
+    from deberta_jax import hub
+    from deberta_jax.text import load_tokenizer as load
+
+    return load(hub.resolve(name_or_dir, revision=revision, files=hub.TEXT_FILES), rule=rule)

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -28,7 +29,8 @@ def use_compilation_cache() -> Path | None:
     Returns:
       The directory; None if the setting or a program decides otherwise, or if it cannot be written.
     """
-    if _SETTING in os.environ or jax.config.jax_compilation_cache_dir is not None:
+    config: Any = jax.config  # its attributes are not declared in every version of JAX
+    if _SETTING in os.environ or config.jax_compilation_cache_dir is not None:
         return None
     cache = storage.cache_directory()
     if cache is None:
@@ -41,10 +43,10 @@ def use_compilation_cache() -> Path | None:
     except OSError as error:
         _log.info("compiled programs are not kept (%s)", storage.explain(error))
         return None
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
+    config.update("jax_compilation_cache_dir", str(directory))
+    config.update("jax_compilation_cache_max_size", _MOST_BYTES)
     # By default JAX keeps only what took a second to compile; a run has hundreds of smaller programs.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # Without this JAX goes on as it was set when the process compiled its first program.
     compilation_cache.reset_cache()
     return directory
