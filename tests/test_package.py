@@ -43,6 +43,9 @@ def test_importing_prints_nothing_starts_no_device_and_brings_no_torch():
     script = (
         "import sys, json, logging\n"
         "import deberta_jax\n"
+        "assert 'jax' not in sys.modules\n"
+        "for name in deberta_jax.__all__: getattr(deberta_jax, name)\n"
+        "assert 'jax' in sys.modules\n"
         "assert logging.root.handlers == []\n"
         "print(json.dumps(sorted(sys.modules)), file=sys.__stderr__)\n"
         "import jax; jax.devices()\n"
