@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from deberta_jax.errors import InputError
 from deberta_jax.text import load_tokenizer
 from deberta_jax.weights import inspect
 from tests.pickles import attacks
@@ -27,13 +28,20 @@ def outcome(read: Callable[[Path], Any], path: Path) -> dict[str, Any]:
     return {"kind": kind, "message": message[:5000], "seconds": time.process_time() - start}
 
 
+def inspect_strictly(path: Path) -> None:
+    """Raises what the command line of ``inspect`` ends with, after it has printed what is in the file."""
+    problem = inspect(path).problem
+    if problem:
+        raise InputError(problem)
+
+
 def attack(group: str, form: str, folder: Path) -> None:
     """Reads each file of a group; only a config inside a file has none beside it."""
     one = np.zeros(1, np.float32)
     if group != "CONFIGS":
         (folder / "config.json").write_text(json.dumps(raw_config("v3")))
     path = folder / ("bpe_encoder.bin" if group == "VOCABULARIES" else "pytorch_model.bin")
-    read = load_tokenizer if group == "VOCABULARIES" else inspect
+    read = load_tokenizer if group == "VOCABULARIES" else inspect_strictly
     for name, make in getattr(attacks, group).items():
         zipped = form == "zip"
         path.write_bytes(zip_bytes(make(), {"0": one.tobytes()}) if zipped else torch_legacy(make(), {"0": one}))
