@@ -1,6 +1,7 @@
 """``deberta-jax bench``: measures throughput, utilisation, memory and compile time on this machine."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +54,7 @@ def run(args: Args) -> None:
     for row in progress_bar(iterable=measured, total=len(cases), desc="benchmarks", leave=False):
         print(json_text(row), flush=True)
         rows.append(row)
-    print("\n".join(format_table(rows)))
+    print("\n".join(format_table(rows)), file=sys.stderr)
     if args.record:
         write_rows(rows, args.record)
     if args.plot:
