@@ -9,6 +9,8 @@ out = model(params, **enc)
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from deberta_jax.lazy import load_name
+
 if TYPE_CHECKING:
     from deberta_jax import data, inference, losses, models, sharding, tasks, text, training, weights
     from deberta_jax.config import DebertaConfig
@@ -37,7 +39,7 @@ __version__ = "0.1.0"
 
 _SUBMODULES = ("data", "inference", "losses", "models", "sharding", "tasks", "text", "training", "weights")
 
-# Where the names are that are imported when they are first used: nobody waits for what a program does not use.
+# Where the names are that are imported when they are first used.
 _SOURCES = {
     "config": ("DebertaConfig",),
     "errors": ("InputError",),
@@ -103,11 +105,7 @@ if not TYPE_CHECKING:  # a type checker would give every misspelt name the type 
     def __getattr__(name: str) -> Any:
         if name in _SUBMODULES:
             return importlib.import_module(f"deberta_jax.{name}")
-        source = next((source for source, names in _SOURCES.items() if name in names), None)
-        if source is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"deberta_jax.{source}"), name)
-        globals()[name] = value
+        value = globals()[name] = load_name(__name__, name, _SOURCES)
         return value
 
 

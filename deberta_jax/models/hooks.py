@@ -6,7 +6,6 @@ The loop runs one layer's code for all layers, so what it computes cannot be rea
 
 import contextlib
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deberta_jax.errors import InputError, brief
+from deberta_jax.errors import InputError, brief, did_you_mean
 from deberta_jax.models.attention import SelfAttention
 from deberta_jax.models.base import Model, Output, Params
 from deberta_jax.models.encoder import Encoder, Layer
@@ -247,9 +246,8 @@ class _Recorder:
                 raise InputError(f"edits: {brief(pattern)!r}: weights cannot be changed; scores can, by score_modifier")
             count = len(PurePosixPath(pattern).parts)
             ends = sorted({"/".join(path.split("/")[-count:]) for path in self.seen})
-            near = difflib.get_close_matches(pattern, ends, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "capture(..., at='*') returns all that there are"
-            raise InputError(f"no module of the model matches {brief(pattern)!r}; {hint}")
+            hint = did_you_mean(pattern, ends) or "; capture(..., at='*') returns all that there are"
+            raise InputError(f"no module of the model matches {brief(pattern)!r}{hint}")
 
 
 def _numbered(path: tuple[str, ...], layer: int | None) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ a state (``init_state``, ``parameter_shardings``), a step (``train_step``), and 
 the same functions. Names are imported when they are first used.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from deberta_jax.lazy import load_name
 
 if TYPE_CHECKING:
     from deberta_jax.data.batches import TrainingBatches, batches, read_ahead
@@ -79,10 +80,7 @@ __all__ = [
 if not TYPE_CHECKING:  # a type checker would give every misspelt name the type Any
 
     def __getattr__(name: str) -> Any:
-        for module, names in _MODULES.items():
-            if name in names:
-                return getattr(importlib.import_module(f"deberta_jax.{module}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return load_name(__name__, name, _MODULES)
 
 
 def __dir__() -> list[str]:
