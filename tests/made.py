@@ -26,6 +26,7 @@ from deberta_jax import DebertaConfig, DebertaForSequenceClassification, init_pa
 from deberta_jax.cli.main import main
 from deberta_jax.models import Model
 from deberta_jax.text import Tokenizer
+from deberta_jax.training.experiment import Finetune
 from deberta_jax.training.logging import TIMES
 
 # A shell's background jobs begin with SIGINT ignored, and so would every process that a test starts and interrupts.
@@ -143,6 +144,13 @@ class Task:
     @property
     def blank(self) -> Path:
         return self.home / "blank"
+
+    def experiment(self, output: Path, **settings: Any) -> Finetune:
+        """A run from the blank model, with the defaults of ``Finetune`` for what is not given."""
+        files = {"train": str(self.home / "train.csv"), "eval": str(self.home / "eval.csv")}
+        columns = {"text": ("sentence",), "label": "kind"}
+        blank = {"model": str(self.blank), "from_scratch": True}
+        return Finetune(**{**blank, **files, **columns, "output": str(output), **settings})
 
     def arguments(self, output: Path, *more: str) -> list[str]:
         """Of a run that learns the task; later ones win."""

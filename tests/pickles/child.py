@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from deberta_jax.errors import InputError
 from deberta_jax.text import load_tokenizer
-from deberta_jax.weights import inspect
 from tests.pickles import attacks
-from tests.weights.files import raw_config, torch_legacy, zip_bytes
+from tests.weights.files import inspect_strictly, raw_config, torch_legacy, zip_bytes
 
 
 def outcome(read: Callable[[Path], Any], path: Path) -> dict[str, Any]:
@@ -26,13 +24,6 @@ def outcome(read: Callable[[Path], Any], path: Path) -> dict[str, Any]:
     except Exception as error:
         kind, message = type(error).__name__, str(error)
     return {"kind": kind, "message": message[:5000], "seconds": time.process_time() - start}
-
-
-def inspect_strictly(path: Path) -> None:
-    """Raises what the command line of ``inspect`` ends with, after it has printed what is in the file."""
-    problem = inspect(path).problem
-    if problem:
-        raise InputError(problem)
 
 
 def attack(group: str, form: str, folder: Path) -> None:

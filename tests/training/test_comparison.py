@@ -120,17 +120,7 @@ def test_settings_of_a_grid_reach_the_parts_of_an_experiment():
 
 @pytest.mark.system
 def test_a_sweep_runs_every_combination_once_and_grows(task, tmp_path, one_device):
-    e = training.Finetune(
-        model=str(task.blank),
-        from_scratch=True,
-        train=str(task.home / "train.csv"),
-        eval=str(task.home / "eval.csv"),
-        text=("sentence",),
-        label="kind",
-        output=str(tmp_path / "sweep"),
-        max_length=16,
-        epochs=1,
-    )
+    e = task.experiment(tmp_path / "sweep", max_length=16, epochs=1)
     e = with_settings(e, {"keep_state": 0})
     grid = {"learning_rate": [1e-3, 3e-3]}
     first = training.sweep(e, grid)

@@ -18,7 +18,7 @@ from deberta_jax import (
     from_pretrained,
 )
 from deberta_jax.models.outputs import HeadOutput, SpanOutput
-from deberta_jax.training import Distillation, Finetune, init_state, train_step
+from deberta_jax.training import Distillation, init_state, train_step
 from deberta_jax.training.distillation import (
     Teacher,
     attention_loss,
@@ -75,17 +75,8 @@ def teacher(tmp_path_factory):
 
 
 def experiment(task, output, **more):
-    return Finetune(
-        train=str(task.home / "train.csv"),
-        eval=str(task.home / "eval.csv"),
-        text=("sentence",),
-        label="kind",
-        output=str(output),
-        max_length=16,
-        epochs=1,
-        dropout=0.0,
-        **more,
-    )
+    usual = {"model": "", "from_scratch": False, "max_length": 16, "epochs": 1, "dropout": 0.0}
+    return task.experiment(output, **{**usual, **more})
 
 
 def real_tokens(batch):

@@ -196,16 +196,6 @@ def test_a_sample_of_the_epochs_is_followed_by_a_count_that_holds_any_batch(monk
 
 
 def test_a_dry_run_of_a_great_many_epochs(task, tmp_path, one_device):
-    experiment = Finetune(
-        model=str(task.blank),
-        from_scratch=True,
-        train=str(task.home / "train.csv"),
-        eval=str(task.home / "eval.csv"),
-        text=("sentence",),
-        label="kind",
-        output=str(tmp_path / "run"),
-        epochs=300_000_000,
-        max_length=2**31 - 1,
-    )
+    experiment = task.experiment(tmp_path / "run", epochs=300_000_000, max_length=2**31 - 1)
     _, job = plan_finetune(experiment)
     assert describe_job(job, compiled=False)["steps"] == 3 * 300_000_000

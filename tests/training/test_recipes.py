@@ -36,19 +36,8 @@ def test_a_recipe_names_its_source_and_the_published_score(name, score, script):
 
 @pytest.mark.parametrize(("warmup", "said"), [(23, False), (24, True), (0.9, False)])
 def test_a_warm_up_as_long_as_the_run_is_said(task, tmp_path, one_device, caplog, warmup, said):
-    e = Finetune(
-        model=str(task.blank),
-        from_scratch=True,
-        train=str(task.home / "train.csv"),
-        eval=str(task.home / "eval.csv"),
-        text=("sentence",),
-        label="kind",
-        output=str(tmp_path / "run"),
-        max_length=16,
-        epochs=4,
-        batch_size=16,
-        optimization=Optimization(warmup=warmup),
-    )
+    optimization = Optimization(warmup=warmup)
+    e = task.experiment(tmp_path / "run", max_length=16, epochs=4, batch_size=16, optimization=optimization)
     with caplog.at_level(logging.WARNING, logger="deberta_jax"):
         describe_job(plan_finetune(e)[1], compiled=False)
     assert ("only rises" in caplog.text) == said

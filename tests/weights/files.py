@@ -5,13 +5,15 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.weights import names
+from deberta_jax.errors import InputError
+from deberta_jax.weights import inspect, names
 from tests.cases import BASE, draw_weights
 
 SMALL = {
@@ -25,6 +27,13 @@ SMALL = {
 
 def raw_config(base: str, **options: Any) -> dict[str, Any]:
     return {**BASE[base], **SMALL, **options}
+
+
+def inspect_strictly(path: Path) -> None:
+    """Raises what the command line of ``inspect`` ends with, after it has printed what is in the file."""
+    problem = inspect(path).problem
+    if problem:
+        raise InputError(problem)
 
 
 def state_of(base: str, parts: tuple[str, ...] = (), labels: int = 3, **options: Any) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from deberta_jax.weights import convert, from_pretrained, inspect, load, verify
 from deberta_jax.weights.readers import read_weights
 from deberta_jax.weights.source import MOST_TENSORS
 from tests.cases import BASE
-from tests.weights.files import dump, raw_config, state_of, tensor, torch_zip, zip_bytes
+from tests.weights.files import dump, inspect_strictly, raw_config, state_of, tensor, torch_zip, zip_bytes
 
 PARTS = ("pooler", "classifier")
 
@@ -34,13 +34,6 @@ def refused(read, *arguments, says: str, seconds: float = 5, **options) -> None:
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 4100
     assert time.process_time() - start < seconds
-
-
-def inspect_strictly(path) -> None:
-    """Raises what the command line of ``inspect`` ends with, after it has printed what is in the file."""
-    problem = inspect(path).problem
-    if problem:
-        raise InputError(problem)
 
 
 def empty(name: str) -> str:
