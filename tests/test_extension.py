@@ -16,11 +16,12 @@ from deberta_jax import plugins, storage
 from deberta_jax.cli.main import main
 from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS
+from deberta_jax.ops.attention import IMPLEMENTATIONS
 from deberta_jax.tasks import TASK_KINDS
 from deberta_jax.training.experiment import Finetune, Optimization
 from deberta_jax.training.finetuning import finetune
 from deberta_jax.weights import inspect, verify
-from tests.made import WORDS, blank_model, stdout_of, write_table
+from tests.made import WORDS, blank_model, refused, stdout_of, write_table
 
 PLUGIN = Path(__file__).parent / "extension" / "ordinal.py"
 LEVELS = ("1", "2", "3")
@@ -220,3 +221,36 @@ def test_nothing_that_a_model_directory_names_is_imported(tmp_path, monkeypatch,
         main(["predict", "--model", "blank", "--input", "d.csv", "--output", "-"])
     assert stop.value.code == 2
     assert "--task evil: is no task" in capsys.readouterr().err
+
+
+ATTENTION = """
+import deberta_jax
+from deberta_jax.ops.attention.reference import reference_attention
+
+calls = []
+
+def attend(inputs):
+    calls.append(inputs.query.shape)
+    return reference_attention(inputs)[0]
+
+deberta_jax.register_attention("mine", attend)
+"""
+
+
+def test_an_implementation_of_attention(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_attention.py").write_text(ATTENTION)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    blank_model(tmp_path / "blank")
+    stars(tmp_path / "train.csv", 24, 1)
+    run = "finetune --task text-classification --model blank --from-scratch --label stars --train train.csv"
+    run += " --eval train.csv --max-length 16 --epochs 1 --batch-size 8 --output out --dry-run --attention mine"
+    assert "attention='mine': expected one of" in refused(run.split(), capsys)
+    try:
+        main([*run.split(), "--plugin", "my_attention"])
+        assert sys.modules["my_attention"].calls
+    finally:
+        IMPLEMENTATIONS.pop("mine", None)
+        sys.modules.pop("my_attention", None)
+        plugins.IMPORTED.clear()
+    assert json.loads(capsys.readouterr().out)["steps"] == 3
