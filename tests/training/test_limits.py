@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 import tracemalloc
 
 import numpy as np
@@ -100,9 +99,7 @@ def text(tmp_path_factory):
 def test_sizes_of_a_pre_training(text, tmp_path, capsys, words, message):
     arguments = ["pretrain", "mlm", "--model", text / "blank", "--from-scratch", "--train", text / "train.txt"]
     arguments += ["--eval", text / "eval.txt", "--output", tmp_path / "run", "--batch-size", "8", "--max-length", "8"]
-    began = time.monotonic()
     assert message in refused([*arguments, "--dry-run", *words], capsys)
-    assert time.monotonic() - began < 5
     assert message in refused([*arguments, "--dry-run", "--layout", "contiguous", *words], capsys)
 
 
