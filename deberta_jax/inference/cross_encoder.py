@@ -1,0 +1,255 @@
+"""Scores pairs of texts and ranks documents for a query: ``deberta_jax.CrossEncoder("dir or hub id")``.
+
+Calls, arguments and results are those of ``sentence_transformers.CrossEncoder`` (version 6).
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import jax.numpy as jnp
+import numpy as np
+
+from deberta_jax import storage
+from deberta_jax.config import DebertaConfig
+from deberta_jax.data.features import check_vocabulary, make_features
+from deberta_jax.errors import InputError, brief, listed, shown
+from deberta_jax.inference.loading import load_for_inference
+from deberta_jax.inference.pipelines import trained_length
+from deberta_jax.inference.predict import Predictor
+from deberta_jax.models import Runtime
+from deberta_jax.progress import progress_bar
+
+Activation = Callable[[np.ndarray], np.ndarray]
+
+
+class RankedDocument(TypedDict):
+    """Holds the number of a document in the list that was given, its score, and on request its text."""
+
+    corpus_id: int
+    score: float
+    text: NotRequired[str]
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Returns 1 / (1 + exp(-logits)), in the dtype of the logits."""
+    return 0.5 * (1 + np.tanh(0.5 * logits))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the softmax over the last axis."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def identity(logits: np.ndarray) -> np.ndarray:
+    """Returns the logits themselves."""
+    return logits
+
+
+# The last part of the name that a config gives, such as "torch.nn.modules.activation.Sigmoid".
+_ACTIVATIONS: dict[str, Activation] = {
+    "Identity": identity,
+    "LogSigmoid": lambda logits: -np.logaddexp(0, -logits),
+    "ReLU": lambda logits: np.maximum(logits, 0),
+    "Sigmoid": sigmoid,
+    "Softplus": lambda logits: np.logaddexp(0, logits),
+    "Tanh": np.tanh,
+}
+
+
+class CrossEncoder:
+    """Scores pairs of texts with a sequence classification model: rerankers, reward models, inference, paraphrases.
+
+    ranker = deberta_jax.CrossEncoder("mixedbread-ai/mxbai-rerank-base-v1")
+    ranker.rank("who wrote it?", ["a novel by Harper Lee", "a film"], return_documents=True)
+
+    Attributes:
+      activation_fn: the function of logits [n, C] that gives scores, unless a call names another. By default the one
+        that the model was saved with: in config_sentence_transformers.json beside modules.json, or in config.json
+        under ``sentence_transformers`` or ``sbert_ce_default_activation_function``. Without any it is the sigmoid for
+        models with one label, and the identity for others. ``activation_fn=identity`` gives raw logits, as reward
+        models are used.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        max_length: int | None = None,
+        activation_fn: Activation | None = None,
+        dtype: Any = jnp.float32,
+        attention: str = "auto",
+        ignore: Sequence[str] = (),
+        base_model: str | Path | None = None,
+    ):
+        """Loads a model on all devices.
+
+        Args:
+          model: a model directory or a hub id, with a trained sequence classification head.
+          max_length: longest pair in tokens, beyond which the longer of its texts is cut; by default that of the
+            training run, else 512.
+          activation_fn: see the class.
+          dtype, attention, ignore, base_model: as for ``pipeline``.
+
+        Raises:
+          InputError: the directory is not a model, has no such head, or names an activation that is not known here.
+        """
+        loaded = load_for_inference(
+            "sequence-classification",
+            model,
+            Runtime(dtype=dtype, attention=attention),
+            ignore=ignore,
+            base_model=base_model,
+        )
+        self.model, self.params, self.tokenizer = loaded.model, loaded.params, loaded.tokenizer
+        self._mesh = loaded.mesh
+        self._predictors: dict[int, Predictor] = {}
+        self.max_length = trained_length(loaded.directory) if max_length is None else max_length
+        self.activation_fn = activation_fn or _saved_activation(loaded.directory, loaded.model.config)
+
+    def __repr__(self) -> str:
+        return f"CrossEncoder({self.model!r})"
+
+    @property
+    def num_labels(self) -> int:
+        """Returns the number of labels."""
+        return self.model.config.num_labels
+
+    def predict(
+        self,
+        pairs: Any,
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        activation_fn: Activation | None = None,
+        apply_softmax: bool = False,
+        convert_to_numpy: bool = True,
+    ) -> Any:
+        """Returns the scores of pairs of texts, in their order.
+
+        Args:
+          pairs: a pair of texts, or several; a list or numpy array of texts is one pair.
+          batch_size: number of pairs in a forward pass.
+          show_progress_bar: whether to show progress on standard error.
+          activation_fn: the function of logits [n, C] that gives scores; see the class.
+          apply_softmax: whether to apply the softmax over labels afterwards, for models with several labels.
+          convert_to_numpy: whether to return an array, or a list of the scores.
+
+        Returns:
+          Float32 [n], or [n, C] for C > 1 labels; of a single pair a scalar, or [C].
+
+        Raises:
+          InputError: an item is not a pair of texts, or its scores are not finite.
+        """
+        items = pairs.tolist() if isinstance(pairs, np.ndarray) else list(pairs)
+        single = bool(items) and isinstance(items[0], str)
+        first, second = _columns([items] if single else items)
+        if not first:
+            return np.zeros(0, np.float32) if convert_to_numpy else []
+        logits = self._logits(first, second, batch_size, show_progress_bar)
+        scores = np.asarray((activation_fn or self.activation_fn)(logits), np.float32)
+        if self.num_labels == 1 and scores.ndim > 1:
+            scores = scores[:, 0]
+        if apply_softmax and scores.ndim > 1:
+            scores = softmax(scores)
+        if single:
+            return scores[0]
+        return scores if convert_to_numpy else list(scores)
+
+    def rank(
+        self,
+        query: Any,
+        documents: Any,
+        top_k: int | None = None,
+        return_documents: bool = False,
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        activation_fn: Activation | None = None,
+    ) -> list[RankedDocument]:
+        """Returns documents in the order of their scores with a query, the best first.
+
+        Args:
+          query, documents: the texts.
+          top_k: number of documents to return; None returns all.
+          return_documents: whether to add the texts.
+          batch_size, show_progress_bar, activation_fn: as for ``predict``.
+
+        Raises:
+          InputError: a model with several labels, or as ``predict``.
+        """
+        if self.num_labels != 1:
+            raise InputError(
+                f"rank needs a model with one label, and this one has {self.num_labels}; use predict and choose one"
+            )
+        if not isinstance(query, str):
+            raise InputError(f"rank: the query is {shown(query)}; give a str")
+        if isinstance(documents, str):
+            raise InputError("rank: documents is one text; give a list of texts")
+        texts = list(documents)
+        odd = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+        if odd is not None:
+            raise InputError(f"rank: document {odd} is {shown(texts[odd])}; give a str")
+        options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar, "activation_fn": activation_fn}
+        scores = self.predict([(query, text) for text in texts], **options)
+        ranked = [RankedDocument(corpus_id=i, score=score) for i, score in enumerate(scores.tolist())]
+        if return_documents:
+            for document in ranked:
+                document["text"] = texts[document["corpus_id"]]
+        return sorted(ranked, key=operator.itemgetter("score"), reverse=True)[:top_k]
+
+    def _logits(self, first: list[str], second: list[str], batch_size: int, show_progress_bar: bool) -> np.ndarray:
+        """Returns the logits of pairs, float32 [n, C]."""
+        if batch_size not in self._predictors:
+            self._predictors[batch_size] = Predictor(
+                self.model, self.tokenizer.pad_id, max_length=self.max_length, batch_size=batch_size, mesh=self._mesh
+            )
+        features = make_features(self.tokenizer, first, second, max_length=self.max_length)
+        check_vocabulary(features, self.model.config.vocab_size, "the pairs")
+        with progress_bar(total=len(first), unit="pair", leave=False, disable=not show_progress_bar) as bar:
+            logits = self._predictors[batch_size].logits(self.params, features, bar.update)
+        broken = np.flatnonzero(~np.isfinite(logits).all(-1))
+        if broken.size:
+            raise InputError(
+                f"the scores of pairs {listed(broken.tolist())} are NaN or infinite; check the weights with "
+                "`deberta-jax inspect`"
+            )
+        return logits
+
+
+def _columns(pairs: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """Returns the first and the second texts of pairs. Raises InputError for an item that is no pair of texts."""
+    for i, pair in enumerate(pairs):
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise InputError(f"pair {i} is {shown(pair)}; give two texts")
+        for text in pair:
+            if not isinstance(text, str):
+                raise InputError(f"pair {i} has {shown(text)}; give two texts")
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _saved_activation(directory: Path, config: DebertaConfig) -> Activation:
+    """Returns the activation that a model directory names, or the usual one. Raises InputError for an unknown one."""
+    name = None
+    file = directory / "config_sentence_transformers.json"
+    saved = storage.read_json_object(file) if file.is_file() and (directory / "modules.json").is_file() else {}
+    if saved.get("model_type") == "CrossEncoder":
+        if saved.get("default_prompt_name") is not None:
+            raise InputError(f"{file}: names a prompt for every query, which is not supported; add it to the texts")
+        name = saved.get("activation_fn")
+    own = config.extra.get("sentence_transformers")
+    if name is None and isinstance(own, dict):
+        name = own.get("activation_fn")
+    if name is None:
+        name = config.extra.get("sbert_ce_default_activation_function")
+    if name is None:
+        return sigmoid if config.num_labels == 1 else identity
+    found = _ACTIVATIONS.get(name.rpartition(".")[2]) if isinstance(name, str) and name.startswith("torch.") else None
+    if found is None:
+        raise InputError(
+            f"{directory}: its scores are made by {brief(str(name))}, which is not known here (known: "
+            f"{listed(sorted(_ACTIVATIONS))}); pass activation_fn=..."
+        )
+    return found
