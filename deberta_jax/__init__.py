@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deberta_jax import data, inference, losses, models, sharding, tasks, text, training, weights
     from deberta_jax.config import DebertaConfig
     from deberta_jax.errors import InputError
+    from deberta_jax.inference.cross_encoder import CrossEncoder
     from deberta_jax.inference.pipelines import pipeline
     from deberta_jax.models import (
         DebertaEncoder,
@@ -43,6 +44,7 @@ _SUBMODULES = ("data", "inference", "losses", "models", "sharding", "tasks", "te
 _SOURCES = {
     "config": ("DebertaConfig",),
     "errors": ("InputError",),
+    "inference.cross_encoder": ("CrossEncoder",),
     "inference.pipelines": ("pipeline",),
     "models": (
         "DebertaEncoder",
@@ -66,6 +68,7 @@ _SOURCES = {
 
 __all__ = [
     "PRESETS",
+    "CrossEncoder",
     "DebertaConfig",
     "DebertaEncoder",
     "DebertaForMaskedLM",

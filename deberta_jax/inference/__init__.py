@@ -12,16 +12,19 @@ from deberta_jax.inference.answers import (
     TextInput,
     TokenAnswer,
 )
+from deberta_jax.inference.cross_encoder import CrossEncoder, RankedDocument
 from deberta_jax.inference.fill_mask import MaskFiller
 from deberta_jax.inference.pipelines import TaskPipeline, pipeline
 
 __all__ = [
     "ChoiceAnswer",
     "ChoiceInput",
+    "CrossEncoder",
     "FilledMask",
     "MaskFiller",
     "QuestionAnswer",
     "QuestionInput",
+    "RankedDocument",
     "Span",
     "SpanAnswer",
     "TaskPipeline",

@@ -4,7 +4,7 @@ Calls, arguments and results are those of ``sentence_transformers.CrossEncoder``
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -69,8 +69,8 @@ class CrossEncoder:
       activation_fn: the function of logits [n, C] that gives scores, unless a call names another. By default the one
         that the model was saved with: in config_sentence_transformers.json beside modules.json, or in config.json
         under ``sentence_transformers`` or ``sbert_ce_default_activation_function``. Without any it is the sigmoid for
-        models with one label, and the identity for others. ``activation_fn=identity`` gives raw logits, as reward
-        models are used.
+        models with one label, and the identity for others. ``activation_fn=lambda logits: logits`` gives raw logits,
+        as reward models are used.
     """
 
     def __init__(
@@ -141,8 +141,10 @@ class CrossEncoder:
           Float32 [n], or [n, C] for C > 1 labels; of a single pair a scalar, or [C].
 
         Raises:
-          InputError: an item is not a pair of texts, or its scores are not finite.
+          InputError: ``pairs`` or an item is not a pair of texts, or its scores are not finite.
         """
+        if isinstance(pairs, (str, Mapping)) or not isinstance(pairs, Iterable):
+            raise InputError(f"cannot score {shown(pairs)}; give two texts, or a list of pairs of texts")
         items = pairs.tolist() if isinstance(pairs, np.ndarray) else list(pairs)
         single = bool(items) and isinstance(items[0], str)
         first, second = _columns([items] if single else items)

@@ -9,8 +9,8 @@ import torch
 import transformers
 
 import deberta_jax
+from deberta_jax import CrossEncoder
 from deberta_jax.errors import InputError
-from deberta_jax.inference.cross_encoder import CrossEncoder, identity
 from deberta_jax.text import load_tokenizer
 
 pytestmark = pytest.mark.parity
@@ -75,7 +75,8 @@ def test_scores_and_ranks(name, tmp_path, data_dir):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(ours.predict(PAIRS[3]), theirs.predict(list(PAIRS[3])), atol=1e-5)
     raw = theirs.predict([list(pair) for pair in PAIRS], activation_fn=torch.nn.Identity(), apply_softmax=True)
-    np.testing.assert_allclose(ours.predict(PAIRS, activation_fn=identity, apply_softmax=True), raw, atol=1e-5)
+    ours_raw = ours.predict(PAIRS, activation_fn=lambda logits: logits, apply_softmax=True)
+    np.testing.assert_allclose(ours_raw, raw, atol=1e-5)
     if labels == 1:
         documents = [second for _, second in PAIRS]
         for options in ({}, {"top_k": 3, "return_documents": True}):
@@ -91,7 +92,10 @@ def test_what_cannot_be_scored_is_named(tmp_path, data_dir):
     for pairs, message in (
         ([("a", "b"), ("a",)], r"pair 1 is \('a',\); give two texts"),
         ([("a", None)], "pair 0 has None"),
-        ("text", "pair 0 is"),
+        ("ab", "cannot score 'ab'"),
+        (None, "cannot score None"),
+        ({"text": "a", "text_pair": "b"}, "cannot score"),
+        (["text"], "pair 0 is"),
         ([("a", "b"), "ab"], "pair 1 is 'ab'"),
         (["a", "b", "c"], "pair 0 is"),
     ):
@@ -111,4 +115,4 @@ def test_what_cannot_be_scored_is_named(tmp_path, data_dir):
     with pytest.raises(InputError, match=r"my_package.Scale, which is not known here .* pass activation_fn"):
         CrossEncoder(saved(tmp_path / "own", data_dir, 1, config))
     doubled = CrossEncoder(tmp_path / "own", max_length=32, activation_fn=lambda logits: 2 * logits)
-    np.testing.assert_allclose(doubled.predict(PAIRS), 2 * doubled.predict(PAIRS, activation_fn=identity))
+    np.testing.assert_allclose(doubled.predict(PAIRS), 2 * doubled.predict(PAIRS, activation_fn=lambda logits: logits))

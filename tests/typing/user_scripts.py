@@ -13,7 +13,15 @@ import optax
 
 import deberta_jax
 from deberta_jax import PRESETS, DebertaConfig, from_pretrained, losses, pipeline
-from deberta_jax.inference import ChoiceAnswer, FilledMask, MaskFiller, QuestionAnswer, TextAnswer, TokenAnswer
+from deberta_jax.inference import (
+    ChoiceAnswer,
+    FilledMask,
+    MaskFiller,
+    QuestionAnswer,
+    RankedDocument,
+    TextAnswer,
+    TokenAnswer,
+)
 from deberta_jax.models import EncoderOutput, HeadOutput, Model, ProjectionInputs, SpanOutput
 
 
@@ -82,6 +90,12 @@ def every_pipeline(directory: str) -> None:
     assert_type(fill, MaskFiller)
     assert_type(fill("a [MASK]", top_k=3), list[FilledMask])
     assert_type(fill(["a [MASK]"])[0][0]["token_str"], str)
+
+
+def rank(directory: Path) -> None:
+    ranker = deberta_jax.CrossEncoder(directory, max_length=64, activation_fn=lambda logits: logits)
+    assert_type(ranker.rank("a query", ["a", "b"], top_k=1, return_documents=True), list[RankedDocument])
+    assert_type(ranker.rank("a query", ["a", "b"])[0]["corpus_id"], int)
 
 
 def loop(directory: str, batches: list[dict[str, np.ndarray]], output: str) -> None:
