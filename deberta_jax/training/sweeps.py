@@ -1,7 +1,6 @@
 """Runs an experiment over a grid of settings and several seeds, each in its own directory."""
 
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
@@ -12,7 +11,7 @@ from signal import Signals
 from typing import Any
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError, listed
+from deberta_jax.errors import InputError, did_you_mean, listed, shown
 from deberta_jax.training.comparison import Comparison, compare
 from deberta_jax.training.distributed import is_writer
 from deberta_jax.training.experiment import Experiment, Finetune
@@ -106,9 +105,7 @@ def with_settings(experiment: Any, settings: Mapping[str, Any]) -> Any:
             changed[owner] = dataclasses.replace(changed.get(owner, parts[owner]), **{name: value})
         else:
             known = [*own - parts.keys(), *(f.name for part in parts.values() for f in dataclasses.fields(part))]
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"sweep: {type(experiment).__name__} has no setting {name!r}{hint}")
+            raise InputError(f"sweep: {type(experiment).__name__} has no setting {shown(name)}{did_you_mean(name, known)}")
     return dataclasses.replace(experiment, **changed)
 
 

@@ -107,7 +107,7 @@ def test_settings_of_a_grid_reach_the_parts_of_an_experiment():
     found = with_settings(BASE, {"learning_rate": 1e-3, "warmup": 5, "mesh_fsdp": 2, "epochs": 7})
     assert (found.optimization.learning_rate, found.optimization.warmup) == (1e-3, 5)
     assert (found.runtime.mesh_fsdp, found.epochs) == (2, 7)
-    with pytest.raises(InputError, match="no setting 'learning_rat'; did you mean learning_rate"):
+    with pytest.raises(InputError, match="no setting 'learning_rat'; did you mean 'learning_rate'"):
         with_settings(BASE, {"learning_rat": 1})
     with pytest.raises(InputError, match="no value for lora"):
         training.sweep(BASE, {"lora": []})
