@@ -111,11 +111,30 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, buckets: Sequence[int], *, 
     return EpochPlan(tuple(batches), tuple(_bucket(lengths[members], buckets) for members in batches))
 
 
-def plan_in_order(lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> EpochPlan:
-    """Plans a pass over all examples, longest first, so that a lack of memory shows at once. Args as ``plan_epoch``."""
+def plan_in_order(lengths: np.ndarray, rows: int, max_length: int) -> EpochPlan:
+    """Plans a pass over all texts, longest first, so that a lack of memory shows at once.
+
+    Lengths of rows are those of ``padded_length``: calls with other texts share a few compiled programs.
+
+    Args:
+      lengths: int [n], tokens of each text.
+      rows: texts of a batch.
+      max_length: most tokens of a text.
+    """
     order = np.argsort(-lengths, kind="stable")
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return EpochPlan(tuple(batches), tuple(_bucket(lengths[members], buckets) for members in batches))
+    batches = tuple(order[i : i + rows] for i in range(0, len(order), rows))
+    return EpochPlan(batches, tuple(padded_length(int(lengths[members[0]]), max_length) for members in batches))
+
+
+def shape_size(count: int) -> int:
+    """Returns the next number of 1, 2, 3, 4, 6, 8, 12, ...: a power of two, or half-way between two of them."""
+    power = 1 << max(count - 1, 0).bit_length()
+    return power * 3 // 4 if power >= 4 and power * 3 // 4 >= count else power
+
+
+def padded_length(length: int, max_length: int) -> int:
+    """Returns the length of the rows for texts of ``length`` tokens: at least 16, one of ``shape_size``."""
+    return min(max(16, shape_size(length)), max_length)
 
 
 def _bucket(lengths: np.ndarray, buckets: Sequence[int]) -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deberta_jax.data.batches import batch_rows, length_buckets, pad_texts, plan_in_order
+from deberta_jax.data.batches import pad_texts, plan_in_order, shape_size
 from deberta_jax.data.features import Features, check_vocabulary, make_features
 from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.inference.answers import FilledMask
@@ -83,8 +83,8 @@ class MaskFiller:
         results: list[Any] = [None] * len(texts)
         mesh = make_mesh()
         split = mesh.shape["data"] * mesh.shape["fsdp"]
-        rows = -(-batch_rows(self.rows, len(texts)) // split) * split
-        plan = plan_in_order(features.lengths, rows, length_buckets(features.lengths, self.max_length))
+        rows = -(-min(self.rows, shape_size(len(texts))) // split) * split
+        plan = plan_in_order(features.lengths, rows, self.max_length)
         with jax.set_mesh(mesh):
             for members, length in zip(plan.members, plan.padded, strict=True):
                 batch = pad_texts(features, members, rows, length, self.tokenizer.pad_id)

@@ -1,7 +1,8 @@
 """Computes a model's logits for a data set, in batches of similar lengths that are sharded over the devices."""
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,13 +10,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from deberta_jax.data.batches import batch_rows, length_buckets, pad_texts, plan_in_order
+from deberta_jax.data.batches import pad_texts, padded_length, plan_in_order, shape_size
 from deberta_jax.data.features import Features
 from deberta_jax.errors import InputError
 from deberta_jax.models import Model, spec_of_model
 from deberta_jax.sharding import batch_sharding, check_not_forked, global_batch, make_mesh, row_share
 
 Progress = Callable[[int], object]
+
+_NO_TEXT = Features(ids=np.empty(0, np.int32), types=np.empty(0, np.int8), starts=np.zeros(1, np.int64))
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "segment_ids", "positions")
 
@@ -26,7 +29,10 @@ def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 class Predictor:
-    """Applies a model to features. One program is compiled for each padded length, on first use.
+    """Applies a model to features. One program is compiled for each number of rows and padded length, on first use.
+
+    Few texts get a batch of few rows, and rows are little longer than the longest text of their batch. The device
+    computes a batch while the results of the one before are read.
 
     With several processes all must call. Each computes a part of the rows, and all get the logits of all rows. Threads
     may share one. A pickle of it is loaded for all devices of the process that loads it.
@@ -35,7 +41,7 @@ class Predictor:
       model: a model with a head.
       pad_id: the padding token of the tokenizer.
       max_length: largest number of tokens of a text.
-      batch_size: number of rows of a batch, rounded up to a multiple of the devices that share it.
+      batch_size: largest number of rows of a batch, rounded up to a multiple of the devices that share it.
       mesh: the devices; by default all, with the batch split over them.
 
     Raises:
@@ -94,15 +100,9 @@ class Predictor:
           InputError: this process was forked from one that uses JAX.
         """
         check_not_forked()
-        buckets = length_buckets(features.lengths, self.max_length)
-        rows = self.rows_for(len(features.lengths))
-        plan = plan_in_order(features.lengths, rows, buckets)
         out: np.ndarray | None = None
         with jax.set_mesh(self.mesh):
-            for members, length in zip(plan.members, plan.padded, strict=True):
-                local = self.share.rows(rows)
-                batch = pad_texts(features, members[local[local < len(members)]], len(local), length, self.pad_id)
-                logits = self._gather(self.forward(params, global_batch(batch, self.mesh)))[: len(members)]
+            for members, logits in self._batches(params, features):
                 if out is None:
                     count = len(features.ids if self.per_token else features.lengths)
                     out = np.zeros((count, logits.shape[-1]), np.float32)
@@ -117,9 +117,50 @@ class Predictor:
         assert out is not None, "features are never empty"
         return out
 
+    def warm_up(self, params: Any, *, lengths: Sequence[int] | None = None, texts: Sequence[int] | None = None) -> int:
+        """Compiles the programs that calls will need, by computing batches of padding.
+
+        Args:
+          params: the model's parameters.
+          lengths: tokens of the texts to expect; None: all up to ``max_length``.
+          texts: numbers of texts of the calls to expect; None: one, and so many that they fill a batch.
+
+        Returns:
+          The number of different shapes.
+
+        Raises:
+          InputError: this process was forked from one that uses JAX.
+        """
+        check_not_forked()
+        lengths = range(1, self.max_length + 1) if lengths is None else lengths
+        padded = {padded_length(min(length, self.max_length), self.max_length) for length in lengths}
+        counts = {self.rows_for(count) for count in ((1, self.rows) if texts is None else texts)}
+        with jax.set_mesh(self.mesh):
+            for rows, length in itertools.product(counts, padded):
+                self._gather(self._forward(params, _NO_TEXT, np.empty(0, np.int64), rows, length))
+        return len(counts) * len(padded)
+
     def rows_for(self, texts: int) -> int:
         """Returns the rows of the batches of so many texts: a multiple of the devices that share them."""
-        return -(-batch_rows(self.rows, texts) // self.split) * self.split
+        return -(-min(self.rows, shape_size(texts)) // self.split) * self.split
+
+    def _batches(self, params: Any, features: Features) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the texts of each batch and their logits. The device computes a batch while one is read from it."""
+        sent: tuple[np.ndarray, jax.Array] | None = None
+        rows = self.rows_for(len(features.lengths))
+        plan = plan_in_order(features.lengths, rows, self.max_length)
+        for members, length in zip(plan.members, plan.padded, strict=True):
+            ahead = members, self._forward(params, features, members, rows, length)
+            if sent is not None:
+                yield sent[0], self._gather(sent[1])[: len(sent[0])]
+            sent = ahead
+        if sent is not None:
+            yield sent[0], self._gather(sent[1])[: len(sent[0])]
+
+    def _forward(self, params: Any, features: Features, members: np.ndarray, rows: int, length: int) -> jax.Array:
+        local = self.share.rows(rows)
+        batch = pad_texts(features, members[local[local < len(members)]], len(local), length, self.pad_id)
+        return self.forward(params, global_batch(batch, self.mesh))
 
     def _gather(self, array: jax.Array) -> np.ndarray:
         """Returns a batch's results on the host, from all processes."""

@@ -105,7 +105,9 @@ def with_settings(experiment: Any, settings: Mapping[str, Any]) -> Any:
             changed[owner] = dataclasses.replace(changed.get(owner, parts[owner]), **{name: value})
         else:
             known = [*own - parts.keys(), *(f.name for part in parts.values() for f in dataclasses.fields(part))]
-            raise InputError(f"sweep: {type(experiment).__name__} has no setting {shown(name)}{did_you_mean(name, known)}")
+            raise InputError(
+                f"sweep: {type(experiment).__name__} has no setting {shown(name)}{did_you_mean(name, known)}"
+            )
     return dataclasses.replace(experiment, **changed)
 
 

@@ -10,9 +10,11 @@ from deberta_jax.data.batches import (
     TrainingBatches,
     length_buckets,
     pad_batch,
+    padded_length,
     plan_epoch,
     plan_in_order,
     read_ahead,
+    shape_size,
 )
 from deberta_jax.data.features import Features
 from deberta_jax.sharding import WHOLE, RowShare
@@ -73,7 +75,7 @@ def test_epochs_and_seeds_differ_and_examples_of_like_length_are_together():
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 9))
 def test_the_plan_of_an_evaluation_begins_with_the_longest(lengths, batch_size):
-    plan = plan_in_order(lengths, batch_size, length_buckets(lengths, 40))
+    plan = plan_in_order(lengths, batch_size, 40)
     assert sorted(np.concatenate(plan.members)) == list(range(len(lengths)))
     assert list(plan.padded) == sorted(plan.padded, reverse=True)
     assert lengths[plan.members[0][0]] == lengths.max()
@@ -158,3 +160,13 @@ def test_reading_ahead_keeps_the_order_from_any_step_to_the_end(start):
     for step, batch in enumerate(read, start):
         for name, array in batches[step].items():
             np.testing.assert_array_equal(batch[name], array)
+
+
+def test_shapes_waste_at_most_a_third_and_are_few():
+    sizes = [shape_size(count) for count in range(1, 1025)]
+    assert sizes[:13] == [1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16]
+    assert all(size >= count > size * 2 / 3 - 1 for count, size in enumerate(sizes, 1))
+    assert len(set(sizes)) == 20
+    lengths = {padded_length(length, 512) for length in range(1, 513)}
+    assert sorted(lengths) == [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
+    assert padded_length(40, 45) == 45

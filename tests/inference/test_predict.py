@@ -44,3 +44,21 @@ def test_any_mesh_gives_the_logits_of_one_device(trained):
         found.append(predictor.logits(params, features, told.append))
         assert sum(told) == 13
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
+def test_few_texts_cost_few_rows_and_nothing_is_compiled_after_warming_up(trained, monkeypatch):
+    model, params = deberta_jax.from_pretrained(trained.directory, head="sequence-classification")
+    tokenizer = deberta_jax.load_tokenizer(str(trained.directory))
+    predictor = Predictor(model, tokenizer.pad_id, max_length=24, mesh=make_mesh(devices=jax.devices()[:1]))
+    assert predictor.warm_up(params, texts=[1, 5]) == 4
+    programs = predictor.forward._cache_size()
+    shapes, forward = [], predictor.forward
+    monkeypatch.setattr(predictor, "forward", lambda p, b: (shapes.append(b["input_ids"].shape), forward(p, b))[1])
+    texts = [text for text, _ in rows(6, seed=8)]
+    features = make_features(tokenizer, texts, None, max_length=24)
+    together = predictor.logits(params, features)
+    alone = [predictor.logits(params, make_features(tokenizer, [text], None, max_length=24)) for text in texts]
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
+    assert [rows for rows, _ in shapes] == [6, 1, 1, 1, 1, 1, 1]
+    assert all(length in (16, 24) for _, length in shapes)
+    assert forward._cache_size() == programs
