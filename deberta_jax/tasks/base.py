@@ -17,6 +17,7 @@ from deberta_jax.tasks.columns import Columns
 from deberta_jax.text import Tokenizer
 
 Metrics = Mapping[str, float | None]
+"""Maps the name of a metric to its value, or to None where it is not defined, as a correlation with a constant is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
