@@ -1,4 +1,4 @@
-"""Every released architecture's training step compiled for TPU slices that are not there; writes the README's table.
+"""Every released architecture's training step compiled for TPU slices that are not there; makes the table of docs/benchmarks/plans.md.
 
     pip install 'deberta_jax[tpu]'      # libtpu, the compiler; no TPU is needed, and none was used
     python benchmarks/plan.py [--parts presets claims scaling] [--output benchmarks/results/plan.json]

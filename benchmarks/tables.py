@@ -1,4 +1,4 @@
-"""The README's tables of measured ratios, from what the benchmarks recorded here.
+"""The tables of docs/benchmarks/cpu.md: measured ratios, from what the benchmarks recorded here.
 
     python benchmarks/tables.py     # from benchmarks/results/{attention,model,model_alone,peers,mixed_lengths}.json
 
