@@ -6,11 +6,12 @@
 # make test-long    the long proofs; their results stand in benchmarks/results/
 # make gpu-kit      correctness and times on a GPU, with what $(PYTHON) has installed and no network: 9 minutes at most
 # make gpu-kit-tiny the same at tiny sizes, on any machine; KIT_FLAGS are options of both
+# make docs         the documentation site, in site/; warnings are errors
 # make wheel        the wheel and the source archive, in dist/
 # make test-wheel   the wheel in an empty environment: the command line and a prediction
 # make lock         new locks/ from the newest releases; the one command that makes them
 #
-# Each but the GPU kit makes the virtual environment it needs in $(VENV) and works alone in a fresh clone. Versions come
+# Each but the GPU kit makes the virtual environment it needs in $(VENV) (docs: in $(DOCS_VENV)) and works alone in a fresh clone. Versions come
 # from the lock of the Python that is used, so that no later release can break them:
 #   make test PYTHON=python3.12                      another Python
 #   make test LOCK=locks/lowest.txt VENV=.venv-low   the oldest versions that pyproject.toml allows, on Python 3.11
@@ -18,13 +19,14 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+DOCS_VENV ?= .venv-docs
 LOCK ?= locks/python$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
 LOCKED_PYTHONS := 3.11 3.12 3.13 3.14
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALL := $(BIN)/pip install --quiet $(if $(LOCK),--constraint $(LOCK))
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-.PHONY: demo test lint types test-system test-tpu parity test-long wheel test-wheel gpu-kit gpu-kit-tiny lock clean
+.PHONY: demo test lint types test-system test-tpu parity test-long docs wheel test-wheel gpu-kit gpu-kit-tiny lock clean
 
 demo: $(VENV)/.installed
 	JAX_PLATFORMS=cpu $(BIN)/deberta-jax demo --output demo-output
@@ -57,6 +59,10 @@ parity: $(VENV)/.installed-parity
 
 test-long: $(VENV)/.installed-parity
 	$(PYTEST) -m long --timeout 5400
+
+# NO_MKDOCS_2_WARNING: the theme's note about a future MkDocs, which pyproject.toml excludes.
+docs: $(DOCS_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/$(notdir $(BIN))/mkdocs build --strict
 
 wheel: $(BIN)/python
 	$(INSTALL) hatchling
@@ -111,5 +117,12 @@ $(VENV)/.installed-parity: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --no-deps deberta==0.1.12
 	touch $@
 
+# The extra alone: the package and its dependencies are not needed to read its source. No lock has these packages.
+$(DOCS_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/$(notdir $(BIN))/pip install --quiet $$($(PYTHON) -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $@
+
 clean:
-	rm -rf .cache demo-output dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .cache demo-output dist build site .pytest_cache .ruff_cache .import_linter_cache .hypothesis
