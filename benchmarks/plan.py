@@ -1,4 +1,6 @@
-"""Every released architecture's training step compiled for TPU slices that are not there; makes the table of docs/benchmarks/plans.md.
+"""Every released architecture's training step compiled for TPU slices that are not there.
+
+The table of docs/benchmarks/plans.md is made of its results.
 
     pip install 'deberta_jax[tpu]'      # libtpu, the compiler; no TPU is needed, and none was used
     python benchmarks/plan.py [--parts presets claims scaling] [--output benchmarks/results/plan.json]

@@ -71,7 +71,7 @@ PRESETS = Presets(
         "mdeberta-v3-base": _v2(768, 12, 12, vocab=251000),
     }
 )
-"""Holds the released architectures by name, such as ``PRESETS["deberta-v3-base"]``; an unknown name is an InputError."""
+"""Holds the released architectures by name. An unknown name raises InputError."""
 PRESETS |= {
     f"{name}-mnli": dataclasses.replace(PRESETS[name], id2label=_MNLI)
     for name in ("deberta-base", "deberta-large", "deberta-xlarge", "deberta-v2-xlarge", "deberta-v2-xxlarge")

@@ -134,7 +134,7 @@ HEADS: dict[str, HeadSpec] = {
         model=DebertaForReplacedTokenDetection, parts=("mask_predictions",), per_token=True
     ),
 }
-"""Maps the name of a head to its ``HeadSpec``. An entry that a program adds is loaded, saved and trained like the others."""
+"""Maps the name of a head to its ``HeadSpec``. Entries that a program adds are loaded, saved and trained as well."""
 
 
 def head_spec(head: str) -> HeadSpec:

@@ -32,7 +32,7 @@ TASK_KINDS: dict[str, TaskKind] = {
     "multiple-choice": MULTIPLE_CHOICE,
     "question-answering": QUESTION_ANSWERING,
 }
-"""Maps the name of a kind of task to its ``TaskKind``. A program may add entries; then commands and pipelines know them."""
+"""Maps the name of a kind of task to its ``TaskKind``. Commands and pipelines know entries that a program adds."""
 
 
 def guess_kind(table: Table) -> str:

@@ -2,7 +2,7 @@
 
     python tests/system/pages.py PAGE.md      # in a directory that holds what the page needs
 
-- A `python` block is executed; all blocks of a page share one namespace. A `bash` block is run by bash and must succeed.
+- A `python` block is executed; all blocks of a page share one namespace. A `bash` block is run and must succeed.
 - A block with `title="NAME"` is a file: it is written to NAME.
 - `<!-- not run: REASON -->` on the line before a block leaves it out.
 - `<!-- run with: A => B -->` there replaces A by B: what takes hours on a page takes a moment in a test.
@@ -45,7 +45,7 @@ class Block:
         if self.comment != "run with":
             return self.text
         before, _, after = self.value.partition(" => ")
-        assert before and before in self.text, f"{self.page}:{self.line}: has no {before!r} to replace"
+        assert self.text.count(before) == 1, f"{self.page}:{self.line}: has no {before!r} to replace"
         return self.text.replace(before, after)
 
 

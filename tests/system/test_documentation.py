@@ -24,7 +24,14 @@ from tests.weights.files import torch_zip
 
 pytestmark = pytest.mark.system
 
-TEXTS = ["A fine film.", "A dull film.", "A great story.", "A poor story.", "Ada lives in London.", "Paris is in France."]
+TEXTS = [
+    "A fine film.",
+    "A dull film.",
+    "A great story.",
+    "A poor story.",
+    "Ada lives in London.",
+    "Paris is in France.",
+]
 TABLE = "id,sentence,label\n" + "".join(f"{i},{text},{('good', 'bad')[i % 2]}\n" for i, text in enumerate(TEXTS[:4]))
 FILES = {
     "train.csv": TABLE,
@@ -47,7 +54,7 @@ def made(home: Path) -> None:
     """Makes the models, runs and files that pages mention."""
     lines = [line for page in PAGES for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if line.strip()]
     tokenizer = deberta_jax.train_tokenizer(lines + TEXTS, 600, home / "tokenizer")
-    config = TINY.replace(vocab_size=tokenizer.vocab_size)
+    config = TINY.replace(vocab_size=tokenizer.vocab_size, max_position_embeddings=512)
 
     def save(name: str, model: deberta_jax.models.Model) -> Path:
         params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
@@ -77,7 +84,15 @@ def made(home: Path) -> None:
     save_file(tensors | more, home / "DIR/model.safetensors")
     (home / "DIR/checksums.json").unlink()
 
-    run = ["finetune", "--model", str(home / HUB[0]), "--train", str(home / "train.csv"), "--eval", str(home / "dev.csv")]
+    run = [
+        "finetune",
+        "--model",
+        str(home / HUB[0]),
+        "--train",
+        str(home / "train.csv"),
+        "--eval",
+        str(home / "dev.csv"),
+    ]
     columns = ["--text", "sentence", "--label", "label"]
     json.loads(stdout_of([*run, *columns, "--epochs", "1", "--output", str(home / TRAINED[0])]))
     for name in TRAINED[1:]:
