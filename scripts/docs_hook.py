@@ -3,7 +3,8 @@
 A page says `{{ names of deberta_jax.models }}` where the documentation of that module's public names belongs. The names
 are those of `__all__`. MkDocs runs this file (`hooks` in `mkdocs.yml`); the package is read, not imported.
 
-Raises an error, which ends the build, for a public name that does not exist or has no docstring.
+Raises an error, which ends the build, for a public name that does not exist or has no docstring, and for a page that
+would load something from another host.
 """
 
 import re
@@ -15,6 +16,7 @@ import griffe
 from mkdocs.exceptions import PluginError
 
 ROOT = Path(__file__).resolve().parent.parent
+LOADED = re.compile(r"(?:src=|<link[^>]+href=)[\"']?(?:https?:)?//[^\"'> ]+")
 MARK = re.compile(r"^\{\{ names of ([\w.]+) \}\}$", re.M)
 
 
@@ -95,3 +97,10 @@ def _first_sentence(found: griffe.Object) -> str:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replaces the marks of a page. MkDocs calls this with the text of every page."""
     return MARK.sub(lambda mark: directives(mark[1]), markdown)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Returns a page as it is, if it loads nothing from other hosts. MkDocs calls this with the HTML of every page."""
+    if found := LOADED.search(output):
+        raise PluginError(f"{page.file.src_uri}: loads from another host: {found[0]}")
+    return output

@@ -36,7 +36,7 @@ def capture(
     """Runs a model and returns outputs of its modules by path, such as ``deberta/encoder/layers/3/attention``.
 
     Paths are those of the parameter tree, with the number of the layer, from 0, after ``layers``. A pattern is matched
-    as ``pathlib.PurePath.match`` does: from the right, ``*`` for any name. Useful ones, with the shapes of the values::
+    as ``pathlib.PurePath.match`` does: from the right, ``*`` for any name. Useful ones, with the shapes of the values:
 
         embeddings                         [B,T,D]     the input of the first layer
         layers/*                           [B,T,D]     the output of each layer
@@ -90,7 +90,7 @@ def patch(
 ) -> Output:
     """Runs a model with the outputs of some of its modules changed, and returns its output.
 
-    This sets head 2 of the fourth layer to zero::
+    This sets head 2 of the fourth layer to zero:
 
         patch(model, params, ids, edits={"layers/3/attention/self": lambda x, *, layer: x.at[:, :, 2].set(0)})
 
