@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 MESH_AXES = ("data", "fsdp", "tensor")
-"""Lists the axes of every mesh: copies of the model, shards of all parameters, and shards of heads and wide layers."""
+"""Lists the axes of every mesh: ``data`` (copies of the model), ``fsdp`` (parts of all parameters) and ``tensor``."""
 MeshAxes = str | tuple[str, ...] | None
 
 
