@@ -1,5 +1,6 @@
 """Every file of ``examples/`` runs alone, warns of nothing, and prints what it shows."""
 
+import json
 import os
 import re
 import subprocess
@@ -82,3 +83,25 @@ def test_every_example_is_run_and_short():
     files = sorted(path.name for path in EXAMPLES.glob("*.py"))
     assert sorted(RUNS) == files
     assert all(len((EXAMPLES / name).read_text().splitlines()) <= 60 for name in files)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.ipynb")))
+def test_the_cells_of_a_notebook_run(name, tmp_path):
+    notebook = json.loads((EXAMPLES / name).read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 4
+    assert not any(cell.get("outputs") for cell in notebook["cells"]), "stored outputs are not compared with anything"
+    done = subprocess.run(
+        [sys.executable, "-c", "\n\n".join(cells)],
+        cwd=tmp_path,
+        env=os.environ
+        | {"MPLBACKEND": "agg", "PYTHONPATH": str(EXAMPLES.parent), "PYTHONWARNINGS": NOTHING_DEPRECATED},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_there_are_notebooks():
+    assert len(list(EXAMPLES.glob("*.ipynb"))) >= 2
