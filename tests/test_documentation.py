@@ -151,6 +151,21 @@ def test_estimates_for_tpus_are_those_recorded():
         assert f"| {length} | {forward:.1f} | {both:.1f} |" in page
 
 
+def test_training_results_are_those_recorded():
+    page = (DOCS / "benchmarks" / "training.md").read_text(encoding="utf-8")
+    results = ROOT / "benchmarks" / "results"
+    beside = json.loads((results / "finetune_baseline.json").read_text(encoding="utf-8"))
+    for task, digits in {"sst2": 3, "upos": 3, "stsb": 2, "cola": 2, "xquad": 1}.items():
+        ours, torch = (beside[task]["medians"][side] for side in ("ours", "torch"))
+        assert re.search(rf"\| {ours:.{digits}f}[^|]* \| {torch:.{digits}f} \|", page), task
+        assert beside[task]["within_two_standard_errors"]
+    runs = json.loads((results / "pretraining.json").read_text(encoding="utf-8"))["sst2"].values()
+    medians = [f"{run['median']:.3f}" for run in runs]
+    assert f"| accuracy | {' | '.join(medians)} |" in page
+    gains = [f"{run['mean gain']:+.3f}, {run['its standard error']:.3f}" for run in runs if "mean gain" in run]
+    assert f"| mean gain, its standard error | | {' | '.join(gains)} |" in page
+
+
 def test_figures_are_those_that_the_script_draws():
     script = ROOT / "scripts" / "figures.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
