@@ -139,7 +139,7 @@ def test_estimates_for_tpus_are_those_recorded():
     results = ROOT / "benchmarks" / "results"
     for row in json.loads((results / "tpu_aot.json").read_text(encoding="utf-8"))["traffic"]:
         ratios = row["ratios"]
-        assert f"| {row['length']} | {ratios['pallas_moved']:.2f} | {ratios['shift']:.1f} |" in page
+        assert f"| {row['length']} | {ratios['pallas_moved']:.2f} | {ratios['xla']:.1f} |" in page
     rows = json.loads((results / "tpu_cycles.json").read_text(encoding="utf-8"))["rows"]
     cycles = {
         (row["attention"], row["length"], row["part"]): row["kernel cycles"]
