@@ -127,10 +127,10 @@ def _shift_parts(top: int) -> Iterator[str]:
     yield text(
         x + width / 2, y + 4 * CELL + 42, "a matrix product; column = query position - key position", 13, "middle", SOFT
     )
-    yield text(x + width + 78, y + 60, "of row i keep", 13, "middle", SOFT)
-    yield text(x + width + 78, y + 84, "→", 26, "middle", SOFT)
-    yield text(x + width + 78, y + 104, "T columns from T-1-i", 13, "middle", SOFT)
-    x += width + 150
+    yield text(x + width + 80, y + 60, "of row i keep", 13, "middle", SOFT)
+    yield text(x + width + 80, y + 84, "→", 26, "middle", SOFT)
+    yield text(x + width + 80, y + 104, "T columns from T-1-i", 13, "middle", SOFT)
+    x += width + 164
     for q in range(count):
         for k, word in enumerate(WORDS):
             yield square(x + k * CELL, y + q * CELL, shade(hue, by_distance(q, q - k)))
