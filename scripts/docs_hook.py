@@ -17,6 +17,7 @@ from mkdocs.exceptions import PluginError
 
 ROOT = Path(__file__).resolve().parent.parent
 LOADED = re.compile(r"(?:src=|<link[^>]+href=)[\"']?(?:https?:)?//[^\"'> ]+")
+OPTION = re.compile(r"(?<=<code>)--[a-z][a-z-]*")
 MARK = re.compile(r"^\{\{ names of ([\w.]+) \}\}$", re.M)
 
 
@@ -100,7 +101,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Returns a page as it is, if it loads nothing from other hosts. MkDocs calls this with the HTML of every page."""
+    """Returns a page with its options marked, which the style sheet keeps in one line: browsers break after hyphens.
+
+    MkDocs calls this with the HTML of every page. One that loads something from another host is an error.
+    """
     if found := LOADED.search(output):
         raise PluginError(f"{page.file.src_uri}: loads from another host: {found[0]}")
-    return output
+    return OPTION.sub(lambda found: f'<span class="option">{found[0]}</span>', output)
