@@ -4,7 +4,7 @@ Calls, arguments and results are those of ``sentence_transformers.CrossEncoder``
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -14,14 +14,13 @@ import numpy as np
 from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import check_vocabulary, make_features
-from deberta_jax.errors import InputError, brief, listed, shown
+from deberta_jax.errors import InputError, listed, shown
 from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.inference.pipelines import trained_length
 from deberta_jax.inference.predict import Predictor
 from deberta_jax.models import Runtime
 from deberta_jax.progress import progress_bar
-
-Activation = Callable[[np.ndarray], np.ndarray]
+from deberta_jax.tasks.activations import Activation, find_activation, saved_activation
 
 
 class RankedDocument(TypedDict):
@@ -32,31 +31,10 @@ class RankedDocument(TypedDict):
     text: NotRequired[str]
 
 
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Returns 1 / (1 + exp(-logits)), in the dtype of the logits."""
-    return 0.5 * (1 + np.tanh(0.5 * logits))
-
-
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Returns the softmax over the last axis."""
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
-
-
-def identity(logits: np.ndarray) -> np.ndarray:
-    """Returns the logits themselves."""
-    return logits
-
-
-# The last part of the name that a config gives, such as "torch.nn.modules.activation.Sigmoid".
-_ACTIVATIONS: dict[str, Activation] = {
-    "Identity": identity,
-    "LogSigmoid": lambda logits: -np.logaddexp(0, -logits),
-    "ReLU": lambda logits: np.maximum(logits, 0),
-    "Sigmoid": sigmoid,
-    "Softplus": lambda logits: np.logaddexp(0, logits),
-    "Tanh": np.tanh,
-}
 
 
 class CrossEncoder:
@@ -241,17 +219,7 @@ def _saved_activation(directory: Path, config: DebertaConfig) -> Activation:
         if saved.get("default_prompt_name") is not None:
             raise InputError(f"{file}: names a prompt for every query, which is not supported; add it to the texts")
         name = saved.get("activation_fn")
-    own = config.extra.get("sentence_transformers")
-    if name is None and isinstance(own, dict):
-        name = own.get("activation_fn")
-    if name is None:
-        name = config.extra.get("sbert_ce_default_activation_function")
-    if name is None:
-        return sigmoid if config.num_labels == 1 else identity
-    found = _ACTIVATIONS.get(name.rpartition(".")[2]) if isinstance(name, str) and name.startswith("torch.") else None
-    if found is None:
-        raise InputError(
-            f"{directory}: its scores are made by {brief(str(name))}, which is not known here (known: "
-            f"{listed(sorted(_ACTIVATIONS))}); pass activation_fn=..."
-        )
-    return found
+    try:
+        return find_activation(saved_activation(config) if name is None else name, str(directory))
+    except InputError as error:
+        raise InputError(f"{error}; pass activation_fn=...") from None

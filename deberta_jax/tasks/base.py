@@ -25,7 +25,7 @@ class TaskOptions:
     """Holds the options that describe a task. Those not given are guessed from the columns of the data, and logged."""
 
     task: str = ""
-    """Kind of task: text-classification, regression, multi-label, token-classification, question-answering,
+    """Kind of task: text-classification, regression, multi-label, reranking, token-classification, question-answering,
     multiple-choice, or one that a --plugin adds; or a named task such as mnli, squad or conll2003, which defines
     columns, labels and metric."""
     text: tuple[str, ...] = ()

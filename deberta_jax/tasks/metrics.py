@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -59,3 +60,40 @@ def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, flo
     guess, truth = logits > 0, labels > 0.5
     f1 = lambda average: float(sk.f1_score(truth, guess, average=average, zero_division=0))  # pyright: ignore
     return {"f1": f1("macro"), "micro_f1": f1("micro"), "accuracy": float(sk.accuracy_score(truth, guess))}
+
+
+def ranking_metrics(
+    scores: np.ndarray, relevance: np.ndarray, queries: Sequence[str], at: int = 10
+) -> dict[str, float | None]:
+    """Returns ``ndcg@10``, ``mrr@10`` and ``map``, each the mean over all queries.
+
+    A passage is relevant if its label exceeds 0. A query without a relevant passage counts 0. Among passages with equal
+    scores the least relevant is ranked first, so that constant scores earn nothing.
+
+    Args:
+      scores: [n], of each passage with its query.
+      relevance: [n], the labels, which are the gains of ``ndcg@10``; it is None if one is negative.
+      queries: the n queries; rows with equal queries are ranked together.
+      at: number of passages that ``ndcg@10`` and ``mrr@10`` count.
+    """
+    numbers: dict[str, int] = {}
+    query = np.array([numbers.setdefault(text, len(numbers)) for text in queries])
+    scores, relevance = scores.astype(np.float64), relevance.astype(np.float64)
+    order, ideal = np.lexsort((relevance, -scores, query)), np.lexsort((-relevance, query))
+    owner, size = query[order], np.bincount(query)
+    first = np.cumsum(size) - size
+    rank = np.arange(len(query)) - first[owner]
+    discount = np.where(rank < at, 1 / np.log2(rank + 2), 0)
+    gain, best = (np.bincount(owner, relevance[rows] * discount) for rows in (order, ideal))
+    relevant = relevance[order] > 0
+    reciprocal = np.zeros(len(size))
+    np.maximum.at(reciprocal, owner, np.where(relevant & (rank < at), 1 / (rank + 1), 0))
+    found = np.cumsum(relevant)
+    precision = (found - (found - relevant)[first][owner]) / (rank + 1)
+    average = np.bincount(owner, precision * relevant) / np.maximum(np.bincount(owner, relevant), 1)
+    ndcg = float(np.divide(gain, best, out=np.zeros(len(size)), where=best > 0).mean())
+    return {
+        f"ndcg@{at}": None if relevance.min() < 0 else ndcg,
+        f"mrr@{at}": float(reciprocal.mean()),
+        "map": float(average.mean()),
+    }

@@ -17,6 +17,7 @@ from deberta_jax.tasks.base import TaskKind
 from deberta_jax.tasks.entity_recognition import TOKEN_CLASSIFICATION
 from deberta_jax.tasks.multiple_choice import MULTIPLE_CHOICE
 from deberta_jax.tasks.question_answering import QUESTION_ANSWERING
+from deberta_jax.tasks.reranking import RERANKING
 from deberta_jax.tasks.text_classification import CLASSIFICATION, MULTI_LABEL_KIND, REGRESSION_KIND
 from deberta_jax.weights.adapters import CONFIG as ADAPTER_CONFIG
 from deberta_jax.weights.adapters import read_adapter_config
@@ -28,6 +29,7 @@ TASK_KINDS: dict[str, TaskKind] = {
     DEFAULT_KIND: CLASSIFICATION,
     "regression": REGRESSION_KIND,
     MULTI_LABEL_NAME: MULTI_LABEL_KIND,
+    "reranking": RERANKING,
     "token-classification": TOKEN_CLASSIFICATION,
     "multiple-choice": MULTIPLE_CHOICE,
     "question-answering": QUESTION_ANSWERING,

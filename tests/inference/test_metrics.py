@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, ndcg_score
 
 from deberta_jax.data.features import Features
 from deberta_jax.data.labels import LabelSpec
 from deberta_jax.data.tables import Table
-from deberta_jax.tasks.metrics import classification_metrics, multi_label_metrics, regression_metrics
+from deberta_jax.tasks.metrics import (
+    classification_metrics,
+    multi_label_metrics,
+    ranking_metrics,
+    regression_metrics,
+)
 from deberta_jax.tasks.multiple_choice import ChoiceTask
 from deberta_jax.tasks.text_classification import TextTask
 
@@ -142,3 +148,39 @@ def test_records_answers_are_compared_with_all_that_are_right():
     assert found["exact_match"] == pytest.approx(2 / 4)
     assert found["f1"] == pytest.approx((1 + 0 + 1 + 2 * (2 / 3) * 1 / (2 / 3 + 1)) / 4)
     assert found["accuracy"] == pytest.approx(3 / 4)
+
+
+@pytest.mark.filterwarnings("ignore:No positive class found")
+@pytest.mark.parametrize("grades", [2, 4])
+def test_rankings_against_scikit_learn(grades):
+    rng = np.random.default_rng(grades)
+    sizes = rng.integers(2, 40, 50)
+    queries = np.repeat(np.arange(50), sizes)
+    relevance = rng.integers(0, grades, len(queries)) * (rng.random(len(queries)) < 0.2)
+    scores = rng.permutation(len(queries)) / 7 - 20
+    mixed = rng.permutation(len(queries))  # the rows of a query need not stand together
+    found = ranking_metrics(
+        scores[mixed].astype(np.float32), relevance[mixed].astype(np.float32), [f"q{i}" for i in queries[mixed]]
+    )
+    ndcg, reciprocal, average = [], [], []
+    for q in range(50):
+        labels, own = relevance[queries == q], scores[queries == q]
+        ndcg.append(ndcg_score([labels], [own], k=10))
+        average.append(average_precision_score(labels > 0, own))
+        best = [rank for rank, i in enumerate(np.argsort(-own)[:10], 1) if labels[i]]
+        reciprocal.append(1 / best[0] if best else 0)
+    assert 0 in reciprocal, "a query without a relevant passage among the first ten"
+    assert found["ndcg@10"] == pytest.approx(np.mean(ndcg))
+    assert found["mrr@10"] == pytest.approx(np.mean(reciprocal))
+    assert found["map"] == pytest.approx(np.mean(average))
+
+
+def test_equal_scores_rank_the_least_relevant_first():
+    found = ranking_metrics(np.zeros(4, np.float32), np.array([1, 0, 0, 0], np.float32), ["a"] * 4)
+    assert found == {"ndcg@10": pytest.approx(1 / np.log2(5)), "mrr@10": 0.25, "map": 0.25}
+    # One relevant passage at rank 11 of 11, another query with one passage, a third with negative labels.
+    queries = ["a"] * 11 + ["b"]
+    labels = np.array([1] + [0] * 10 + [1], np.float32)
+    found = ranking_metrics(-labels + np.arange(12) / 100, labels, queries)
+    assert found == {"ndcg@10": 0.5, "mrr@10": 0.5, "map": pytest.approx((1 / 11 + 1) / 2)}
+    assert ranking_metrics(labels, labels - 1, queries)["ndcg@10"] is None
