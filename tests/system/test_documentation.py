@@ -46,6 +46,7 @@ HEADS = {
     "runs/qa": deberta_jax.DebertaForQuestionAnswering,
     "runs/choice": deberta_jax.DebertaForMultipleChoice,
     "runs/mlm": deberta_jax.DebertaForMaskedLM,
+    "runs/ranker": deberta_jax.DebertaForSequenceClassification,
 }
 TRAINED = ["runs/mine", "runs/classifier", "runs/teacher", "runs/a", "runs/b"]
 
@@ -66,7 +67,7 @@ def made(home: Path) -> None:
         shutil.copytree(discriminator, home / name)
     save("microsoft/deberta-base", deberta_jax.DebertaForMaskedLM(config.replace(legacy=False, mask_decoder=True)))
     for name, head in HEADS.items():
-        save(name, head(config))
+        save(name, head(config.replace(num_labels=1) if name == "runs/ranker" else config))
     for name, text in FILES.items():
         (home / name).parent.mkdir(exist_ok=True)
         (home / name).write_text(text)
