@@ -9,6 +9,7 @@ import numpy as np
 
 from deberta_jax.errors import InputError
 from deberta_jax.text import Tokenizer
+from deberta_jax.text.tokenizer import Truncation
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class TokenizerLike(Protocol):
         texts: Sequence[str],
         text_pairs: Sequence[str] | None = None,
         max_length: int | None = None,
+        truncation: Truncation = "longest_first",
     ) -> list[tuple[np.ndarray, np.ndarray]]: ...
 
 
@@ -82,8 +84,9 @@ def make_features(
     *,
     max_length: int,
     labels: np.ndarray | None = None,
+    truncation: Truncation = "longest_first",
 ) -> Features:
-    """Tokenises texts or pairs. Where one exceeds ``max_length`` tokens, the end of the longer part is removed.
+    """Tokenises texts or pairs. Those of more than ``max_length`` tokens are truncated.
 
     Args:
       tokenizer: the tokenizer.
@@ -91,8 +94,9 @@ def make_features(
       text_pairs: the second parts, or None.
       max_length: the largest number of tokens, including special tokens.
       labels: the labels of the examples, if any.
+      truncation: the part whose end is removed, as for tokenizers; by default the longer one.
     """
-    encoded = tokenizer.encode_ragged(texts, text_pairs, max_length=max_length)
+    encoded = tokenizer.encode_ragged(texts, text_pairs, max_length=max_length, truncation=truncation)
     lengths = np.asarray([len(ids) for ids, _ in encoded], np.int64)
     at_limit = np.flatnonzero(lengths >= max_length).tolist()
     cut = 0

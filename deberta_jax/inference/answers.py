@@ -1,60 +1,61 @@
 """Defines the types of the inputs and answers of pipelines, which at run time are ordinary dicts."""
 
 from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 TextInput = str | tuple[str, str] | Mapping[str, str]
 """A text, a pair of texts, or ``{"text": ..., "text_pair": ...}``."""
 
 
 class TextAnswer(TypedDict):
-    """Holds the label of a text and its probability; of a regression the number as ``score``.
-
-    If a text may have several labels, the answer has ``labels`` and ``probabilities`` instead.
-    """
+    """Holds a label of a text, and its score: a probability, or the number of a regression."""
 
     label: str
     score: float
-    labels: NotRequired[list[str]]
-    probabilities: NotRequired[dict[str, float]]
 
 
-class Span(TypedDict):
-    """Holds a named span: ``start`` and ``end`` in characters of the text, or in words of a split text."""
+class ZeroShotAnswer(TypedDict):
+    """Holds a text, the candidate labels, the most probable first, and the score of each."""
 
-    label: str
-    start: int
-    end: int
-    text: str
-    score: NotRequired[float]
+    sequence: str
+    labels: list[str]
+    scores: list[float]
 
 
 class TokenAnswer(TypedDict):
-    """Holds the tag of each word, its probability, and its first and last (exclusive) character.
+    """Holds the label of a token, its probability, the token's number in its row, and its characters in the text.
 
-    ``offsets`` is left out for texts that are split into words, ``spans`` if tags do not mark any.
+    Answers with ``aggregation_strategy`` are ``EntityAnswer``.
     """
 
-    tags: list[str]
-    scores: list[float]
-    offsets: list[list[int]]
-    spans: list[Span]
-
-
-class SpanAnswer(TypedDict):
-    """Holds an answer in a context, its first and last (exclusive) character, and its probability."""
-
-    answer: str
+    entity: str
+    score: float
+    index: int
+    word: str
     start: int
     end: int
+
+
+class EntityAnswer(TypedDict):
+    """Holds a named entity: its label, its probability, its text, and its first and last (exclusive) character."""
+
+    entity_group: str
     score: float
+    word: str
+    start: int
+    end: int
 
 
-class QuestionAnswer(SpanAnswer):
-    """Holds the best answer to a question; it is empty if there is none. ``n_best`` are the best ones in order."""
+class QuestionAnswer(TypedDict):
+    """Holds an answer in a context, its probability, and its first and last (exclusive) character.
 
-    n_best: list[SpanAnswer]
-    no_answer_margin: NotRequired[float]
+    The answer is empty if the question has none.
+    """
+
+    score: float
+    start: int
+    end: int
+    answer: str
 
 
 class ChoiceAnswer(TypedDict):
@@ -66,11 +67,12 @@ class ChoiceAnswer(TypedDict):
 
 
 class FilledMask(TypedDict):
-    """Holds a token for a [MASK]: its probability, id and text."""
+    """Holds a token for a [MASK]: its probability, id and text, and the input with this token in its place."""
 
     score: float
     token: int
     token_str: str
+    sequence: str
 
 
 QuestionInput = Mapping[str, str]

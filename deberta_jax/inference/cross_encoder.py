@@ -15,8 +15,8 @@ from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import check_vocabulary, make_features
 from deberta_jax.errors import InputError, listed, shown
+from deberta_jax.inference.loaded import trained_length
 from deberta_jax.inference.loading import load_for_inference
-from deberta_jax.inference.pipelines import trained_length
 from deberta_jax.inference.predict import Predictor
 from deberta_jax.models import Runtime
 from deberta_jax.progress import progress_bar

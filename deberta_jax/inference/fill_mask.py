@@ -2,176 +2,224 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, overload
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deberta_jax.data.batches import pad_texts, plan_in_order, shape_size
-from deberta_jax.data.features import Features, check_vocabulary, make_features
+from deberta_jax.data.batches import pad_texts, plan_in_order
+from deberta_jax.data.features import Features
 from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.inference.answers import FilledMask
-from deberta_jax.inference.loading import load_for_inference
-from deberta_jax.models import Model, Runtime
-from deberta_jax.sharding import batch_sharding, global_batch, make_mesh, replicated
-from deberta_jax.text import Tokenizer
-from deberta_jax.weights import Check
+from deberta_jax.inference.calls import Items, Pipeline, check_names, read_text
+from deberta_jax.models import Model
+from deberta_jax.sharding import batch_sharding, check_not_forked, global_batch, make_mesh
+from deberta_jax.text.arguments import strategy
 
-FILL_MASK = "fill-mask"
+_log = logging.getLogger(__name__)
+
+_TOKENIZING = ("truncation", "padding", "max_length")
+
+
+class MaskOptions(TypedDict, total=False):
+    """Holds the arguments of a call of ``MaskFiller`` that follow ``top_k``."""
+
+    targets: str | Sequence[str] | None
+    tokenizer_kwargs: dict[str, Any] | None
+    batch_size: int
+
+
+class MaskOptionsOfPipeline(MaskOptions, total=False):
+    """Holds all arguments of a call of ``MaskFiller``."""
+
+    top_k: int | None
+
+
+class MaskPredictor:
+    """Computes the most probable tokens at positions of texts. A pickle of it is loaded for all devices.
+
+    Args:
+      model: a masked language model.
+      vocab_size: number of tokens that are considered; the embedding table may have more rows.
+      mesh: the devices; by default all.
+    """
+
+    def __init__(self, model: Model, vocab_size: int, mesh: Mesh | None = None):
+        self.model, self.vocab_size = model, vocab_size
+
+        @functools.partial(
+            jax.jit, static_argnames="top_k", out_shardings=batch_sharding(make_mesh() if mesh is None else mesh)
+        )
+        def forward(params, batch, targets, *, top_k):
+            logits = model.apply({"params": params}, **batch).logits  # pyright: ignore
+            probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[..., :vocab_size]
+            if targets is None:
+                return jax.lax.top_k(probabilities, top_k)
+            values, numbers = jax.lax.top_k(probabilities[..., targets], top_k)
+            return values, targets[numbers]
+
+        self.forward = forward
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MaskPredictor, (self.model, self.vocab_size)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class MaskFiller:
-    """Predicts the most probable tokens for each [MASK] of a text. Threads may share one, and it can be pickled.
+class MaskFiller(Pipeline):
+    """Predicts the most probable tokens for each [MASK] of a text, with the mask decoder if the file has one.
 
-    ``pipe("Paris is the [MASK] of France.")`` returns a list of ``{"score", "token", "token_str"}``, the most probable
-    token first; the score is its probability. A text with several [MASK] gives a list of such lists; each [MASK] is
-    predicted with the others in place. A list of texts gives a list of results.
+    As in transformers, a text gives a list of ``{"score", "token", "token_str", "sequence"}``, the most probable token
+    first; the score is its probability, and the sequence the text with the token in place. A text with several [MASK]
+    gives a list of such lists; each [MASK] is predicted with the others in place. A list of texts gives a list of
+    results, a list with one text its result.
 
-    Attributes:
-      model, params, tokenizer: the masked language model.
-      forward: (params, batch, top_k) -> probabilities and ids [B, P, top_k].
-      rows: number of texts in a batch.
-      max_length: largest number of tokens of a text.
+    Arguments of a call:
+      top_k: number of tokens for each [MASK]; by default 5.
+      targets: tokens to choose from, with the probabilities that they have among all tokens. Of a text that is not a
+        token the first token is taken, with a warning.
+      tokenizer_kwargs: ``truncation``, ``padding`` and ``max_length`` as a dict. Without truncation a text longer than
+        the pipeline's ``max_length`` is an error.
+      batch_size: number of texts in a forward pass.
     """
 
-    model: Model
-    params: Any
-    tokenizer: Tokenizer
-    forward: Callable[..., Any]
-    rows: int
-    max_length: int
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.model!r})"
-
-    def __copy__(self) -> "MaskFiller":
-        return dataclasses.replace(self)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Leaves out the devices and the compiled programs, which belong to this process."""
-        return _on_all_devices, (self.model, jax.device_get(self.params), self.tokenizer, self.rows, self.max_length)
+    _: dataclasses.KW_ONLY
+    masks: MaskPredictor
+    task: ClassVar[str] = "fill-mask"
+    arguments: ClassVar[frozenset[str]] = frozenset(MaskOptionsOfPipeline.__annotations__)
 
     @overload
-    def __call__(self, inputs: str, top_k: int = 5) -> list[FilledMask]: ...
+    def __call__(self, inputs: str, top_k: int | None = None, **options: Unpack[MaskOptions]) -> list[FilledMask]: ...
     @overload
-    def __call__(self, inputs: Iterable[str], top_k: int = 5) -> list[list[FilledMask]]: ...
-    def __call__(self, inputs: Any, top_k: int = 5) -> Any:
-        """Returns the predictions for a text or a list of texts.
+    def __call__(
+        self, inputs: list[str], top_k: int | None = None, **options: Unpack[MaskOptions]
+    ) -> list[list[FilledMask]]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterable[str], top_k: int | None = None, **options: Unpack[MaskOptions]
+    ) -> Iterator[list[FilledMask]]: ...
+    def __call__(self, inputs: Any, top_k: int | None = None, **options: Any) -> Any:
+        """Returns the predictions for a text or a list of texts, or an iterator. The class describes the arguments.
 
-        The types are those for texts with one [MASK].
+        The types are those for texts with one [MASK], and for lists with two texts or more.
 
         Raises:
           InputError: an input is not a text, has no [MASK], or has more than ``max_length`` tokens; or its scores are
-            not finite.
+            not finite and ``non_finite`` is ``refuse``; or an argument has a value that it cannot have.
         """
-        texts = [inputs] if isinstance(inputs, str) or not isinstance(inputs, Iterable) else list(inputs)
-        if not 1 <= top_k <= self.tokenizer.vocab_size:
-            raise InputError(f"top_k={top_k}: give 1 to {self.tokenizer.vocab_size}")
-        for text in texts:
-            if not isinstance(text, str):
-                raise InputError(f"cannot read the input {shown(text)}; give a str")
-        if not texts:
-            return []
-        features = make_features(self.tokenizer, texts, None, max_length=1 << 30)
-        check_vocabulary(features, self.model.config.vocab_size, "the input")
-        positions = self._mask_positions(texts, features)
-        results: list[Any] = [None] * len(texts)
-        mesh = make_mesh()
-        split = mesh.shape["data"] * mesh.shape["fsdp"]
-        rows = -(-min(self.rows, shape_size(len(texts))) // split) * split
-        plan = plan_in_order(features.lengths, rows, self.max_length)
-        with jax.set_mesh(mesh):
+        given = options if top_k is None else {"top_k": top_k, **options}
+        answers = self._call(inputs, given)
+        return answers[0] if isinstance(inputs, (list, tuple)) and len(inputs) == 1 else answers
+
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        options = super()._options(given)
+        tokenizing = options.pop("tokenizer_kwargs", None) or {}
+        if not isinstance(tokenizing, dict):
+            raise InputError(f"tokenizer_kwargs={shown(tokenizing)}: give a dict")
+        check_names(tokenizing, _TOKENIZING, "tokenizer_kwargs")
+        for name in ("truncation", "padding"):
+            if tokenizing.get(name) is not None:
+                strategy(name, tokenizing[name])
+        options |= tokenizing
+        options["truncation"] = bool(strategy("truncation", tokenizing.get("truncation") or False))
+        most = self.tokenizer.vocab_size
+        options["top_k"] = 5 if options.get("top_k") is None else options["top_k"]
+        if options["top_k"] > most:
+            raise InputError(f"top_k={options['top_k']}: give 1 to {most}")
+        if options.get("targets") is not None:
+            options["targets"] = self._targets(options["targets"])
+            options["top_k"] = min(options["top_k"], len(options["targets"]))
+        return options
+
+    def _targets(self, targets: Any) -> np.ndarray:
+        """Returns the ids of targets, each once, int32 [n]."""
+        names = [targets] if isinstance(targets, str) else targets
+        if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
+            raise InputError(f"targets={shown(targets)}: give a token, or a list of tokens")
+        ids = []
+        for name in names:
+            index = self.tokenizer.token_to_id(name)
+            if index == self.tokenizer.unk_id and name != self.tokenizer.id_to_token(index):
+                found = self.tokenizer(name, add_special_tokens=False).input_ids[0]
+                if not len(found):
+                    _log.warning("the target %r has no token and is left out", brief(name))
+                    continue
+                index = int(found[0])
+                _log.warning(
+                    "the target %r is no token; its first, %r, is taken", brief(name), self.tokenizer.id_to_token(index)
+                )
+            ids.append(index)
+        if not ids:
+            raise InputError(f"targets={shown(targets)}: none of them has a token")
+        return np.unique(np.array(ids, np.int32))
+
+    def _answer(self, items: Items, options: Mapping[str, Any]) -> list[Any]:
+        texts = [read_text(item, items.where(i)) for i, item in enumerate(items.values)]
+        limit = options.get("max_length") or self.predictor.max_length
+        features = self._features(texts, None, {**options, "max_length": limit})
+        positions = self._mask_positions(items, features, limit)
+        probabilities, tokens = self._predicted(features, positions, options)
+        broken = self._check_finite(
+            ~np.isfinite(np.where(positions[..., None] < 0, 0, probabilities)).all(axis=(1, 2)), items
+        )
+        answers: list[Any] = []
+        for i in range(len(texts)):
+            ids = features.ids[features.starts[i] : features.starts[i + 1]]
+            answers.append(None if i in broken else self._answer_to(ids, positions[i], probabilities[i], tokens[i]))
+        return answers
+
+    def _predicted(
+        self, features: Features, positions: np.ndarray, options: Mapping[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the largest probabilities at positions of all texts, and their tokens, both [n, P, top_k]."""
+        check_not_forked()
+        size = options.get("batch_size")
+        predictor = self.predictor if size is None else self.predictor.resized(size)
+        rows = predictor.rows_for(len(positions))
+        plan = plan_in_order(features.lengths, rows, max(predictor.max_length, int(features.lengths.max())))
+        shape = (*positions.shape, options["top_k"])
+        probabilities, tokens = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+        with jax.set_mesh(predictor.mesh):
             for members, length in zip(plan.members, plan.padded, strict=True):
                 batch = pad_texts(features, members, rows, length, self.tokenizer.pad_id)
                 batch["positions"] = np.full((rows, positions.shape[1]), -1, np.int32)
                 batch["positions"][: len(members)] = positions[members]
-                outputs = self.forward(self.params, global_batch(batch, mesh), top_k=top_k)
-                for text, probabilities, tokens in zip(members, *map(np.asarray, outputs), strict=False):
-                    if not np.isfinite(probabilities[positions[text] >= 0]).all():
-                        raise InputError(
-                            f"the text {brief(texts[text])!r}: the model's scores are NaN or infinite; check its "
-                            "weights with `deberta-jax inspect`"
-                        )
-                    results[text] = self._answer(positions[text], probabilities, tokens)
-        return results[0] if isinstance(inputs, str) else results
+                batch = global_batch(batch, predictor.mesh)
+                found = self.masks.forward(self.params, batch, options.get("targets"), top_k=options["top_k"])
+                probabilities[members], tokens[members] = (np.asarray(values)[: len(members)] for values in found)
+        return probabilities, tokens
 
-    def _mask_positions(self, texts: Sequence[str], features: Features) -> np.ndarray:
+    def _mask_positions(self, items: Items, features: Features, limit: int) -> np.ndarray:
         """Returns the positions of each text's [MASK], int32 [n, P], padded with -1."""
         positions = []
-        for i, text in enumerate(texts):
+        for i in range(len(items.values)):
             ids = features.ids[features.starts[i] : features.starts[i + 1]]
-            if len(ids) > self.max_length:
-                raise InputError(f"the text {text[:40]!r}... has {len(ids)} tokens; the most is {self.max_length}")
+            if len(ids) > limit:
+                raise InputError(
+                    f"{items.where(i)}: has {len(ids)} tokens; the most is {limit}; cut it with "
+                    "tokenizer_kwargs={'truncation': True}"
+                )
             positions.append(np.flatnonzero(ids == self.tokenizer.mask_id))
             if not len(positions[-1]):
-                raise InputError(f"the text {text[:60]!r} has no [MASK]")
+                raise InputError(f"{items.where(i)}: {brief(items.values[i])!r} has no [MASK]")
         # P is a power of two, so that few programs are compiled.
         size = 1 << (max(map(len, positions)) - 1).bit_length()
         return np.array([np.pad(p, (0, size - len(p)), constant_values=-1) for p in positions], np.int32)
 
-    def _answer(self, positions: np.ndarray, probabilities: np.ndarray, tokens: np.ndarray) -> list[Any]:
-        """Returns the predictions for one text from its probabilities and token ids [P, top_k]."""
-        lists = [
-            [
-                {"score": float(score), "token": int(token), "token_str": self.tokenizer.decode([int(token)], False)}
-                for score, token in zip(row, ids, strict=True)
-            ]
-            for row, ids, at in zip(probabilities, tokens, positions, strict=True)
-            if at >= 0
-        ]
+    def _answer_to(self, ids: np.ndarray, positions: np.ndarray, scores: np.ndarray, tokens: np.ndarray) -> list[Any]:
+        """Returns the predictions for one text [T], from probabilities and tokens at its positions [P, top_k]."""
+        masked = [(k, at) for k, at in enumerate(positions.tolist()) if at >= 0]
+        lists = []
+        for k, at in masked:
+            row = []
+            for score, token in zip(scores[k].tolist(), tokens[k].tolist(), strict=True):
+                filled = ids.copy()
+                filled[at] = token
+                sequence = self.tokenizer.decode(filled[filled != self.tokenizer.pad_id], len(masked) == 1)
+                name = self.tokenizer.decode([token], False)
+                row.append({"score": score, "token": token, "token_str": name, "sequence": sequence})
+            lists.append(row)
         return lists[0] if len(lists) == 1 else lists
-
-
-def load_mask_filler(
-    model: str | Path,
-    *,
-    runtime: Runtime,
-    max_length: int | None,
-    batch_size: int,
-    ignore: Sequence[str] = (),
-    base_model: str | Path | None = None,
-    check: Check = "sampled",
-) -> MaskFiller:
-    """Loads a masked language model on all devices. The mask decoder is used if the file has one.
-
-    Args:
-      max_length: largest number of tokens of a text; by default the model's ``max_position_embeddings``.
-      batch_size: number of texts in a forward pass.
-      model, ignore, base_model, check: as for ``pipeline``.
-
-    Raises:
-      InputError: the directory is not a model, or has no masked-LM head, such as that of a discriminator.
-    """
-    network, params, tokenizer, _, mesh = load_for_inference(
-        "masked-lm", model, runtime, ignore=ignore, base_model=base_model, check=check
-    )
-
-    limit = network.config.max_position_embeddings if max_length is None else max_length
-    return _mask_filler(network, params, tokenizer, batch_size, limit, mesh)
-
-
-def _on_all_devices(model: Model, params: Any, tokenizer: Tokenizer, rows: int, max_length: int) -> MaskFiller:
-    """Makes a ``MaskFiller`` of what a pickle holds."""
-    mesh = make_mesh()
-    return _mask_filler(model, replicated(params, mesh), tokenizer, rows, max_length, mesh)
-
-
-def _mask_filler(
-    network: Model, params: Any, tokenizer: Tokenizer, rows: int, max_length: int, mesh: Mesh
-) -> MaskFiller:
-    """Compiles the forward pass for a mesh. ``rows`` is rounded up to a multiple of the devices that share a batch."""
-
-    @functools.partial(jax.jit, static_argnames="top_k", out_shardings=batch_sharding(mesh))
-    def forward(params, batch, *, top_k):
-        logits = network.apply({"params": params}, **batch).logits  # pyright: ignore
-        probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-        # The embedding table may have more rows than the tokenizer has tokens.
-        return jax.lax.top_k(probabilities[..., : tokenizer.vocab_size], top_k)
-
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
-    return MaskFiller(network, params, tokenizer, forward, -(-rows // split) * split, max_length)

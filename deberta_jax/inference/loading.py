@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from deberta_jax import hub
 from deberta_jax.compilation import use_compilation_cache
+from deberta_jax.inference.devices import Device, devices_of
 from deberta_jax.models import Model, Runtime, prepare_for_inference
 from deberta_jax.sharding import make_mesh, replicated
 from deberta_jax.text import Tokenizer, load_tokenizer
@@ -40,6 +41,8 @@ def load_for_inference(
     base_model: str | Path | None = None,
     allow_non_finite: bool = False,
     check: Check = "sampled",
+    tokenizer: str | Path | Tokenizer | None = None,
+    device: Device = None,
 ) -> InferenceModel:
     """Loads a model directory or a hub id with a head.
 
@@ -47,13 +50,20 @@ def load_for_inference(
       head: a key of ``models.HEADS``.
       model, ignore, base_model, allow_non_finite, check: as for ``from_pretrained``.
       runtime: how the model is computed.
+      tokenizer: a tokenizer, or the directory or hub id of one; None: the model's.
+      device: as for ``pipeline``.
 
     Raises:
-      InputError: the directory is not a model, has no such head, or has weights that are NaN or infinite.
+      InputError: the directory is not a model, has no such head, or has weights that are NaN or infinite; or there is
+        no such device.
     """
     use_compilation_cache()
-    directory, mesh = hub.resolve(model), make_mesh()
-    tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
+    mesh = make_mesh(devices=devices_of(device))
+    directory = hub.resolve(model)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
+    elif not isinstance(tokenizer, Tokenizer):
+        tokenizer = load_tokenizer(hub.resolve(tokenizer, files=hub.TEXT_FILES))
     source = model if hub.split_file(str(model))[1] else directory
     network, params, _ = load(
         source, head, runtime, ignore=ignore, base_model=base_model, allow_non_finite=allow_non_finite, check=check

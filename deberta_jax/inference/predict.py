@@ -1,5 +1,6 @@
 """Computes a model's logits for a data set, in batches of similar lengths that are sharded over the devices."""
 
+import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +85,24 @@ class Predictor:
         make = functools.partial(Predictor, max_length=self.max_length, batch_size=self.rows)
         return make, (self.model, self.pad_id)
 
+    def resized(self, batch_size: int) -> "Predictor":
+        """Returns a predictor with batches of another size that shares the compiled programs.
+
+        Raises:
+          InputError: ``batch_size`` is below 1.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size}: must be at least 1")
+        other = copy.copy(self)
+        other.rows = -(-batch_size // self.split) * self.split
+        return other
+
+    def __copy__(self) -> "Predictor":
+        """Returns a predictor of this process; ``__reduce__`` would compile its programs again."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
     def logits(self, params: Any, features: Features, progress: Progress | None = None) -> np.ndarray:
         """Returns the logits of all texts, in the order of the features.
 
@@ -148,7 +167,9 @@ class Predictor:
         """Yields the texts of each batch and their logits. The device computes a batch while one is read from it."""
         sent: tuple[np.ndarray, jax.Array] | None = None
         rows = self.rows_for(len(features.lengths))
-        plan = plan_in_order(features.lengths, rows, self.max_length)
+        # A call may ask for texts that are not cut.
+        longest = max(self.max_length, int(features.lengths.max()))
+        plan = plan_in_order(features.lengths, rows, longest)
         for members, length in zip(plan.members, plan.padded, strict=True):
             ahead = members, self._forward(params, features, members, rows, length)
             if sent is not None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from deberta_jax import hub, storage
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
-from deberta_jax.inference.pipelines import Loaded, load_model, model_config, trained_experiment
+from deberta_jax.inference.loaded import Loaded, load_model, model_config, trained_experiment
 from deberta_jax.models import Runtime
 from deberta_jax.tasks import (
     NonFinite,

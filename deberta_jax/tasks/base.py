@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -164,36 +164,34 @@ class PipelineInputs(NamedTuple):
     Attributes:
       table: the inputs as rows.
       columns: the columns of the table.
-      single: the call has one input instead of a list.
     """
 
     table: Table
     columns: Columns
-    single: bool
 
 
 def _nothing(config: DebertaConfig) -> None:
     return None
 
 
-def read_mappings(inputs: Any, columns: Columns, form: str) -> PipelineInputs:
-    """Returns the inputs of a pipeline whose inputs are mappings: one, or an iterable of several.
+def read_mappings(items: Sequence[Any], where: Callable[[int], str], columns: Columns, form: str) -> PipelineInputs:
+    """Returns the inputs of a pipeline whose inputs are mappings.
 
     Args:
+      items: the inputs.
+      where: returns the name of an input for messages, given its number.
       columns: the keys that every input has, as the task's columns.
       form: what an input looks like, for the message.
 
     Raises:
       InputError: an input is not a mapping with exactly these keys.
     """
-    single = isinstance(inputs, Mapping)
-    items = [inputs] if single or not isinstance(inputs, Iterable) else list(inputs)
     names = (*columns.text, *columns.choices)
-    for item in items:
+    for i, item in enumerate(items):
         if not isinstance(item, Mapping) or set(item) != set(names):
-            raise InputError(f"cannot read the input {shown(item)}; give {form}")
-    table = Table("the input", {name: [item[name] for item in items] for name in names}, range(1, len(items) + 1))
-    return PipelineInputs(table, columns, single)
+            raise InputError(f"{where(i)}: cannot read {shown(item)}; give {form}")
+    table = Table("the input", {name: [item[name] for item in items] for name in names}, range(len(items)))
+    return PipelineInputs(table, columns)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,8 +207,9 @@ class TaskKind:
       recognizes: tells whether a table is of this kind, by its columns; None if the kind is never guessed.
       with_labels: the kind that a task is where ``--labels`` names columns of 0 and 1; None: it has no such columns.
       word_lists: texts in files are lists of words: ``.txt`` and ``.conll`` files have one word on each line.
-      pipeline_inputs: returns the inputs of a call of ``deberta_jax.pipeline``, given its arguments; raises InputError
-        for arguments of another form. None if there is no pipeline with this name.
+      pipeline_inputs: returns the table of the inputs of a call of ``deberta_jax.pipeline``, given a list of them and a
+        function that returns the name of each for messages; raises InputError for inputs of another form. None if the
+        kind has no pipeline, or one of its own in ``deberta_jax.inference``.
       check_config: raises InputError for a config that a trained model of this kind cannot have.
     """
 

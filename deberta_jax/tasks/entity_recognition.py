@@ -6,7 +6,7 @@ texts.
 
 import dataclasses
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from deberta_jax.data.features import Features
 from deberta_jax.data.layouts import TAG_COLUMNS, WORD_COLUMNS, named_column
 from deberta_jax.data.spans import Span, is_span_column, spans_of, unusable_rows
 from deberta_jax.data.table import Table
-from deberta_jax.errors import InputError, shown
-from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, TaskKind, TaskOptions
+from deberta_jax.errors import InputError
+from deberta_jax.tasks.base import Metrics, NamedTask, TaskKind, TaskOptions
 from deberta_jax.tasks.chunks import chunks, span_metrics
 from deberta_jax.tasks.columns import Columns, guess_text, unknown_column
 from deberta_jax.tasks.metrics import classification_metrics
@@ -205,45 +205,6 @@ def _unlabelled(options: TaskOptions, table: Table, known: Collection[str]) -> l
     return unusable_rows(table, text, options.label) if _is_raw(table, text) else untagged_rows(table, options.label)
 
 
-def _pipeline_inputs(inputs: Any, is_split_into_words: bool = False) -> PipelineInputs:
-    """Reads a text, a list of texts, or a list of lists of words.
-
-    Args:
-      inputs: the argument of the pipeline's call.
-      is_split_into_words: a list of words is one input.
-
-    Raises:
-      InputError: an input is neither a text nor a list of words, or both kinds are given together.
-    """
-    items, single = _texts_or_words(inputs, is_split_into_words)
-    column = "text" if items and isinstance(items[0], str) else "tokens"
-    table = Table("the input", {column: items}, range(1, len(items) + 1))
-    return PipelineInputs(table, Columns((column,), ""), single)
-
-
-def _texts_or_words(inputs: Any, split: bool) -> tuple[list[Any], bool]:
-    """Returns texts or lists of words, all of one kind, and whether the input was a single one."""
-    if isinstance(inputs, str):
-        if split:
-            raise InputError(f"cannot read the input {shown(inputs)}; is_split_into_words takes a list of words")
-        return [inputs], True
-    if not isinstance(inputs, Iterable) or isinstance(inputs, (Mapping, bytes)):
-        raise InputError(
-            f"cannot read the input {shown(inputs)}; give a text, a list of texts, or a list of lists of words"
-        )
-    items = list(inputs)
-    single = split and bool(items) and all(isinstance(word, str) for word in items)
-    items = [items] if single else [list(item) if isinstance(item, tuple) else item for item in items]
-    texts = [isinstance(item, str) for item in items]
-    if any(texts) and (split or not all(texts)):
-        raise InputError("some inputs are texts and some are lists of words; give one kind at a time")
-    for item in items:
-        words = isinstance(item, list) and bool(item) and all(isinstance(word, str) for word in item)
-        if not isinstance(item, str) and not words:
-            raise InputError(f"cannot read the input {shown(item)}; give a text, or a list of words")
-    return items, single
-
-
 TOKEN_CLASSIFICATION = TaskKind(
     head="token-classification",
     columns=_columns,
@@ -252,5 +213,4 @@ TOKEN_CLASSIFICATION = TaskKind(
     unlabelled=_unlabelled,
     recognizes=_recognizes,
     word_lists=True,
-    pipeline_inputs=_pipeline_inputs,
 )

@@ -1,7 +1,7 @@
 """Defines multiple choice: the model scores each choice as one text, and the highest score is the answer."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -201,9 +201,16 @@ def _unlabelled(options: TaskOptions, table: Table, known: Collection[str]) -> l
     return unlabelled_rows(table, (options.label,))
 
 
-def _pipeline_inputs(inputs: Any) -> PipelineInputs:
+def _pipeline_inputs(items: Sequence[Any], where: Callable[[int], str]) -> PipelineInputs:
     """Reads mappings of ``text`` and ``choices``. Raises InputError for anything else."""
-    return read_mappings(inputs, Columns(("text",), "", ("choices",)), "{'text': ..., 'choices': [...]}")
+    columns, form = Columns(("text",), "", ("choices",)), "{'text': ..., 'choices': [...]}"
+    for i, item in enumerate(items):
+        if isinstance(item, Mapping) and {"text", "choices"} == set(item):
+            choices = item["choices"]
+            listed = isinstance(choices, list) and len(choices) > 1 and all(isinstance(c, str) for c in choices)
+            if not isinstance(item["text"], str) or not listed:
+                raise InputError(f"{where(i)}: cannot read {shown(dict(item))}; give {form}, two or more texts")
+    return read_mappings(items, where, columns, form)
 
 
 MULTIPLE_CHOICE = TaskKind(

@@ -16,7 +16,7 @@ from deberta_jax.data.table import Table
 from deberta_jax.models import HEADS
 from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
-from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, Task, TaskKind, TaskOptions, read_mappings
+from deberta_jax.tasks.base import Metrics, NamedTask, Task, TaskKind, TaskOptions
 from deberta_jax.tasks.columns import Columns
 from deberta_jax.tasks.squad import Answers, answer_scores, collect_answers, squad_metrics
 from deberta_jax.tasks.text_classification import probabilities
@@ -207,11 +207,6 @@ def _unlabelled(options: TaskOptions, table: Table, known: Collection[str]) -> l
     return unfindable_rows(table, options.label, options.text[1])
 
 
-def _pipeline_inputs(inputs: Any) -> PipelineInputs:
-    """Reads mappings of ``question`` and ``context``. Raises InputError for anything else."""
-    return read_mappings(inputs, Columns(("question", "context"), "answers"), "{'question': ..., 'context': ...}")
-
-
 QUESTION_ANSWERING = TaskKind(
     head="question-answering",
     columns=_columns,
@@ -219,5 +214,4 @@ QUESTION_ANSWERING = TaskKind(
     task_of_model=_task_of_model,
     unlabelled=_unlabelled,
     recognizes=_recognizes,
-    pipeline_inputs=_pipeline_inputs,
 )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -111,13 +111,6 @@ class TextTask(Task):
 
     def answers(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
         return [text_answer(row, self.spec) for row in logits]
-
-    def pipeline_answers(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
-        """Returns ``label`` and ``score`` of each text. With several labels for each text, as ``answers``."""
-        if self.spec.problem_type != SINGLE_LABEL:
-            return self.answers(logits, features, table)
-        best, scores = logits.argmax(-1).tolist(), probabilities(logits).max(-1).tolist()
-        return [{"label": self.spec.names[i], "score": score} for i, score in zip(best, scores, strict=True)]
 
     def details(self, logits: np.ndarray, features: Features, table: Table) -> dict[str, Any]:
         labels, names = features.labels, self.spec.names
@@ -252,39 +245,39 @@ def _unlabelled(options: TaskOptions, table: Table, known: Collection[str]) -> l
     return unlabelled_rows(table, options.labels or (options.label,), known)
 
 
-def _pipeline_inputs(inputs: Any) -> PipelineInputs:
-    """Reads a text, a pair (a tuple or a mapping of ``text`` and ``text_pair``), or a list of them.
+def read_text_or_pair(item: Any, where: str) -> tuple[str, str | None]:
+    """Returns the text of an input and the second text of a pair, or None.
 
-    Raises InputError for others.
+    Args:
+      item: a text, a tuple of two, or ``{"text": ..., "text_pair": ...}``.
+      where: the name of the input for messages.
+
+    Raises:
+      InputError: the input has another form.
     """
-    single = not isinstance(inputs, Iterable) or isinstance(inputs, (str, Mapping)) or _is_pair(inputs)
-    parts = [_text_and_pair(item) for item in ([inputs] if single else inputs)]
+    if isinstance(item, str):
+        return item, None
+    if isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item):
+        return item
+    if isinstance(item, Mapping) and isinstance(item.get("text"), str):
+        pair = item.get("text_pair")
+        if (pair is None or isinstance(pair, str)) and not set(item) - {"text", "text_pair"}:
+            return item["text"], pair
+    raise InputError(
+        f"{where}: cannot read {shown(item)}; give a str, a tuple of two, or {{'text': ..., 'text_pair': ...}}"
+    )
+
+
+def _pipeline_inputs(items: Sequence[Any], where: Callable[[int], str]) -> PipelineInputs:
+    """Reads texts or pairs. Raises InputError for others, and if only some are pairs."""
+    parts = [read_text_or_pair(item, where(i)) for i, item in enumerate(items)]
     pairs = [pair for _, pair in parts if pair is not None]
     if pairs and len(pairs) < len(parts):
         raise InputError("some inputs have a text_pair and some have none; give one kind at a time")
     columns: dict[str, list[Any]] = {"text": [text for text, _ in parts]}
     if pairs:
         columns["text_pair"] = pairs
-    table = Table("the input", columns, range(1, len(parts) + 1))
-    return PipelineInputs(table, Columns(tuple(columns), ""), single)
-
-
-def _is_pair(item: Any) -> bool:
-    return isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item)
-
-
-def _text_and_pair(item: Any) -> tuple[str, str | None]:
-    if _is_pair(item):
-        return item
-    if isinstance(item, str):
-        return item, None
-    if isinstance(item, Mapping) and isinstance(item.get("text"), str):
-        pair = item.get("text_pair")
-        if (pair is None or isinstance(pair, str)) and not set(item) - {"text", "text_pair"}:
-            return item["text"], pair
-    raise InputError(
-        f"cannot read the input {shown(item)}; give a str, a tuple of two, or {{'text': ..., 'text_pair': ...}}"
-    )
+    return PipelineInputs(Table("the input", columns, range(len(parts))), Columns(tuple(columns), ""))
 
 
 def _task_of_model(options: TaskOptions, config: DebertaConfig, table: Table, named: NamedTask | None) -> TextTask:

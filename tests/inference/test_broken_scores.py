@@ -59,7 +59,7 @@ def test_a_pipeline_refuses_or_answers_none(trained, broken):
     texts = ["ban tell", "ko mu", "sa lo"]
     right = pipe(texts)
     broken(1)
-    with pytest.raises(InputError, match="the input, line 2: the model's scores"):
+    with pytest.raises(InputError, match=r"inputs\[1\]: the model's scores"):
         pipe(texts)
     found = dataclasses.replace(pipe, non_finite="null")(texts)
     assert found == [right[0], {"label": None, "score": None}, right[2]]

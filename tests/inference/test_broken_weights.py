@@ -51,10 +51,8 @@ def test_null_is_written_where_asked(broken, trained, tmp_path):
 def test_pipelines_and_models_are_refused_too(broken):
     with pytest.raises(InputError, match=TENSOR):
         deberta_jax.pipeline("text-classification", broken)
-    answer = deberta_jax.pipeline("text-classification", broken, non_finite="null")("A text.")
+    (answer,) = deberta_jax.pipeline("text-classification", broken, non_finite="null")("A text.")
     assert answer == {"label": None, "score": None}
-    with pytest.raises(InputError, match="fill-mask has no answer"):
-        deberta_jax.pipeline("fill-mask", broken, non_finite="null")
     with pytest.raises(InputError, match=TENSOR):
         deberta_jax.from_pretrained(broken, "sequence-classification")
     _, params = deberta_jax.from_pretrained(broken, "sequence-classification", allow_non_finite=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 import deberta_jax
@@ -36,6 +37,23 @@ def test_answers_follow_the_inputs(fill):
     alone = fill("the [MASK] sat", top_k=3)
     assert [entry["token"] for entry in alone] == [entry["token"] for entry in one]
     assert fill([]) == []
+    assert list(one[0]) == ["score", "token", "token_str", "sequence"]
+    ids = fill.tokenizer("the [MASK] sat").input_ids[0]
+    filled = np.where(ids == fill.tokenizer.mask_id, one[0]["token"], ids)
+    assert one[0]["sequence"] == fill.tokenizer.decode(filled)
+    assert fill(["the [MASK] sat"], top_k=3) == alone, "as in transformers, a list of one text gives its result"
+    assert next(fill(text for text in ["the [MASK] sat"]))[0] == pytest.approx(fill("the [MASK] sat")[0])
+
+
+def test_targets(fill, caplog):
+    every = {entry["token"]: entry["score"] for entry in fill("the [MASK] sat", top_k=fill.tokenizer.vocab_size)}
+    names = [fill.tokenizer.id_to_token(300), fill.tokenizer.id_to_token(310), "catdog"]
+    found = fill("the [MASK] sat", targets=names)
+    first = int(fill.tokenizer("catdog", add_special_tokens=False).input_ids[0][0])
+    assert f"its first, {fill.tokenizer.id_to_token(first)!r}, is taken" in caplog.text
+    assert {entry["token"] for entry in found} == {*map(fill.tokenizer.token_to_id, names[:2]), first}
+    expected = sorted((every[entry["token"]] for entry in found), reverse=True)
+    assert [entry["score"] for entry in found] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +62,12 @@ def test_answers_follow_the_inputs(fill):
         ("no mask here", {}, "has no [MASK]"),
         ([3], {}, "give a str"),
         ("a [MASK] " + "the cat " * 400, {}, "tokens; the most is"),
-        ("[MASK]", {"top_k": 0}, "top_k=0: give 1 to"),
+        ("[MASK]", {"top_k": 100_000}, "top_k=100000: give 1 to"),
+        ("[MASK]", {"targets": []}, "targets=[]"),
+        ("[MASK]", {"targets": ["the", 3]}, "give a token, or a list of tokens"),
+        ("[MASK]", {"tokenizer_kwargs": {"stride": 3}}, "stride: is no argument of tokenizer_kwargs"),
+        (["[MASK]", None], {}, "inputs[1]: cannot read None"),
+        ("[MASK]", {"top_k": 0}, "top_k=0: give a whole number, 1 or more"),
     ],
 )
 def test_bad_input_is_named(fill, given, options, says):

@@ -24,7 +24,7 @@ def test_a_string_a_list_and_a_mapping(pipe):
     many = pipe(texts)
     assert [answer.keys() for answer in many] == [{"label", "score"}] * 40
     assert np.mean([a["label"] == kind for a, (_, kind) in zip(many, rows(40, seed=5), strict=True)]) > 0.85
-    one = pipe(texts[3])
+    (one,) = pipe(texts[3])
     assert one["label"] == many[3]["label"]
     assert one["score"] == pytest.approx(many[3]["score"], abs=1e-5)
     assert pipe({"text": texts[3]}) == one
@@ -49,7 +49,7 @@ def test_the_score_is_the_softmax_of_the_models_own_logits(pipe):
     logits = jax.jit(lambda p, i: model.apply({"params": p}, i).logits)(params, encoded.input_ids)
     logits = np.asarray(logits)[0].astype(np.float64)
     shares = np.exp(logits) / np.exp(logits).sum()
-    answer = pipe(text)
+    (answer,) = pipe(text)
     assert answer["label"] == model.config.id2label[int(shares.argmax())]
     assert answer["score"] == pytest.approx(shares.max(), abs=1e-5)
 
@@ -68,6 +68,9 @@ def test_pairs_are_pairs(pipe):
     [
         3,
         None,
+        float("nan"),
+        b"a",
+        ("a", "b", "c"),
         {"txt": "a"},
         {"text": 1},
         {"text": "a", "text_pair": 2},
@@ -77,13 +80,23 @@ def test_pairs_are_pairs(pipe):
     ],
 )
 def test_other_inputs_are_refused(pipe, bad):
-    with pytest.raises(InputError, match="cannot read the input"):
+    with pytest.raises(InputError, match=r"^(the input|inputs\[0\]): cannot read"):
         pipe(bad)
 
 
-def test_pairs_and_texts_do_not_mix(pipe):
-    with pytest.raises(InputError, match="one kind at a time"):
-        pipe(["a", {"text": "a", "text_pair": "b"}])
+def test_the_index_of_an_input_that_cannot_be_read(pipe):
+    with pytest.raises(InputError, match=r"^inputs\[2\]: cannot read None"):
+        pipe(["a", {"text": "a", "text_pair": "b"}, None])
+    answers = pipe((text for text in ["a", "b", "c", 4]), batch_size=2)
+    assert [next(answers) and i for i in range(2)] == [0, 1], "what stands before it is answered"
+    with pytest.raises(InputError, match=r"^inputs\[3\]: cannot read 4"):
+        next(answers)
+
+
+def test_pairs_and_texts_mix(pipe):
+    pair = {"text": "a", "text_pair": "b"}
+    both = pipe(["a", pair, "b"])
+    assert both == [pytest.approx(pipe(one)[0] if isinstance(one, str) else pipe(one)) for one in ("a", pair, "b")]
 
 
 def test_the_length_is_that_of_the_training_unless_given(pipe, trained, tmp_path):
@@ -112,16 +125,20 @@ def test_what_is_no_classifier_is_refused(trained, task, tmp_path):
         deberta_jax.pipeline("text-classification", encoder)
 
 
-def test_one_label_without_a_problem_type_is_a_number_and_several_numbers_a_text_are_refused(tmp_path):
+def test_one_label_is_a_probability_and_a_regression_has_numbers(tmp_path):
+    """As in transformers: without a problem type one label has the sigmoid."""
     one = weighted_model(tmp_path / "one", dataclasses.replace(TINY, id2label=("LABEL_0",)))
     config = json.loads((one / "config.json").read_text())
     assert config.get("problem_type") is None
     pipe = deberta_jax.pipeline("text-classification", one, max_length=16)
-    assert pipe("ban")["score"] == pytest.approx(float(pipe.logits(["ban"])[0, 0]), abs=1e-6)
-    assert pipe("ban")["score"] != 1.0
+    logit = float(pipe.logits(["ban"])[0, 0])
+    assert pipe("ban")[0]["score"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
+    assert pipe("ban", function_to_apply="none")[0]["score"] == pytest.approx(logit, abs=1e-6)
     (one / "config.json").write_text(
-        json.dumps(config | {"problem_type": "regression", "id2label": {"0": "a", "1": "b"}, "num_labels": 2})
+        json.dumps(config | {"problem_type": "regression", "id2label": {"0": "a"}, "num_labels": 1})
     )
+    assert deberta_jax.pipeline("text-classification", one)("ban")[0]["score"] == pytest.approx(logit, abs=1e-6)
+    (one / "config.json").write_text(json.dumps(config | {"id2label": {"0": "a", "1": "b"}, "num_labels": 2}))
     with pytest.raises(InputError):
         deberta_jax.pipeline("text-classification", one)
 

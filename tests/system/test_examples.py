@@ -34,7 +34,7 @@ RUNS = {
         _EIGHT,
     ),
     "typed_script.py": (
-        r"tokens \d+ to \d+ of \d+: .*\npipeline: .*, score 0\.\d+, \d+ candidates\nlargest .* saving: 0\.0\n",
+        r"tokens \d+ to \d+ of \d+: .*\npipeline: .*, score 0\.\d+\nlargest .* saving: 0\.0\n",
         {},
     ),
     "attention_bias.py": (

@@ -3,6 +3,7 @@
 ``assert_type`` fails where a type is Any, and a comment that ignores an error fails where there is none.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -15,12 +16,16 @@ import deberta_jax
 from deberta_jax import PRESETS, DebertaConfig, from_pretrained, losses, pipeline
 from deberta_jax.inference import (
     ChoiceAnswer,
+    EntityAnswer,
     FilledMask,
     MaskFiller,
     QuestionAnswer,
     RankedDocument,
     TextAnswer,
+    TextClassifier,
     TokenAnswer,
+    TokenClassifier,
+    ZeroShotAnswer,
 )
 from deberta_jax.models import EncoderOutput, HeadOutput, Model, ProjectionInputs, SpanOutput
 
@@ -71,25 +76,45 @@ def outputs(config: DebertaConfig, text: str) -> None:
     assert_type(tokenizer.decode([1, 2]), str)
 
 
-def every_pipeline(directory: str) -> None:
-    classify = pipeline("text-classification", directory, max_length=64)
-    assert_type(classify("a text"), TextAnswer)
-    assert_type(classify("a text")["label"], str)
+def classifiers(directory: str) -> None:
+    classify = pipeline("text-classification", directory, max_length=64, device="cpu")
+    assert_type(classify, TextClassifier)
+    assert_type(classify("a text"), list[TextAnswer])
+    assert_type(classify("a text")[0]["label"], str)
+    assert_type(classify("a text", top_k=None), list[TextAnswer])
     assert_type(classify(["a", "b"]), list[TextAnswer])
+    assert_type(classify(["a", "b"], top_k=2, function_to_apply="sigmoid"), list[list[TextAnswer]])
     assert_type(classify(("a text", "its pair"))["score"], float)
-    assert_type(classify([{"text": "a", "text_pair": "b"}]), list[TextAnswer])
-    tag = pipeline("token-classification", directory)
-    assert_type(tag("a text"), TokenAnswer)
-    assert_type(tag("a text")["spans"][0]["label"], str)
+    assert_type(classify({"text": "a", "text_pair": "b"}), TextAnswer)
+    assert_type(classify([{"text": "a", "text_pair": "b"}], truncation=True), list[TextAnswer])
+    assert_type(classify(text for text in "ab"), Iterator[TextAnswer])
+    assert_type(pipeline("sentiment-analysis", model=directory, top_k=None), TextClassifier)
+    zero = pipeline("zero-shot-classification", model=directory)
+    assert_type(zero("a text", ["a", "b"], multi_label=True), ZeroShotAnswer)
+    assert_type(zero("a text", candidate_labels="a, b")["scores"], list[float])
+    assert_type(zero(["a", "b"], candidate_labels=["c"]), list[ZeroShotAnswer])
+
+
+def every_other_pipeline(directory: str) -> None:
+    tag = pipeline("ner", directory, batch_size=8)
+    assert_type(tag, TokenClassifier)
+    assert_type(tag("a text"), list[TokenAnswer])
+    assert_type(tag("a text", aggregation_strategy="simple"), list[EntityAnswer])
+    assert_type(tag(["a text"], aggregation_strategy="first", stride=8), list[list[EntityAnswer]])
     answer = pipeline("question-answering", directory)
+    assert_type(answer(question="who?", context="she"), QuestionAnswer)
+    assert_type(answer(question="who?", context="she", top_k=2), list[QuestionAnswer])
     assert_type(answer({"question": "who?", "context": "she"}), QuestionAnswer)
-    assert_type(answer([{"question": "who?", "context": "she"}])[0]["start"], int)
+    assert_type(answer([{"question": "who?", "context": "she"}] * 2)[0]["start"], int)
     choose = pipeline("multiple-choice", directory)
     assert_type(choose({"text": "a", "choices": ["b", "c"]}), ChoiceAnswer)
     fill = pipeline("fill-mask", directory)
     assert_type(fill, MaskFiller)
     assert_type(fill("a [MASK]", top_k=3), list[FilledMask])
-    assert_type(fill(["a [MASK]"])[0][0]["token_str"], str)
+    assert_type(fill(["a [MASK]", "[MASK]"], targets=["b"])[0][0]["token_str"], str)
+    states = pipeline("feature-extraction", directory)
+    assert_type(states("a text"), list[list[list[float]]])
+    assert_type(states("a text", return_tensors=True), np.ndarray)
 
 
 def rank(directory: Path) -> None:
@@ -136,6 +161,8 @@ def mistakes(directory: str, ids: np.ndarray) -> None:
     print(spans(params, ids, attention_mask="ones"))  # pyright: ignore
     print(spans(directory, ids))  # pyright: ignore
     print(pipeline("question-answering", directory)({"question": "q", "context": "c"})["label"])  # pyright: ignore
+    print(pipeline("ner", directory)("a text", aggregation_strategy="firsd"))  # pyright: ignore
+    print(pipeline("text-classification", directory)(3))  # pyright: ignore
     print(deberta_jax.sharding.meshes)  # pyright: ignore
     print(deberta_jax.nothing)  # pyright: ignore
     print(from_pretrained(directory, dtypes=jnp.bfloat16))  # pyright: ignore

@@ -267,7 +267,7 @@ def test_fine_tuning_prediction_and_pipelines_take_the_same_option(tmp_path, cap
         plan_finetune(Finetune(ignore=("x",), from_scratch=True, **options))
     with pytest.raises(InputError, match=r"--ignore 'crf\.\*'"):
         deberta_jax.pipeline("text-classification", base)
-    label = deberta_jax.pipeline("text-classification", base, ignore=["crf.*"], max_length=16)("ban kon")["label"]
+    label = deberta_jax.pipeline("text-classification", base, ignore=["crf.*"], max_length=16)("ban kon")[0]["label"]
     command = ["predict", "--model", str(base), "--input", files["eval"], "--output", "-", "--text", "sentence"]
     main([*command, "--max-length", "16", "--ignore", "crf.*"])
     assert label in ("LABEL_0", "LABEL_1")

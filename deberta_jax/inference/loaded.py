@@ -1,0 +1,166 @@
+"""Loads trained models: the model, its tokenizer, and the predictor that applies it to a data set."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from deberta_jax import storage
+from deberta_jax.config import DebertaConfig
+from deberta_jax.data.features import Features, check_vocabulary, log_cut
+from deberta_jax.data.table import Table
+from deberta_jax.errors import InputError
+from deberta_jax.inference.devices import Device
+from deberta_jax.inference.loading import load_for_inference
+from deberta_jax.inference.predict import Predictor, Progress
+from deberta_jax.models import Model, Runtime
+from deberta_jax.sharding import replicated
+from deberta_jax.tasks import TASK_KINDS, NonFinite, Task, check_finite_rows, finite_answers
+from deberta_jax.text import Tokenizer
+from deberta_jax.weights import Check
+from deberta_jax.weights.choose import HeadRequest
+from deberta_jax.weights.load import plan_head
+from deberta_jax.weights.opening import open_source
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Loaded:
+    """Holds a trained model, its parameters and tokenizer, and the predictor that applies it to a data set.
+
+    Threads may share one. A pickle holds the parameters and is loaded for all devices of the process that loads it.
+
+    Attributes:
+      non_finite: what is done with rows whose scores are NaN or infinite: ``refuse`` them, or answer ``null``.
+    """
+
+    model: Model
+    params: Any
+    tokenizer: Tokenizer
+    predictor: Predictor
+    _: dataclasses.KW_ONLY
+    non_finite: NonFinite = "refuse"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
+
+    def __copy__(self) -> "Loaded":
+        return dataclasses.replace(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"params": jax.device_get(self.params)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, params=replicated(state["params"], state["predictor"].mesh))
+
+    def answers_for(self, task: Task, table: Table, progress: Progress | None = None) -> list[dict[str, Any]]:
+        """Returns the task's answer to each row of a table. ``progress`` is as for ``Predictor.logits``.
+
+        Raises:
+          InputError: as ``features_of``, or the scores of a row are not finite and ``non_finite`` is ``refuse``.
+        """
+        features = self.features_of(task, table, labelled=False)
+        logits = self.predictor.logits(self.params, features, progress)
+        return finite_answers(task.answers, logits, features, table, self.non_finite)
+
+    def metrics_for(self, task: Task, table: Table, progress: Progress | None = None) -> Mapping[str, float | None]:
+        """Returns the task's metrics on a labelled table.
+
+        Raises:
+          InputError: as ``features_of``, or the scores of a row are not finite.
+        """
+        features = self.features_of(task, table, labelled=True)
+        logits = self.predictor.logits(self.params, features, progress)
+        check_finite_rows(logits, features, table)
+        return task.metrics(logits, features, table)
+
+    def features_of(self, task: Task, table: Table, *, labelled: bool) -> Features:
+        """Returns the tokens of a table's rows, and logs how many rows were truncated.
+
+        Raises:
+          InputError: a row cannot be used, or a token id is outside the model's vocabulary.
+        """
+        features = task.features(table, self.tokenizer, self.predictor.max_length, labelled=labelled)
+        check_vocabulary(features, self.model.config.vocab_size, table.name)
+        log_cut(features, table.name, self.predictor.max_length)
+        return features
+
+
+def model_config(
+    kind: str, model: str | Path, *, ignore: Sequence[str] = (), base_model: str | Path | None = None
+) -> DebertaConfig:
+    """Returns the config that a trained model of a kind is loaded with. No weights are read.
+
+    It has as many labels as the file's classifier. Raises InputError as ``pipeline``.
+    """
+    source = open_source(model, ignore=ignore, base_model=base_model, check=None)
+    return plan_head(source, HeadRequest(TASK_KINDS[kind].head)).config
+
+
+def load_model(kind: str, model: str | Path, **options: Any) -> Loaded:
+    """Loads a trained model of a kind of task. The options, and what is raised, are those of ``load_head``."""
+    return load_head(TASK_KINDS[kind].head, model, **options)
+
+
+def load_head(
+    head: str,
+    model: str | Path,
+    *,
+    runtime: Runtime = Runtime(),
+    max_length: int | None,
+    batch_size: int,
+    ignore: Sequence[str] = (),
+    base_model: str | Path | None = None,
+    non_finite: NonFinite = "refuse",
+    check: Check = "sampled",
+    tokenizer: str | Path | Tokenizer | None = None,
+    device: Device = None,
+) -> Loaded:
+    """Loads a trained model with a head, a key of ``models.HEADS``.
+
+    ``max_length`` is None for that of the training run. The other arguments, and what is raised, are as for
+    ``pipeline``.
+    """
+    network, params, tokenizer, directory, mesh = load_for_inference(
+        head,
+        model,
+        runtime,
+        ignore=ignore,
+        base_model=base_model,
+        allow_non_finite=non_finite == "null",
+        check=check,
+        tokenizer=tokenizer,
+        device=device,
+    )
+    limit = trained_length(directory) if max_length is None else max_length
+    predictor = Predictor(network, tokenizer.pad_id, max_length=limit, batch_size=batch_size, mesh=mesh)
+    return Loaded(network, params, tokenizer, predictor, non_finite=non_finite)
+
+
+def trained_length(directory: Path) -> int:
+    """Returns the ``max_length`` of the run that made a model directory; 512 if there is no record of a run."""
+    record = trained_experiment(directory)
+    if record is None:
+        return 512
+    try:
+        return int(record["max_length"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{directory / 'experiment.json'}: records no max_length; give one, or remove the file"
+        ) from None
+
+
+def trained_experiment(directory: Path) -> dict[str, Any] | None:
+    """Returns the experiment of the run that made a model directory, from ``experiment.json``.
+
+    Returns None if there is no such file, and {} if another program wrote it.
+    """
+    record = directory / "experiment.json"
+    if not record.is_file():
+        return None
+    try:
+        experiment = storage.read_json_object(record).get("experiment")
+    except InputError:
+        return {}
+    return experiment if isinstance(experiment, dict) else {}
