@@ -18,6 +18,7 @@ from mkdocs.exceptions import PluginError
 ROOT = Path(__file__).resolve().parent.parent
 LOADED = re.compile(r"(?:src=|<link[^>]+href=)[\"']?(?:https?:)?//[^\"'> ]+")
 OPTION = re.compile(r"(?<=<code>)--[a-z][a-z-]*")
+CLASS = re.compile(r"(?<=<code>DebertaFor)(?=[A-Z]\w+</code>)")
 MARK = re.compile(r"^\{\{ names of ([\w.]+) \}\}$", re.M)
 
 
@@ -75,9 +76,9 @@ def directives(path: str) -> str:
         home = home_of(name, found) if path == "deberta_jax" else path
         page = f"{home.rpartition('.')[2]}.md"
         if found.is_module:
-            elsewhere.append(f"| [`{path}.{name}`]({name}.md) | {_first_sentence(found)} |")
+            elsewhere.append(f"| [`{name}`]({name}.md) | {_first_sentence(found)} |")
         elif home != path:
-            elsewhere.append(f"| [`{path}.{name}`]({page}#{_anchor(home, name)}) | {_first_sentence(found)} |")
+            elsewhere.append(f"| [`{name}`]({page}#{_anchor(home, name)}) | {_first_sentence(found)} |")
         else:
             options = f"      heading: {path}.{name}\n      toc_label: {name}\n"
             here.append(f"::: {found.path}\n    options:\n{options}")
@@ -101,10 +102,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Returns a page with its options marked, which the style sheet keeps in one line: browsers break after hyphens.
+    """Returns a page with the places where lines may break in code: not in an option, and after ``DebertaFor``.
 
-    MkDocs calls this with the HTML of every page. One that loads something from another host is an error.
+    The style sheet keeps marked options in one line, since browsers break after hyphens. A page that loads something
+    from another host is an error. MkDocs calls this with the HTML of every page.
     """
     if found := LOADED.search(output):
         raise PluginError(f"{page.file.src_uri}: loads from another host: {found[0]}")
-    return OPTION.sub(lambda found: f'<span class="option">{found[0]}</span>', output)
+    output = OPTION.sub(lambda found: f'<span class="option">{found[0]}</span>', output)
+    return CLASS.sub("<wbr>", output)
