@@ -66,6 +66,8 @@ def make_job(resolved: ResolvedExperiment, directory: Path) -> Job:
             "no adapter for peft: its base would be the student's layers of %s; the merged model is written", e.model
         )
 
+    metric = e.metric or task.metric
+
     def evaluate(params, tick):
         total = len(evaluated.lengths)
         with progress_bar(total=total, desc="evaluating", leave=False, disable=not is_writer()) as bar:
@@ -78,7 +80,8 @@ def make_job(resolved: ResolvedExperiment, directory: Path) -> Job:
         if not np.isfinite(logits).all():
             raise FloatingPointError(f"the scores of the evaluation are not finite: {ADVICE}")
         details.update(task.details(logits, evaluated, held_out))
-        return task.metrics(logits, evaluated, held_out)
+        metrics = task.metrics(logits, evaluated, held_out)
+        return {metric: metrics[metric], **metrics}  # comparisons of runs and seeds read the first one
 
     def save_best(params):
         save_pretrained(directory, trained.model, trained.effective(params), tokenizer, overwrite=True)
@@ -96,7 +99,7 @@ def make_job(resolved: ResolvedExperiment, directory: Path) -> Job:
         seed=e.seed,
         batches=batches,
         evaluate=evaluate,
-        metric=e.metric or task.metric,
+        metric=metric,
         save_best=save_best,
         eval_every=batches.steps_per_epoch,
     )
