@@ -94,7 +94,7 @@ def peer(text: str, tokenizer: str, output: str, workers: int) -> dict:
 def words_of(files: list[str]) -> list[str]:
     if files:
         return [word for file in files for word in Path(file).read_text(encoding="utf-8").split()]
-    from deberta_jax.training.demo import collect_docstrings
+    from deberta_jax.training.demo_text import collect_docstrings
 
     return [word for _, text in collect_docstrings() for word in text.split()]
 

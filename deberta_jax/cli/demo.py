@@ -8,7 +8,7 @@ from deberta_jax.training.demo import format_report, run_demo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Args:
-    """Trains a vocabulary, a masked LM and a classifier on Python's own docstrings; evaluates, predicts and saves."""
+    """Trains a vocabulary, a masked LM and a tagger of words on Python's own docstrings; evaluates and predicts."""
 
     output: str = "demo-output"
     """Directory for all files of the demonstration."""

@@ -1,22 +1,19 @@
 """Demonstrates the package in five minutes, on English text that comes with every Python.
 
 A vocabulary and a masked language model are trained on the standard library's docstrings and ``pydoc``'s topics. Then
-the model learns from which package a docstring is, with and without that pre-training.
+the model learns to put articles back into sentences, with and without that pre-training, with three seeds each.
 """
 
-import ast
-import csv
 import dataclasses
-import io
 import json
 import logging
-import sysconfig
+import statistics
 import time
-import warnings
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from deberta_jax import storage
@@ -25,39 +22,52 @@ from deberta_jax.data.corpus import read_documents
 from deberta_jax.data.tables import read_table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.pipelines import pipeline
-from deberta_jax.text import train_tokenizer
+from deberta_jax.inference.trained import TrainedOptions, load_trained
+from deberta_jax.models import DebertaForMaskedLM, init_params
+from deberta_jax.text import load_tokenizer, train_tokenizer
+from deberta_jax.training.demo_text import with_articles, write_data
 from deberta_jax.training.directory import Result
 from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, RunOptions
-from deberta_jax.training.finetuning import finetune
 from deberta_jax.training.pretraining import pretrain
+from deberta_jax.training.seeds import finetune_seeds
+from deberta_jax.weights import save_pretrained
 
 _log = logging.getLogger(__name__)
 
 VOCABULARY = 4000
-CLASSES = 8
-PER_CLASS = 200
-HELD_OUT = 0.75  # pre-training helps most with few labels; and a large held-out part measures precisely
 MAX_LENGTH = 64
-_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib-dynload"}
+SEEDS = 3
+MASKED = (
+    "This [MASK] returns a new list.",
+    "Raise an [MASK] if the file does not exist.",
+    "This method should not be [MASK] directly.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoResult:
-    """Holds what the demonstration measured: losses in nats a masked token, accuracies on held-out docstrings."""
+    """Holds what the demonstration measured.
 
-    classes: int
-    train_items: int
-    held_out_items: int
+    Attributes:
+      parameters: number of the fine-tuned model.
+      pretraining_losses: by step, in nats a masked token of held-out text, before the first step and at evaluations.
+      guesses: by text, the most probable words for its [MASK], before and after pre-training.
+      f1_pretrained: F1 of the articles in the test sentences, by seed.
+      f1_from_scratch: of the same model without pre-training.
+      sentences: three test sentences: without articles, with those of the model, and as they were.
+      seconds: what the demonstration took; without the parts that an earlier call had finished.
+    """
+
     parameters: int
-    pretraining_loss_before: float
-    pretraining_loss_after: float
-    accuracy: float
-    accuracy_without_pretraining: float
-    majority_accuracy: float
+    pretraining_losses: dict[int, float]
+    guesses: dict[str, tuple[list[str], list[str]]]
+    f1_pretrained: list[float]
+    f1_from_scratch: list[float]
+    sentences: list[tuple[str, str, str]]
     seconds: float
 
 
-def run_demo(output: Path, *, pretraining_steps: int = 700, epochs: int = 12) -> DemoResult:
+def run_demo(output: Path, *, pretraining_steps: int = 700, epochs: int = 8, seeds: int = SEEDS) -> DemoResult:
     """Starts the demonstration in ``output``, or continues it. Prints nothing on standard output.
 
     Raises:
@@ -68,115 +78,172 @@ def run_demo(output: Path, *, pretraining_steps: int = 700, epochs: int = 12) ->
     if there - {storage.LOCK} and not (output / "data" / "pretrain.txt").is_file():
         raise InputError(f"--output {output}: is not empty and holds no demonstration; give another directory")
     with storage.locked_directory("--output", output):
-        return _run_steps(output, pretraining_steps, epochs)
+        return _run_steps(output, pretraining_steps, epochs, seeds)
 
 
-def _run_steps(output: Path, pretraining_steps: int, epochs: int) -> DemoResult:
+def _run_steps(output: Path, pretraining_steps: int, epochs: int, seeds: int) -> DemoResult:
     began = time.perf_counter()
     write_data(output / "data")
     write_blank_model(output)
-    data = output / "data"
+    write_untrained_model(output)
     _log.info("pre-training by masked LM, %d steps", pretraining_steps)
-    pretrained = require_finished(
-        pretrain(
-            PretrainMLM(
-                model=str(output / "blank"),
-                from_scratch=True,
-                train=(str(data / "pretrain.txt"),),
-                eval=str(data / "pretrain_held_out.txt"),
-                output=str(output / "pretrained"),
-                steps=pretraining_steps,
-                batch_size=32,
-                max_length=MAX_LENGTH,
-                eval_every=max(1, pretraining_steps // 3),
-                layout="contiguous",
-                mask_share=0.25,
-                optimization=Optimization(learning_rate=4e-3, warmup=0.06),
-                runtime=RunOptions(log_every=25, checkpoint_every=1000),
-            )
-        )
-    )
-    task = Finetune(
-        train=str(data / "train.csv"),
-        eval=str(data / "held_out.csv"),
-        text=("docstring",),
-        label="package",
-        epochs=epochs,
-        batch_size=32,
-        max_length=MAX_LENGTH,
-        optimization=Optimization(learning_rate=1e-3),
-    )
-    _log.info("fine-tuning: which package is a docstring from?")
-    with_it = require_finished(
-        finetune(dataclasses.replace(task, model=str(output / "pretrained"), output=str(output / "classifier")))
-    )
+    require_finished(pretrain(_pretraining(output, pretraining_steps)))
+    _log.info("fine-tuning: where were the articles?")
+    pretrained = _test_f1(output, _finetuning(output, "pretrained", epochs, seeds))
     _log.info("the same without pre-training")
-    without = require_finished(
-        finetune(
-            dataclasses.replace(
-                task, model=str(output / "blank"), from_scratch=True, output=str(output / "without_pretraining")
-            )
-        )
-    )
-    log = storage.read_json_lines(output / "pretrained" / "log.jsonl")
-    losses = [entry["eval"]["loss"] for entry in log if "eval" in entry]
-    train, held_out = read_table(data / "train.csv"), read_table(data / "held_out.csv")
-    majority = Counter(train.column("package")).most_common(1)[0][0]
+    from_scratch = _test_f1(output, _finetuning(output, "blank", epochs, seeds))
+    best = output / "articles" / "pretrained" / f"seed-{int(np.argmax(pretrained))}"
     result = DemoResult(
-        classes=len(set(train.column("package"))),
-        train_items=len(train),
-        held_out_items=len(held_out),
-        parameters=parameter_count(output / "classifier"),
-        pretraining_loss_before=losses[0],
-        pretraining_loss_after=float(pretrained.metrics["loss"] or 0),
-        accuracy=float(with_it.metrics["accuracy"] or 0),
-        accuracy_without_pretraining=float(without.metrics["accuracy"] or 0),
-        majority_accuracy=held_out.column("package").count(majority) / len(held_out),
+        parameters=parameter_count(best),
+        pretraining_losses=_held_out_losses(output / "pretrained" / "log.jsonl"),
+        guesses=_guesses(output),
+        f1_pretrained=pretrained,
+        f1_from_scratch=from_scratch,
+        sentences=_restored(best, output / "data" / "test.jsonl"),
         seconds=time.perf_counter() - began,
     )
     storage.write_json(output / "demo.json", dataclasses.asdict(result))
     return result
 
 
-def format_report(result: DemoResult, output: Path) -> str:
-    """Returns the result as a page of text, with a few predictions and the next command to try."""
-    held_out = read_table(output / "data" / "held_out.csv")
-    pipe = pipeline("text-classification", output / "classifier")
-    picks = np.random.default_rng(1).choice(len(held_out), min(5, len(held_out)), replace=False)
-    texts = [held_out.column("docstring")[i] for i in picks]
-    truths = [held_out.column("package")[i] for i in picks]
-    answers = pipe(texts)
-    width = max(map(len, truths))
-    shown = [
-        f"  {'right' if a['label'] == t else 'wrong'}  {a['label']:<{width}} {a['score']:.2f}  (is {t:<{width}})  "
-        f"{' '.join(text.split())[:60]}"
-        for a, t, text in zip(answers, truths, texts, strict=True)
+def _pretraining(output: Path, steps: int) -> PretrainMLM:
+    return PretrainMLM(
+        model=str(output / "blank"),
+        from_scratch=True,
+        train=(str(output / "data" / "pretrain.txt"),),
+        eval=str(output / "data" / "pretrain_held_out.txt"),
+        output=str(output / "pretrained"),
+        steps=steps,
+        batch_size=32,
+        max_length=MAX_LENGTH,
+        eval_every=max(1, steps // 4),
+        layout="contiguous",
+        mask_share=0.25,
+        optimization=Optimization(learning_rate=4e-3, warmup=0.06),
+        runtime=RunOptions(log_every=25, checkpoint_every=1000),
+    )
+
+
+def _finetuning(output: Path, model: str, epochs: int, seeds: int) -> Finetune:
+    """Returns the fine-tuning of ``output/model``, which differs in nothing else."""
+    return Finetune(
+        model=str(output / model),
+        from_scratch=model == "blank",
+        task="token-classification",
+        train=str(output / "data" / "train.jsonl"),
+        eval=str(output / "data" / "validation.jsonl"),
+        text=("words",),
+        label="tags",
+        output=str(output / "articles" / ("from_scratch" if model == "blank" else model)),
+        epochs=epochs,
+        seeds=seeds,
+        batch_size=32,
+        max_length=MAX_LENGTH,
+        optimization=Optimization(learning_rate=1e-3),
+        runtime=RunOptions(keep_state=0),
+    )
+
+
+def _test_f1(output: Path, experiment: Finetune) -> list[float]:
+    """Trains with each seed and returns F1 on the test sentences, which chose neither settings nor checkpoint."""
+    summary = finetune_seeds(experiment)
+    require_finished(Result(0, {}, summary["stopped"]))
+    found = []
+    for seed in range(experiment.seeds):
+        options = TrainedOptions(model=f"{experiment.output}/seed-{seed}")
+        data = str(output / "data" / "test.jsonl")
+        task, model, table = load_trained(options, data, dtype="float32", labelled=True)
+        found.append(float(model.metrics_for(task, table)["f1"] or 0))
+    return found
+
+
+def _held_out_losses(log: Path) -> dict[int, float]:
+    return {entry["step"]: entry["eval"]["loss"] for entry in storage.read_json_lines(log) if "eval" in entry}
+
+
+def _guesses(output: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """Returns the words that the models before and after pre-training put for [MASK], by text."""
+    before, after = (pipeline("fill-mask", output / name)(MASKED, top_k=3) for name in ("untrained", "pretrained"))
+    words = [[[guess["token_str"].strip() for guess in text] for text in answers] for answers in (before, after)]
+    return {text: (words[0][i], words[1][i]) for i, text in enumerate(MASKED)}
+
+
+def _restored(model: Path, data: Path, count: int = 3) -> list[tuple[str, str, str]]:
+    """Returns sentences without articles, with those that the model puts there, and as they were."""
+    task, loaded, table = load_trained(TrainedOptions(model=str(model)), str(data), dtype="float32", labelled=True)
+    table = table.select(range(count))
+    answers = loaded.answers_for(task, table)
+    return [
+        (" ".join(words), with_articles(words, answer["tags"]), with_articles(words, tags))
+        for words, tags, answer in zip(table.word_lists("words"), table.word_lists("tags"), answers, strict=True)
     ]
-    r = result
+
+
+def format_report(result: DemoResult, output: Path) -> str:
+    """Returns the result as a page of text, with the next command to try."""
+    best = output / "articles" / "pretrained" / f"seed-{int(np.argmax(result.f1_pretrained))}"
+    sizes = [len(read_table(output / "data" / f"{name}.jsonl")) for name in ("train", "test")]
     return "\n".join(
         [
             "",
-            f"Which of {r.classes} packages is a docstring from?  {r.train_items} to learn from, {r.held_out_items} "
-            f"held out, {r.parameters / 1e6:.1f}M parameters",
+            f"Masked language model, {result.parameters / 1e6:.1f}M parameters: loss on held-out text, in nats a word "
+            "piece",
             "",
-            f"  masked-LM loss, held out     {r.pretraining_loss_before:6.2f} before, {r.pretraining_loss_after:.2f} "
-            f"after pre-training (uniform guess {np.log(VOCABULARY):.2f})",
-            f"  accuracy, majority class     {r.majority_accuracy:6.3f}",
-            f"  accuracy, no pre-training    {r.accuracy_without_pretraining:6.3f}",
-            f"  accuracy, pre-trained        {r.accuracy:6.3f}",
+            "  step  " + "".join(f"{step:8d}" for step in result.pretraining_losses),
+            "  loss  " + "".join(f"{loss:8.2f}" for loss in result.pretraining_losses.values()),
             "",
-            *shown,
+            "What is [MASK]?",
             "",
-            f"  model directory              {output / 'classifier'}",
-            f"  curves                       {output / 'classifier' / 'curves.png'}",
-            f"  took                         {r.seconds:.0f} s",
+            *_guess_lines(result),
+            'Which words had "a", "an" or "the" before them?',
+            f"{sizes[0]} sentences to learn from, {sizes[1]} to test; F1",
+            "",
+            *_f1_lines(result.f1_pretrained, result.f1_from_scratch),
+            "",
+            *_sentence_lines(result),
+            f"  model directory  {best}",
+            f"  report           {best / 'report.html'}",
+            f"  took             {result.seconds:.0f} s",
             "",
             "Next, on your own file:",
-            f"  deberta-jax predict --model {output / 'classifier'} --input {output / 'data' / 'held_out.csv'} "
-            "--text docstring --output -",
+            f"  deberta-jax predict --model {best} --input {output / 'data' / 'test.jsonl'} --output -",
             "",
         ]
     )
+
+
+def _guess_lines(result: DemoResult) -> list[str]:
+    lines = []
+    for text, (before, after) in result.guesses.items():
+        lines += [f"  {text}", f"    untrained    {', '.join(before)}", f"    pre-trained  {', '.join(after)}", ""]
+    return lines
+
+
+def _f1_lines(pretrained: Sequence[float], from_scratch: Sequence[float]) -> list[str]:
+    """Returns the table of F1 by seed, and whether the difference is larger than the spread of the seeds."""
+    rows = [
+        ("seed", *(str(seed) for seed in range(len(pretrained))), "mean"),
+        *(
+            (name, *(f"{value:.3f}" for value in (*values, statistics.fmean(values))))
+            for name, values in (("pre-trained", pretrained), ("not pre-trained", from_scratch))
+        ),
+    ]
+    gain = statistics.fmean(pretrained) - statistics.fmean(from_scratch)
+    spread = max(max(values) - min(values) for values in (pretrained, from_scratch))
+    return [
+        *(f"  {name:<16}" + "".join(f"{cell:>8}" for cell in cells) for name, *cells in rows),
+        "",
+        f"  difference of the means {gain:+.3f}, largest difference between seeds {spread:.3f}",
+    ]
+
+
+def _sentence_lines(result: DemoResult) -> list[str]:
+    names = ("without articles", "put back by the model", "the original")
+    return [
+        line
+        for sentence in result.sentences
+        for line in (*(f"  {name:<22} {text}" for name, text in zip(names, sentence, strict=True)), "")
+    ]
 
 
 def require_finished(result: Result) -> Result:
@@ -230,66 +297,10 @@ def write_blank_model(output: Path) -> None:
         storage.write_json(blank / "config.json", config.to_hf())
 
 
-def write_data(directory: Path) -> None:
-    """Writes train.csv and held_out.csv (docstring, package), pretrain_held_out.txt and, as the last, pretrain.txt.
-
-    Held-out docstrings are in no other file.
-    """
-    if (directory / "pretrain.txt").is_file():
-        return
-    storage.make_directory(directory)
-    _log.info("reading the standard library's docstrings")
-    docstrings = collect_docstrings()
-    rng = np.random.default_rng(0)
-    sizes = Counter(package for package, _ in docstrings)
-    classes = sorted(name for name, _ in sizes.most_common(CLASSES))
-    items: list[tuple[str, str]] = []
-    for name in classes:
-        of_class = [text for package, text in docstrings if package == name]
-        items += [(of_class[i], name) for i in rng.permutation(len(of_class))[:PER_CLASS]]
-    items = [items[i] for i in rng.permutation(len(items))]
-    held_out = items[: int(HELD_OUT * len(items))]
-    for file, rows in (("train.csv", items[len(held_out) :]), ("held_out.csv", held_out)):
-        out = io.StringIO(newline="")
-        csv.writer(out).writerows([("docstring", "package"), *rows])
-        storage.write_text(directory / file, out.getvalue())
-    unseen = {text for text, _ in held_out}
-    paragraphs = [part for _, text in docstrings if text not in unseen for part in text.split("\n\n")]
-    paragraphs += [part for text in topics() for part in text.split("\n\n")]
-    lines = [" ".join(part.split()) for part in paragraphs]
-    lines = [lines[i] for i in rng.permutation(len(lines)) if lines[i]]
-    cut = len(lines) // 20
-    storage.write_text(directory / "pretrain_held_out.txt", "\n".join(lines[:cut]) + "\n")
-    storage.write_text(directory / "pretrain.txt", "\n".join(lines[cut:]) + "\n")
-
-
-def collect_docstrings() -> list[tuple[str, str]]:
-    """Returns (top-level module or package, docstring) for the standard library, each text once.
-
-    The sources are parsed, not imported.
-    """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found: dict[str, str] = {}
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).parts
-        if _SKIPPED & set(parts) or parts[0].startswith("config-"):
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # some files of the library hold invalid escapes on purpose
-            try:
-                tree = ast.parse(storage.read_bytes(path))
-            except (SyntaxError, ValueError):
-                continue
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                text = ast.get_docstring(node)
-                if text and len(text.split()) >= 4:
-                    found.setdefault(text, parts[0].removesuffix(".py"))
-    return [(package, text) for text, package in found.items()]
-
-
-def topics() -> list[str]:
-    """Returns the topics of Python's ``help()``, which are parts of the language reference."""
-    from pydoc_data.topics import topics as texts
-
-    return list(texts.values())
+def write_untrained_model(output: Path) -> None:
+    """Writes a masked LM with random weights, to compare with after pre-training."""
+    if not (output / "untrained" / "config.json").is_file():
+        config = DebertaConfig.from_hf(str(output / "blank" / "config.json"))
+        model = DebertaForMaskedLM(config)
+        params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
+        save_pretrained(output / "untrained", model, params, tokenizer=load_tokenizer(output / "blank"))
