@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deberta_jax.config import DebertaConfig
     from deberta_jax.errors import InputError
     from deberta_jax.inference.cross_encoder import CrossEncoder
+    from deberta_jax.inference.embedding import Embedder, encode
     from deberta_jax.inference.pipelines import pipeline
     from deberta_jax.models import (
         DebertaEncoder,
@@ -45,6 +46,7 @@ _SOURCES = {
     "config": ("DebertaConfig",),
     "errors": ("InputError",),
     "inference.cross_encoder": ("CrossEncoder",),
+    "inference.embedding": ("Embedder", "encode"),
     "inference.pipelines": ("pipeline",),
     "models": (
         "DebertaEncoder",
@@ -77,10 +79,12 @@ __all__ = [
     "DebertaForReplacedTokenDetection",
     "DebertaForSequenceClassification",
     "DebertaForTokenClassification",
+    "Embedder",
     "InputError",
     "Tokenizer",
     "capture",
     "data",
+    "encode",
     "from_pretrained",
     "inference",
     "init_params",

@@ -13,6 +13,7 @@ from deberta_jax.inference.answers import (
     ZeroShotAnswer,
 )
 from deberta_jax.inference.cross_encoder import CrossEncoder, RankedDocument
+from deberta_jax.inference.embedding import Embedder, encode
 from deberta_jax.inference.feature_extraction import FeatureExtractor
 from deberta_jax.inference.fill_mask import MaskFiller
 from deberta_jax.inference.pipelines import pipeline
@@ -26,6 +27,7 @@ __all__ = [
     "ChoiceAnswer",
     "ChoiceInput",
     "CrossEncoder",
+    "Embedder",
     "EntityAnswer",
     "FeatureExtractor",
     "FilledMask",
@@ -42,5 +44,6 @@ __all__ = [
     "TokenClassifier",
     "ZeroShotAnswer",
     "ZeroShotClassifier",
+    "encode",
     "pipeline",
 ]

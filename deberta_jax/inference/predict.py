@@ -156,7 +156,7 @@ class Predictor:
         counts = {self.rows_for(count) for count in ((1, self.rows) if texts is None else texts)}
         with jax.set_mesh(self.mesh):
             for rows, length in itertools.product(counts, padded):
-                self._gather(self._forward(params, _NO_TEXT, np.empty(0, np.int64), rows, length))
+                gather(self._forward(params, _NO_TEXT, np.empty(0, np.int64), rows, length))
         return len(counts) * len(padded)
 
     def rows_for(self, texts: int) -> int:
@@ -173,18 +173,19 @@ class Predictor:
         for members, length in zip(plan.members, plan.padded, strict=True):
             ahead = members, self._forward(params, features, members, rows, length)
             if sent is not None:
-                yield sent[0], self._gather(sent[1])[: len(sent[0])]
+                yield sent[0], gather(sent[1])[: len(sent[0])]
             sent = ahead
         if sent is not None:
-            yield sent[0], self._gather(sent[1])[: len(sent[0])]
+            yield sent[0], gather(sent[1])[: len(sent[0])]
 
     def _forward(self, params: Any, features: Features, members: np.ndarray, rows: int, length: int) -> jax.Array:
         local = self.share.rows(rows)
         batch = pad_texts(features, members[local[local < len(members)]], len(local), length, self.pad_id)
         return self.forward(params, global_batch(batch, self.mesh))
 
-    def _gather(self, array: jax.Array) -> np.ndarray:
-        """Returns a batch's results on the host, from all processes."""
-        if array.is_fully_addressable:
-            return np.asarray(jax.device_get(array))
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+def gather(array: jax.Array) -> np.ndarray:
+    """Returns a batch's results on the host, from all processes."""
+    if array.is_fully_addressable:
+        return np.asarray(jax.device_get(array))
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
