@@ -31,6 +31,8 @@ QUESTIONS = {
     "change the attention": ("docs/tutorials/research.md", "## Change the attention scores"),
     "run on a pod": ("docs/tutorials/pods.md", "train/launch/tpu_pod.sh"),
     "resume": ("docs/guides/resume.md", "Run the same command again."),
+    "rerank": ("docs/guides/rerank.md", "deberta_jax.CrossEncoder("),
+    "embed texts": ("docs/guides/embed.md", "deberta_jax.encode("),
     "serve": ("docs/guides/serve.md", "There is no server yet."),
     "licence": ("README.md", "Apache-2.0"),
     "citation": ("CITATION.cff", "cff-version"),

@@ -13,8 +13,8 @@ from deberta_jax.data.batches import padded_length, shape_size
 from deberta_jax.data.features import Features, check_vocabulary, log_cut, make_features
 from deberta_jax.data.packing import Packing, pack, packed_batch
 from deberta_jax.errors import InputError, listed, shown
-from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.inference.loaded import trained_length
+from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.inference.predict import gather, model_inputs
 from deberta_jax.models import Runtime
 from deberta_jax.ops.pooling import Pooling, normalize, pool
@@ -44,7 +44,7 @@ class Embedder:
         self,
         model: str | Path,
         *,
-        pooling: Pooling | None = None,
+        pooling: str | None = None,
         normalize: bool | None = None,
         max_length: int | None = None,
         dtype: Any = jnp.float32,
@@ -70,7 +70,7 @@ class Embedder:
         loaded = load_for_inference("encoder", model, runtime, ignore=ignore, base_model=base_model)
         self.model, self.params, self.tokenizer = loaded.model, loaded.params, loaded.tokenizer
         saved = _saved_settings(loaded.directory) if pooling is None else {}
-        self.pooling: Pooling = saved.get("pooling", "mean") if pooling is None else pooling
+        self.pooling: Any = saved.get("pooling", "mean") if pooling is None else pooling
         self.normalize = saved.get("normalize", False) if normalize is None else normalize
         self.max_length = _saved_length(loaded.directory) if max_length is None else max_length
         if self.max_length < 8:
@@ -81,9 +81,7 @@ class Embedder:
     def __repr__(self) -> str:
         return f"Embedder({self.model!r}, pooling={self.pooling!r}, normalize={self.normalize})"
 
-    def encode(
-        self, texts: str | Iterable[str], *, batch_size: int = 32, show_progress_bar: bool = False
-    ) -> np.ndarray:
+    def encode(self, texts: Any, *, batch_size: int = 32, show_progress_bar: bool = False) -> np.ndarray:
         """Returns the embeddings of texts, in their order.
 
         Args:
@@ -159,7 +157,7 @@ class Embedder:
 
 def encode(
     model: str | Path | Embedder,
-    texts: str | Iterable[str],
+    texts: Any,
     *,
     batch_size: int = 32,
     show_progress_bar: bool = False,

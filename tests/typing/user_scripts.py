@@ -123,6 +123,11 @@ def rank(directory: Path) -> None:
     assert_type(ranker.rank("a query", ["a", "b"])[0]["corpus_id"], int)
 
 
+def embed(directory: Path) -> None:
+    assert_type(deberta_jax.encode(directory, ["a", "b"], pooling="cls", normalize=True), np.ndarray)
+    assert_type(deberta_jax.Embedder(directory, pooling="max").encode("a text"), np.ndarray)
+
+
 def loop(directory: str, batches: list[dict[str, np.ndarray]], output: str) -> None:
     model, params = from_pretrained(directory, head="sequence-classification")
     optimizer = optax.adamw(1e-5)
