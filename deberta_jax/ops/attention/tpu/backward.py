@@ -26,7 +26,7 @@ from deberta_jax.ops.attention.tpu import grid, scores, strips, words
 from deberta_jax.ops.attention.tpu.grid import KEY_MAJOR, TERMS, Program
 from deberta_jax.ops.attention.tpu.scores import LOG2_E
 from deberta_jax.ops.attention.tpu.strips import joined, strip, tiles_of
-from deberta_jax.ops.attention.tpu.words import make_words
+from deberta_jax.ops.attention.tpu.words import Words, make_gradient_words, make_words, parts_of
 from deberta_jax.ops.products import F32
 
 _TOKENS = ("query", "key", "value")
@@ -49,7 +49,8 @@ def backward_kernel(
         "sum_d_value": sums,
     }
     if tables:  # both terms' gradients are shifted, one of them transposed
-        scratch["d_words"] = pltpu.VMEM((rows, held.count, size, size), held.dtype)
+        shifted = make_gradient_words(tiling, query.dtype)
+        scratch["d_words"] = pltpu.VMEM((rows, shifted.count, size, size), shifted.dtype)
     sum_of_table = pltpu.VMEM((tiling.table_rows // TILE, tiling.lanes, TILE), F32)
     scratch |= {f"sum_d_{name}": sum_of_table for name in tables}
     transposed = {f"{name}_transposed": _by_tile(arrays[name].T) for name in tables}
@@ -184,7 +185,7 @@ def _content_gradients(program: Program, e: int, n: int) -> list[list[Any]]:
 
     Stores dS of near blocks in words. Returns dS for each head, tiles [128,128].
     """
-    refs, tiling, held = program.refs, program.tiling, program.held
+    refs, tiling, held = program.refs, program.tiling, _gradient_words(program)
     query, cotangent = refs["query"][e, strip(n)], refs["cotangent"][e, strip(n)]
     query_transposed = query.T
     d_scores = _d_scores(program, e, n, cotangent)
@@ -199,9 +200,9 @@ def _content_gradients(program: Program, e: int, n: int) -> list[list[Any]]:
         ]
         for b, tile in enumerate(packed):
             refs["d_words"][e, word, strip(n), strip(b)] = tile
-        by_key = [words.unpack_gradients(tile, query.dtype) for tile in packed]
+        by_key = [words.unpack_gradients(tile) for tile in packed]
         for k, head in enumerate(held.of(word)):
-            _add_content(program, e, n, head, joined([x[k] for x in by_key]), query_transposed)
+            _add_content(program, e, n, head, joined([x[k].astype(query.dtype) for x in by_key]), query_transposed)
         if "table_key_transposed" in refs:
             _add_position(program, e, n, word, packed, ("query", "key"), query_transposed)
     return d_scores
@@ -269,7 +270,7 @@ def _add_content(program: Program, e: int, n: int, head: int, d_scores: Any, que
 def _p2c_gradients(program: Program, e: int, n: int) -> None:
     """Adds the gradients of strip n of the keys through ``table_query``, of near blocks."""
     refs = program.refs
-    for word in range(program.held.count):
+    for word in range(_gradient_words(program).count):
         packed = [refs["d_words"][e, word, strip(b), strip(n)].T for b in range(program.tiling.strips)]
         _add_position(program, e, n, word, packed, ("key", "query"), refs["key_transposed"][e, :, strip(n)])
 
@@ -285,18 +286,31 @@ def _add_position(
       transposed: the side's strip [W,128].
     """
     (side, table), tiling, refs = names, program.tiling, program.refs
-    by_distance = [
-        words.unpack_gradients(tile, transposed.dtype) for tile in tiles_of(strips.rel_unshift(joined(packed)))
-    ]
+    by_distance = [words.unpack_gradients(tile) for tile in tiles_of(strips.rel_unshift(joined(packed)))]
     window = strips.strip_window(tiling, n)
     first = _first_tile(program, table)
-    for k, head in enumerate(program.held.of(word)):
+    for k, head in enumerate(_gradient_words(program).of(word)):
         rows, d_scores = _head_rows(tiling, head), joined([x[k] for x in by_distance])
         table_transposed = joined([refs[f"table_{table}_transposed"][t, rows] for t in window])
-        _add_to_side(program, side, e, n, rows, contract(table_transposed, d_scores, 1, 1))
-        d_table = tiles_of(contract(transposed[rows], d_scores, 1, 0))
+        _add_to_side(program, side, e, n, rows, contract(table_transposed, d_scores.astype(transposed.dtype), 1, 1))
+        d_table = tiles_of(_table_product(program, transposed[rows], d_scores, 0))
         for t, added in zip(window, d_table, strict=True):
             refs[f"sum_d_table_{table}"][first + t, rows] += added
+
+
+def _table_product(program: Program, transposed: Any, d_scores: Any, axis: int) -> Any:
+    """Returns what dS adds to the gradient of a table: the product of tokens [H,128] and dS, float32, over ``axis``.
+
+    Over several blocks such a gradient sums so many pairs of tokens that the rounding of each dS to bfloat16 would
+    show: what rounding takes away is multiplied too.
+    """
+    count = 2 if program.tiling.blocks > 1 else 1
+    products = [contract(transposed, part, 1, axis) for part in parts_of(d_scores, transposed.dtype, count)]
+    return functools.reduce(jnp.add, products)
+
+
+def _gradient_words(program: Program) -> Words:
+    return make_gradient_words(program.tiling, program.refs["query"].dtype)
 
 
 def _add_to_side(program: Program, side: str, e: int, n: int, rows: slice, added: Any) -> None:
@@ -322,16 +336,17 @@ def _c2p_gradients_of_far(program: Program, n: int, d_scores: list[list[Any]]) -
         return
     transposed, first = refs["query"][0, strip(n)].T, _first_tile(program, "key")
     for head, tiles in enumerate(d_scores):
-        rows, d_sum = _head_rows(tiling, head), functools.reduce(jnp.add, tiles).astype(transposed.dtype)
-        added = contract(refs["table_key_transposed"][0, rows], d_sum, 1, 1)
+        rows, d_sum = _head_rows(tiling, head), functools.reduce(jnp.add, tiles)
+        added = contract(refs["table_key_transposed"][0, rows], d_sum.astype(transposed.dtype), 1, 1)
         _add_to_side(program, "query", 0, n, rows, added)
-        refs["sum_d_table_key"][first, rows] += contract(transposed[rows], d_sum, 1, 0)
+        refs["sum_d_table_key"][first, rows] += _table_product(program, transposed[rows], d_sum, 0)
 
 
 def _p2c_gradients_of_far(program: Program, far_sums: dict[int, list[Any]]) -> None:
     """Adds the gradients of the keys through ``table_query``, of far blocks, given dS summed over the strips."""
     refs, tiling, first = program.refs, program.tiling, _first_tile(program, "query")
     for head, tiles in far_sums.items():
-        rows, d_sum = _head_rows(tiling, head), joined([x.astype(refs["key"].dtype) for x in tiles])
-        refs["sum_d_key"][0, rows] += contract(refs["table_query_transposed"][0, rows], d_sum, 1, 0)
-        refs["sum_d_table_query"][first, rows] += contract(refs["key_transposed"][0, rows], d_sum, 1, 1)
+        rows, d_sum = _head_rows(tiling, head), joined(tiles)
+        rounded = d_sum.astype(refs["key"].dtype)
+        refs["sum_d_key"][0, rows] += contract(refs["table_query_transposed"][0, rows], rounded, 1, 0)
+        refs["sum_d_table_query"][first, rows] += _table_product(program, refs["key_transposed"][0, rows], d_sum, 1)

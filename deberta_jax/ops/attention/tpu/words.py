@@ -7,7 +7,8 @@ lanes, which handles a 32-bit word at a time. With bfloat16 operands two heads t
   largest norms of its tokens and of the tables, so that no score of a real token exceeds the largest integer (by the
   Cauchy-Schwarz inequality). Tokens are divided by the unit before their products, which is exact. Bfloat16 scores
   would have 8 bits, whose rounding shows in the gradients.
-* Gradients of scores are bfloat16 numbers, which their products round them to in any case.
+* Gradients of scores are bfloat16 numbers, which their products round them to in any case. Texts of several blocks
+  have no such words: what the gradients of the tables sum there would show the rounding.
 
 A word of float32 operands, or of a program that has one head, is one float32 number.
 """
@@ -64,6 +65,11 @@ class Words:
 def make_words(tiling: Tiling, dtype: Any) -> Words:
     """Returns which heads share words, given the operands' dtype."""
     return Words(tiling.group, 2 if dtype == jnp.bfloat16 and tiling.group % 2 == 0 else 1)
+
+
+def make_gradient_words(tiling: Tiling, dtype: Any) -> Words:
+    """Returns which heads share words of gradients, given the operands' dtype."""
+    return make_words(tiling, dtype) if tiling.blocks == 1 else Words(tiling.group, 1)
 
 
 def largest_norms(tiling: Tiling, tokens: Any, real: Any) -> Any:
@@ -123,10 +129,19 @@ def pack_gradients(gradients: list[Any]) -> Any:
     return lax.bitcast_convert_type((low >> 16) | (high & jnp.uint32(0xFFFF0000)), jnp.int32)
 
 
-def unpack_gradients(word: Any, dtype: Any) -> list[Any]:
-    """Returns the gradients of each head of a tile of words, in ``dtype``."""
+def unpack_gradients(word: Any) -> list[Any]:
+    """Returns the gradients of each head of a tile of words, float32."""
     if word.dtype == F32:
-        return [word.astype(dtype)]
+        return [word]
     bits = lax.bitcast_convert_type(word, jnp.uint32)
     parts = (bits << 16, bits & jnp.uint32(0xFFFF0000))
-    return [lax.bitcast_convert_type(part, F32).astype(dtype) for part in parts]
+    return [lax.bitcast_convert_type(part, F32) for part in parts]
+
+
+def parts_of(x: Any, dtype: Any, count: int) -> list[Any]:
+    """Returns up to ``count`` arrays of ``dtype`` whose sum is ``x``, float32, as exactly as they can hold it."""
+    parts = [x.astype(dtype)]
+    while dtype != F32 and len(parts) < count:
+        x = x - parts[-1].astype(F32)
+        parts.append(x.astype(dtype))
+    return parts
