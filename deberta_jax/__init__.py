@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         prepare_for_inference,
         summary,
     )
-    from deberta_jax.ops.attention import register_attention
+    from deberta_jax.ops.attention import AttentionInputs, register_attention
     from deberta_jax.presets import PRESETS
     from deberta_jax.text import Tokenizer, train_tokenizer
     from deberta_jax.weights import from_pretrained, resize_vocabulary, save_pretrained
@@ -62,7 +62,7 @@ _SOURCES = {
         "prepare_for_inference",
         "summary",
     ),
-    "ops.attention": ("register_attention",),
+    "ops.attention": ("AttentionInputs", "register_attention"),
     "presets": ("PRESETS",),
     "text": ("Tokenizer", "train_tokenizer"),
     "weights": ("from_pretrained", "resize_vocabulary", "save_pretrained"),
@@ -70,6 +70,7 @@ _SOURCES = {
 
 __all__ = [
     "PRESETS",
+    "AttentionInputs",
     "CrossEncoder",
     "DebertaConfig",
     "DebertaEncoder",

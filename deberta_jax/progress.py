@@ -87,6 +87,7 @@ class _Lines(tqdm):
     def __init__(self, **options: Any):
         self.shown = time.monotonic()
         self.count = 0
+        self.written = -1.0
         super().__init__(**options, ascii=True, ncols=0)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
@@ -98,6 +99,7 @@ class _Lines(tqdm):
         """Writes a line."""
         self.shown = time.monotonic()
         self.count += 1
+        self.written = self.n
         print(str(self).strip(), file=self.fp, flush=True)
 
     def clear(self, nolock: bool = False) -> None:
@@ -105,6 +107,6 @@ class _Lines(tqdm):
 
     def close(self) -> None:
         """Writes where the work stopped, if other lines were written."""
-        if not self.disable and self.count:
+        if not self.disable and self.count and self.written != self.n:
             self.write_line()
         self.disable = True

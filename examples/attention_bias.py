@@ -8,7 +8,6 @@ import numpy as np
 
 import deberta_jax
 from deberta_jax import PRESETS, DebertaEncoder
-from deberta_jax.ops.attention import AttentionInputs
 
 TINY = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
 CONFIG = PRESETS["deberta-v3-base"].replace(vocab_size=300, initializer_range=0.2, **TINY)
@@ -20,7 +19,7 @@ def alibi(scores: jax.Array, *, layer: jax.Array, query_index: jax.Array, key_in
     return scores - jnp.asarray(FACTORS, scores.dtype)[:, None, None] * jnp.abs(query_index - key_index)
 
 
-def content_only(inputs: AttentionInputs) -> jax.Array:
+def content_only(inputs: deberta_jax.AttentionInputs) -> jax.Array:
     """Attention without relative terms, by JAX's own function; the texts here have no padding."""
     return jax.nn.dot_product_attention(inputs.query, inputs.key, inputs.value, scale=inputs.scale)
 

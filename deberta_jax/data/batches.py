@@ -7,15 +7,17 @@ is one number: the step, or the first example of the step. grain builds the batc
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jax.sharding import Mesh
 
 from deberta_jax.data.features import TOKEN, Features
 from deberta_jax.data.packing import Packing, choose_packing, empty_labels, pack, packed_batch
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, shown
 from deberta_jax.sharding import WHOLE, RowShare, current_mesh, row_share
+
+Batching = Literal["packed", "buckets"]
 
 # Number of batches whose examples are sorted by length together: enough for little padding, few enough for a random
 # order.
@@ -334,7 +336,7 @@ def batches(
     batch_size: int = 32,
     epochs: int = 1,
     seed: int = 0,
-    batching: Literal["packed", "buckets"] = "packed",
+    batching: Batching = "packed",
     row_length: int = 0,
     max_length: int | None = None,
     accumulate: int = 1,
@@ -363,6 +365,11 @@ def batches(
       InputError: ``row_length`` is smaller than the longest example or much larger than all of them, or there are too
         many micro-batches or steps.
     """
+    if batching not in get_args(Batching):
+        raise InputError(f"batching={shown(batching)}: expected one of {', '.join(map(repr, get_args(Batching)))}")
+    for name, number in (("batch_size", batch_size), ("epochs", epochs), ("accumulate", accumulate)):
+        if number < 1:
+            raise InputError(f"{name}={number}: must be at least 1")
     mesh = current_mesh() if mesh is None else mesh
     parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     if accumulate > max(_MANY_PARTS, batch_size):

@@ -95,7 +95,14 @@ def make_features(
       max_length: the largest number of tokens, including special tokens.
       labels: the labels of the examples, if any.
       truncation: the part whose end is removed, as for tokenizers; by default the longer one.
+
+    Raises:
+      InputError: there is no text, or there are not as many labels as texts.
     """
+    if not texts:
+        raise InputError("no texts; give one or more")
+    if labels is not None and len(labels) != len(texts):
+        raise InputError(f"{len(labels)} labels for {len(texts)} texts; give one for each")
     encoded = tokenizer.encode_ragged(texts, text_pairs, max_length=max_length, truncation=truncation)
     lengths = np.asarray([len(ids) for ids, _ in encoded], np.int64)
     at_limit = np.flatnonzero(lengths >= max_length).tolist()

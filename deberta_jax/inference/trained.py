@@ -13,7 +13,7 @@ from deberta_jax.tasks import (
     NonFinite,
     Task,
     TaskOptions,
-    check_numbers,
+    check_options,
     kind_name,
     kind_of_model,
     read_task,
@@ -62,7 +62,7 @@ def load_trained(
     Raises:
       InputError: the model, a file, a column or a number cannot be used.
     """
-    check_numbers(o)
+    check_options(o)
     directory = hub.resolve(o.model)
     load_config(o.model, base_model=o.base_model)  # raises InputError for a directory without a model
     recorded = trained_experiment(directory) or {}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Unpack, overload
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.errors import InvalidRngError, ScopeParamNotFoundError, ScopeParamShapeError
+import numpy as np
+from flax.errors import InvalidRngError, ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError, brief
@@ -77,6 +78,7 @@ class Model(nn.Module, Generic[Output]):
                 "PRESETS['deberta-v3-base']; from_pretrained loads a model with weights"
             )
         check_name(self.attention)
+        _ = self.runtime  # checks the other choices
         super().__post_init__()
 
     def __repr__(self) -> str:
@@ -173,7 +175,12 @@ class Model(nn.Module, Generic[Output]):
         check_names(given, extra_inputs(type(self)), type(self).__name__)
         if given.get("positions", 0) is None:
             del given["positions"]
-        return self.forward(**check_arrays(given, choices=self.reads_choices, width=self.config.embedding_width))
+        return self.forward(**self._checked(given))
+
+    @nn.nowrap
+    def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        c = self.config
+        return check_arrays(given, choices=self.reads_choices, width=c.embedding_width, vocabulary=c.vocab_size)
 
     @nn.nowrap
     def _apply(self, arguments: tuple[Any, ...], rngs: Any, inputs: Mapping[str, Any]) -> Any:
@@ -187,11 +194,13 @@ class Model(nn.Module, Generic[Output]):
         params, *rest = arguments
         if set(params) == {"params"}:
             raise InputError(f"{name}: pass the tree of parameters itself, without the level 'params' that apply takes")
-        if isinstance(rngs, jax.Array):
+        if isinstance(rngs, jax.Array | np.ndarray):
             rngs = {"dropout": rngs}
+        if not (rngs is None or isinstance(rngs, Mapping)):
+            raise InputError(f"{name}: rngs is a {type(rngs).__name__}; give jax.random.key(0), or {{'dropout': key}}")
         try:
-            return self.apply({"params": params}, *rest, rngs=rngs, **inputs)
-        except (ScopeParamNotFoundError, ScopeParamShapeError) as error:
+            return self.apply({"params": params}, *rest, rngs=None if rngs is None else dict(rngs), **inputs)
+        except (ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError) as error:
             reason = str(error).partition(" (https")[0]
             raise InputError(f"the parameters are not those of this {name}: {brief(reason, 300)}") from error
         except InvalidRngError as error:

@@ -6,6 +6,7 @@ The loop runs one layer's code for all layers, so what it computes cannot be rea
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deberta_jax.errors import InputError, brief, did_you_mean
+from deberta_jax.errors import InputError, brief, did_you_mean, shown
 from deberta_jax.models.attention import SelfAttention
 from deberta_jax.models.base import Model, Output, Params
 from deberta_jax.models.encoder import Encoder, Layer
@@ -65,9 +66,9 @@ def capture(
     Raises:
       InputError: a pattern that matches no module; an edit that changes the shape or dtype of a value.
     """
-    patterns = (at,) if isinstance(at, str) else tuple(at)
-    if not all((*patterns, *(edits or {}))):
-        raise InputError("a pattern of paths is empty")
+    if not isinstance(model, Model):
+        raise InputError(f"the first argument is a {type(model).__name__}; give a model, then its parameters")
+    patterns = _patterns(at, edits or {})
     recorder = _Recorder(model.config.num_hidden_layers, patterns, dict(edits or {}))
     wants_weights = bool(recorder.matching(_WEIGHTS, patterns))
     shown = inputs.get("output_attentions", False)
@@ -78,6 +79,26 @@ def capture(
     if wants_weights and not shown:
         output = dataclasses.replace(output, attentions=None)
     return output, recorder.values
+
+
+def _patterns(at: Any, edits: Any) -> tuple[str, ...]:
+    """Returns the patterns of the paths to return. Raises InputError for what is no pattern, or no edit."""
+    found = (at,) if isinstance(at, str) else tuple(at) if isinstance(at, Sequence | set | frozenset) else (at,)
+    if not isinstance(edits, Mapping):
+        raise InputError(f"edits is a {type(edits).__name__}; give a dict from patterns of paths to functions")
+    for pattern in (*found, *edits):
+        if not isinstance(pattern, str) or pattern.strip("./") == "":
+            raise InputError(f"{shown(pattern)} is no pattern of paths; give a str such as 'layers/*/attention'")
+    for pattern, edit in edits.items():
+        try:
+            inspect.signature(edit).bind(None, layer=None)
+        except TypeError:
+            raise InputError(
+                f"edits: {brief(pattern)!r}: give a function (value, *, layer) -> value, not {shown(edit)}"
+            ) from None
+        except ValueError:
+            pass  # a function of C, without a signature
+    return found
 
 
 def patch(

@@ -67,21 +67,25 @@ def check_names(given: Mapping[str, Any], accepted: frozenset[str], model: str) 
         raise InputError(f"{brief(name)}: {model} takes no such input{advice}")
 
 
-def check_arrays(inputs: Mapping[str, Any], *, choices: bool, width: int) -> dict[str, Any]:
+def check_arrays(inputs: Mapping[str, Any], *, choices: bool, width: int, vocabulary: int) -> dict[str, Any]:
     """Checks the shapes and dtypes of a call's arrays and converts those of NumPy.
 
     Args:
       inputs: all inputs by name.
       choices: the inputs have an axis of choices, [B,C,T].
       width: E, the size of embedding vectors.
+      vocabulary: number of token ids; those in arrays of NumPy are compared with it.
 
     Returns:
       The inputs with JAX's arrays.
 
     Raises:
       InputError: neither or both of input_ids and inputs_embeds are given; something is no array; an array has not the
-        shape that the token ids ask for; or ids are not integers.
+        shape that the token ids ask for, or no elements; or ids are not integers, or out of range.
     """
+    for name, value in inputs.items():
+        if isinstance(value, np.ndarray) and name in _INTEGERS and value.dtype.kind in "iu":
+            _check_range(name, value, vocabulary)
     arrays = {name: _as_array(name, value) for name, value in inputs.items()}
     for name in _FLAGS:
         if not isinstance(inputs.get(name, False), bool | np.bool):
@@ -126,6 +130,8 @@ def _as_array(name: str, value: Any) -> Any:
     if value is None or name in _FLAGS or own or isinstance(value, jax.Array):
         return value
     if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.kind not in "biufV":  # V: bfloat16 and other numbers that NumPy does not know
+            raise InputError(f"{name} has dtype {value.dtype}; give an array of numbers, in rows of one length")
         return jnp.asarray(value)
     if isinstance(value, (list, tuple)):
         raise InputError(
@@ -137,10 +143,21 @@ def _as_array(name: str, value: Any) -> Any:
     return value
 
 
+def _check_range(name: str, ids: np.ndarray, vocabulary: int) -> None:
+    """Raises InputError for numbers that a gather on the device would silently replace by others."""
+    least = -1 if name == "positions" else 0
+    most = vocabulary - 1 if name == "input_ids" else 2**31 - 1
+    if ids.size and not least <= ids.min() <= ids.max() <= most:
+        wrong = ids.min() if ids.min() < least else ids.max()
+        raise InputError(f"{name} has the value {wrong}; give {least} to {most}")
+
+
 def _check_rank(name: str, value: Any, axes: tuple[str, ...]) -> None:
     """Raises InputError if the tokens have not the axes that the model takes."""
     wanted = (*axes, "E") if name == "inputs_embeds" else axes
     if value.ndim == len(wanted):
+        if 0 in value.shape:
+            raise InputError(f"{name} is {_size(value.shape)}: give at least one row of at least one token")
         return
     advice = f"give [{','.join(wanted)}]"
     if value.ndim == len(wanted) - 1:

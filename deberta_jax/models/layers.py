@@ -7,9 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, shown
 from deberta_jax.ops.dropout import dropout
 from deberta_jax.ops.normalization import layer_norm
 from deberta_jax.ops.products import align, product
@@ -37,6 +38,21 @@ class Runtime:
     def __post_init__(self):
         if self.remat not in REMAT:
             raise InputError(f"remat={self.remat!r}: expected one of {', '.join(map(repr, REMAT))}")
+        for name in ("dtype", "param_dtype"):
+            _check_dtype(name, getattr(self, name))
+        for name in ("scan", "prepared"):
+            if not isinstance(getattr(self, name), bool | np.bool):
+                raise InputError(f"{name}={shown(getattr(self, name))}: expected True or False")
+
+
+def _check_dtype(name: str, value: Any) -> None:
+    known = ("float32", "bfloat16", "float16", *(["float64"] if jax.config.read("jax_enable_x64") else []))
+    try:
+        found = "" if value is None else jnp.dtype(value).name
+    except TypeError:
+        found = ""
+    if found not in known:
+        raise InputError(f"{name}={found or shown(value)}: expected one of {', '.join(known)}")
 
 
 def declare(initializer: Callable[..., Any], axes: tuple[str | None, ...]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from deberta_jax.tasks.entity_recognition import EntityTask
 from deberta_jax.tasks.finite import NonFinite, check_finite_rows, finite_answers
 from deberta_jax.tasks.multiple_choice import ChoiceTask
 from deberta_jax.tasks.named import NAMED_TASKS, find_file, read_task
-from deberta_jax.tasks.numbers import check_numbers
+from deberta_jax.tasks.option_checks import check_options
 from deberta_jax.tasks.question_answering import SpanTask
 from deberta_jax.tasks.registry import TASK_KINDS, guess_kind, kind_of_model
 from deberta_jax.tasks.resolve import (

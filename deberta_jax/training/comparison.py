@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError, listed
+from deberta_jax.errors import InputError, listed, shown
 from deberta_jax.training.directory import result_of
 from deberta_jax.training.experiment import Finetune, PretrainMLM, PretrainRTD, flat_settings
 from deberta_jax.training.plots import new_figure, plain, save_figure
@@ -94,7 +94,7 @@ class Comparison:
         return [
             {
                 **group.settings,
-                "seeds": len(group.runs),
+                "seeds": len(set(group.seeds)),
                 **{
                     name: value
                     for m in self.metrics
@@ -111,7 +111,8 @@ class Comparison:
         body = [
             [
                 *(_shown(group.settings[name]) for name in settings),
-                str(len(group.runs)) + (f" of {len(group.runs) + len(group.unfinished)}" if group.unfinished else ""),
+                str(len(set(group.seeds)))
+                + (f" of {len(group.runs) + len(group.unfinished)}" if group.unfinished else ""),
                 *(_interval(group.mean(m), group.deviation(m)) for m in self.metrics),
             ]
             for group in self.groups
@@ -195,6 +196,8 @@ def compare(directories: Sequence[str | Path]) -> Comparison:
     Raises:
       InputError: a directory has no run, its files are damaged, or the runs are of different kinds.
     """
+    if isinstance(directories, str | Path) or not directories:
+        raise InputError("compare: give the directories of one or more runs")
     found = {path.resolve(): path for name in directories for path in run_directories(Path(name))}
     runs = [read_run(path) for path in found.values()]
     kinds = {run.settings["job"] for run in runs}
@@ -240,6 +243,8 @@ def read_run(directory: Path) -> Run:
     for name in ("output", "seeds", "recipe", "published_score"):
         experiment.pop(name, None)
     seed = experiment.pop(_SEED, 0)
+    if not isinstance(record.get("runtime", {}), dict):
+        raise InputError(f"{directory / 'experiment.json'}: its runtime is {shown(record['runtime'])}; it is damaged")
     runtime = {**defaults.get("runtime", {}), **record.get("runtime", {})}
     settings = {"job": record["job"], **experiment, **{name: runtime.get(name) for name in _RUNTIME}}
     settings["data"] = " ".join(sorted(str(digest)[:8] for digest in record["data"].values()))

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 
 from deberta_jax.errors import InputError
-from deberta_jax.tasks import check_numbers
+from deberta_jax.tasks import check_options
 
 _LONGEST_WAIT = 1_000_000  # seconds; timers cannot wait much longer
 
 
 def check_common(e: Any) -> None:
     """Raises InputError for the first value that cannot be used, of the fields that all experiments have."""
-    check_numbers(e)
+    check_options(e)
     if e.batch_size < 1:
         raise InputError(f"--batch-size {e.batch_size}: must be at least 1")
     if e.max_length < 8:

@@ -55,6 +55,15 @@ def sweep(experiment: Experiment, grid: Mapping[str, Sequence[Any]], *, seeds: i
     """
     if seeds < 1:
         raise InputError(f"sweep: seeds must be at least 1, not {seeds}")
+    if not isinstance(grid, Mapping):
+        raise InputError(f"sweep: the grid is a {type(grid).__name__}; give a dict from settings to lists of values")
+    for name, values in grid.items():
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise InputError(f"sweep: the values of {shown(name)} are {shown(values)}; give a list")
+    for name in ("seed", "seeds", "output"):
+        if name in grid:
+            advice = "the directory of each run follows from its settings" if name == "output" else "give seeds=3"
+            raise InputError(f"sweep: {name!r} cannot be in the grid; {advice}")
     empty = [name for name, values in grid.items() if not values]
     if empty:
         raise InputError(f"sweep: the grid has no value for {listed(empty)}")

@@ -276,5 +276,9 @@ def check_parameters(model: Model, tree: Mapping[str, Any]) -> None:
             expected[path] = (config.num_hidden_layers, *shape) if row.layered else shape
     wrong = [p for p in sorted(expected.keys() | shapes.keys()) if expected.get(p) != shapes.get(p)]
     if wrong:
+        parts = ", ".join(spec.parts)
         problems = ", ".join(f"{p} is {shapes.get(p, 'missing')}, expected {expected.get(p, 'none')}" for p in wrong)
-        raise InputError(f"head {head!r}: the parameters do not fit its parts {', '.join(spec.parts)}: {problems}")
+        raise InputError(
+            f"head {head!r}: the parameters do not fit its parts {parts}: {problems}; names of built-in parts, such as "
+            "classifier, pooler or proj, stand for those layers: choose another name for another layer"
+        )

@@ -93,6 +93,12 @@ def test_init_returns_the_plain_tree_of_init_params(model):
         ({"attention_masks": None}, "attention_masks: .* did you mean 'attention_mask'"),
         ({"output_attentions": np.ones(2)}, "output_attentions is a ndarray; give True or False"),
         ({"deterministic": False}, r"deterministic=False needs rngs=jax.random.key"),
+        ({"input_ids": IDS + 2**32}, r"input_ids has the value 4294967303; give 0 to \d+"),
+        ({"input_ids": IDS - 1}, "input_ids has the value -1; give 0 to"),
+        ({"token_type_ids": IDS + 2**31}, "token_type_ids has the value 2147483655"),
+        ({"input_ids": IDS[:0]}, r"input_ids is \[0,4\]: give at least one row of at least one token"),
+        ({"input_ids": IDS[:, :0]}, r"input_ids is \[2,0\]: give at least one row"),
+        ({"input_ids": IDS.astype(object)}, "input_ids has dtype object"),
     ],
 )
 def test_inputs_that_are_refused(inputs, message, model, params):
@@ -109,6 +115,10 @@ def test_inputs_that_are_refused(inputs, message, model, params):
         (lambda m, p: m({"params": p}, IDS), "pass the tree of parameters itself"),
         (lambda m, p: m.apply({"params": p}, p, IDS), "is called by apply, or in another module"),
         (lambda m, p: m(p, IDS, IDS), "takes one input by position, input_ids"),
+        (lambda m, p: m({}, IDS), "the parameters are not those of this Deberta"),
+        (lambda m, p: m.clone(dtype=jnp.int32), "dtype=int32: expected one of float32, bfloat16, float16"),
+        (lambda m, p: m.clone(param_dtype="fp16"), "param_dtype='fp16': expected one of float32"),
+        (lambda m, p: m.clone(dtype=None), "dtype=None: expected one of float32"),
         (lambda m, p: deberta_jax.DebertaForMaskedLM(m.config)(p, IDS), "the parameters are not those of this Deberta"),
         (lambda m, p: deberta_jax.DebertaEncoder(m.config)(p, IDS), "the parameters are not those of this Deberta"),
         (lambda m, p: m.clone(config=m.config.replace(num_hidden_layers=2))(p, IDS), "the parameters are not those of"),

@@ -70,6 +70,16 @@ def test_gradients_with_a_bias_are_those_of_the_formula(implementation, kind):
         assert abs(found - expected) <= 1e-4 * max(1.0, abs(expected)), name
 
 
+def test_a_bias_by_distance_has_derivatives_in_forward_mode():
+    arrays, (bias, _) = make_inputs(), BIASES["distances"]
+    context = lambda b: attend(arrays, INDEX, implementation="reference", mask=PAIRS, attention_bias=b)[0]
+    direction = RANDOM.standard_normal(bias.shape).astype(np.float32)
+    _, found = jax.jvp(context, (jnp.asarray(bias),), (jnp.asarray(direction),))
+    expand = lambda b: np.float64(b)[:, np.arange(T)[:, None] - np.arange(T)[None] + T - 1]
+    values = [by_hand(arrays, INDEX, PAIRS, expand(np.float64(bias) + step * direction))[0] for step in (1e-4, -1e-4)]
+    np.testing.assert_allclose(found, (values[0] - values[1]) / 2e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("implementation", WHOLE_SCORES)
 def test_a_modifier_sees_scaled_scores_and_positions(implementation):
     _, whole = BIASES["heads"]
@@ -86,6 +96,19 @@ def test_a_modifier_sees_scaled_scores_and_positions(implementation):
     expected = by_hand(doubled, INDEX, causal, whole)
     np.testing.assert_allclose(context, expected[0], atol=1e-5)
     np.testing.assert_allclose(weights, expected[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("modifier", "said"),
+    [
+        (lambda scores, **_: scores[:, :1], r"float32\[2, 1, 9, 9\]; expected float32\[2, 2, 9, 9\]"),
+        (lambda scores, **_: scores.astype(jnp.bfloat16), "bfloat16"),
+        (lambda scores, **_: None, "NoneType; expected float32"),
+    ],
+)
+def test_what_a_modifier_returns_has_the_shape_and_dtype_of_scores(modifier, said):
+    with pytest.raises(InputError, match=f"^score_modifier returned {said}"):
+        attend(make_inputs(), INDEX, implementation="xla", score_modifier=modifier)
 
 
 @pytest.mark.parametrize("shape", [(N, T), (T, T), (1, N, T, T), (3, N, T, T), (N, 2 * T), (N, T, T, 1)])

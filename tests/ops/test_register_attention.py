@@ -98,7 +98,24 @@ def test_a_wrong_result_is_named(result, message):
         attend(make_inputs(), INDEX, implementation="odd")
 
 
-@pytest.mark.parametrize(("name", "why"), [("xla", "is taken"), ("auto", "is taken"), ("a b", "no identifier")])
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (lambda inputs: inputs.value, r"'odd' returned .*; with whole_scores=True it returns \(context, weights\)"),
+        (lambda inputs: (inputs.value,) * 3, "'odd' returned a tuple of 3"),
+        (lambda inputs: (inputs.value, inputs.value), r"'odd' returned weights float32\[2, 9, 2, 4\]"),
+    ],
+)
+def test_a_wrong_result_with_whole_scores_is_named(result, message):
+    register_attention("odd", result, whole_scores=True)
+    with pytest.raises(InputError, match=message):
+        attend(make_inputs(), INDEX, implementation="odd")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("xla", "is taken"), ("auto", "is taken"), ("a b", "no identifier")],
+)
 def test_names_that_cannot_be_used(name, why):
     with pytest.raises(InputError, match=why):
         register_attention(name, library_attention)

@@ -94,6 +94,7 @@ def test_a_single_run_and_old_records_compare(tmp_path):
 
 def test_wrong_inputs_are_refused(tmp_path, capsys):
     assert "holds no run" in refused(["compare", tmp_path], capsys)
+    assert "directories of one or more runs" in refused(["compare"], capsys)
     make_run(tmp_path / "a", BASE, {"accuracy": 1.0, "loss": 1.0})
     assert ".json, .csv or .png" in refused(["compare", tmp_path / "a", "--output", tmp_path / "x.txt"], capsys)
     make_run(tmp_path / "b", training.PretrainMLM(model="m"), {"loss": 1.0})
@@ -109,6 +110,9 @@ def test_settings_of_a_grid_reach_the_parts_of_an_experiment():
     assert (found.runtime.mesh_fsdp, found.epochs) == (2, 7)
     with pytest.raises(InputError, match="no setting 'learning_rat'; did you mean 'learning_rate'"):
         with_settings(BASE, {"learning_rat": 1})
+    for name in ("seed", "seeds", "output"):
+        with pytest.raises(InputError, match=f"sweep: '{name}' cannot be in the grid"):
+            training.sweep(BASE, {name: [0, 1]})
     with pytest.raises(InputError, match="no value for lora"):
         training.sweep(BASE, {"lora": []})
     assert point_name({"learning_rate": 1e-5, "lora": 8}) == "learning_rate=1e-05,lora=8"

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import tracemalloc
 
 import numpy as np
@@ -18,6 +19,29 @@ from deberta_jax.training.dry_run import describe_job
 from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, PretrainRTD, RunOptions
 from deberta_jax.training.finetuning import plan_finetune
 from tests.made import pretraining_home, refused
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        ("", "batching", "pack", "--batching 'pack': expected one of 'packed', 'buckets'"),
+        ("", "train", ["train.csv"], "--train ['train.csv']: expected a text"),
+        ("", "optimization", None, "--optimization None: expected a Optimization"),
+        ("runtime", "resume", "yes", "--resume 'yes': expected one of 'auto', 'never'"),
+        ("runtime", "keep_state", True, "--keep-state True: expected an integer"),
+        ("runtime", "keep_state", 1.5, "--keep-state 1.5: expected an integer"),
+        ("runtime", "scan", "no", "--scan 'no': expected True or False"),
+        ("", "dtype", "fp16", "--dtype 'fp16': expected one of 'float32', 'bfloat16'"),
+        ("", "dtype", None, "--dtype None: expected one of"),
+        ("", "dropout", "0.1", "--dropout '0.1': expected a number or None"),
+    ],
+)
+def test_every_option_of_an_experiment_has_its_type(part, name, value, message):
+    e = Finetune()
+    # Past the checks of types that only tests have.
+    object.__setattr__(getattr(e, part) if part else e, name, value)
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        e.check()
 
 
 @pytest.mark.parametrize("kind", [Finetune, PretrainMLM, PretrainRTD])

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from deberta_jax import DebertaForSequenceClassification, init_params, losses, sharding, training
-from deberta_jax.data.features import make_features
+from deberta_jax.data.features import Features, make_features
 from deberta_jax.errors import InputError
 from tests.made import LABELS, TINY, make_tokenizer, rows
 
@@ -136,3 +136,17 @@ def test_every_public_name_exists():
         assert getattr(training, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = training.nothing  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate": 0}, "accumulate=0: must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"epochs": 0}, "epochs=0: must be at least 1"),
+    ],
+)
+def test_batches_that_cannot_be(options, message):
+    features = Features(ids=np.ones(3, np.int32), types=np.zeros(3, np.int8), starts=np.arange(4))
+    with pytest.raises(InputError, match=message):
+        training.batches(features, 0, **options)

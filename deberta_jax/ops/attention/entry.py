@@ -12,10 +12,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from deberta_jax.errors import InputError, did_you_mean, shown
 from deberta_jax.ops.attention.dropout import MAX_LENGTH
-from deberta_jax.ops.attention.implementations import BUILT_IN, IMPLEMENTATIONS, check_result
+from deberta_jax.ops.attention.implementations import BUILT_IN, IMPLEMENTATIONS, check_result, split_result
 from deberta_jax.ops.attention.inputs import AttentionInputs
 from deberta_jax.ops.attention.masks import normalize_masks
 from deberta_jax.ops.attention.pallas.platforms import KERNEL_PLATFORMS
+from deberta_jax.ops.attention.relative_position import pairwise_index
 from deberta_jax.ops.attention.relative_shift import bias_by_distance
 
 _log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ def disentangled_attention(
     needs_scores = return_weights or any(change is not None for change in changes_scores)
     name = choose_implementation(implementation, query.dtype, whole_scores=needs_scores)
     segment_ids, attention_mask = normalize_masks(attention_mask, segment_ids)
+    if attention_bias is not None:
+        attention_bias = _whole_bias(attention_bias, query.shape, gather=name == "reference")
     inputs = AttentionInputs(
         query=query,
         key=key,
@@ -90,12 +93,12 @@ def disentangled_attention(
         dropout_key=dropout_key,
         mix_scores=mix_scores,
         mix_weights=mix_weights,
-        attention_bias=None if attention_bias is None else _whole_bias(attention_bias, query.shape),
+        attention_bias=attention_bias,
         score_modifier=score_modifier,
     )
     chosen = IMPLEMENTATIONS[name]
     result = chosen.load()(inputs)
-    context, weights = result if chosen.whole_scores else (result, None)
+    context, weights = split_result(name, result) if chosen.whole_scores else (result, None)
     if name not in BUILT_IN:
         check_result(name, inputs, context, weights)
     return context, weights if return_weights else None
@@ -113,11 +116,14 @@ def _check_length(length: int, relative_index: np.ndarray, *, drops: bool) -> No
         )
 
 
-def _whole_bias(bias: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns a bias as [B,N,T,T] or [1,N,T,T]. Raises InputError if it has none of the shapes of the entry."""
+def _whole_bias(bias: jax.Array, shape: tuple[int, ...], *, gather: bool) -> jax.Array:
+    """Returns a bias as [B,N,T,T] or [1,N,T,T]. Raises InputError if it has none of the shapes of the entry.
+
+    ``gather`` expands a bias by distance by a gather, which has derivatives in forward mode.
+    """
     batch, length, heads, _ = shape
     if bias.shape == (heads, 2 * length - 1):
-        return bias_by_distance(bias, length)
+        return bias[:, pairwise_index(np.arange(2 * length - 1))][None] if gather else bias_by_distance(bias, length)
     whole = (heads, length, length)
     if bias.shape not in (whole, (batch, *whole)):
         raise InputError(

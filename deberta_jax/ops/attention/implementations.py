@@ -4,10 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
-from deberta_jax.errors import InputError, brief
-from deberta_jax.ops.attention.inputs import AttentionInputs
+from deberta_jax.errors import InputError, brief, shown
+from deberta_jax.ops.attention.inputs import AttentionInputs, check_array
 
 Attend = Callable[[AttentionInputs], Any]
 
@@ -82,6 +80,8 @@ def register_attention(name: str, attend: Attend, *, whole_scores: bool = False)
     Raises:
       InputError: the name is no identifier, or one of this package's.
     """
+    if not isinstance(name, str):
+        raise InputError(f"register_attention({shown(name)}): the first argument is the name, a str")
     if name in BUILT_IN or name == "auto" or not name.isidentifier():
         why = "is taken" if name in BUILT_IN or name == "auto" else "is no identifier"
         raise InputError(f"register_attention({brief(name)!r}): the name {why}; choose another")
@@ -90,16 +90,18 @@ def register_attention(name: str, attend: Attend, *, whole_scores: bool = False)
     IMPLEMENTATIONS[name] = Implementation(lambda: attend, whole_scores)
 
 
+def split_result(name: str, result: Any) -> tuple[Any, Any]:
+    """Returns the context and the weights that an implementation with whole scores returned, or raises InputError."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        kind = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+        raise InputError(f"attention={name!r} returned {kind}; with whole_scores=True it returns (context, weights)")
+    return result
+
+
 def check_result(name: str, inputs: AttentionInputs, context: Any, weights: Any) -> None:
     """Raises InputError if an implementation returned something of another shape or dtype than it should."""
     batch, length, heads, _ = inputs.query.shape
-    _check_array(name, "a context", context, inputs.value.shape, inputs.value.dtype.name)
+    check_array(f"attention={name!r} returned a context", context, inputs.value.shape, inputs.value.dtype.name)
     if weights is not None:
-        _check_array(name, "weights", weights, (batch, heads, length, length), "float32")
-
-
-def _check_array(name: str, what: str, found: Any, shape: tuple[int, ...], dtype: str) -> None:
-    if isinstance(found, jax.Array) and (found.shape, found.dtype.name) == (shape, dtype):
-        return
-    shown = f"{found.dtype}{list(found.shape)}" if isinstance(found, jax.Array) else type(found).__name__
-    raise InputError(f"attention={name!r} returned {what} {shown}; expected {dtype}{list(shape)}")
+        shape = (batch, heads, length, length)
+        check_array(f"attention={name!r} returned weights", weights, shape, "float32")

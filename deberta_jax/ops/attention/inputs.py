@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from deberta_jax.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionInputs:
@@ -47,3 +49,11 @@ class AttentionInputs:
     mix_weights: Float[Array, "N N"] | None = None
     attention_bias: Float[Array, "#B N T T"] | None = None
     score_modifier: Callable[..., Any] | None = None
+
+
+def check_array(what: str, found: Any, shape: tuple[int, ...], dtype: str) -> None:
+    """Checks what a user's function returned. ``what`` says which one. Raises InputError for another shape or dtype."""
+    if isinstance(found, jax.Array) and (found.shape, found.dtype.name) == (shape, dtype):
+        return
+    said = f"{found.dtype}{list(found.shape)}" if isinstance(found, jax.Array) else type(found).__name__
+    raise InputError(f"{what} {said}; expected {dtype}{list(shape)}")

@@ -12,13 +12,16 @@ Hessian). The other implementations define their backward pass themselves, which
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deberta_jax.ops import products
 from deberta_jax.ops.attention.dropout import attention_random_bits, dropout_factor
-from deberta_jax.ops.attention.inputs import AttentionInputs
+from deberta_jax.ops.attention.inputs import AttentionInputs, check_array
 from deberta_jax.ops.attention.masks import masked_softmax, pairwise_mask
 from deberta_jax.ops.attention.relative_position import pairwise_index
 from deberta_jax.ops.dropout import dropout_seeds
@@ -52,8 +55,7 @@ def attend_with_scores(
     if inputs.attention_bias is not None:
         scores = scores + inputs.attention_bias.astype(scores.dtype)
     if inputs.score_modifier is not None:
-        positions = jnp.arange(scores.shape[-1], dtype=jnp.int32)[None, None]
-        scores = inputs.score_modifier(scores, query_index=positions[..., None], key_index=positions[:, :, None])
+        scores = _modified(scores, inputs.score_modifier)
     if inputs.mix_scores is not None:
         scores = product("BNTS,NM->BMTS", scores, inputs.mix_scores.astype(scores.dtype))
     mask = pairwise_mask(inputs.segment_ids, inputs.attention_mask)
@@ -68,3 +70,11 @@ def attend_with_scores(
         dropped = product("BNTS,NM->BMTS", dropped, inputs.mix_weights.astype(dropped.dtype))
     context = product("BNTS,BSNH->BTNH", dropped.astype(inputs.value.dtype), inputs.value)
     return context.astype(inputs.value.dtype), weights
+
+
+def _modified(scores: jax.Array, modifier: Callable[..., Any]) -> jax.Array:
+    """Returns the scores that a modifier makes of them. Raises InputError for anything of another shape or dtype."""
+    positions = jnp.arange(scores.shape[-1], dtype=jnp.int32)[None, None]
+    result = modifier(scores, query_index=positions[..., None], key_index=positions[:, :, None])
+    check_array("score_modifier returned", result, scores.shape, scores.dtype.name)
+    return result
