@@ -31,6 +31,7 @@ def use_compilation_cache() -> Path | None:
     """
     config: Any = jax.config  # its attributes are not declared in every version of JAX
     if _SETTING in os.environ or config.jax_compilation_cache_dir is not None:
+        _check_given(config)
         return None
     cache = storage.cache_directory()
     if cache is None:
@@ -50,6 +51,24 @@ def use_compilation_cache() -> Path | None:
     # Without this JAX goes on as it was set when the process compiled its first program.
     compilation_cache.reset_cache()
     return directory
+
+
+def _check_given(config: Any) -> None:
+    """Turns the cache off, with one warning, if a local directory of the user's cannot be written.
+
+    JAX would warn for every program.
+    """
+    given = config.jax_compilation_cache_dir
+    if not given or "://" in given:
+        return
+    try:
+        storage.make_directory(Path(given))
+        writable = os.access(given, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        _log.warning("JAX's compilation cache %s cannot be written; compiled programs are not kept", given)
+        config.update("jax_compilation_cache_dir", None)
 
 
 def _processor() -> str:

@@ -21,7 +21,7 @@ print(json.dumps([str(used), sum(misses)]))
 """
 
 
-def run(home: Path, before: str = "", **environment: str) -> tuple[str, int]:
+def run(home: Path, before: str = "", says: str = "", **environment: str) -> tuple[str, int]:
     """What the function returns in a new process, and how many programs were compiled for the cache."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XDG_"))}
     found = subprocess.run(
@@ -31,7 +31,7 @@ def run(home: Path, before: str = "", **environment: str) -> tuple[str, int]:
         text=True,
     )
     assert found.returncode == 0, found.stderr
-    assert found.stderr == ""
+    assert found.stderr == says
     directory, misses = json.loads(found.stdout)
     return directory, misses
 
@@ -55,6 +55,13 @@ def test_the_setting_of_jax_decides(tmp_path, setting):
     assert directory == "None"
     assert not (tmp_path / ".cache").exists()
     assert bool(setting) == any(tmp_path.rglob("*-cache"))
+
+
+def test_a_directory_of_a_setting_that_cannot_be_written_is_named_once(tmp_path):
+    (tmp_path / "file").write_text("a file where the directory belongs")
+    given = str(tmp_path / "file")
+    says = f"JAX's compilation cache {given} cannot be written; compiled programs are not kept\n"
+    assert run(tmp_path, says=says, JAX_COMPILATION_CACHE_DIR=given)[0] == "None"
 
 
 def test_a_directory_of_the_program_is_kept(tmp_path):
