@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
@@ -14,6 +15,7 @@ from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.devices import Device
 from deberta_jax.inference.loading import load_for_inference
+from deberta_jax.inference.long_texts import LongText, WindowScore, joined_logits, long_features
 from deberta_jax.inference.predict import Predictor, Progress
 from deberta_jax.models import Model, Runtime
 from deberta_jax.sharding import replicated
@@ -33,6 +35,8 @@ class Loaded:
 
     Attributes:
       non_finite: what is done with rows whose scores are NaN or infinite: ``refuse`` them, or answer ``null``.
+      long_text: how texts are read that are too long: without their end (``truncate``), as ``long_features`` otherwise.
+      window_score: how the scores of a text's windows become one.
     """
 
     model: Model
@@ -41,6 +45,8 @@ class Loaded:
     predictor: Predictor
     _: dataclasses.KW_ONLY
     non_finite: NonFinite = "refuse"
+    long_text: LongText = "truncate"
+    window_score: WindowScore = "max"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r})"
@@ -60,9 +66,11 @@ class Loaded:
         Raises:
           InputError: as ``features_of``, or the scores of a row are not finite and ``non_finite`` is ``refuse``.
         """
-        features = self.features_of(task, table, labelled=False)
-        logits = self.predictor.logits(self.params, features, progress)
-        return finite_answers(task.answers, logits, features, table, self.non_finite)
+        logits, features, windows = self._logits(task, table, progress, labelled=False)
+        answers = finite_answers(task.answers, logits, features, table, self.non_finite)
+        for answer, count in zip(answers, windows, strict=False):
+            answer["windows"] = count
+        return answers
 
     def metrics_for(self, task: Task, table: Table, progress: Progress | None = None) -> Mapping[str, float | None]:
         """Returns the task's metrics on a labelled table.
@@ -70,10 +78,25 @@ class Loaded:
         Raises:
           InputError: as ``features_of``, or the scores of a row are not finite.
         """
-        features = self.features_of(task, table, labelled=True)
-        logits = self.predictor.logits(self.params, features, progress)
+        logits, features, _ = self._logits(task, table, progress, labelled=True)
         check_finite_rows(logits, features, table)
         return task.metrics(logits, features, table)
+
+    def _logits(
+        self, task: Task, table: Table, progress: Progress | None, *, labelled: bool
+    ) -> tuple[np.ndarray, Features, list[int]]:
+        """Returns the logits of a table's rows, the tokens, and the number of windows of each row; [] without them."""
+        if self.long_text == "truncate":
+            features = self.features_of(task, table, labelled=labelled)
+            return self.predictor.logits(self.params, features, progress), features, []
+        limit = self.predictor.max_length
+        features = long_features(task, table, self.tokenizer, limit, self.long_text, labelled=labelled)
+        check_vocabulary(features, self.model.config.vocab_size, table.name)
+        logits = self.predictor.logits(self.params, features, progress)
+        if features.row is None:
+            return logits, features, []
+        joined = joined_logits(logits, features, task, self.window_score)
+        return joined, dataclasses.replace(features, row=None), np.bincount(features.row).tolist()
 
     def features_of(self, task: Task, table: Table, *, labelled: bool) -> Features:
         """Returns the tokens of a table's rows, and logs how many rows were truncated.

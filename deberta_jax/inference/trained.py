@@ -8,6 +8,7 @@ from deberta_jax import hub, storage
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.loaded import Loaded, load_model, model_config, trained_experiment
+from deberta_jax.inference.long_texts import LongText, WindowScore
 from deberta_jax.models import Runtime
 from deberta_jax.tasks import (
     NonFinite,
@@ -34,6 +35,11 @@ class TrainedOptions(TaskOptions):
     """Number of texts that are computed at once."""
     max_length: int | None = None
     """Longest input in tokens; by default that of the training run, else 512."""
+    long_text: LongText = "truncate"
+    """How a text is read that is longer than that, for classification and regression of single texts: without its end
+    (truncate), without its middle (head-tail), or in overlapping windows, whose number predict adds to the answer."""
+    window_score: WindowScore = "max"
+    """Which score of a text's windows counts: for each label the largest probability, or the mean."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation."""
     ignore: tuple[str, ...] = ()
@@ -86,7 +92,7 @@ def load_trained(
         non_finite=non_finite,
         check=o.check,
     )
-    return task, model, table
+    return task, dataclasses.replace(model, long_text=o.long_text, window_score=o.window_score), table
 
 
 def merge_options(given: TaskOptions, recorded: dict[str, Any], table: Table) -> TaskOptions:
