@@ -35,13 +35,6 @@ class FeatureExtractor(Pipeline):
 
     As in transformers, a text gives a nested list ``[1, T, D]`` of floats, and a list of texts a list of these; T is
     the text's own number of tokens, without padding.
-
-    Arguments of a call:
-      return_tensors: whether to return float32 arrays of numpy instead of nested lists.
-      truncation: False: no text is cut; otherwise those longer than ``max_length`` are, with a warning.
-      max_length: largest number of tokens of a text; by default that of the pipeline.
-      tokenize_kwargs: ``truncation``, ``padding`` and ``max_length`` as a dict; padding has no effect.
-      batch_size: number of texts in a forward pass.
     """
 
     task: ClassVar[str] = "feature-extraction"
@@ -64,7 +57,15 @@ class FeatureExtractor(Pipeline):
     @overload
     def __call__(self, inputs: Iterable[str], **options: Unpack[FeatureOptionsOfPipeline]) -> Iterator[Any]: ...
     def __call__(self, inputs: Any, **options: Any) -> Any:
-        """Returns the hidden states, a list, or an iterator of them. The class describes the arguments.
+        """Returns the hidden states, a list, or an iterator of them.
+
+        Args:
+          inputs: a text, a list of texts, or an iterable of them.
+          return_tensors: whether to return float32 arrays of numpy instead of nested lists.
+          truncation: False: no text is cut; otherwise those longer than ``max_length`` are, with a warning.
+          max_length: largest number of tokens of a text; by default that of the pipeline.
+          tokenize_kwargs: ``truncation``, ``padding`` and ``max_length`` as a dict; padding has no effect.
+          batch_size: number of texts in a forward pass.
 
         Raises:
           InputError: an input is not a text, which the message names by its index; or an argument has a value that it

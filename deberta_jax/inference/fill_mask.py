@@ -76,14 +76,6 @@ class MaskFiller(Pipeline):
     first; the score is its probability, and the sequence the text with the token in place. A text with several [MASK]
     gives a list of such lists; each [MASK] is predicted with the others in place. A list of texts gives a list of
     results, a list with one text its result.
-
-    Arguments of a call:
-      top_k: number of tokens for each [MASK]; by default 5.
-      targets: tokens to choose from, with the probabilities that they have among all tokens. Of a text that is not a
-        token the first token is taken, with a warning.
-      tokenizer_kwargs: ``truncation``, ``padding`` and ``max_length`` as a dict. Without truncation a text longer than
-        the pipeline's ``max_length`` is an error.
-      batch_size: number of texts in a forward pass.
     """
 
     _: dataclasses.KW_ONLY
@@ -102,9 +94,18 @@ class MaskFiller(Pipeline):
         self, inputs: Iterable[str], top_k: int | None = None, **options: Unpack[MaskOptions]
     ) -> Iterator[list[FilledMask]]: ...
     def __call__(self, inputs: Any, top_k: int | None = None, **options: Any) -> Any:
-        """Returns the predictions for a text or a list of texts, or an iterator. The class describes the arguments.
+        """Returns the predictions for a text or a list of texts, or an iterator.
 
         The types are those for texts with one [MASK], and for lists with two texts or more.
+
+        Args:
+          inputs: a text, a list of texts, or an iterable of them.
+          top_k: number of tokens for each [MASK]; by default 5.
+          targets: tokens to choose from, with the probabilities that they have among all tokens. Of a text that is not
+            a token the first token is taken, with a warning.
+          tokenizer_kwargs: ``truncation``, ``padding`` and ``max_length`` as a dict. Without truncation a text longer
+            than the pipeline's ``max_length`` is an error.
+          batch_size: number of texts in a forward pass.
 
         Raises:
           InputError: an input is not a text, has no [MASK], or has more than ``max_length`` tokens; or its scores are

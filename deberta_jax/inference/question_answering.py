@@ -42,18 +42,6 @@ class QuestionAnswerer(Pipeline):
     "answer"}``, with ``context[start:end] == answer``. Its score is the product of the probabilities of its first and
     its last token, summed over the places and windows where the answer has the same text but for case. A list with one
     question gives its answer; with ``top_k`` each question with several answers has a list of them, the best first.
-
-    Arguments of a call:
-      question, context: texts, or lists of as many; one context may be given for several questions.
-      top_k: number of answers to each question; fewer if the context has fewer.
-      max_answer_len: largest number of tokens of an answer; by default 15.
-      handle_impossible_answer: whether "no answer", an empty text, is an answer.
-      max_seq_len: largest number of tokens of a question with a part of its context; by default 384, or the pipeline's
-        ``max_length`` if that is less.
-      doc_stride: number of tokens by which the windows of a long context overlap; by default 128, or half of
-        ``max_seq_len`` if that is less.
-      align_to_words: whether answers are extended to whole words.
-      batch_size: number of windows in a forward pass.
     """
 
     task: ClassVar[str] = "question-answering"
@@ -80,9 +68,22 @@ class QuestionAnswerer(Pipeline):
     @overload
     def __call__(self, inputs: Any = None, context: Any = None, *, question: Any = None, **options: Any) -> Any: ...
     def __call__(self, inputs: Any = None, context: Any = None, *, question: Any = None, **options: Any) -> Any:
-        """Returns the answer, the answers, or an iterator of answers. The class describes the arguments.
+        """Returns the answer, the answers, or an iterator of answers.
 
         The types are those for questions with one answer.
+
+        Args:
+          inputs: a dict with the keys ``question`` and ``context``, a list, or an iterable of them.
+          question, context: texts, or lists of as many; one context may be given for several questions.
+          top_k: number of answers to each question; fewer if the context has fewer.
+          max_answer_len: largest number of tokens of an answer; by default 15.
+          handle_impossible_answer: whether "no answer", an empty text, is an answer.
+          max_seq_len: largest number of tokens of a question with a part of its context; by default 384, or the
+            pipeline's ``max_length`` if that is less.
+          doc_stride: number of tokens by which the windows of a long context overlap; by default 128, or half of
+            ``max_seq_len`` if that is less.
+          align_to_words: whether answers are extended to whole words.
+          batch_size: number of windows in a forward pass.
 
         Raises:
           InputError: a question or context is missing, empty or no text, or a question leaves no room for its context,

@@ -38,16 +38,6 @@ class TextClassifier(Pipeline):
 
     As in transformers, a text gives a list with one answer ``{"label", "score"}``, another single input an answer, a
     list of inputs a list of answers. With ``top_k`` each input has a list of answers, the largest score first.
-
-    Arguments of a call:
-      top_k: number of labels for each input; None: all.
-      function_to_apply: the function of the logits that gives scores: ``sigmoid``, ``softmax`` or ``none``. By default
-        none for a regression, sigmoid for several labels a text or for one label, else softmax.
-      truncation: which text of a pair is cut if it is too long (``longest_first``, ``only_first``, ``only_second``);
-        False: none is, and the whole text is computed.
-      max_length: largest number of tokens of an input; by default that of the pipeline.
-      padding: has no effect: rows are padded as needed.
-      batch_size: number of inputs in a forward pass.
     """
 
     task: ClassVar[str] = "text-classification"
@@ -77,7 +67,19 @@ class TextClassifier(Pipeline):
     @overload
     def __call__(self, inputs: Iterable[TextInput], **options: Unpack[TextOptions]) -> Iterator[TextAnswer]: ...
     def __call__(self, inputs: Any, **options: Any) -> Any:
-        """Returns the answer, the answers, or an iterator of answers. The class describes the arguments.
+        """Returns the answer, the answers, or an iterator of answers.
+
+        Args:
+          inputs: a text, a pair, a list, or an iterable of them.
+          top_k: number of labels for each input; None: all.
+          function_to_apply: the function of the logits that gives scores: ``sigmoid``, ``softmax`` or ``none``. By
+            default none for a regression, sigmoid for several labels a text or for one label, else softmax.
+          truncation: which text of a pair is cut if it is too long (``longest_first``, ``only_first``,
+            ``only_second``);
+            False: none is, and the whole text is computed.
+          max_length: largest number of tokens of an input; by default that of the pipeline.
+          padding: has no effect: rows are padded as needed.
+          batch_size: number of inputs in a forward pass.
 
         Raises:
           InputError: an input cannot be read, which the message names by its index; or an argument has a value that it

@@ -57,17 +57,6 @@ class TokenClassifier(Pipeline):
     token, or with an ``aggregation_strategy`` of ``{"entity_group", "score", "word", "start", "end"}``. As there,
     ``start`` includes the blank before a word. ``word`` is the text of the tokens, also where transformers leaves out
     the blanks between words (v2 and v3 with ``first``, ``average`` and ``max``).
-
-    Arguments of a call:
-      aggregation_strategy: ``none``; ``simple`` groups neighbouring tokens with one label (``B-`` begins another
-        group); ``first``, ``average`` and ``max`` first give all tokens of a word the label of its first token, of the
-        mean of their probabilities, or of the token with the largest probability.
-      ignore_labels: labels that are left out; by default ``O``.
-      stride: reads texts longer than the pipeline's ``max_length`` in windows that overlap by this number of tokens.
-        Without it they are cut, with a warning.
-      is_split_into_words: inputs are lists of words; characters are then those of the words with ``delimiter``, by
-        default a space, between them.
-      batch_size: number of texts in a forward pass.
     """
 
     task: ClassVar[str] = "token-classification"
@@ -94,9 +83,21 @@ class TokenClassifier(Pipeline):
         self, inputs: Iterable[Any], **options: Unpack[TokenOptionsOfPipeline]
     ) -> Iterator[list[TokenAnswer]]: ...
     def __call__(self, inputs: Any, **options: Any) -> Any:
-        """Returns the answer, the answers, or an iterator of answers. The class describes the arguments.
+        """Returns the answer, the answers, or an iterator of answers.
 
         A list of words with ``is_split_into_words`` gives a list with one answer, as in transformers.
+
+        Args:
+          inputs: a text, a list of texts, or an iterable of them; or lists of words.
+          aggregation_strategy: ``none``; ``simple`` groups neighbouring tokens with one label (``B-`` begins another
+            group); ``first``, ``average`` and ``max`` first give all tokens of a word the label of its first token, of
+            the mean of their probabilities, or of the token with the largest probability.
+          ignore_labels: labels that are left out; by default ``O``.
+          stride: reads texts longer than the pipeline's ``max_length`` in windows that overlap by this number of
+            tokens. Without it they are cut, with a warning.
+          is_split_into_words: inputs are lists of words; characters are then those of the words with ``delimiter``, by
+            default a space, between them.
+          batch_size: number of texts in a forward pass.
 
         Raises:
           InputError: an input is not a text, or not a list of words, which the message names by its index; or an

@@ -38,14 +38,6 @@ class ZeroShotClassifier(Pipeline):
 
     Each label is put into ``hypothesis_template``, and the model says whether the text entails that sentence. As in
     transformers, a text gives ``{"sequence", "labels", "scores"}``, the most probable label first.
-
-    Arguments of a call:
-      candidate_labels: the labels, as a list, or as one string with commas between them.
-      hypothesis_template: a sentence with ``{}`` in the place of the label; by default "This example is {}.".
-      multi_label: whether several labels may hold: each score is then the probability of entailment against
-        contradiction. By default the scores of all labels sum to 1.
-      max_length: largest number of tokens of a text with a hypothesis; longer texts are cut, hypotheses are not.
-      batch_size: number of pairs of text and label in a forward pass.
     """
 
     task: ClassVar[str] = "zero-shot-classification"
@@ -70,7 +62,16 @@ class ZeroShotClassifier(Pipeline):
         **options: Unpack[ZeroShotOptions],
     ) -> Iterator[ZeroShotAnswer]: ...
     def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Any:
-        """Returns the answer, the answers, or an iterator of answers. The class describes the arguments.
+        """Returns the answer, the answers, or an iterator of answers.
+
+        Args:
+          sequences: a text, a list of texts, or an iterable of them.
+          candidate_labels: the labels, as a list, or as one string with commas between them.
+          hypothesis_template: a sentence with ``{}`` in the place of the label; by default "This example is {}.".
+          multi_label: whether several labels may hold: each score is then the probability of entailment against
+            contradiction. By default the scores of all labels sum to 1.
+          max_length: largest number of tokens of a text with a hypothesis; longer texts are cut, hypotheses are not.
+          batch_size: number of pairs of text and label in a forward pass.
 
         Raises:
           InputError: there is no label, or an empty or unreadable text, which the message names by its index; or an

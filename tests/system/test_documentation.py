@@ -47,7 +47,9 @@ HEADS = {
     "runs/choice": deberta_jax.DebertaForMultipleChoice,
     "runs/mlm": deberta_jax.DebertaForMaskedLM,
     "runs/ranker": deberta_jax.DebertaForSequenceClassification,
+    "runs/nli": deberta_jax.DebertaForSequenceClassification,
 }
+LABELS = {"runs/ranker": ("LABEL_0",), "runs/nli": ("entailment", "neutral", "contradiction")}
 TRAINED = ["runs/mine", "runs/classifier", "runs/teacher", "runs/a", "runs/b"]
 
 
@@ -67,7 +69,7 @@ def made(home: Path) -> None:
         shutil.copytree(discriminator, home / name)
     save("microsoft/deberta-base", deberta_jax.DebertaForMaskedLM(config.replace(legacy=False, mask_decoder=True)))
     for name, head in HEADS.items():
-        save(name, head(config.replace(num_labels=1) if name == "runs/ranker" else config))
+        save(name, head(config.replace(id2label=LABELS.get(name, config.id2label))))
     for name, text in FILES.items():
         (home / name).parent.mkdir(exist_ok=True)
         (home / name).write_text(text)
