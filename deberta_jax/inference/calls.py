@@ -89,6 +89,24 @@ class Pipeline(Loaded):
     pairs: ClassVar[bool] = False
     """A tuple is one input; otherwise it is a list of inputs."""
 
+    def warm_up(self, *, lengths: Sequence[int] | None = None, texts: Sequence[int] | None = None) -> int:
+        """Compiles the programs that calls will need, so that no call waits for the compiler.
+
+        A program computes one number of texts of one padded length, of which there are few: 1, 2, 3, 4, 6, 8, 12, ...
+        Each takes as long to compile as its first call; the compilation cache keeps it for later processes.
+
+        Args:
+          lengths: tokens of the texts to expect; None: all up to ``max_length``.
+          texts: numbers of texts of the calls to expect; None: one, and so many that they fill a batch.
+
+        Returns:
+          The number of programs.
+
+        Raises:
+          InputError: a length or a number of texts is below 1.
+        """
+        return self.predictor.warm_up(self.params, lengths=lengths, texts=texts)
+
     @abc.abstractmethod
     def _answer(self, items: Items, options: Mapping[str, Any]) -> list[Any]:
         """Returns the answers to one or more inputs, given the arguments of the call."""

@@ -157,6 +157,17 @@ class MaskFiller(Pipeline):
             raise InputError(f"targets={shown(targets)}: none of them has a token")
         return np.unique(np.array(ids, np.int32))
 
+    def warm_up(self, *, lengths: Sequence[int] | None = None, texts: Sequence[int] | None = None) -> int:
+        """Compiles the programs for texts with one [MASK] and the default ``top_k``; otherwise as other pipelines."""
+        shapes = self.predictor.shapes(lengths, texts)
+        for rows, length in shapes:
+            ids = np.full(rows * length, self.tokenizer.pad_id, np.int32)
+            starts = np.arange(rows + 1) * length
+            features = Features(ids=ids, types=np.zeros(len(ids), np.int8), starts=starts)
+            options = self._options({})
+            self._predicted(features, np.zeros((rows, 1), np.int32), options)
+        return len(shapes)
+
     def _answer(self, items: Items, options: Mapping[str, Any]) -> list[Any]:
         texts = [read_text(item, items.where(i)) for i, item in enumerate(items.values)]
         limit = options.get("max_length") or self.predictor.max_length

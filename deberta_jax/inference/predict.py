@@ -148,16 +148,28 @@ class Predictor:
           The number of different shapes.
 
         Raises:
-          InputError: this process was forked from one that uses JAX.
+          InputError: as ``shapes``, or this process was forked from one that uses JAX.
         """
         check_not_forked()
-        lengths = range(1, self.max_length + 1) if lengths is None else lengths
-        padded = {padded_length(min(length, self.max_length), self.max_length) for length in lengths}
-        counts = {self.rows_for(count) for count in ((1, self.rows) if texts is None else texts)}
+        shapes = self.shapes(lengths, texts)
         with jax.set_mesh(self.mesh):
-            for rows, length in itertools.product(counts, padded):
+            for rows, length in shapes:
                 gather(self._forward(params, _NO_TEXT, np.empty(0, np.int64), rows, length))
-        return len(counts) * len(padded)
+        return len(shapes)
+
+    def shapes(self, lengths: Sequence[int] | None = None, texts: Sequence[int] | None = None) -> list[tuple[int, int]]:
+        """Returns the rows and lengths of the batches of calls, whose arguments are those of ``warm_up``.
+
+        Raises:
+          InputError: a length or a number of texts is below 1.
+        """
+        lengths = range(1, self.max_length + 1) if lengths is None else lengths
+        texts = (1, self.rows) if texts is None else texts
+        for name, numbers in (("lengths", lengths), ("texts", texts)):
+            if min(numbers, default=1) < 1:
+                raise InputError(f"{name}: {min(numbers)} must be at least 1")
+        padded = {padded_length(min(length, self.max_length), self.max_length) for length in lengths}
+        return sorted(itertools.product({self.rows_for(count) for count in texts}, padded))
 
     def rows_for(self, texts: int) -> int:
         """Returns the rows of the batches of so many texts: a multiple of the devices that share them."""

@@ -79,3 +79,12 @@ def test_bad_input_is_named(fill, given, options, says):
 def test_a_discriminator_cannot_fill(directory):
     with pytest.raises(InputError):
         deberta_jax.pipeline("fill-mask", str(directory / "DebertaForReplacedTokenDetection"))
+
+
+def test_nothing_is_compiled_after_warming_up(fill):
+    assert fill.warm_up(lengths=[9], texts=[1]) == 1
+    programs = fill.masks.forward._cache_size()
+    fill("the [MASK] .")
+    assert fill.masks.forward._cache_size() == programs
+    with pytest.raises(InputError, match="lengths: 0 must be at least 1"):
+        fill.warm_up(lengths=[0])

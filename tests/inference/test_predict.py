@@ -50,6 +50,7 @@ def test_few_texts_cost_few_rows_and_nothing_is_compiled_after_warming_up(traine
     model, params = deberta_jax.from_pretrained(trained.directory, head="sequence-classification")
     tokenizer = deberta_jax.load_tokenizer(str(trained.directory))
     predictor = Predictor(model, tokenizer.pad_id, max_length=24, mesh=make_mesh(devices=jax.devices()[:1]))
+    assert predictor.shapes(texts=[1, 5]) == [(1, 16), (1, 24), (6, 16), (6, 24)]
     assert predictor.warm_up(params, texts=[1, 5]) == 4
     programs = predictor.forward._cache_size()
     shapes, forward = [], predictor.forward
