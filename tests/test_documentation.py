@@ -144,13 +144,23 @@ def test_estimates_for_tpus_are_those_recorded():
         assert f"| {row['length']} | {ratios['pallas_moved']:.2f} | {ratios['xla']:.1f} |" in page
     rows = json.loads((results / "tpu_cycles.json").read_text(encoding="utf-8"))["rows"]
     cycles = {
-        (row["attention"], row["length"], row["part"]): row["kernel cycles"]
+        (row["attention"], row["generation"], row["length"], row["part"]): row["kernel cycles"]
         for row in rows
-        if row["kind"] == "attention" and row["generation"] == "v5e" and not row["dropout"]
+        if row["kind"] == "attention" and not row["dropout"]
     }
     for length in (128, 512, 1024, 2048):
-        forward, both = (cycles["pallas", length, p] / cycles["flash", length, p] for p in ("forward", "both"))
-        assert f"| {length} | {forward:.1f} | {both:.1f} |" in page
+        ratios = [
+            cycles["pallas", generation, length, part] / cycles["flash", generation, length, part]
+            for generation in ("v5e", "v5p", "v6e")
+            for part in ("forward", "both")
+        ]
+        shown = [f"{forward:.2f} / {both:.2f}" for forward, both in zip(ratios[::2], ratios[1::2], strict=True)]
+        assert f"| {length} | {' | '.join(shown)} |" in page
+    steps = {(row["attention"], row["length"]): row for row in rows if row.get("preset") == "deberta-v3-base"}
+    for length in (128, 512):
+        ours = steps["pallas", length]
+        plain = min(step["cycles"] for (name, tokens), step in steps.items() if name != "pallas" and tokens == length)
+        assert f"| {ours['batch']} x {length} | {ours['cycles'] / plain:.2f} |" in page
 
 
 def test_training_results_are_those_recorded():
