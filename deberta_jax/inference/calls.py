@@ -173,7 +173,7 @@ class Pipeline(Loaded):
         predictor = self.predictor if size is None else self.predictor.resized(size)
         return predictor.logits(self.params, features)
 
-    def _check_finite(self, broken: np.ndarray, items: Items) -> list[int]:
+    def _check_finite(self, broken: np.ndarray | np.bool, items: Items) -> list[int]:
         """Returns the inputs whose scores are not finite.
 
         Args:
