@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import numbers
-import os
 import types
 import typing
 from typing import Any
@@ -56,7 +55,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is bool:
         return isinstance(value, bool | np.bool)
     if hint is str:
-        return isinstance(value, str | os.PathLike)
+        return isinstance(value, str)
     return not isinstance(hint, type) or isinstance(value, hint)
 
 
