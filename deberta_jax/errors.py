@@ -4,7 +4,7 @@ import difflib
 import itertools
 import numbers
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 LONGEST_MESSAGE = 4000
@@ -110,3 +110,11 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
     """Returns ``; did you mean 'x'?`` for the one of ``names`` that is most like ``name``; empty if none is like it."""
     near = difflib.get_close_matches(str(name)[:60], list(names), 1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    """Raises InputError, which lists the choices, unless the argument ``name`` has one of them as its value."""
+    if value not in known:
+        raise InputError(
+            f"{name}={shown(value)}: expected one of {', '.join(map(repr, known))}{did_you_mean(value, known)}"
+        )

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from deberta_jax.data.features import TOKEN, Features
 from deberta_jax.data.packing import Packing, choose_packing, empty_labels, pack, packed_batch
-from deberta_jax.errors import InputError, shown
+from deberta_jax.errors import InputError, check_choice
 from deberta_jax.sharding import WHOLE, RowShare, current_mesh, row_share
 
 Batching = Literal["packed", "buckets"]
@@ -365,8 +365,7 @@ def batches(
       InputError: ``row_length`` is smaller than the longest example or much larger than all of them, or there are too
         many micro-batches or steps.
     """
-    if batching not in get_args(Batching):
-        raise InputError(f"batching={shown(batching)}: expected one of {', '.join(map(repr, get_args(Batching)))}")
+    check_choice("batching", batching, get_args(Batching))
     for name, number in (("batch_size", batch_size), ("epochs", epochs), ("accumulate", accumulate)):
         if number < 1:
             raise InputError(f"{name}={number}: must be at least 1")

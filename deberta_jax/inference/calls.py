@@ -11,6 +11,7 @@ import numpy as np
 from deberta_jax.data.features import Features, check_vocabulary, log_cut, make_features
 from deberta_jax.errors import InputError, did_you_mean, shown
 from deberta_jax.inference.loaded import Loaded
+from deberta_jax.text.arguments import strategy
 
 # Longer than any text.
 UNLIMITED = 1 << 30
@@ -197,6 +198,32 @@ def blank(answer: Any) -> Any:
     return dict.fromkeys(answer) if isinstance(answer, dict) else None
 
 
+def with_tokenizing(options: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns the arguments of a call with those for the tokenizer, which the argument ``name`` holds as a dict.
+
+    Raises:
+      InputError: it is no dict, has another argument or one that the call has too, or a value that cannot be.
+    """
+    tokenizing = options.pop(name, None) or {}
+    if not isinstance(tokenizing, dict):
+        raise InputError(f"{name}={shown(tokenizing)}: give a dict")
+    check_names(tokenizing, ("truncation", "padding", "max_length"), name)
+    for twice in tokenizing.keys() & options.keys():
+        raise InputError(f"{twice}: is given twice, as an argument and in {name}")
+    options = options | tokenizing
+    check_tokenizing(options)
+    return options
+
+
+def check_tokenizing(options: Mapping[str, Any]) -> None:
+    """Raises InputError for a value that the tokenizer's arguments cannot have."""
+    for name in ("truncation", "padding"):
+        if options.get(name) is not None:
+            strategy(name, options[name])
+    if options.get("max_length") is not None:
+        check_count("max_length", options["max_length"])
+
+
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """Returns an argument that is a number. Raises InputError if it is none, or is below ``least``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
@@ -204,13 +231,9 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def check_choice(name: str, value: Any, known: Sequence[str]) -> str:
-    """Returns an argument in lower case. Raises InputError unless it is one of ``known``."""
-    if not isinstance(value, str) or value.lower() not in known:
-        raise InputError(
-            f"{name}={shown(value)}: expected one of {', '.join(map(repr, known))}{did_you_mean(value, known)}"
-        )
-    return value.lower()
+def lowered(value: Any) -> Any:
+    """Returns a name in lower case, as transformers reads it; anything else as it is."""
+    return value.lower() if isinstance(value, str) else value
 
 
 def read_text(item: Any, where: str) -> str:

@@ -14,13 +14,14 @@ import numpy as np
 from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import check_vocabulary, make_features
-from deberta_jax.errors import InputError, listed, shown
+from deberta_jax.errors import InputError, shown
 from deberta_jax.inference.loaded import trained_length
 from deberta_jax.inference.loading import load_for_inference
-from deberta_jax.inference.predict import Predictor
+from deberta_jax.inference.predict import Predictor, check_finite
 from deberta_jax.models import Runtime
 from deberta_jax.progress import progress_bar
 from deberta_jax.tasks.activations import Activation, find_activation, saved_activation
+from deberta_jax.tasks.text_classification import probabilities
 
 
 class RankedDocument(TypedDict):
@@ -29,12 +30,6 @@ class RankedDocument(TypedDict):
     corpus_id: int
     score: float
     text: NotRequired[str]
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the softmax over the last axis."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
 
 
 class CrossEncoder:
@@ -82,9 +77,8 @@ class CrossEncoder:
             base_model=base_model,
         )
         self.model, self.params, self.tokenizer = loaded.model, loaded.params, loaded.tokenizer
-        self._mesh = loaded.mesh
-        self._predictors: dict[int, Predictor] = {}
         self.max_length = trained_length(loaded.directory) if max_length is None else max_length
+        self._predictor = Predictor(self.model, self.tokenizer.pad_id, max_length=self.max_length, mesh=loaded.mesh)
         self.activation_fn = activation_fn or _saved_activation(loaded.directory, loaded.model.config)
 
     def __repr__(self) -> str:
@@ -133,7 +127,7 @@ class CrossEncoder:
         if self.num_labels == 1 and scores.ndim > 1:
             scores = scores[:, 0]
         if apply_softmax and scores.ndim > 1:
-            scores = softmax(scores)
+            scores = probabilities(scores).astype(np.float32)
         if single:
             return scores[0]
         return scores if convert_to_numpy else list(scores)
@@ -182,20 +176,12 @@ class CrossEncoder:
 
     def _logits(self, first: list[str], second: list[str], batch_size: int, show_progress_bar: bool) -> np.ndarray:
         """Returns the logits of pairs, float32 [n, C]."""
-        if batch_size not in self._predictors:
-            self._predictors[batch_size] = Predictor(
-                self.model, self.tokenizer.pad_id, max_length=self.max_length, batch_size=batch_size, mesh=self._mesh
-            )
+        predictor = self._predictor.resized(batch_size)
         features = make_features(self.tokenizer, first, second, max_length=self.max_length)
         check_vocabulary(features, self.model.config.vocab_size, "the pairs")
         with progress_bar(total=len(first), unit="pair", leave=False, disable=not show_progress_bar) as bar:
-            logits = self._predictors[batch_size].logits(self.params, features, bar.update)
-        broken = np.flatnonzero(~np.isfinite(logits).all(-1))
-        if broken.size:
-            raise InputError(
-                f"the scores of pairs {listed(broken.tolist())} are NaN or infinite; check the weights with "
-                "`deberta-jax inspect`"
-            )
+            logits = predictor.logits(self.params, features, bar.update)
+        check_finite("scores of pairs", logits)
         return logits
 
 

@@ -15,7 +15,7 @@ from deberta_jax.data.packing import Packing, pack, packed_batch
 from deberta_jax.errors import InputError, listed, shown
 from deberta_jax.inference.loaded import trained_length
 from deberta_jax.inference.loading import load_for_inference
-from deberta_jax.inference.predict import gather, model_inputs
+from deberta_jax.inference.predict import check_finite, gather, model_inputs, one_behind
 from deberta_jax.models import Runtime
 from deberta_jax.ops.pooling import Pooling, normalize, pool
 from deberta_jax.progress import progress_bar
@@ -115,12 +115,7 @@ class Embedder:
             for members, batch_vectors in self._batches(features, batch_size):
                 vectors[members] = batch_vectors
                 bar.update(len(members))
-        broken = np.flatnonzero(~np.isfinite(vectors).all(-1))
-        if broken.size:
-            raise InputError(
-                f"the embeddings of texts {listed(broken.tolist())} are NaN or infinite; check the weights with "
-                "`deberta-jax inspect`"
-            )
+        check_finite("embeddings of texts", vectors)
         return vectors[0] if isinstance(texts, str) else vectors
 
     def _embed(self, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -142,17 +137,16 @@ class Embedder:
         packing = Packing(row_length, slots, (rows,))
         order = np.argsort(row_of, kind="stable")
         slot = np.arange(len(order)) - np.searchsorted(row_of[order], row_of[order])
-        sent: tuple[np.ndarray, np.ndarray, np.ndarray, jax.Array] | None = None
-        for first in range(0, count, rows):
-            start, end = np.searchsorted(row_of[order], [first, first + rows])
-            members, own = order[start:end], row_of[order[start:end]] - first
-            batch = packed_batch(features, members, own, share.rows(rows), packing, self.tokenizer.pad_id)
-            vectors = self._forward(self.params, global_batch(batch, mesh))
-            if sent is not None:
-                yield sent[0], gather(sent[3])[sent[1], sent[2]]
-            sent = members, own, slot[start:end], vectors
-        assert sent is not None, "there are texts"
-        yield sent[0], gather(sent[3])[sent[1], sent[2]]
+
+        def sent() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, jax.Array]]:
+            for first in range(0, count, rows):
+                start, end = np.searchsorted(row_of[order], [first, first + rows])
+                members, own = order[start:end], row_of[order[start:end]] - first
+                batch = packed_batch(features, members, own, share.rows(rows), packing, self.tokenizer.pad_id)
+                yield members, own, slot[start:end], self._forward(self.params, global_batch(batch, mesh))
+
+        for members, own, slots_of, vectors in one_behind(sent()):
+            yield members, gather(vectors)[own, slots_of]
 
 
 def encode(

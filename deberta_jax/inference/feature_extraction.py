@@ -6,12 +6,8 @@ from typing import Any, ClassVar, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
-from deberta_jax.errors import InputError, shown
-from deberta_jax.inference.calls import Items, Pipeline, check_count, check_names, read_text
+from deberta_jax.inference.calls import Items, Pipeline, read_text, with_tokenizing
 from deberta_jax.tasks.finite import rows_not_finite
-from deberta_jax.text.arguments import strategy
-
-_TOKENIZING = ("truncation", "padding", "max_length")
 
 
 class FeatureOptions(TypedDict, total=False):
@@ -74,20 +70,7 @@ class FeatureExtractor(Pipeline):
         return self._call(inputs, options)
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        options = super()._options(given)
-        tokenizing = options.pop("tokenize_kwargs", None) or {}
-        if not isinstance(tokenizing, dict):
-            raise InputError(f"tokenize_kwargs={shown(tokenizing)}: give a dict")
-        check_names(tokenizing, _TOKENIZING, "tokenize_kwargs")
-        for name in tokenizing.keys() & options.keys():
-            raise InputError(f"{name}: is given twice, as an argument and in tokenize_kwargs")
-        options |= tokenizing
-        for name in ("truncation", "padding"):
-            if options.get(name) is not None:
-                strategy(name, options[name])
-        if options.get("max_length") is not None:
-            check_count("max_length", options["max_length"])
-        return options
+        return with_tokenizing(super()._options(given), "tokenize_kwargs")
 
     def _answer(self, items: Items, options: Mapping[str, Any]) -> list[Any]:
         texts = [read_text(item, items.where(i)) for i, item in enumerate(items.values)]

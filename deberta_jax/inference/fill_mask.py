@@ -15,14 +15,13 @@ from deberta_jax.data.batches import pad_texts, plan_in_order
 from deberta_jax.data.features import Features
 from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.inference.answers import FilledMask
-from deberta_jax.inference.calls import Items, Pipeline, check_names, read_text
+from deberta_jax.inference.calls import Items, Pipeline, read_text, with_tokenizing
+from deberta_jax.inference.predict import one_behind
 from deberta_jax.models import Model
 from deberta_jax.sharding import batch_sharding, check_not_forked, global_batch, make_mesh
 from deberta_jax.text.arguments import strategy
 
 _log = logging.getLogger(__name__)
-
-_TOKENIZING = ("truncation", "padding", "max_length")
 
 
 class MaskOptions(TypedDict, total=False):
@@ -116,16 +115,8 @@ class MaskFiller(Pipeline):
         return answers[0] if isinstance(inputs, (list, tuple)) and len(inputs) == 1 else answers
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        options = super()._options(given)
-        tokenizing = options.pop("tokenizer_kwargs", None) or {}
-        if not isinstance(tokenizing, dict):
-            raise InputError(f"tokenizer_kwargs={shown(tokenizing)}: give a dict")
-        check_names(tokenizing, _TOKENIZING, "tokenizer_kwargs")
-        for name in ("truncation", "padding"):
-            if tokenizing.get(name) is not None:
-                strategy(name, tokenizing[name])
-        options |= tokenizing
-        options["truncation"] = bool(strategy("truncation", tokenizing.get("truncation") or False))
+        options = with_tokenizing(super()._options(given), "tokenizer_kwargs")
+        options["truncation"] = bool(strategy("truncation", options.get("truncation") or False))
         most = self.tokenizer.vocab_size
         options["top_k"] = 5 if options.get("top_k") is None else options["top_k"]
         if options["top_k"] > most:
@@ -194,13 +185,17 @@ class MaskFiller(Pipeline):
         plan = plan_in_order(features.lengths, rows, max(predictor.max_length, int(features.lengths.max())))
         shape = (*positions.shape, options["top_k"])
         probabilities, tokens = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
-        with jax.set_mesh(predictor.mesh):
+
+        def sent() -> Iterator[tuple[np.ndarray, Any]]:
             for members, length in zip(plan.members, plan.padded, strict=True):
                 batch = pad_texts(features, members, rows, length, self.tokenizer.pad_id)
                 batch["positions"] = np.full((rows, positions.shape[1]), -1, np.int32)
                 batch["positions"][: len(members)] = positions[members]
-                batch = global_batch(batch, predictor.mesh)
-                found = self.masks.forward(self.params, batch, options.get("targets"), top_k=options["top_k"])
+                arrays = global_batch(batch, predictor.mesh)
+                yield members, self.masks.forward(self.params, arrays, options.get("targets"), top_k=options["top_k"])
+
+        with jax.set_mesh(predictor.mesh):
+            for members, found in one_behind(sent()):
                 probabilities[members], tokens[members] = (np.asarray(values)[: len(members)] for values in found)
         return probabilities, tokens
 

@@ -12,6 +12,7 @@ from deberta_jax.data.labels import MULTI_LABEL, REGRESSION
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.tasks import Task
+from deberta_jax.tasks.activations import sigmoid
 from deberta_jax.tasks.text_classification import TextTask, probabilities
 from deberta_jax.text import Tokenizer
 
@@ -105,8 +106,7 @@ def joined_logits(logits: np.ndarray, features: Features, task: Task, score: Win
         elif problem == REGRESSION:
             out[row] = combine(logits[start:end], axis=0)
         elif problem == MULTI_LABEL:
-            wide = logits[start:end].astype(np.float64)
-            p = np.clip(combine(1 / (1 + np.exp(-wide)), axis=0), 1e-15, 1 - 1e-15)
+            p = np.clip(combine(sigmoid(logits[start:end].astype(np.float64)), axis=0), 1e-15, 1 - 1e-15)
             out[row] = np.log(p) - np.log1p(-p)
         else:
             p = combine(probabilities(logits[start:end]), axis=0)

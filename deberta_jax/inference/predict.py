@@ -3,8 +3,8 @@
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 
 from deberta_jax.data.batches import pad_texts, padded_length, plan_in_order, shape_size
 from deberta_jax.data.features import Features
-from deberta_jax.errors import InputError
+from deberta_jax.errors import InputError, listed
 from deberta_jax.models import Model, spec_of_model
 from deberta_jax.sharding import batch_sharding, check_not_forked, global_batch, make_mesh, row_share
 
 Progress = Callable[[int], object]
+Sent = TypeVar("Sent")
 
 _NO_TEXT = Features(ids=np.empty(0, np.int32), types=np.empty(0, np.int8), starts=np.zeros(1, np.int64))
 
@@ -177,23 +178,46 @@ class Predictor:
 
     def _batches(self, params: Any, features: Features) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the texts of each batch and their logits. The device computes a batch while one is read from it."""
-        sent: tuple[np.ndarray, jax.Array] | None = None
         rows = self.rows_for(len(features.lengths))
         # A call may ask for texts that are not cut.
         longest = max(self.max_length, int(features.lengths.max()))
         plan = plan_in_order(features.lengths, rows, longest)
-        for members, length in zip(plan.members, plan.padded, strict=True):
-            ahead = members, self._forward(params, features, members, rows, length)
-            if sent is not None:
-                yield sent[0], gather(sent[1])[: len(sent[0])]
-            sent = ahead
-        if sent is not None:
-            yield sent[0], gather(sent[1])[: len(sent[0])]
+        batches = zip(plan.members, plan.padded, strict=True)
+        sent = ((members, self._forward(params, features, members, rows, length)) for members, length in batches)
+        for members, logits in one_behind(sent):
+            yield members, gather(logits)[: len(members)]
 
     def _forward(self, params: Any, features: Features, members: np.ndarray, rows: int, length: int) -> jax.Array:
         local = self.share.rows(rows)
         batch = pad_texts(features, members[local[local < len(members)]], len(local), length, self.pad_id)
         return self.forward(params, global_batch(batch, self.mesh))
+
+
+def one_behind(items: Iterable[Sent]) -> Iterator[Sent]:
+    """Yields each item when the next one exists: a batch is on its way to the device while one is read from it."""
+    waiting: list[Sent] = []
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
+
+
+def check_finite(what: str, values: np.ndarray) -> None:
+    """Checks the results of texts.
+
+    Args:
+      what: what they are, for the message, such as "scores of pairs".
+      values: [n, ...], one row for each text.
+
+    Raises:
+      InputError: a value is NaN or infinite.
+    """
+    broken = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(-1))
+    if broken.size:
+        raise InputError(
+            f"the {what} {listed(broken.tolist())} are NaN or infinite; check the weights with `deberta-jax inspect`"
+        )
 
 
 def gather(array: jax.Array) -> np.ndarray:

@@ -8,10 +8,11 @@ import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.labels import MULTI_LABEL, REGRESSION
+from deberta_jax.errors import check_choice
 from deberta_jax.inference.answers import TextAnswer, TextInput
-from deberta_jax.inference.calls import Items, Pipeline, blank, check_choice
+from deberta_jax.inference.calls import Items, Pipeline, blank, check_tokenizing, lowered
+from deberta_jax.tasks.activations import sigmoid
 from deberta_jax.tasks.text_classification import probabilities, read_text_or_pair
-from deberta_jax.text.arguments import strategy
 
 FunctionToApply = Literal["default", "sigmoid", "softmax", "none"]
 
@@ -94,10 +95,10 @@ class TextClassifier(Pipeline):
 
     def _check(self, options: Mapping[str, Any]) -> None:
         if options.get("function_to_apply") is not None:
-            check_choice("function_to_apply", options["function_to_apply"], ("default", "sigmoid", "softmax", "none"))
-        for name in ("truncation", "padding"):
-            if options.get(name) is not None:
-                strategy(name, options[name])
+            check_choice(
+                "function_to_apply", lowered(options["function_to_apply"]), ("default", "sigmoid", "softmax", "none")
+            )
+        check_tokenizing(options)
 
     def _answer(self, items: Items, options: Mapping[str, Any]) -> list[Any]:
         logits = self._scores(items, options)
@@ -136,4 +137,4 @@ def apply_function(logits: np.ndarray, function: str, config: DebertaConfig) -> 
     logits = logits.astype(np.float64)
     if function == "softmax":
         return probabilities(logits)
-    return 1 / (1 + np.exp(-logits)) if function == "sigmoid" else logits
+    return sigmoid(logits) if function == "sigmoid" else logits

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal, TypedDict, Unpack, overload
 import numpy as np
 
 from deberta_jax.data.features import EXAMPLE, TOKEN, Features
-from deberta_jax.errors import InputError, shown
+from deberta_jax.errors import InputError, check_choice, shown
 from deberta_jax.inference.aggregation import STRATEGIES, Labelled, aggregate, merge_windows, without
 from deberta_jax.inference.answers import EntityAnswer, TokenAnswer
-from deberta_jax.inference.calls import Items, Pipeline, blank, check_choice, check_count, read_text
+from deberta_jax.inference.calls import Items, Pipeline, blank, check_count, lowered, read_text
 from deberta_jax.tasks.finite import rows_not_finite
 from deberta_jax.tasks.text_classification import probabilities
 from deberta_jax.text.words import spans_with_blanks
@@ -112,7 +112,8 @@ class TokenClassifier(Pipeline):
     def _check(self, options: Mapping[str, Any]) -> None:
         strategy, stride = options.get("aggregation_strategy"), options.get("stride")
         if strategy is not None:
-            strategy = check_choice("aggregation_strategy", strategy, STRATEGIES)
+            strategy = lowered(strategy)
+            check_choice("aggregation_strategy", strategy, STRATEGIES)
         if stride is not None:
             check_count("stride", stride, 0)
             if stride > self.predictor.max_length - 3:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from deberta_jax.errors import InputError, shown
+from deberta_jax.errors import InputError, check_choice, shown
 from deberta_jax.ops.dropout import dropout
 from deberta_jax.ops.normalization import layer_norm
 from deberta_jax.ops.products import align, product
@@ -36,8 +36,7 @@ class Runtime:
         return self.attention == "reference"
 
     def __post_init__(self):
-        if self.remat not in REMAT:
-            raise InputError(f"remat={self.remat!r}: expected one of {', '.join(map(repr, REMAT))}")
+        check_choice("remat", self.remat, REMAT)
         for name in ("dtype", "param_dtype"):
             _check_dtype(name, getattr(self, name))
         for name in ("scan", "prepared"):

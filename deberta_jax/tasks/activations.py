@@ -17,7 +17,9 @@ IDENTITY, SIGMOID = "torch.nn.modules.linear.Identity", "torch.nn.modules.activa
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Returns 1 / (1 + exp(-logits)), in the dtype of the logits."""
-    return 0.5 * (1 + np.tanh(0.5 * logits))
+    from scipy.special import expit
+
+    return expit(logits)
 
 
 # The last part of the name, such as that of "torch.nn.modules.activation.Sigmoid".

@@ -25,6 +25,7 @@ from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError, shown
 from deberta_jax.ops import losses
 from deberta_jax.ops.losses import Items
+from deberta_jax.tasks.activations import sigmoid
 from deberta_jax.tasks.base import Metrics, NamedTask, PipelineInputs, Task, TaskKind, TaskOptions
 from deberta_jax.tasks.columns import Columns, guess_text, label_column
 from deberta_jax.tasks.metrics import classification_metrics, multi_label_metrics, regression_metrics
@@ -132,7 +133,7 @@ def text_answer(logits: np.ndarray, spec: LabelSpec) -> dict[str, Any]:
     if spec.problem_type == REGRESSION:
         return {"label": spec.names[0], "score": float(logits[0])}
     if spec.problem_type == MULTI_LABEL:
-        by_name = dict(zip(spec.names, (1 / (1 + np.exp(-logits.astype(np.float64)))).tolist(), strict=True))
+        by_name = dict(zip(spec.names, sigmoid(logits.astype(np.float64)).tolist(), strict=True))
         return {"labels": [name for name, p in by_name.items() if p >= 0.5], "probabilities": by_name}
     by_name = dict(zip(spec.names, probabilities(logits).tolist(), strict=True))
     return {"label": spec.names[int(logits.argmax())], "probabilities": by_name}

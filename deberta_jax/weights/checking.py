@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError, listed, shown
+from deberta_jax.errors import InputError, check_choice, listed
 from deberta_jax.storage import CHECKSUMS, AnyPath, Difference, FileEntry
 from deberta_jax.weights.readers import has_standard
 
@@ -59,8 +59,7 @@ def check_files(directory: AnyPath, check: Check, names: Iterable[str] | None = 
     Raises:
       InputError: a file is damaged, or the list is and the check is a full one.
     """
-    if check not in get_args(Check):
-        raise InputError(f"check={shown(check)}: expected one of {', '.join(map(repr, get_args(Check)))}")
+    check_choice("check", check, get_args(Check))
     full = check == "full"
     if storage.is_remote(directory) and not full:
         return Checked(f"{directory}: is in a bucket; only a full check compares its files with {CHECKSUMS}")
