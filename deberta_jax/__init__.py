@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from deberta_jax.lazy import load_name
 
 if TYPE_CHECKING:
-    from deberta_jax import data, inference, losses, models, sharding, tasks, text, training, weights
+    from deberta_jax import data, export, inference, losses, models, sharding, tasks, text, training, weights
     from deberta_jax.config import DebertaConfig
     from deberta_jax.errors import InputError
+    from deberta_jax.export import export_onnx
     from deberta_jax.inference.cross_encoder import CrossEncoder
     from deberta_jax.inference.embedding import Embedder, encode
     from deberta_jax.inference.pipelines import pipeline
@@ -39,12 +40,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("data", "inference", "losses", "models", "sharding", "tasks", "text", "training", "weights")
+_SUBMODULES = ("data", "export", "inference", "losses", "models", "sharding", "tasks", "text", "training", "weights")
 
 # Where the names are that are imported when they are first used.
 _SOURCES = {
     "config": ("DebertaConfig",),
     "errors": ("InputError",),
+    "export": ("export_onnx",),
     "inference.cross_encoder": ("CrossEncoder",),
     "inference.embedding": ("Embedder", "encode"),
     "inference.pipelines": ("pipeline",),
@@ -86,6 +88,8 @@ __all__ = [
     "capture",
     "data",
     "encode",
+    "export",
+    "export_onnx",
     "from_pretrained",
     "inference",
     "init_params",

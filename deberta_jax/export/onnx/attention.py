@@ -6,8 +6,6 @@ node multiplies the scores.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +13,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.export.onnx.embeddings import Mask
 from deberta_jax.export.onnx.graph import Graph
 from deberta_jax.export.onnx.modules import Params, linear
-from deberta_jax.export.onnx.relative_position import RelativeIndex
+from deberta_jax.export.onnx.relative_position import RelativePositions
 from deberta_jax.models.attention import table_projections
 
 _HEADS_FIRST = (0, 2, 1, 3)
@@ -40,14 +38,13 @@ class SelfAttention:
             counted = len(self.terms)
         self.scale = 1.0 / math.sqrt(config.head_size * (1 + counted))
 
-    def add(self, x: str, source: str, mask: Mask, table: str | None, relative: RelativeIndex | None) -> str:
+    def add(self, x: str, source: str, mask: Mask, relative: RelativePositions | None) -> str:
         """Adds the attention of the tokens of ``x`` to those of ``source``, and returns the context [B,T,N*H].
 
         Args:
           x, source: [B,T,D].
           mask: of the tokens.
-          table: the normalized relative table [R,D]; None for models without relative attention.
-          relative: the relative index of each pair; None for those.
+          relative: the relative table and index; None for models without relative attention.
         """
         graph, c = self.graph, self.config
         query = self._heads("query_proj", x, _HEADS_FIRST)
@@ -55,8 +52,8 @@ class SelfAttention:
         value = self._heads("value_proj", source, _HEADS_FIRST)
         scores = graph.wide(graph.add("MatMul", query, key))
         for term in self.terms:
-            assert table is not None and relative is not None
-            scores = graph.add("Add", scores, self._position_scores(term, query, key, table, relative))
+            assert relative is not None
+            scores = graph.add("Add", scores, self._position_scores(term, query, key, relative))
         if c.talking_head:
             scores = self._mix("head_logits_proj", scores)
         weights = graph.add("Softmax", graph.add("Add", scores, mask.scores), axis=-1)
@@ -79,7 +76,7 @@ class SelfAttention:
         outputs = self.config.num_attention_heads * self.config.head_size
         return linear(self.graph, name, x, params, outputs=outputs, scale=scale)
 
-    def _position_scores(self, term: str, query: str, key: str, table: str, relative: RelativeIndex) -> str:
+    def _position_scores(self, term: str, query: str, key: str, relative: RelativePositions) -> str:
         """Adds the scores of ``c2p`` or ``p2c``, float32 [B,N,T,T].
 
         ONNX Runtime computes the projection of the whole table once, when it loads the file; the rows that a length
@@ -87,7 +84,9 @@ class SelfAttention:
         """
         graph, content_first = self.graph, term == "c2p"
         name, use_bias = table_projections(self.config)["pos_key" if content_first else "pos_query"]
-        projected = graph.reshape(self._project(name, table, use_bias), (0, self.config.num_attention_heads, -1))
+        projected = graph.reshape(
+            self._project(name, relative.table, use_bias), (0, self.config.num_attention_heads, -1)
+        )
         rows = graph.add("Transpose", projected, perm=(1, 2, 0) if content_first else (1, 0, 2))
         axis = 2 if content_first else 1
         rows = graph.add("Slice", rows, relative.start, relative.stop, graph.integers([axis]))

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from deberta_jax.export.onnx.embeddings import word_table
 from deberta_jax.export.onnx.encoder import add_encoder
 from deberta_jax.export.onnx.graph import Graph
 from deberta_jax.export.onnx.heads import HeadContext, add_head, input_axes
@@ -68,7 +67,9 @@ class OnnxModel:
         file.write_bytes(proto.SerializeToString())
 
 
-def build(model: Model, params: Mapping[str, Any], dtype: Any = np.float32) -> OnnxModel:
+def build(
+    model: Model, params: Mapping[str, Any], dtype: Any = np.float32, *, int8_embeddings: bool = False
+) -> OnnxModel:
     """Builds the graph of a model.
 
     Args:
@@ -76,6 +77,7 @@ def build(model: Model, params: Mapping[str, Any], dtype: Any = np.float32) -> O
       params: its parameters.
       dtype: float32 or float16: dtype of the weights and of the computation. Softmax, LayerNorm and the sum of the
         attention scores are float32 in any case, and so are the outputs.
+      int8_embeddings: store the word embeddings as int8 with a scale for each row.
     """
     graph, config = Graph(dtype), model.config
     head, spec = spec_of_model(model)
@@ -94,8 +96,9 @@ def build(model: Model, params: Mapping[str, Any], dtype: Any = np.float32) -> O
         attention_mask=tokens["attention_mask"],
         token_type_ids=tokens.get("token_type_ids"),
         mask_decoder=head == "masked-lm" and config.mask_decoder,
+        int8_embeddings=int8_embeddings,
     )
-    outputs = add_head(head, HeadContext(graph, config, params, encoded, word_table(graph, encoder), "input_ids"))
+    outputs = add_head(head, HeadContext(graph, config, params, encoded, "input_ids"))
     names = {}
     for name, (value, sizes) in outputs.items():
         graph.nodes.append(library("onnx.helper").make_node("Identity", [value], [name], name=name))

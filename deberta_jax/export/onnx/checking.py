@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from deberta_jax.errors import InputError
 from deberta_jax.export.onnx.library import library
-from deberta_jax.models import HEADS, Model, spec_of_model
+from deberta_jax.models import Model, spec_of_model
 
 Arrays = dict[str, np.ndarray]
 
@@ -26,11 +27,11 @@ def session(file: Path) -> Any:
 
 def batches(model: Model) -> Iterator[Arrays]:
     """Yields random inputs of several shapes, the second one with padding on the right and the third on the left."""
-    head, spec = spec_of_model(model)
+    _, spec = spec_of_model(model)
     c, random = model.config, np.random.default_rng(0)
     for number, (rows, length) in enumerate(SHAPES):
         length = min(length, c.max_position_embeddings) if c.has_position_table else length
-        shape = (rows, 2, length) if HEADS[head].model.reads_choices else (rows, length)
+        shape = (rows, 2, length) if spec.model.reads_choices else (rows, length)
         ids = random.integers(0, c.vocab_size, shape)
         counts = random.integers(1, length + 1, shape[:-1])
         counts.flat[0] = length
@@ -56,8 +57,6 @@ def largest_difference(file: Path, model: Model, params: Mapping[str, Any]) -> f
     Raises:
       InputError: an output of the model or of the file is NaN or infinite.
     """
-    import jax
-
     opened = session(file)
     names = [output.name for output in opened.get_outputs()]
     run = jax.jit(lambda params, batch: model.apply({"params": params}, **batch))

@@ -7,10 +7,10 @@ import numpy as np
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.export.onnx.attention import SelfAttention
-from deberta_jax.export.onnx.embeddings import Mask, add_embeddings, add_mask, keep_tokens
+from deberta_jax.export.onnx.embeddings import Mask, WordTable, add_embeddings, add_mask, keep_tokens
 from deberta_jax.export.onnx.graph import Graph
 from deberta_jax.export.onnx.modules import Params, activation, layer_norm, linear
-from deberta_jax.export.onnx.relative_position import RelativeIndex, add_relative_index
+from deberta_jax.export.onnx.relative_position import RelativePositions, add_relative_positions
 
 
 class Encoded(NamedTuple):
@@ -19,10 +19,12 @@ class Encoded(NamedTuple):
     Attributes:
       states: the last hidden states [B,T,D].
       mask: the values of the attention mask.
+      words: the word embeddings.
     """
 
     states: str
     mask: Mask
+    words: WordTable
 
 
 def add_encoder(
@@ -34,6 +36,7 @@ def add_encoder(
     attention_mask: str,
     token_type_ids: str | None,
     mask_decoder: bool,
+    int8_embeddings: bool,
 ) -> Encoded:
     """Adds embeddings and all layers.
 
@@ -41,31 +44,32 @@ def add_encoder(
       params: the parameters of the encoder.
       input_ids, attention_mask, token_type_ids: int64 [B,T].
       mask_decoder: the last layer is the enhanced mask decoder, as ``models.encoder.Encoder`` describes it.
+      int8_embeddings: the word embeddings are quantized.
     """
     c = config
     mask = add_mask(graph, attention_mask)
-    x, positions = add_embeddings(graph, c, params, input_ids, token_type_ids, mask)
+    embeddings = params["embeddings"]
+    words = WordTable(graph, embeddings["word_embeddings"]["embedding"], quantized=int8_embeddings)
+    x, positions = add_embeddings(
+        graph, c, embeddings, words, input_ids=input_ids, token_type_ids=token_type_ids, mask=mask
+    )
     encoder = params["encoder"]
     with graph.scope("encoder"):
         conv = _add_convolution(graph, c, encoder["conv"], x, mask) if c.conv_kernel_size > 0 else None
-        table, relative = None, None
-        if c.relative_terms:
-            table, relative = _add_relative_table(graph, c, encoder), add_relative_index(graph, c, input_ids)
+        relative = add_relative_positions(graph, c, encoder, input_ids) if c.relative_terms else None
         last = c.num_hidden_layers - 1
         for layer in range(c.num_hidden_layers):
             stack = _Layer(graph, c, _layer_params(encoder["layers"], layer), layer)
-            given = mask, table, relative
-            if not (mask_decoder and layer == last):
-                x = stack.add(x, x, *given)
-            else:
+            query = x
+            if mask_decoder and layer == last:
                 assert positions is not None
-                query = stack.add(graph.add("Add", x, positions), x, *given)
-                x = stack.add(query, x, *given)
+                query = stack.add(graph.add("Add", x, positions), x, mask, relative)
+            x = stack.add(query, x, mask, relative)
             if conv is not None and layer == 0:
                 merged = graph.add("Add", x, conv)
                 merged = layer_norm(graph, "conv/LayerNorm", merged, encoder["conv"]["LayerNorm"], c.layer_norm_eps)
                 x = keep_tokens(graph, mask, merged)
-    return Encoded(x, mask)
+    return Encoded(x, mask, words)
 
 
 def _layer_params(stack: Params, layer: int) -> Any:
@@ -80,12 +84,12 @@ class _Layer:
         self.name = f"layer_{layer}"
         self.attention = SelfAttention(graph, config, params["attention"]["self"], layer)
 
-    def add(self, x: str, source: str, mask: Mask, table: str | None, relative: RelativeIndex | None) -> str:
+    def add(self, x: str, source: str, mask: Mask, relative: RelativePositions | None) -> str:
         """Adds attention and the feed-forward block, each followed by residual and LayerNorm."""
         c, graph, params = self.config, self.graph, self.params
         with graph.scope(self.name):
             with graph.scope("attention"):
-                context = self.attention.add(x, source, mask, table, relative)
+                context = self.attention.add(x, source, mask, relative)
                 x = self._residual("output", params["attention"]["output"], context, x)
             wide = linear(graph, "intermediate", x, params["intermediate"]["dense"], outputs=c.intermediate_size)
             return self._residual("output", params["output"], activation(graph, c.hidden_act, wide), x)
@@ -95,14 +99,6 @@ class _Layer:
         y = linear(graph, name, x, params["dense"], outputs=c.hidden_size)
         added = graph.add("Add", y, residual)
         return layer_norm(graph, f"{name}/LayerNorm", added, params["LayerNorm"], c.layer_norm_eps)
-
-
-def _add_relative_table(graph: Graph, config: DebertaConfig, encoder: Params) -> str:
-    """Adds the relative table [R,D], normalized where the model does so."""
-    table = graph.weight("rel_embeddings", encoder["rel_embeddings"]["embedding"])
-    if not config.normalizes_relative_table:
-        return table
-    return layer_norm(graph, "LayerNorm", table, encoder["LayerNorm"], config.layer_norm_eps)
 
 
 def _add_convolution(graph: Graph, config: DebertaConfig, params: Params, x: str, mask: Mask) -> str:

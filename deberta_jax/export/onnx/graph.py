@@ -54,7 +54,8 @@ class Graph:
         """Adds a parameter, in the graph's dtype unless ``dtype`` is given. One name holds one array for good."""
         full = "/".join([*self._scope, name])
         if full not in self.initializers:
-            self.initializers[full] = np.ascontiguousarray(array, dtype or self.dtype)
+            with np.errstate(over="ignore"):  # infinity in float16 is found when the outputs are compared
+                self.initializers[full] = np.ascontiguousarray(array, dtype or self.dtype)
         return full
 
     def integers(self, values: Any, dtype: Any = np.int64) -> str:

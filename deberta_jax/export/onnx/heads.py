@@ -24,7 +24,6 @@ class HeadContext(NamedTuple):
       graph, config: the graph and the architecture.
       params: the parameters of the whole model.
       encoded: what the encoder gives.
-      word_embeddings: the table of word embeddings [V,E].
       input_ids: the input of the graph, [B,T], or [B,C,T] for multiple choice.
     """
 
@@ -32,7 +31,6 @@ class HeadContext(NamedTuple):
     config: DebertaConfig
     params: Params
     encoded: Encoded
-    word_embeddings: str
     input_ids: str
 
 
@@ -52,9 +50,7 @@ def _masked_lm(head: HeadContext) -> dict[str, Output]:
         logits = graph.add("Add", linear(graph, "decoder", x, params["decoder"], outputs=c.vocab_size), bias)
     else:
         # Gemm reads the table as it is; for MatMul it would have to be transposed, which is a second copy of it.
-        rows = graph.add(
-            "Gemm", graph.reshape(x, (-1, c.embedding_width)), head.word_embeddings, bias, transB=1
-        )
+        rows = graph.add("Gemm", graph.reshape(x, (-1, c.embedding_width)), head.encoded.words.whole(), bias, transB=1)
         shape = graph.add("Concat", graph.add("Shape", head.input_ids), graph.integers([c.vocab_size]), axis=0)
         logits = graph.add("Reshape", rows, shape)
     return {"logits": (logits, (*TOKENS, c.vocab_size))}
@@ -122,7 +118,7 @@ HEAD_GRAPHS: dict[str, Callable[[HeadContext], dict[str, Output]]] = {
 
 
 def check_head(head: str) -> None:
-    """Raises InputError for a head that cannot be exported: one that is not listed, or replaced by another class."""
+    """Raises InputError for a head that cannot be exported: one that is not listed here."""
     if head not in HEAD_GRAPHS:
         known = ", ".join(name for name in HEAD_GRAPHS if name in HEADS)
         raise InputError(f"head {head!r} cannot be exported to ONNX; those that can be are {known}")

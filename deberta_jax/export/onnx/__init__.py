@@ -1,0 +1,1 @@
+"""Builds ONNX graphs of models from their own parameters, and checks them in ONNX Runtime."""
