@@ -80,7 +80,7 @@ gpu-kit-tiny:
 
 # Dependencies as old as pyproject.toml allows, with today's tools around them; then the newest for each Python.
 lock: $(BIN)/uv
-	$(BIN)/uv pip compile pyproject.toml --extra parquet --extra zstd --extra tensorboard --resolution lowest-direct \
+	$(BIN)/uv pip compile pyproject.toml --extra parquet --extra zstd --extra tensorboard --extra onnx --resolution lowest-direct \
 	  --universal --python-version 3.11 --no-header --quiet --upgrade --output-file $(VENV)/lowest.txt
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra tpu --constraint $(VENV)/lowest.txt --universal \
 	  --python-version 3.11 --no-annotate --custom-compile-command 'make lock' --quiet --upgrade \

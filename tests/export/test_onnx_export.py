@@ -17,6 +17,7 @@ from deberta_jax.models import HEADS
 from tests.cases import Case, apply, draw_params
 from tests.made import refused, weighted_model
 
+
 class OwnModel(deberta_jax.DebertaForSequenceClassification):
     """A head from outside the package."""
 
@@ -160,6 +161,8 @@ def test_a_file_that_differs_from_the_model_is_not_written(tmp_path, monkeypatch
     monkeypatch.setattr(
         exporting, "build", lambda m, p, *args, **options: build(m, p | {"classifier": wrong}, *args, **options)
     )
-    with pytest.raises(deberta_jax.InputError, match="the float32 file differs from the model by .*nothing is written"):
+    with pytest.raises(
+        deberta_jax.InputError, match=r"the float32 file differs from the model by .*nothing is written"
+    ):
         export_onnx((model, params), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

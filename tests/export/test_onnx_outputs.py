@@ -134,7 +134,7 @@ def test_every_activation(tmp_path):
         value = activation(graph, name, "x")
         graph.nodes.append(onnx.helper.make_node("Identity", [value], [name]))
     kind = onnx.TensorProto.FLOAT
-    proto = graph.model({}, dict.fromkeys(names, ["size"]))
+    proto = graph.model({}, dict.fromkeys(names, ("size",)))
     proto.graph.input.append(onnx.helper.make_tensor_value_info("x", kind, ["size"]))
     session = opened(OnnxModel(proto, graph.initializers), tmp_path)
     x = np.linspace(-8, 8, 401, dtype=np.float32)
