@@ -216,8 +216,9 @@ def parse_config(raw: Mapping[str, Any], where: str, known: Collection[str], hid
             if key != _QUANTIZATION:
                 extra[key] = value
     _refuse_misspelled(unknown, known, where)
-    if unknown:
-        note = f"; {_QUANTIZATION} is not: what is written here is not quantized" if _QUANTIZATION in unknown else ""
+    # Alone it needs no message: the tensors show how they are quantized.
+    if unknown and unknown != [_QUANTIZATION]:
+        note = f"; {_QUANTIZATION} is not: it follows from what is written" if _QUANTIZATION in unknown else ""
         _log_once(f"{where}: keys that are not known change nothing and are kept{note}: {listed(unknown)}")
     labels = _labels(raw, where)
     if labels is not None:

@@ -13,6 +13,7 @@ from deberta_jax.models.embeddings import Embeddings, check_length
 from deberta_jax.models.encoder import Encoder
 from deberta_jax.models.layers import Runtime
 from deberta_jax.ops.attention.masks import segment_starts
+from deberta_jax.ops.quantization import QuantizedArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +23,13 @@ class BackboneOutput:
     Attributes:
       states: the last hidden states [B,T,D].
       starts: for each token the position where its text starts, int32 [B,T].
-      word_embeddings: the table [V,E].
+      word_embeddings: the table [V,E], which may be quantized.
       hidden_states, attentions: as in ``EncoderOutput``.
     """
 
     states: jax.Array
     starts: jax.Array
-    word_embeddings: jax.Array
+    word_embeddings: jax.Array | QuantizedArray
     hidden_states: tuple[jax.Array, ...] | None
     attentions: tuple[jax.Array, ...] | None
 

@@ -13,6 +13,7 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
 from deberta_jax.models.layers import Dropout, EmbeddingTable, LayerNorm, Linear, Runtime
 from deberta_jax.ops.embedding_lookup import take_rows, take_sharded_rows
+from deberta_jax.ops.quantization import QuantizedArray
 
 
 class Embeddings(nn.Module):
@@ -37,7 +38,7 @@ class Embeddings(nn.Module):
         position_ids: Int[Array, "#B T"],
         token_mask: Bool[Array, "B T"] | None,
         deterministic: bool,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "V E"], Float[Array, "#B T E"] | None]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "V E"] | QuantizedArray, Float[Array, "#B T E"] | None]:
         c, run = self.config, self.runtime
         width, stddev = c.embedding_width, c.initializer_range
         word_embeddings = EmbeddingTable(

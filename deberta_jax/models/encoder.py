@@ -1,8 +1,9 @@
 """Runs the layers: one module, its parameters stacked over layers, and ``jax.lax.scan`` over them.
 
-The scan and the unrolled loop read the same parameter tree. Two layers differ from the others: the output of the
-convolution (v2-xlarge) is added after the first, and the enhanced mask decoder adds absolute positions before the last.
-The body selects both by the layer's index, because slicing the stacked parameters would copy them all.
+The scan and the unrolled loop read the same parameter tree, whose kernels may be quantized. Two layers differ from the
+others: the output of the convolution (v2-xlarge) is added after the first, and the enhanced mask decoder adds absolute
+positions before the last. The body selects both by the layer's index, because slicing the stacked parameters would copy
+them all.
 """
 
 from typing import Any
@@ -15,11 +16,21 @@ from jaxtyping import Array, Bool, Float
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.models.attention import Attention, AttentionContext, RelativePositions, Residual
-from deberta_jax.models.layers import Dropout, EmbeddingTable, LayerNorm, Linear, Runtime, declare, norm_params
+from deberta_jax.models.layers import (
+    Dropout,
+    EmbeddingTable,
+    LayerNorm,
+    Linear,
+    Runtime,
+    declare,
+    norm_params,
+    read_param,
+)
 from deberta_jax.ops.activations import activate
 from deberta_jax.ops.attention.relative_position import compact_relative_index, make_relative_index
 from deberta_jax.ops.convolution import token_convolution
 from deberta_jax.ops.normalization import layer_norm
+from deberta_jax.ops.quantization import dense_values
 from deberta_jax.sharding import constrain
 
 
@@ -146,7 +157,7 @@ class Encoder(nn.Module):
         if c.conv_kernel_size > 0:
             conv = Convolution(c, run, name="conv")(embeddings, token_mask, context.segment_ids, context.deterministic)
         layer = Layer(c, run, parent=None)
-        stack = self.param("layers", self.initialize_layers(layer))
+        stack = read_param(self, "layers", self.initialize_layers(layer))
         last = c.num_hidden_layers - 1
         drops = not context.deterministic and max(c.hidden_dropout_prob, c.attention_probs_dropout_prob) > 0
         keys = jax.random.split(self.make_rng("dropout"), last + 2) if drops else None
@@ -230,7 +241,7 @@ class Encoder(nn.Module):
         table = EmbeddingTable(
             2 * c.relative_span, c.hidden_size, axes, c.initializer_range, run, name="rel_embeddings"
         )()
-        table = jnp.take(table, rows, axis=0, mode="clip")
+        table = jnp.take(dense_values(table), rows, axis=0, mode="clip")
         if c.normalizes_relative_table:
             table = LayerNorm(c.hidden_size, c.layer_norm_eps, run, name="LayerNorm")(table)
             return RelativePositions(table, rows, relative_index)

@@ -10,6 +10,7 @@ from deberta_jax.models.layers import Dropout, LayerNorm, Linear, Runtime, decla
 from deberta_jax.models.outputs import ProjectionInputs
 from deberta_jax.ops.activations import activate
 from deberta_jax.ops.products import align, product
+from deberta_jax.ops.quantization import QuantizedArray, dense_values
 from deberta_jax.sharding import constrain
 
 
@@ -89,7 +90,10 @@ class Predictions(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B P D"], word_embeddings: Float[Array, "V E"], return_projection_inputs: bool
+        self,
+        x: Float[Array, "B P D"],
+        word_embeddings: Float[Array, "V E"] | QuantizedArray,
+        return_projection_inputs: bool,
     ) -> Float[Array, "B P V"] | ProjectionInputs:
         c, run = self.config, self.runtime
         if c.legacy:
@@ -99,8 +103,8 @@ class Predictions(nn.Module):
         bias = self.param("bias", declare(nn.initializers.zeros_init(), ("vocab",)), (c.vocab_size,), run.param_dtype)
         if c.tie_word_embeddings:
             if return_projection_inputs:
-                return ProjectionInputs(x, word_embeddings, bias)
-            table = word_embeddings.astype(x.dtype)
+                return ProjectionInputs(x, dense_values(word_embeddings), bias)
+            table = dense_values(word_embeddings, x.dtype)
             logits = product("BPE,VE->BPV", x, table, forward_mode=run.forward_mode)
         else:
             shape, axes = (c.embedding_width, c.vocab_size), ("embed", "vocab")

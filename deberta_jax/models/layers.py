@@ -1,6 +1,7 @@
 """Defines the smallest modules. Each declares its parameters with their logical axes and calls ``ops``."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from deberta_jax.errors import InputError, check_choice, shown
 from deberta_jax.ops.dropout import dropout
 from deberta_jax.ops.normalization import layer_norm
 from deberta_jax.ops.products import align, product
+from deberta_jax.ops.quantization import Compressed, QuantizedArray, is_compressed
 
 REMAT = ("none", "dots", "full")
 
@@ -59,11 +61,29 @@ def declare(initializer: Callable[..., Any], axes: tuple[str | None, ...]) -> Ca
     return nn.with_logical_partitioning(initializer, axes)
 
 
+def read_param(module: nn.Module, name: str, initializer: Callable[..., Any], *arguments: Any) -> Any:
+    """Declares a parameter in ``module`` as ``module.param`` does, and returns it. It may be or hold quantized arrays.
+
+    Raises:
+      InputError: a quantized array has another shape than the parameter.
+    """
+    held = module.get_variable("params", name) if module.has_variable("params", name) else None
+    if not any(map(is_compressed, jax.tree.leaves(held, is_leaf=is_compressed))):
+        return module.param(name, initializer, *arguments)
+    shape_of = lambda leaf: tuple(leaf.shape)
+    declared = nn.unbox(jax.eval_shape(lambda: initializer(jax.random.key(0), *arguments)))
+    expected, found = jax.tree.map(shape_of, declared), jax.tree.map(shape_of, held, is_leaf=is_compressed)
+    if expected != found:
+        raise InputError(f"the quantized parameter {'/'.join((*module.path, name))} is not one of this model: {found}")
+    return held
+
+
 class Linear(nn.Module):
     """Computes ``x @ kernel + bias`` with float32 accumulation. Heads are a separate axis of the kernel.
 
     The first ``contract`` axes of the kernel are contracted with the last axes of x; its other axes are the last axes
-    of the result: [..., D] times [D,N,H] is [...,N,H]. The bias has these other axes.
+    of the result: [..., D] times [D,N,H] is [...,N,H]. The bias has these other axes. A quantized kernel is dequantized
+    right before the product, and again for the backward pass, so that its values are not kept.
 
     Attributes:
       shape, axes: sizes and logical names of the kernel's axes.
@@ -79,15 +99,18 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."], out_dtype=None) -> Float[Array, "..."]:
-        kernel = self.param(
-            "kernel", declare(nn.initializers.normal(self.stddev), self.axes), self.shape, self.runtime.param_dtype
-        )
+        initializer = declare(nn.initializers.normal(self.stddev), self.axes)
+        kernel = read_param(self, "kernel", initializer, self.shape, self.runtime.param_dtype)
         letters = "ABCDEF"[: len(self.shape)]
         lead = "UVWXYZ"[: x.ndim - self.contract]
         new = letters[self.contract :]
         dtype = self.runtime.dtype
         spec = f"{lead}{letters[: self.contract]},{letters}->{lead}{new}"
-        y = product(spec, x.astype(dtype), kernel.astype(dtype), forward_mode=self.runtime.forward_mode)
+        multiply = functools.partial(product, spec, forward_mode=self.runtime.forward_mode)
+        if isinstance(kernel, Compressed):
+            y = jax.checkpoint(lambda x, kernel: multiply(x, kernel.dequantize(dtype)))(x.astype(dtype), kernel)
+        else:
+            y = multiply(x.astype(dtype), kernel.astype(dtype))
         if self.use_bias:
             bias = self.param(
                 "bias",
@@ -121,7 +144,9 @@ def norm_params(module: nn.Module, size: int, runtime: Runtime) -> tuple[jax.Arr
 
 
 class EmbeddingTable(nn.Module):
-    """Holds an embedding table. A call returns the table [V,E]; ``ops.embedding_lookup`` reads its rows.
+    """Holds an embedding table. A call returns the table [V,E], which may be quantized by rows.
+
+    ``ops.embedding_lookup`` reads its rows.
 
     Attributes:
       rows, width: V and E.
@@ -138,14 +163,13 @@ class EmbeddingTable(nn.Module):
     zero_row: int | None = None
 
     @nn.compact
-    def __call__(self) -> Float[Array, "V E"]:
+    def __call__(self) -> Float[Array, "V E"] | QuantizedArray:
         def initialize(key, shape, dtype):
             table = nn.initializers.normal(self.stddev)(key, shape, dtype)
             return table if self.zero_row is None else table.at[self.zero_row].set(0)
 
-        return self.param(
-            "embedding", declare(initialize, self.axes), (self.rows, self.width), self.runtime.param_dtype
-        )
+        shape = (self.rows, self.width)
+        return read_param(self, "embedding", declare(initialize, self.axes), shape, self.runtime.param_dtype)
 
 
 class Dropout(nn.Module):

@@ -4,6 +4,7 @@ In the sharded lookup each device keeps its own part of the gradient. Left to th
 gradient of the whole table on every device.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,15 +13,29 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from deberta_jax.ops.quantization import QuantizedArray
 from deberta_jax.sharding import RULES
 
 
-def take_rows(table: Float[Array, "V E"], ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
-    """Returns the rows ``ids`` of a table; an id outside the table gives NaN, never another row."""
+def take_rows(table: Float[Array, "V E"] | QuantizedArray, ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
+    """Returns the rows ``ids`` of a table; an id outside the table gives NaN, never another row.
+
+    Of a quantized table only these rows are dequantized.
+    """
+    if isinstance(table, QuantizedArray):
+        rows = dataclasses.replace(
+            table,
+            codes=jnp.take(table.codes, ids, axis=0, mode="clip"),
+            scales=jnp.take(table.scales, ids, axis=0, mode="fill", fill_value=jnp.nan),
+            unstacked_shape=(ids.shape[-1], *table.unstacked_shape[1:]),
+        )
+        return rows.dequantize()
     return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan)
 
 
-def take_sharded_rows(table: Float[Array, "V E"], ids: Int[Array, "B T"], dtype: Any) -> Float[Array, "B T E"]:
+def take_sharded_rows(
+    table: Float[Array, "V E"] | QuantizedArray, ids: Int[Array, "B T"], dtype: Any
+) -> Float[Array, "B T E"]:
     """Returns ``take_rows`` in ``dtype``, from a table that is sharded over a mesh as parameters are.
 
     Devices that share the embedding axis look up their part of it for each other's ids, then exchange the parts. Those
@@ -28,13 +43,13 @@ def take_sharded_rows(table: Float[Array, "V E"], ids: Int[Array, "B T"], dtype:
     is ``take_rows``.
 
     Args:
-      table: sharded over vocabulary and embedding axis.
+      table: sharded over vocabulary and embedding axis; or quantized, with a copy on every device.
       ids: sharded over the batch.
       dtype: of the result.
     """
     mesh = jax.sharding.get_abstract_mesh()
     data, embed, vocab = RULES.replica, RULES.embed, RULES.vocab
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+    if isinstance(table, QuantizedArray) or mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return take_rows(table, ids).astype(dtype)
     divided = (ids.shape[0], mesh.shape[data] * mesh.shape[embed]), (table.shape[1], mesh.shape[embed])
     if any(size % parts for size, parts in (*divided, (table.shape[0], mesh.shape[vocab]))):

@@ -27,8 +27,6 @@ from deberta_jax.weights.save import TensorNames, hf_config, json_text, parse_si
 from deberta_jax.weights.source import Tensor
 from deberta_jax.weights.values import as_dtype, broken_note, is_finite, read_layers
 
-_WORD_EMBEDDINGS = "deberta/embeddings/word_embeddings/embedding"
-
 
 def convert(
     source: str | Path,
@@ -97,7 +95,7 @@ def convert(
         with storage.reaching(destination) as path:
             _to_bucket(path, orbax_leaves(plan, kind, broken, step))
             _check(broken, opened, strict)
-            _write_other_files(path, files, config)
+            write_other_files(path, files, config)
     else:
         with staged_model(target, PARAMS, *TOKENIZER_FILES) as stage:
             if to == "hf":
@@ -105,7 +103,7 @@ def convert(
             else:
                 _write_orbax(stage / PARAMS, orbax_leaves(plan, kind, broken, step), named=str(target))
             _check(broken, opened, strict)
-            _write_other_files(stage, files, config)
+            write_other_files(stage, files, config)
     notes = [broken_note(broken)] if broken else []
     if not files:
         notes.append("the source has no tokenizer files; the result has none")
@@ -143,7 +141,7 @@ def _head_key(
     return None if new_head is None else random_key(new_head)
 
 
-def _write_other_files(directory: AnyPath, files: Sequence[AnyPath], config: str) -> None:
+def write_other_files(directory: AnyPath, files: Sequence[AnyPath], config: str) -> None:
     """Copies the tokenizer files and writes config.json last: a directory without it is no model directory."""
     for file in files:
         storage.write_bytes(directory / file.name, storage.read_bytes(file, storage.LARGE))
@@ -155,7 +153,7 @@ def _with_new_leaves(plan: LoadPlan, head: str, key: jax.Array | None) -> LoadPl
     fresh = [row for row in plan.targets if row.initialised]
     if key is None or not fresh:
         return plan
-    dtype = plan.dtype(_WORD_EMBEDDINGS)
+    dtype = plan.dtype(table.WORD_EMBEDDINGS)
     leaves = init_leaves(head_spec(head).model(plan.config), fresh, key, {})
     drawn = {path: np.asarray(leaf).astype(dtype) for path, leaf in leaves.items()}
     fills = dict(plan.fills)

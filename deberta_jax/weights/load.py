@@ -23,6 +23,7 @@ from deberta_jax.models import (
     head_spec,
     init_params,
 )
+from deberta_jax.ops.quantization import QuantizedArray
 from deberta_jax.sharding import check_not_forked
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import Foreign, LoadPlan, plan_load
@@ -30,6 +31,7 @@ from deberta_jax.weights.checking import Check
 from deberta_jax.weights.choose import Choice, HeadRequest, choose_all, choose_head
 from deberta_jax.weights.names import ENCODER
 from deberta_jax.weights.opening import Source, open_source
+from deberta_jax.weights.quantization import Quantization, QuantizedLeaves, as_quantization
 from deberta_jax.weights.report import Report, TargetRow
 from deberta_jax.weights.values import as_dtype, broken_note, broken_tensors, is_finite, read_leaf
 
@@ -92,6 +94,7 @@ def load(
     shardings: Any = None,
     allow_non_finite: bool = False,
     check: Check = "sampled",
+    quantization: Quantization | str | None = None,
 ) -> tuple[Model, dict[str, Any], Report]:
     """Loads a model as ``from_pretrained`` does, and also returns a report.
 
@@ -107,6 +110,7 @@ def load(
     check_not_forked()
     spec = head_spec(head)
     as_dtype(runtime.dtype)
+    options = None if quantization == "none" else as_quantization(quantization)
     param_dtype = as_dtype(runtime.param_dtype)
     source = open_source(name, revision=revision, ignore=ignore, base_model=base_model, check=check)
     if check == "full":
@@ -118,8 +122,15 @@ def load(
     sharding_of = _flatten(shardings, head)
     params: dict[str, Any] = {}
     broken: list[str] = []
+    quantized = QuantizedLeaves(plan, options)
+    if options is not None:
+        options.check_used([name for row, _, _ in plan.fills.values() for name in row.names(plan.config)])
     for path in plan.fills:
-        value = _leaf(source, plan, path, param_dtype, sharding_of.get(path), broken)
+        value = None if quantization == "none" else quantized.leaf(path)
+        if value is None:
+            value = _leaf(source, plan, path, param_dtype, sharding_of.get(path), broken)
+        else:
+            value = _quantized_leaf(value, path, sharding_of, broken)
         _insert(params, path, value)
     if broken and not allow_non_finite:
         names = table.collapse(broken_tensors(plan, broken))
@@ -150,6 +161,7 @@ class LoadOptions(TypedDict, total=False):
     base_model: str | Path | None
     allow_non_finite: bool
     check: Check
+    quantization: Quantization | str | None
 
 
 @overload
@@ -201,6 +213,7 @@ def from_pretrained(
     base_model: str | Path | None = None,
     allow_non_finite: bool = False,
     check: Check = "sampled",
+    quantization: Quantization | str | None = None,
 ) -> tuple[Model, dict[str, Any]]:
     """Loads a model with the weights of a directory, a file of weights, or a hub id.
 
@@ -224,9 +237,12 @@ def from_pretrained(
       allow_non_finite: whether weights may be NaN or infinite, which is then logged; otherwise they are an error.
       check: ``save_pretrained`` and ``convert`` list digests of the files in checksums.json. ``sampled`` compares all
         sizes, small files and a few blocks of large ones with that list, if there is one; ``full`` compares every byte.
+      quantization: ``int8``, ``int4`` or ``nf4``, or a ``Quantization``: how the matrices of dense layers are
+        quantized; they are dequantized layer by layer where they are used, and cannot be trained. ``none``: a quantized
+        model is dequantized. None: everything is as in the file.
 
     Returns:
-      The model and its parameters, a plain nested dict of arrays.
+      The model and its parameters, a plain nested dict of arrays; quantized ones are ``QuantizedArray``.
 
     Raises:
       InputError: the source cannot be read; a tensor of the file or of the model is not explained (the message lists
@@ -245,6 +261,7 @@ def from_pretrained(
         base_model=base_model,
         allow_non_finite=allow_non_finite,
         check=check,
+        quantization=quantization,
     )
     return model, params
 
@@ -269,6 +286,17 @@ def _leaf(source: Source, plan: LoadPlan, path: str, dtype: np.dtype, sharding: 
     if not is_finite(array):
         broken.append(path)
     return jax.device_put(array, sharding)
+
+
+def _quantized_leaf(
+    leaf: QuantizedArray, path: str, sharding_of: Mapping[str, Any], broken: list[str]
+) -> QuantizedArray:
+    """Returns a quantized leaf on its devices. Appends its path to ``broken`` if a scale is NaN or infinite."""
+    scales = (leaf.scales, leaf.nested_scales, leaf.offset)
+    if not all(np.isfinite(array).all() for array in scales if array is not None and array.dtype.kind == "f"):
+        broken.append(path)
+    put = lambda keys, array: jax.device_put(array, sharding_of.get(f"{path}/{keys[0].key}"))
+    return jax.tree_util.tree_map_with_path(put, leaf)
 
 
 def init_leaves(

@@ -25,6 +25,7 @@ from deberta_jax.errors import InputError, brief
 from deberta_jax.models import HEADS, abstract_params, all_parts
 
 ENCODER = "deberta"
+WORD_EMBEDDINGS = "deberta/embeddings/word_embeddings/embedding"
 
 Sizes = Mapping[str, int]
 
@@ -312,6 +313,11 @@ def is_head_name(name: str) -> bool:
     """Tells whether a canonical name belongs to a head of ``HEADS``."""
     part = part_of(name)
     return name in _HEAD_NAMES or (part not in _PART_ROWS and part in all_parts())
+
+
+def is_built_in(name: str) -> bool:
+    """Tells whether the part of a canonical name is the encoder's or of a head that this package defines."""
+    return part_of(name) == ENCODER or part_of(name) in _PART_ROWS
 
 
 _HEAD_NAMES = {row.torch for rows in _PART_ROWS.values() for row in rows} | {

@@ -15,6 +15,7 @@ from deberta_jax.weights.checking import Check, Checked, check_files
 from deberta_jax.weights.differences import fold_differences
 from deberta_jax.weights.directories import explain_directory
 from deberta_jax.weights.orbax_files import find_orbax, read_orbax
+from deberta_jax.weights.quantized_tensors import fold_quantized
 from deberta_jax.weights.readers import find_weights, has_standard, read_weights
 from deberta_jax.weights.rename import rename_tensors
 from deberta_jax.weights.report import SourceRow
@@ -257,12 +258,13 @@ def _make_source(
 ) -> Source:
     """Brings the tensors of a checkpoint to canonical names and merges updates and differences into them."""
     own = unwrap(checkpoint, ignore)
-    merged = adapters.Merged(own.tensors)
-    if adapters.holds_updates(own.tensors):
+    quantized = fold_quantized(own.tensors, checkpoint.path)
+    merged = adapters.Merged(quantized.tensors)
+    if adapters.holds_updates(quantized.tensors):
         settings = adapters.read_adapter_config(directory) if isinstance(directory, Path) else {}
-        merged = adapters.merge_updates(own.tensors, settings, checkpoint.path, own_base=True)
+        merged = adapters.merge_updates(quantized.tensors, settings, checkpoint.path, own_base=True)
     found, notes = fold_differences(merged.tensors, config, directory, checkpoint.path)
-    notes = (*own.notes, *merged.notes, *notes)
+    notes = (*own.notes, *quantized.notes, *merged.notes, *notes)
     if checkpoint.left:
         notes = (*notes, f"not weights, not read: {listed(checkpoint.left)}")
     return Source(
@@ -273,7 +275,7 @@ def _make_source(
         own.ignored,
         config,
         *_said(raw),
-        (*_left_out(checkpoint, own.ignored), *merged.rows),
+        (*_left_out(checkpoint, own.ignored), *quantized.rows, *merged.rows),
         notes,
     )
 

@@ -14,8 +14,12 @@ from deberta_jax import storage
 from deberta_jax.config import V1, DebertaConfig
 from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS, Model, spec_of_model
+from deberta_jax.ops.quantization import QuantizedArray, is_compressed
+from deberta_jax.ops.quantized_matrix import QuantizedMatrix
 from deberta_jax.weights import names as table
 from deberta_jax.weights.output import check_free, staged_model
+from deberta_jax.weights.quantization import Quantizer, matrix_of_row
+from deberta_jax.weights.quantized_tensors import stored_tensors
 from deberta_jax.weights.safetensors_file import Pending, write_safetensors
 from deberta_jax.weights.values import as_dtype, contiguous, is_finite
 
@@ -41,7 +45,7 @@ class TreeLeaves:
     """Gives the leaves of a parameter tree, copied to the host one at a time."""
 
     def __init__(self, tree: Mapping[str, Any]):
-        flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+        flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compressed)
         self._leaves = {"/".join(key.key for key in path): leaf for path, leaf in flat}
         self._held: dict[str, np.ndarray] = {}
 
@@ -53,7 +57,17 @@ class TreeLeaves:
     def dtype(self, path: str) -> np.dtype:
         return np.dtype(self._leaves[path].dtype)
 
+    def quantized(self, row: table.Row, layer: int | None, sizes: Mapping[str, int]) -> QuantizedMatrix | None:
+        """Returns the torch matrix of a row whose leaves are quantized, of one layer if given; None for other rows."""
+        leaves = [self._leaves[path] for path in row.tree]
+        if not leaves or not all(isinstance(leaf, QuantizedArray) for leaf in leaves):
+            return None
+        return matrix_of_row(row, leaves, layer, sizes)
+
     def slice(self, path: str, layer: int | None) -> np.ndarray:
+        if is_compressed(self._leaves[path]):
+            leaf = self._leaves[path] if layer is None else jax.tree.map(lambda a: a[layer], self._leaves[path])
+            return np.asarray(leaf.dequantize())
         if path not in self._held:
             if len(self._held) == 3:  # v1's query, key and value: no tensor of a checkpoint needs more leaves
                 self._held.clear()
@@ -72,6 +86,7 @@ def torch_tensors(
     bare: bool,
     broken: list[str],
     progress: Callable[[str], None] = lambda name: None,
+    quantizer: Quantizer | None = None,
 ) -> list[Pending]:
     """Returns the tensors of a checkpoint; each is computed when it is written.
 
@@ -82,14 +97,21 @@ def torch_tensors(
       bare: names have no prefix ``deberta.``, as in transformers for an encoder without a head.
       broken: the names of tensors with NaN or infinity are appended as they are written.
       progress: is called with each name as the tensor is written.
+      quantizer: quantizes some of the tensors, at once; None: none.
     """
     sizes = table.sizes(config, labels)
     out = []
     for row in table.table(config, parts, layout):
-        kind = dtype or leaves.dtype(row.tree[0] if row.tree else "deberta/embeddings/word_embeddings/embedding")
+        kind = dtype or leaves.dtype(row.tree[0] if row.tree else table.WORD_EMBEDDINGS)
         for layer, name in enumerate(row.names(config)):
             stored_name = name.removeprefix("deberta.") if bare else name
-            compute = _producer(row, layer if row.layered else None, sizes, leaves, kind)
+            at = layer if row.layered else None
+            compute = _producer(row, at, sizes, leaves, kind)
+            matrix = None if quantizer is None else quantizer(row, at, stored_name, compute)
+            if matrix is not None:
+                out += stored_tensors(stored_name, matrix)
+                progress(stored_name)
+                continue
             produce = _checked(compute, stored_name, broken, progress)
             out.append(Pending(stored_name, row.torch_shape(sizes), kind, produce))
     return out
@@ -206,7 +228,7 @@ def save_pretrained(
     Args:
       directory: a new or empty directory, or one that holds a model.
       model: a model of any head; its config is written.
-      params: its parameters, on any devices.
+      params: its parameters, on any devices. Quantized ones are written as they are, as bitsandbytes does.
       tokenizer: an object with ``save(directory)``.
       dtype: dtype of the file; None keeps that of the parameters.
       max_shard_size: largest file of weights, in bytes or as a text such as ``5GB``; larger ones are split.
@@ -225,15 +247,18 @@ def save_pretrained(
     check_parameters(model, tree)
     leaves = TreeLeaves(on_first_process(tree))
     kind = None if dtype is None else as_dtype(dtype)
+    sizes, bare = table.sizes(model.config, labels), head == "encoder" and layout == "hf"
+    quantizer = Quantizer(lambda row, layer, name, compute: leaves.quantized(row, layer, sizes))
     tensors = torch_tensors(
-        model.config, parts, labels, leaves, kind, layout, bare=head == "encoder" and layout == "hf", broken=[]
+        model.config, parts, labels, leaves, kind, layout, bare=bare, broken=[], quantizer=quantizer
     )
     if jax.process_index() == 0:
         with staged_model(target) as stage:
             write_weights(stage, tensors, max_shard_size)
             if tokenizer is not None:
                 tokenizer.save(stage)
-            config = hf_config(model.config, parts, labels, tensors[0].dtype)
+            widest = kind or leaves.dtype(table.WORD_EMBEDDINGS)
+            config = hf_config(model.config, parts, labels, widest) | quantizer.config()
             storage.write_text(stage / "config.json", json_text(config))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"save_pretrained {target}")
