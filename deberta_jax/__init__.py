@@ -36,7 +36,13 @@ if TYPE_CHECKING:
     from deberta_jax.ops.attention import AttentionInputs, register_attention
     from deberta_jax.presets import PRESETS
     from deberta_jax.text import Tokenizer, train_tokenizer
-    from deberta_jax.weights import from_pretrained, resize_vocabulary, save_pretrained
+    from deberta_jax.weights import (
+        Quantization,
+        from_pretrained,
+        quantize_model,
+        resize_vocabulary,
+        save_pretrained,
+    )
 
 __version__ = "0.1.0"
 
@@ -67,7 +73,7 @@ _SOURCES = {
     "ops.attention": ("AttentionInputs", "register_attention"),
     "presets": ("PRESETS",),
     "text": ("Tokenizer", "train_tokenizer"),
-    "weights": ("from_pretrained", "resize_vocabulary", "save_pretrained"),
+    "weights": ("Quantization", "from_pretrained", "quantize_model", "resize_vocabulary", "save_pretrained"),
 }
 
 __all__ = [
@@ -84,6 +90,7 @@ __all__ = [
     "DebertaForTokenClassification",
     "Embedder",
     "InputError",
+    "Quantization",
     "Tokenizer",
     "capture",
     "data",
@@ -99,6 +106,7 @@ __all__ = [
     "patch",
     "pipeline",
     "prepare_for_inference",
+    "quantize_model",
     "register_attention",
     "resize_vocabulary",
     "save_pretrained",

@@ -1,16 +1,18 @@
 """Loads a trained model together with its task, for the commands ``evaluate`` and ``predict``."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from deberta_jax import hub, storage
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
-from deberta_jax.inference.loaded import Loaded, load_model, model_config, trained_experiment
+from deberta_jax.inference.loaded import Loaded, load_head, load_model, model_config, trained_experiment
 from deberta_jax.inference.long_texts import LongText, WindowScore
 from deberta_jax.models import Runtime
 from deberta_jax.tasks import (
+    Metrics,
     NonFinite,
     Task,
     TaskOptions,
@@ -93,6 +95,27 @@ def load_trained(
         check=o.check,
     )
     return task, dataclasses.replace(model, long_text=o.long_text, window_score=o.window_score), table
+
+
+def metrics_of_copy(
+    o: TrainedOptions, data: str, *, dtype: Any, rewrite: Callable[[], str | Path]
+) -> tuple[Metrics, Metrics]:
+    """Returns the metrics of a model on a labelled file, and those of a copy of it on the same task.
+
+    Args:
+      o, data, dtype: as for ``load_trained``.
+      rewrite: makes the copy, after the metrics of the model, and returns its directory.
+
+    Raises:
+      InputError: as ``load_trained``; the copy is not made then.
+    """
+    task, model, table = load_trained(o, data, dtype=dtype, labelled=True)
+    before = model.metrics_for(task, table)
+    predictor = model.predictor
+    copy = load_head(
+        task.head, rewrite(), runtime=Runtime(dtype), max_length=predictor.max_length, batch_size=o.batch_size
+    )
+    return before, copy.metrics_for(task, table)
 
 
 def merge_options(given: TaskOptions, recorded: dict[str, Any], table: Table) -> TaskOptions:

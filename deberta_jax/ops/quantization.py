@@ -55,7 +55,7 @@ class QuantizedArray:
         """Returns the values in ``dtype``; None: in ``self.dtype``. The product is computed in float32."""
         stack, outputs = self.codes.shape[:-2], self.codes.shape[-1]
         if self.scheme == "int8":
-            values, scales = self.codes.astype(jnp.float32), self.scales * INT8_STEP
+            values, scales = jnp.asarray(self.codes, jnp.float32), jnp.asarray(self.scales) * INT8_STEP
         else:
             values, scales = _look_up(self._unpacked(), self.scheme), self._plain_scales()
         groups = scales.shape[-2]
@@ -65,19 +65,20 @@ class QuantizedArray:
     def _unpacked(self) -> jax.Array:
         """Returns the 4-bit codes, int32 [L,I,O]."""
         *stack, half, outputs = self.codes.shape
-        shifts = jnp.array([4, 0], jnp.int32)[:, None]
-        return ((self.codes.astype(jnp.int32)[..., None, :] >> shifts) & 15).reshape(*stack, 2 * half, outputs)
+        codes = jnp.asarray(self.codes, jnp.int32)[..., None, :]
+        shifts = jnp.array([4, 0], jnp.int32).reshape(*(1 for _ in stack), 1, 2, 1)
+        return ((codes >> shifts) & 15).reshape(*stack, 2 * half, outputs)
 
     def _plain_scales(self) -> jax.Array:
         """Returns the scales, float32 [L,G,O], after double quantization is undone."""
         if self.nested_scales is None:
-            return self.scales
+            return jnp.asarray(self.scales)
         *stack, count = self.scales.shape
         nested = jnp.repeat(self.nested_scales, NESTED_BLOCK, axis=-1)[..., :count]
-        product = jnp.asarray(nested_levels())[self.scales.astype(jnp.int32)] * nested
+        product = jnp.asarray(nested_levels())[jnp.asarray(self.scales, jnp.int32)] * nested
         # The minimum changes nothing, but without it compilers join product and sum in one instruction that rounds
         # once: the scales would not be those of bitsandbytes, nor those that a conversion to floats writes.
-        scales = jnp.minimum(product, nested) + self.offset[..., None]
+        scales = jnp.minimum(product, nested) + jnp.asarray(self.offset)[..., None]
         return jnp.swapaxes(scales.reshape(*stack, self.codes.shape[-1], -1), -1, -2)
 
 

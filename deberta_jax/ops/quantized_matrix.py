@@ -158,8 +158,7 @@ def _quantize(matrix: np.ndarray, scheme: str, block: int, double_quantization: 
         factors = np.float32(1) / np.where(scales == 0, np.float32(1), scales) * np.float32(127)
         codes = np.rint(values * factors[:, None]).astype(np.int8)
         return QuantizedMatrix(codes, scales, None, None, scheme, shape, shape[1], dtype)
-    if shape[1] % block:
-        raise InputError(f"a matrix of shape {list(shape)} has no whole blocks of {block} inputs; use int8")
+    _check_blocks(shape, block)
     blocks = values.reshape(-1, block)
     scales = np.abs(blocks).max(axis=1)
     normalized = np.clip(blocks * (np.float32(1) / np.maximum(scales, _SMALLEST))[:, None], -1, 1)
@@ -170,6 +169,29 @@ def _quantize(matrix: np.ndarray, scheme: str, block: int, double_quantization: 
     offset = np.float32(np.mean(scales, dtype=np.float64))
     nested = quantize_scales(scales, offset)
     return QuantizedMatrix(packed, *nested, np.asarray(offset), scheme, shape, block, dtype)
+
+
+def empty_matrix(
+    shape: tuple[int, int], scheme: str, *, block: int = 64, double_quantization: bool = False
+) -> QuantizedMatrix:
+    """Returns what ``quantize`` returns for a matrix of zeros [O,I], without computing it: for shapes and dtypes."""
+    check_scheme(scheme, block, double_quantization)
+    dtype, size = np.dtype(np.float32), shape[0] * shape[1]
+    if scheme == "int8":
+        return QuantizedMatrix(
+            np.zeros(shape, np.int8), np.zeros(shape[0], dtype), None, None, scheme, shape, shape[1], dtype
+        )
+    _check_blocks(shape, block)
+    codes, scales = np.zeros(size // 2, np.uint8), np.zeros(size // block, dtype)
+    if not double_quantization:
+        return QuantizedMatrix(codes, scales, None, None, scheme, shape, block, dtype)
+    nested = np.zeros(-(-scales.size // NESTED_BLOCK), dtype)
+    return QuantizedMatrix(codes, scales.astype(np.uint8), nested, np.zeros((), dtype), scheme, shape, block, dtype)
+
+
+def _check_blocks(shape: tuple[int, int], block: int) -> None:
+    if shape[1] % block:
+        raise InputError(f"a matrix of shape {list(shape)} has no whole blocks of {block} inputs; use int8")
 
 
 def quantize_scales(scales: np.ndarray, offset: np.float32) -> tuple[np.ndarray, np.ndarray]:

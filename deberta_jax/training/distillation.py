@@ -53,7 +53,7 @@ class Teacher:
 
     def load(self, runtime: Runtime, head: str, shardings: Any) -> Any:
         """Returns the teacher's parameters."""
-        return load(self.name, head, runtime, shardings=shardings)[1]
+        return load(self.name, head, runtime, shardings=shardings, quantization="none")[1]
 
 
 def make_teacher(d: Distillation, student: DebertaConfig, head: str, runtime: Runtime, source_layers: int) -> Teacher:

@@ -152,6 +152,7 @@ def _initial_params(e: Finetune, model: Model, head: str, source: DebertaConfig,
         shardings=shardings,
         ignore=e.ignore,
         base_model=e.base_model or None,
+        quantization="none",
     )
     classifier = f"{spec.classifier.partition('.')[0]}/"
     if any(row.path.startswith(classifier) and not row.initialised for row in report.targets):

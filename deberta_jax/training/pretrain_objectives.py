@@ -178,7 +178,8 @@ def initial_params(e: Pretraining, model: Model, name: str, head: str, seed: int
     if e.from_scratch:
         return jax.jit(lambda: init_params(model, jax.random.key(seed)), out_shardings=shardings)()
     patterns = matching_patterns(open_weights(e, name))
-    return load(name, head, model_runtime(e), shardings=shardings, ignore=patterns, base_model=base_of(e, name))[1]
+    runtime, base = model_runtime(e), base_of(e, name)
+    return load(name, head, runtime, shardings=shardings, ignore=patterns, base_model=base, quantization="none")[1]
 
 
 def weights_config(e: Pretraining, name: str, head: str) -> DebertaConfig:

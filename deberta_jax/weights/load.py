@@ -124,7 +124,7 @@ def load(
     broken: list[str] = []
     quantized = QuantizedLeaves(plan, options)
     if options is not None:
-        options.check_used([name for row, _, _ in plan.fills.values() for name in row.names(plan.config)])
+        options.check_keep(plan.config, plan.parts)
     for path in plan.fills:
         value = None if quantization == "none" else quantized.leaf(path)
         if value is None:

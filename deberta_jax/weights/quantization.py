@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import jax
 import numpy as np
 
-from deberta_jax.errors import InputError, listed, shown
+from deberta_jax.config import DebertaConfig
+from deberta_jax.errors import InputError, shown
+from deberta_jax.models import Model, abstract_params, spec_of_model
 from deberta_jax.ops.quantization import QuantizedArray, matrix_of, quantized_table, stack_matrices, table_matrix
-from deberta_jax.ops.quantized_matrix import QuantizedMatrix, check_scheme, join_rows, quantize
+from deberta_jax.ops.quantized_matrix import QuantizedMatrix, check_scheme, empty_matrix, join_rows, quantize
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import LoadPlan
 from deberta_jax.weights.names import Row, Sizes
@@ -33,7 +36,8 @@ class Quantization:
       double: store the scales of the blocks in 8 bits, which saves 0.37 bits for each weight; for 4 bits.
       block: inputs that share a scale; for 4 bits.
       embeddings: also quantize the word embeddings, by ``int8`` with one scale for each row, whatever the scheme.
-      keep: patterns (``*``, ``?``) of tensors to keep in float, such as ``*.layer.0.*`` or ``pooler.*``.
+      keep: tensors to keep in float, in all layers: names of modules, such as ``pooler``, ``attention.self`` or
+        ``embeddings``, or patterns (``*``, ``?``) of whole names.
 
     Raises:
       InputError: an option is not one of the possible ones.
@@ -48,30 +52,67 @@ class Quantization:
     def __post_init__(self):
         check_scheme(self.scheme, self.block, self.double)
         if isinstance(self.keep, str) or not all(isinstance(pattern, str) for pattern in self.keep):
-            raise InputError(f"keep={shown(self.keep)}: give a list of patterns, such as ['pooler.*']")
+            raise InputError(f"keep={shown(self.keep)}: give a list of modules or patterns, such as ['pooler']")
 
     def scheme_of(self, row: Row, name: str) -> str | None:
         """Returns the scheme for a tensor of a row; None if it is kept in float."""
-        if not is_quantizable(row) or any(fnmatchcase(name, pattern) for pattern in self.keep):
+        if not is_quantizable(row) or any(_matches(name, pattern) for pattern in self.keep):
             return None
         if row.torch == _WORD_EMBEDDINGS:
             return "int8" if self.embeddings else None
         last = row.torch.endswith(("classifier.weight", "qa_outputs.weight"))
         return None if last else self.scheme
 
-    def quantize(self, matrix: np.ndarray, scheme: str, name: str) -> QuantizedMatrix:
-        """Quantizes a torch matrix by ``scheme``. Raises InputError, which names the tensor, if it cannot be."""
-        options = {} if scheme == "int8" else {"block": self.block, "double_quantization": self.double}
+    def quantize(self, matrix: np.ndarray | tuple[int, int], scheme: str, name: str) -> QuantizedMatrix:
+        """Quantizes a torch matrix by ``scheme``; given a shape [O,I], makes the result's arrays without values.
+
+        Raises:
+          InputError: it cannot be quantized; the message names the tensor.
+        """
+        options: Any = {} if scheme == "int8" else {"block": self.block, "double_quantization": self.double}
+        make: Any = quantize if isinstance(matrix, np.ndarray) else empty_matrix
         try:
-            return quantize(matrix, scheme, **options)
+            return make(matrix, scheme, **options)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
 
-    def check_used(self, names: Sequence[str]) -> None:
-        """Checks that every pattern of ``keep`` matches a tensor. Raises InputError for one that does not."""
-        idle = [pattern for pattern in self.keep if not any(fnmatchcase(name, pattern) for name in names)]
-        if idle:
-            raise InputError(f"keep {listed(idle)}: matches no tensor of the model")
+    def check_keep(self, config: DebertaConfig, parts: Sequence[str]) -> None:
+        """Checks that every entry of ``keep`` matches a tensor of a model, and that it matches all layers or none.
+
+        Raises:
+          InputError: it does not.
+        """
+        rows = [row.names(config) for row in table.table(config, parts)]
+        for pattern in self.keep:
+            found = [[_matches(name, pattern) for name in names] for names in rows]
+            if not any(map(any, found)):
+                raise InputError(f"keep {pattern!r}: matches no tensor of the model")
+            if any(any(matches) and not all(matches) for matches in found):
+                raise InputError(f"keep {pattern!r}: matches some of the layers; all layers are one array here")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Returns whether the name of a tensor has a module, or all of it matches a pattern."""
+    return fnmatchcase(name, pattern) or f".{pattern}." in f".{name}."
+
+
+def scheme_of_bits(bits: int | None, scheme: str | None) -> str:
+    """Returns the scheme that a number of bits, a scheme, or both stand for; for 4 bits ``nf4``.
+
+    Raises:
+      InputError: neither is given, they contradict each other, or there is no such scheme.
+    """
+    default = {8: "int8", 4: "nf4"}
+    if bits is not None and bits not in default:
+        raise InputError(f"bits {bits}: weights are quantized to 8 or 4 bits")
+    if scheme is None:
+        if bits is None:
+            raise InputError("give the scheme (int8, int4 or nf4) or the bits (8 or 4)")
+        return default[bits]
+    check_scheme(scheme)
+    if bits is not None and (bits == 8) != (scheme == "int8"):
+        raise InputError(f"bits {bits}: the scheme {scheme} has {8 if scheme == 'int8' else 4}; leave out one of them")
+    return scheme
 
 
 def as_quantization(value: "Quantization | str | None") -> "Quantization | None":
@@ -99,6 +140,44 @@ def rows_of_leaves(row: Row, sizes: Sizes) -> list[np.ndarray]:
     return [leaf.reshape(-1) for leaf in row.transform.to_tree(indices[:, None], sizes)]
 
 
+def leaf_of_row(row: Row, index: int, matrices: Sequence[QuantizedMatrix], sizes: Sizes) -> QuantizedArray:
+    """Returns one of the leaves of a row, given the row's torch matrices, one for each layer."""
+    if row.torch == _WORD_EMBEDDINGS:
+        return quantized_table(matrices[0])
+    if len(row.tree) > 1:
+        rows = rows_of_leaves(row, sizes)[index]
+        matrices = [matrix.take_rows(rows) for matrix in matrices]
+    return stack_matrices(matrices, row.leaf_shapes(sizes)[index], layered=row.layered)
+
+
+def quantized_shapes(model: Model, quantization: Quantization) -> dict[str, Any]:
+    """Returns the parameter tree of a quantized model with a ``jax.ShapeDtypeStruct`` for every array.
+
+    Raises:
+      InputError: a matrix has no whole blocks.
+    """
+    head, spec = spec_of_model(model)
+    sizes, layers = table.sizes(model.config, spec.num_outputs(model.config)), model.config.num_hidden_layers
+    quantized: dict[str, QuantizedArray] = {}
+    for row in table.table(model.config, spec.parts_in(model.config)):
+        name = row.names(model.config)[0]
+        scheme = quantization.scheme_of(row, name)
+        if scheme is None:
+            continue
+        outputs, inputs = row.torch_shape(sizes)
+        matrix = quantization.quantize((outputs, inputs), scheme, name)
+        for index, path in enumerate(row.tree):
+            stack = (layers,) if row.layered else ()
+            array_of = lambda a, stack=stack: jax.ShapeDtypeStruct((*stack, *a.shape[len(stack) :]), a.dtype)
+            quantized[path] = jax.tree.map(array_of, leaf_of_row(row, index, [matrix], sizes))
+
+    def leaf(keys: Any, shape: Any) -> Any:
+        path = "/".join(key.key for key in keys)
+        return quantized.get(f"{table.ENCODER}/{path}" if head == "encoder" else path, shape)
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract_params(model))
+
+
 class QuantizedLeaves:
     """Gives the quantized leaves of a plan: those that the file has so, or that ``quantization`` asks for.
 
@@ -119,23 +198,13 @@ class QuantizedLeaves:
             if matrices is None:
                 return None
             self._last = row, matrices
-        matrices = self._last[1]
-        if row.torch == _WORD_EMBEDDINGS:
-            return quantized_table(matrices[0])
-        if len(row.tree) > 1:
-            rows = rows_of_leaves(row, self._plan.sizes)[index]
-            matrices = [matrix.take_rows(rows) for matrix in matrices]
-        shape = self._plan.shapes[path]
-        return stack_matrices(matrices, shape[1:] if row.layered else shape, layered=row.layered)
+        return leaf_of_row(row, index, self._last[1], self._plan.sizes)
 
     def _read(self, row: Row, tensors: Sequence[Any]) -> list[QuantizedMatrix] | None:
         """Returns the matrices of a row, one for each layer; None if they stay in float."""
         q, names = self._quantization, row.names(self._plan.config)
         if q is not None:
-            schemes = {q.scheme_of(row, name) for name in names}
-            if len(schemes) > 1:
-                raise InputError(f"keep: {row.torch} is one array of all layers here; keep all of them or none")
-            scheme = schemes.pop()
+            scheme = q.scheme_of(row, names[0])
             if scheme is None:
                 return None
             return [q.quantize(t.read(), scheme, name) for t, name in zip(tensors, names, strict=True)]

@@ -68,8 +68,7 @@ def fold_quantized(found: Mapping[str, Tensor], where: AnyPath) -> Merged:
         out[weight] = folded
         schemes[folded.scheme] = None
         for part in (out.pop(part) for part in used if part in out):
-            reason = f"part of the quantized {brief(weight, 200)}"
-            rows.append(SourceRow(part.name, part.shape, kind(part.dtype), "folded", reason))
+            rows.append(SourceRow(part.name, part.shape, kind(part.dtype), "folded", "scales or levels of its matrix"))
     notes = (f"the file's matrices are quantized: {', '.join(schemes)}",) if schemes else ()
     return Merged(out, tuple(rows), notes)
 

@@ -80,7 +80,7 @@ def quantize_model(
     plan = plan_all(opened)
     _check_float(plan, opened)
     names = [name for row in table.table(plan.config, plan.parts) for name in row.names(plan.config)]
-    quantization.check_used(names)
+    quantization.check_keep(plan.config, plan.parts)
     quantizer, broken = _quantizer(quantization, names, progress), []
     labels = plan.sizes["C"]
     tensors = torch_tensors(
