@@ -157,7 +157,7 @@ def test_the_command_prints_sizes_and_accuracy_before_and_after(trained, tmp_pat
     assert re.fullmatch(r"int8: [\d,]+ of [\d,]+ values quantized; \d+\.\d MB, 0\.\d+ of float32", lines[0])
     found = json.loads(last)
     assert abs(found["before"]["accuracy"] - found["after"]["accuracy"]) <= 0.05
-    main(["evaluate", "--model", str(out), "--data", str(data), *text])
+    main(["evaluate", "--model", str(out), "--data", str(data), "--max-length", "16", *text])
     assert json.loads(capsys.readouterr().out) == found["after"]
     answers = tmp_path / "answers.jsonl"
     main(["predict", "--model", str(out), "--input", str(data), "--output", str(answers), "--text", "sentence"])
