@@ -1,4 +1,4 @@
-"""Quantized models: written, loaded, applied, saved and turned back into float models."""
+"""Quantized models: written, loaded, applied, saved, and converted back to float models."""
 
 import json
 import re
