@@ -15,6 +15,7 @@ from deberta_jax.data.files import matching_files
 from deberta_jax.data.hub_datasets import digest
 from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.models import Runtime
+from deberta_jax.ops.quantized_matrix import check_scheme
 from deberta_jax.tasks import TaskOptions
 from deberta_jax.training.distillation_options import Distillation
 from deberta_jax.training.experiment_checks import check_common
@@ -169,6 +170,8 @@ class Finetune(TaskOptions):
     """Scale of LoRA's updates, which are multiplied by alpha / rank."""
     lora_targets: tuple[str, ...] = ("*/query_proj/kernel", "*/value_proj/kernel")
     """Patterns of the kernels that have LoRA's updates."""
+    quantization: str = ""
+    """Scheme of the frozen kernels of --lora in memory: int8, int4 or nf4 (QLoRA); in float32 if not given."""
     distillation: Distillation = dataclasses.field(default_factory=Distillation)
     recipe: str = ""
     """Source of these settings, which --dry-run shows. It is not part of the run."""
@@ -197,6 +200,10 @@ class Finetune(TaskOptions):
             raise InputError("--reinit-layers: with --from-scratch all layers are initialized anyway")
         if self.reinit_layers and self.lora:
             raise InputError("--reinit-layers: with --lora reinitialized layers would never be trained; leave one out")
+        if self.quantization:
+            check_scheme(self.quantization)
+        if self.quantization and (not self.lora or self.from_scratch):
+            raise InputError("--quantization: is for the frozen weights of a trained model; give --lora, such as 8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from deberta_jax.config import DebertaConfig
 from deberta_jax.data.labels import LabelIds
 from deberta_jax.errors import InputError, listed
 from deberta_jax.inference.predict import model_inputs
-from deberta_jax.models import Model, head_spec, init_params, reinitialize_layers
+from deberta_jax.models import Model, head_spec, init_params, reinitialize_layers, spec_of_model
+from deberta_jax.ops.quantization import is_compressed
 from deberta_jax.tasks import Task
 from deberta_jax.training.distillation import Teacher, distillation_terms, distilled_parameters, make_teacher
 from deberta_jax.training.experiment import Finetune, model_runtime
@@ -22,7 +23,8 @@ from deberta_jax.training.optimizers import frozen_paths, path_of
 from deberta_jax.training.sift import Sift, check_sift, normalized_words, sift_terms
 from deberta_jax.training.state import Parameters, parameters_of
 from deberta_jax.training.step import Loss
-from deberta_jax.weights import load
+from deberta_jax.weights import Quantization, load
+from deberta_jax.weights.quantization import quantized_shapes
 from deberta_jax.weights.save import check_parameters
 
 _log = logging.getLogger(__name__)
@@ -123,6 +125,8 @@ def _make_student(e: Finetune, config: DebertaConfig, task: Task) -> TrainedMode
     if e.optimization.layer_decay != 1.0 or e.optimization.freeze_layers:
         raise InputError("--lora: freezes the encoder; --layer-decay and --freeze-layers do not go with it")
     lora = find_kernels(base, e.lora_targets, e.lora, e.lora_alpha)
+    if e.quantization:
+        base = _quantized(base, model, frozen_quantization(e, model))
 
     def initial_lora(shardings):
         key = jax.random.fold_in(jax.random.key(e.seed), 1)
@@ -130,6 +134,25 @@ def _make_student(e: Finetune, config: DebertaConfig, task: Task) -> TrainedMode
         return {"base": initial_params(shardings["base"]), "lora": update}
 
     return TrainedModel(model, lora_parameters(base, lora), initial_lora, lambda params: merge(params, lora), lora)
+
+
+def frozen_quantization(e: Finetune, model: Model) -> Quantization:
+    """Returns how the frozen kernels are quantized: those of the encoder, because the head is trained."""
+    _, spec = spec_of_model(model)
+    return Quantization(scheme=e.quantization, keep=spec.parts_in(model.config))
+
+
+def _quantized(base: Parameters, model: Model, quantization: Quantization) -> Parameters:
+    """Returns the description of parameters of which some are quantized; every device has these whole."""
+    shapes = quantized_shapes(model, quantization)
+    whole = lambda array: (None,) * len(array.shape)
+    axes = jax.tree.map(
+        lambda leaf, names: jax.tree.map(whole, leaf) if is_compressed(leaf) else names,
+        shapes,
+        base.axes,
+        is_leaf=is_compressed,
+    )
+    return dataclasses.replace(base, shapes=shapes, axes=axes)
 
 
 def _initial_params(e: Finetune, model: Model, head: str, source: DebertaConfig, shardings: Any) -> Any:
@@ -152,7 +175,7 @@ def _initial_params(e: Finetune, model: Model, head: str, source: DebertaConfig,
         shardings=shardings,
         ignore=e.ignore,
         base_model=e.base_model or None,
-        quantization="none",
+        quantization=frozen_quantization(e, model) if e.quantization else "none",
     )
     classifier = f"{spec.classifier.partition('.')[0]}/"
     if any(row.path.startswith(classifier) and not row.initialised for row in report.targets):

@@ -84,7 +84,8 @@ def make_job(resolved: ResolvedExperiment, directory: Path) -> Job:
         return {metric: metrics[metric], **metrics}  # comparisons of runs and seeds read the first one
 
     def save_best(params):
-        save_pretrained(directory, trained.model, trained.effective(params), tokenizer, overwrite=True)
+        # QLoRA's kernels are sums of quantized and of other numbers, so the model is written in float.
+        save_pretrained(directory, trained.model, trained.effective(params), tokenizer, overwrite=True, dequantize=True)
         if trained.lora is not None and not e.distillation.student_layers:
             save_adapter(directory / "adapter", trained.model, trained.trainable(params), trained.lora, e.model)
         if is_writer():

@@ -1,11 +1,13 @@
 """Adds LoRA (Hu et al. 2021) to a model by parameter path: kernels W are frozen, low-rank products A B are trained.
 
 The head is trained whole. The trained tree is ``{"base": the model's tree, "lora": {path: {"a", "b"}}}``. In every step
-the model runs on the merged tree, W + alpha / rank * A B, so no model has code for LoRA.
+the model runs on the merged tree, W + alpha / rank * A B, so no model has code for LoRA. If W is quantized (QLoRA,
+Dettmers et al. 2023), the tree has a ``LowRankSum``, and a layer is summed when its kernel is read.
 """
 
 import dataclasses
 import fnmatch
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deberta_jax.errors import InputError
+from deberta_jax.ops.quantization import LowRankSum, is_compressed
 from deberta_jax.training.optimizers import path_of
 from deberta_jax.training.state import Parameters
 from deberta_jax.weights.names import ENCODER
@@ -121,14 +124,21 @@ def merge(params: Any, lora: Lora) -> Any:
     merged = params["base"]
     for path, k in lora.kernels.items():
         update = params["lora"][_name(path)]
-        delta = lora.scale * (update["a"] @ update["b"])
-        merged = _added(merged, path.split("/"), delta.reshape(k.stacked(*k.inputs, *k.outputs)))
+
+        def add(kernel: Any, k: Kernel = k, update: Any = update) -> Any:
+            if is_compressed(kernel):
+                return LowRankSum(kernel, update["a"], update["b"], lora.scale)
+            delta = lora.scale * (update["a"] @ update["b"])
+            return kernel + delta.reshape(k.stacked(*k.inputs, *k.outputs))
+
+        merged = _replaced(merged, path.split("/"), add)
     return merged
 
 
-def _added(tree: Any, keys: list[str], delta: jax.Array) -> Any:
+def _replaced(tree: Any, keys: list[str], change: Callable[[Any], Any]) -> Any:
+    """Returns a tree with one leaf changed."""
     first, *rest = keys
-    return {**tree, first: _added(tree[first], rest, delta) if rest else tree[first] + delta}
+    return {**tree, first: _replaced(tree[first], rest, change) if rest else change(tree[first])}
 
 
 def _in_encoder(path: str) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from deberta_jax.errors import InputError
+from deberta_jax.ops.quantization import is_compressed
 from deberta_jax.training.experiment import Optimization
 
 
@@ -113,7 +114,10 @@ def frozen_paths(o: Optimization, shapes: Any) -> frozenset[str]:
 
 
 def split_frozen(params: Any, frozen: frozenset[str], prefix: str = "") -> tuple[Any, Any]:
-    """Returns the tree of trained leaves and the tree of frozen leaves; ``join_trees`` undoes it."""
+    """Returns the tree of trained leaves and the tree of frozen leaves; ``join_trees`` undoes it.
+
+    Quantized leaves are never trained.
+    """
     trained, rest = {}, {}
     for name, value in params.items():
         path = f"{prefix}{name}"
@@ -122,7 +126,7 @@ def split_frozen(params: Any, frozen: frozenset[str], prefix: str = "") -> tuple
             trained |= {name: a} if a else {}
             rest |= {name: b} if b else {}
         else:
-            (rest if path in frozen else trained)[name] = value
+            (rest if path in frozen or is_compressed(value) else trained)[name] = value
     return trained, rest
 
 

@@ -1,6 +1,7 @@
 """Makes the training step, one optimizer step as a pure function, and compiles it for every batch shape of a run."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,7 +88,7 @@ def make_step(loss: Loss | tuple[Phase, ...], optimizer: Optimizer, options: Ste
             squares.append(optax.tree.norm(gradient, squared=True))
         params, ema_params = join_trees(trained, rest), state.ema_params
         if o.ema:
-            ema_params = jax.tree.map(lambda m, p: m + (1 - o.ema) * (p - m), ema_params, params)
+            ema_params = jax.tree.map(functools.partial(_averaged, o.ema), ema_params, params)
         total = sum(o.loss_weights.get(name, 1.0) * value for name, value in terms.items())
         metrics = {"loss": total, "gradient_norm": jnp.sqrt(sum(squares))} | (terms if len(terms) > 1 else {})
         return TrainState(state.step + jnp.int32(1), params, opt_state, state.rng, ema_params), metrics
@@ -191,6 +192,11 @@ def _gradient(loss: Any, outputs: tuple[str, ...], o: StepOptions, params: Any, 
     zero = ({name: jnp.zeros(()) for name in weights}, jax.tree.map(jnp.zeros_like, params))
     (found, gradient), given = jax.lax.scan(add, zero, (micro, jnp.arange(o.accumulate)))
     return found, jax.tree.map(_whole_batch, given), gradient
+
+
+def _averaged(decay: float, mean: jax.Array, value: jax.Array) -> jax.Array:
+    """Returns the moving average of a parameter; codes of frozen quantized ones are not averaged."""
+    return mean + (1 - decay) * (value - mean) if jnp.issubdtype(mean.dtype, jnp.floating) else value
 
 
 def _micro_batches(array: jax.Array, count: int) -> jax.Array:

@@ -217,6 +217,7 @@ def save_pretrained(
     max_shard_size: str | int = "5GB",
     layout: TensorNames = "hf",
     overwrite: bool = False,
+    dequantize: bool = False,
 ) -> None:
     """Writes config.json, the weights as safetensors, and the tokenizer's files.
 
@@ -234,6 +235,7 @@ def save_pretrained(
       max_shard_size: largest file of weights, in bytes or as a text such as ``5GB``; larger ones are split.
       layout: ``hf``; or ``microsoft``, which names tensors as Microsoft's code does.
       overwrite: also write into a directory that holds files other than a model's; they are kept.
+      dequantize: write quantized parameters as floats.
 
     Raises:
       InputError: the directory holds other files, the parameters do not belong to the model, or ``max_shard_size`` is
@@ -248,7 +250,7 @@ def save_pretrained(
     leaves = TreeLeaves(on_first_process(tree))
     kind = None if dtype is None else as_dtype(dtype)
     sizes, bare = table.sizes(model.config, labels), head == "encoder" and layout == "hf"
-    quantizer = Quantizer(lambda row, layer, name, compute: leaves.quantized(row, layer, sizes))
+    quantizer = Quantizer(lambda row, layer, name, compute: None if dequantize else leaves.quantized(row, layer, sizes))
     tensors = torch_tensors(
         model.config, parts, labels, leaves, kind, layout, bare=bare, broken=[], quantizer=quantizer
     )
