@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deberta_jax import data, export, inference, losses, models, sharding, tasks, text, training, weights
     from deberta_jax.config import DebertaConfig
     from deberta_jax.errors import InputError
-    from deberta_jax.export import export_onnx
+    from deberta_jax.export import export_onnx, export_stablehlo
     from deberta_jax.inference.cross_encoder import CrossEncoder
     from deberta_jax.inference.embedding import Embedder, encode
     from deberta_jax.inference.pipelines import pipeline
@@ -52,7 +52,7 @@ _SUBMODULES = ("data", "export", "inference", "losses", "models", "sharding", "t
 _SOURCES = {
     "config": ("DebertaConfig",),
     "errors": ("InputError",),
-    "export": ("export_onnx",),
+    "export": ("export_onnx", "export_stablehlo"),
     "inference.cross_encoder": ("CrossEncoder",),
     "inference.embedding": ("Embedder", "encode"),
     "inference.pipelines": ("pipeline",),
@@ -97,6 +97,7 @@ __all__ = [
     "encode",
     "export",
     "export_onnx",
+    "export_stablehlo",
     "from_pretrained",
     "inference",
     "init_params",

@@ -23,7 +23,7 @@ COMMANDS = {
     "predict": "write a model's answers for a file, as jsonl",
     "plan": "does a run fit on a TPU slice, what limits it, what does it cost: from the compiler, without the slice",
     "convert": "convert a checkpoint of any form to a model directory or an Orbax checkpoint",
-    "export": "write a model as ONNX, checked against the model",
+    "export": "write a model as ONNX or StableHLO, compared with the model",
     "quantize": "write a copy of a model with weights of 8 or 4 bits",
     "inspect": "show what a checkpoint holds and what it can be used for",
     "verify": "run a checkpoint, compare it with another, layer by layer",

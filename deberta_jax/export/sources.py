@@ -1,23 +1,92 @@
-"""Finds out what of a source is exported: its head, and its tokenizer's files."""
+"""Opens what is exported, and writes what stands beside it: config.json and the tokenizer's files."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from deberta_jax import storage
+import jax.numpy as jnp
+import numpy as np
+
+from deberta_jax import hub, storage
 from deberta_jax.errors import InputError
-from deberta_jax.models import HEADS, head_spec
+from deberta_jax.models import HEADS, Model, Runtime, head_spec, spec_of_model
+from deberta_jax.weights import load, tokenizer_directory
 from deberta_jax.weights.opening import TOKENIZER_FILES, open_source
+from deberta_jax.weights.save import hf_config, json_text
+
+Given = str | Path | tuple[Model, Mapping[str, Any]]
+"""A model directory, file or hub id; or a model and its parameters."""
 
 
-def head_of(
-    source: str | Path,
+class Exportable(NamedTuple):
+    """Holds a model that is exported.
+
+    Attributes:
+      model, params: the model, which computes in float32, and its parameters.
+      tokenizer: an object with ``save(directory)``, or the directory that has the tokenizer's files, or None.
+    """
+
+    model: Model
+    params: Mapping[str, Any]
+    tokenizer: Any
+
+    @property
+    def head(self) -> str:
+        """Returns the name of the head."""
+        return spec_of_model(self.model)[0]
+
+
+def open_exportable(
+    source: Given,
     head: str | None,
+    tokenizer: Any = None,
     *,
     revision: str | None = None,
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
-) -> str:
+    heads: Sequence[str] | None = None,
+    into: str = "",
+) -> Exportable:
+    """Returns what is exported.
+
+    Args:
+      source: a model directory, file or hub id; or a model and its parameters.
+      head: the head; None: the one that config.json names, or the model's.
+      tokenizer: an object with ``save(directory)``; None: that of the source.
+      revision, ignore, base_model: as for ``from_pretrained``.
+      heads: those that can be exported; None: all.
+      into: the format, for messages.
+
+    Raises:
+      InputError: the source cannot be loaded, or cannot be exported.
+    """
+
+    def check_head(name: str) -> None:
+        if heads is not None and name not in heads:
+            raise InputError(f"head {name!r} cannot be exported to {into}; those that can be are {', '.join(heads)}")
+
+    if isinstance(source, tuple):
+        model, params = source
+        name, _ = spec_of_model(model)
+        if head not in (None, name):
+            raise InputError(f"head={head!r}: the model has the head {name!r}")
+        check_head(name)
+        if model.prepared:
+            raise InputError("the parameters are prepared for inference; export the original ones")
+        if model.score_modifier is not None:
+            raise InputError("a model with a score_modifier cannot be exported: the function is Python code")
+        return Exportable(model.clone(dtype=jnp.float32), params, tokenizer)
+    head = _head_of(source, head, revision=revision, ignore=ignore, base_model=base_model)
+    check_head(head)
+    if tokenizer is None:
+        files = source if revision is None else hub.resolve(source, revision=revision)
+        tokenizer = tokenizer_directory(files, base_model=base_model)
+    model, params, _ = load(source, head, Runtime(), revision=revision, ignore=ignore, base_model=base_model)
+    return Exportable(model, params, tokenizer)
+
+
+def _head_of(source: str | Path, head: str | None, **options: Any) -> str:
     """Returns the head that is asked for, or if that is None the one that config.json names.
 
     Raises:
@@ -26,7 +95,7 @@ def head_of(
     if head is not None:
         head_spec(head)
         return head
-    opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model)
+    opened = open_source(source, **options)
     for name, spec in HEADS.items():
         classes = [f"{prefix}{spec.transformers}" for prefix in ("Deberta", "DebertaV2")]
         if spec.transformers and set(classes) & set(opened.architectures):
@@ -34,11 +103,38 @@ def head_of(
     raise InputError(f"{source}: config.json does not say which head the model has; name it: one of {', '.join(HEADS)}")
 
 
-def copy_tokenizer(directory: Path, files: Path | None, tokenizer: Any) -> None:
-    """Copies the tokenizer's files of a model directory, or saves the tokenizer that is given."""
-    if tokenizer is not None:
+def check_new(directory: Path) -> None:
+    """Raises InputError for a destination that has contents or cannot be written."""
+    storage.check_output_directory("", directory)
+    if directory.is_dir() and any(directory.iterdir()):
+        raise InputError(f"{directory}: exists and is not empty; give a new directory")
+
+
+@contextlib.contextmanager
+def export_directory(directory: Path, exported: Exportable, dtype: str) -> Iterator[Path]:
+    """Yields a temporary directory that becomes ``directory``, with config.json and the tokenizer, if the block ends.
+
+    Args:
+      directory: the destination.
+      exported: the model.
+      dtype: dtype of the weights, for config.json.
+    """
+    config = exported.model.config
+    _, spec = spec_of_model(exported.model)
+    with storage.staged(directory, last="config.json") as stage:
+        yield stage
+        _copy_tokenizer(stage, exported.tokenizer)
+        contents = hf_config(config, spec.parts_in(config), spec.num_outputs(config), np.dtype(jnp.dtype(dtype)))
+        storage.write_text(stage / "config.json", json_text(contents))
+
+
+def _copy_tokenizer(directory: Path, tokenizer: Any) -> None:
+    """Copies the tokenizer's files of a directory, or saves a tokenizer."""
+    if tokenizer is None:
+        return
+    if not isinstance(tokenizer, Path):
         tokenizer.save(directory)
         return
-    for name in TOKENIZER_FILES if files is not None else ():
-        if files is not None and (files / name).is_file():
-            storage.write_bytes(directory / name, storage.read_bytes(files / name, storage.LARGE))
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            storage.write_bytes(directory / name, storage.read_bytes(tokenizer / name, storage.LARGE))

@@ -32,7 +32,7 @@ def grid() -> list:
     types = {"type_vocab_size": 2, "position_biased_input": True, "embedding_size": 24, "max_position_embeddings": 300}
     cases.append(Case("onnx-v2-types", "v2", options=types))
     quick = ("onnx-v1-encoder", "onnx-xl-question-answering", "onnx-v3-multiple-choice", "onnx-v3-mask-decoder")
-    quick = (*quick, "onnx-v3-replaced-token-detection", "onnx-v1-talking-heads", "onnx-v2-types")
+    quick = (*quick, "onnx-v3-replaced-token-detection")
     return [pytest.param(case, marks=() if case.name in quick else pytest.mark.long, id=case.name) for case in cases]
 
 

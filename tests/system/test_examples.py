@@ -47,6 +47,7 @@ RUNS = {
         r"without head 2 .* by 0\.[1-9]",
         {},
     ),
+    "run_stablehlo.py": (r"programs for \(16, 32\) tokens, logits \(2, 3\), equal: True\n", {}),
     "training_loop.py": (r"step 20: loss 0\.\d{4}\nrestored the state of step 20 on 1 devices", {}),
 }
 

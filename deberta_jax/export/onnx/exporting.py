@@ -3,24 +3,22 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from deberta_jax import hub, storage
+from deberta_jax import storage
 from deberta_jax.errors import InputError, check_choice
 from deberta_jax.export.onnx.building import LARGEST_FILE, build
 from deberta_jax.export.onnx.checking import check_file, largest_difference
-from deberta_jax.export.onnx.heads import check_head
+from deberta_jax.export.onnx.heads import HEAD_GRAPHS
 from deberta_jax.export.onnx.library import library
 from deberta_jax.export.onnx.quantization import quantize
-from deberta_jax.export.sources import copy_tokenizer, head_of
-from deberta_jax.models import Model, Runtime, spec_of_model
-from deberta_jax.weights import load, tokenizer_directory
-from deberta_jax.weights.save import hf_config, json_text
+from deberta_jax.export.sources import Given, check_new, export_directory, open_exportable
+from deberta_jax.models import HEADS, Model
 
-OnnxDtype = Literal["float32", "float16", "int8"]
+DTYPES = ("float32", "float16", "int8")
+"""The choices of ``dtype``."""
 
 TOLERANCES: dict[str, float] = {"float32": 1e-4, "float16": 0.05, "int8": float("inf")}
 """The largest difference with which a file is written, relative to the largest output."""
@@ -41,17 +39,17 @@ class OnnxExport:
 
     directory: Path
     head: str
-    dtype: OnnxDtype
+    dtype: str
     nbytes: int
     difference: float
 
 
 def export_onnx(
-    source: str | Path | tuple[Model, Mapping[str, Any]],
+    source: Given,
     destination: str | Path,
     *,
     head: str | None = None,
-    dtype: OnnxDtype = "float32",
+    dtype: str = "float32",
     keep_embeddings: bool = False,
     tokenizer: Any = None,
     revision: str | None = None,
@@ -75,7 +73,7 @@ def export_onnx(
       dtype: ``float32``; ``float16``, in which softmax and LayerNorm stay float32; or ``int8``, in which products with
         weights have 8 bits, and word embeddings have 8 bits and a scale for each row.
       keep_embeddings: for ``int8``, keep the word embeddings in float32.
-      tokenizer: an object with ``save(directory)``, for a model and its parameters.
+      tokenizer: an object with ``save(directory)``; None: that of the source.
       revision, ignore, base_model: as for ``from_pretrained``.
 
     Returns:
@@ -85,59 +83,35 @@ def export_onnx(
       InputError: the destination has contents; the source cannot be loaded; its head or something else about it cannot
         be exported; onnx or onnxruntime is not installed; or the file does not compute what the model does.
     """
-    check_choice("dtype", dtype, get_args(OnnxDtype))
+    check_choice("dtype", dtype, DTYPES)
     if keep_embeddings and dtype != "int8":
         raise InputError(f"keep_embeddings is for dtype int8; with {dtype} the embeddings have the dtype of the others")
     for name in ("onnx", "onnxruntime"):
         library(name)
     target = Path(destination).expanduser()
     check_new(target)
-    files: Path | None = None
-    if isinstance(source, tuple):
-        model, params = _given(source, head)
-    else:
-        head = head_of(source, head, revision=revision, ignore=ignore, base_model=base_model)
-        check_head(head)
-        files = tokenizer_directory(source if revision is None else hub.resolve(source, revision=revision))
-        model, params, _ = load(source, head, Runtime(), revision=revision, ignore=ignore, base_model=base_model)
-    head, spec = spec_of_model(model)
-    with storage.staged(target, last="config.json") as stage:
-        size, difference = _write(stage / "onnx", model, params, dtype, keep_embeddings)
+    exported = open_exportable(
+        source,
+        head,
+        tokenizer,
+        revision=revision,
+        ignore=ignore,
+        base_model=base_model,
+        heads=[name for name in HEAD_GRAPHS if name in HEADS],
+        into="ONNX",
+    )
+    with export_directory(target, exported, "float16" if dtype == "float16" else "float32") as stage:
+        size, difference = _write(stage / "onnx", exported.model, exported.params, dtype, keep_embeddings)
         if difference > TOLERANCES[dtype]:
             raise InputError(
                 f"the {dtype} file differs from the model by {difference:.2g} of the largest output, more than "
                 f"{TOLERANCES[dtype]:g}; nothing is written"
             )
-        copy_tokenizer(stage, files, tokenizer)
-        labels, kind = spec.num_outputs(model.config), np.dtype("float16" if dtype == "float16" else "float32")
-        config = hf_config(model.config, spec.parts_in(model.config), labels, kind)
-        storage.write_text(stage / "config.json", json_text(config))
-    return OnnxExport(target, head, dtype, size, difference)
-
-
-def check_new(directory: Path) -> None:
-    """Raises InputError for a destination that has contents or cannot be written."""
-    storage.check_output_directory("", directory)
-    if directory.is_dir() and any(directory.iterdir()):
-        raise InputError(f"{directory}: exists and is not empty; give a new directory")
-
-
-def _given(source: tuple[Model, Mapping[str, Any]], head: str | None) -> tuple[Model, Mapping[str, Any]]:
-    """Returns a model as it is compared with its export, in float32, and its parameters."""
-    model, params = source
-    name, _ = spec_of_model(model)
-    if head not in (None, name):
-        raise InputError(f"head={head!r}: the model has the head {name!r}")
-    check_head(name)
-    if model.prepared:
-        raise InputError("the parameters are prepared for inference; export the original ones")
-    if model.score_modifier is not None:
-        raise InputError("a model with a score_modifier cannot be exported: the function is Python code")
-    return type(model)(model.config, dtype=jnp.float32), params
+    return OnnxExport(target, exported.head, dtype, size, difference)
 
 
 def _write(
-    folder: Path, model: Model, params: Mapping[str, Any], dtype: OnnxDtype, keep_embeddings: bool
+    folder: Path, model: Model, params: Mapping[str, Any], dtype: str, keep_embeddings: bool
 ) -> tuple[int, float]:
     """Writes and checks the file. Returns the size of all files, and the largest difference from the model."""
     folder.mkdir()

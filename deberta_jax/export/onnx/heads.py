@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import InputError
 from deberta_jax.export.onnx.encoder import Encoded
 from deberta_jax.export.onnx.graph import Graph
 from deberta_jax.export.onnx.modules import Params, activation, layer_norm, linear
@@ -115,13 +114,6 @@ HEAD_GRAPHS: dict[str, Callable[[HeadContext], dict[str, Output]]] = {
     "replaced-token-detection": _replaced_token_detection,
 }
 """Adds each head to a graph, and returns its outputs by name."""
-
-
-def check_head(head: str) -> None:
-    """Raises InputError for a head that cannot be exported: one that is not listed here."""
-    if head not in HEAD_GRAPHS:
-        known = ", ".join(name for name in HEAD_GRAPHS if name in HEADS)
-        raise InputError(f"head {head!r} cannot be exported to ONNX; those that can be are {known}")
 
 
 def add_head(name: str, head: HeadContext) -> dict[str, Output]:

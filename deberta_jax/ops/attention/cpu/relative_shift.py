@@ -25,6 +25,10 @@ def rel_unshift(y: jax.Array) -> jax.Array:
     return jnp.concatenate((zeros(n - 1), flat, zeros(1)), axis=-1).reshape((*y.shape[:-1], n + m))
 
 
-def _opaque_zeros(*shape: int, dtype: Any) -> jax.Array:
-    """Returns zeros whose value XLA does not know: with known zeros it makes a pad of the concatenation again."""
+def _opaque_zeros(*shape: Any, dtype: Any) -> jax.Array:
+    """Returns zeros whose value XLA does not know: with known zeros it makes a pad of the concatenation again.
+
+    Args:
+      shape: sizes of the axes; while ``jax.export`` traces a program for any batch size, that size is a symbol.
+    """
     return lax.optimization_barrier(jnp.zeros(shape, dtype))
