@@ -5,12 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from deberta_jax import hub, storage
 from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS, Model, Runtime, head_spec, spec_of_model
+from deberta_jax.ops.quantization import dense_values, is_compressed
 from deberta_jax.weights import load, tokenizer_directory
 from deberta_jax.weights.opening import TOKENIZER_FILES, open_source
 from deberta_jax.weights.save import hf_config, json_text
@@ -76,14 +78,21 @@ def open_exportable(
             raise InputError("the parameters are prepared for inference; export the original ones")
         if model.score_modifier is not None:
             raise InputError("a model with a score_modifier cannot be exported: the function is Python code")
-        return Exportable(model.clone(dtype=jnp.float32), params, tokenizer)
+        return Exportable(model.clone(dtype=jnp.float32), _dense(params), tokenizer)
     head = _head_of(source, head, revision=revision, ignore=ignore, base_model=base_model)
     check_head(head)
     if tokenizer is None:
         files = source if revision is None else hub.resolve(source, revision=revision)
         tokenizer = tokenizer_directory(files, base_model=base_model)
-    model, params, _ = load(source, head, Runtime(), revision=revision, ignore=ignore, base_model=base_model)
+    options: Any = {"revision": revision, "ignore": ignore, "base_model": base_model}
+    model, params, _ = load(source, head, Runtime(), quantization="none", **options)
     return Exportable(model, params, tokenizer)
+
+
+def _dense(params: Mapping[str, Any]) -> Any:
+    """Returns parameters in which quantized ones have become arrays of float32."""
+    dense = lambda leaf: dense_values(leaf, jnp.float32) if is_compressed(leaf) else leaf
+    return jax.tree.map(dense, params, is_leaf=is_compressed)
 
 
 def _head_of(source: str | Path, head: str | None, **options: Any) -> str:

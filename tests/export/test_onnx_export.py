@@ -53,6 +53,17 @@ def test_the_command_writes_a_directory_that_computes_what_the_model_does(model_
     np.testing.assert_allclose(found, model(params, **encoding).logits, rtol=0, atol=1e-5)
 
 
+def test_a_quantized_model_is_exported_with_the_values_of_its_weights(model_directory, tmp_path):
+    model, params = deberta_jax.from_pretrained(model_directory, head="sequence-classification", quantization="int8")
+    export_onnx((model, params), tmp_path / "out")
+    batch = {"input_ids": np.arange(5, 29).reshape(2, 12), "attention_mask": np.ones((2, 12), np.int64)}
+    (found,) = session(tmp_path / "out").run(None, batch)
+    expected = apply(model, params, {name: array.astype(np.int32) for name, array in batch.items()}).logits
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    plain, floats = deberta_jax.from_pretrained(model_directory, head="sequence-classification")
+    assert np.abs(found - plain(floats, batch["input_ids"].astype(np.int32)).logits).max() > 1e-5
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_int8_is_smaller_and_near(keep, tmp_path):
     """The encoder's products have 8 bits, and the embeddings as asked for."""
