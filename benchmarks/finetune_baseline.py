@@ -27,8 +27,9 @@ import torch
 import transformers
 
 import deberta_jax
-from deberta_jax.data.batches import ExampleOrder, TrainingBatches, pad_batch, pad_texts
+from deberta_jax.data.batches import ExampleOrder, TrainingBatches, pad_batch
 from deberta_jax.data.tables import Table, read_table
+from deberta_jax.data.text_batches import pad_texts
 from deberta_jax.inference.predict import Predictor, model_inputs
 from deberta_jax.models import HEADS
 from deberta_jax.sharding import global_batch, make_mesh

@@ -6,7 +6,7 @@ is one number: the step, or the first example of the step. grain builds the batc
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from deberta_jax.data.features import TOKEN, Features
 from deberta_jax.data.packing import Packing, choose_packing, empty_labels, pack, packed_batch
+from deberta_jax.data.text_batches import pad_texts
 from deberta_jax.errors import InputError, check_choice
 from deberta_jax.sharding import WHOLE, RowShare, current_mesh, row_share
 
@@ -113,62 +114,10 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, buckets: Sequence[int], *, 
     return EpochPlan(tuple(batches), tuple(_bucket(lengths[members], buckets) for members in batches))
 
 
-def plan_in_order(lengths: np.ndarray, rows: int, max_length: int) -> EpochPlan:
-    """Plans a pass over all texts, longest first, so that a lack of memory shows at once.
-
-    Lengths of rows are those of ``padded_length``: calls with other texts share a few compiled programs.
-
-    Args:
-      lengths: int [n], tokens of each text.
-      rows: texts of a batch.
-      max_length: most tokens of a text.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    batches = tuple(order[i : i + rows] for i in range(0, len(order), rows))
-    return EpochPlan(batches, tuple(padded_length(int(lengths[members[0]]), max_length) for members in batches))
-
-
-def shape_size(count: int) -> int:
-    """Returns the next number of 1, 2, 3, 4, 6, 8, 12, ...: a power of two, or half-way between two of them."""
-    power = 1 << max(count - 1, 0).bit_length()
-    return power * 3 // 4 if power >= 4 and power * 3 // 4 >= count else power
-
-
-def padded_length(length: int, max_length: int) -> int:
-    """Returns the length of the rows for texts of ``length`` tokens: at least 16, one of ``shape_size``."""
-    return min(max(16, shape_size(length)), max_length)
-
-
 def _bucket(lengths: np.ndarray, buckets: Sequence[int]) -> int:
     """Returns the smallest bucket that holds the longest example."""
     longest = int(lengths.max())
     return next(bucket for bucket in buckets if bucket >= longest)
-
-
-def pad_texts(features: Features, texts: Iterable[Any], rows: int, length: int, pad_id: int) -> dict[str, np.ndarray]:
-    """Pads texts to a batch, one per row. Rows after the last text are padding.
-
-    Args:
-      features: tokens of all texts.
-      texts: indices of the texts of this batch.
-      rows: rows of the batch.
-      length: length of a row.
-      pad_id: the token id of padding.
-
-    Returns:
-      input_ids and token_type_ids int32 [rows, length], attention_mask bool [rows, length].
-    """
-    batch = {
-        "input_ids": np.full((rows, length), pad_id, np.int32),
-        "attention_mask": np.zeros((rows, length), bool),
-        "token_type_ids": np.zeros((rows, length), np.int32),
-    }
-    for row, i in enumerate(texts):
-        start, end = features.starts[i], features.starts[i + 1]
-        batch["input_ids"][row, : end - start] = features.ids[start:end]
-        batch["token_type_ids"][row, : end - start] = features.types[start:end]
-        batch["attention_mask"][row, : end - start] = True
-    return batch
 
 
 def pad_batch(features: Features, members: np.ndarray, rows: int, length: int, pad_id: int) -> dict[str, np.ndarray]:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from deberta_jax import storage
-from deberta_jax.data.batches import padded_length, shape_size
 from deberta_jax.data.features import Features, check_vocabulary, log_cut, make_features
 from deberta_jax.data.packing import Packing, pack, packed_batch
+from deberta_jax.data.text_batches import padded_length, shape_size
 from deberta_jax.errors import InputError, listed, shown
 from deberta_jax.inference.loaded import trained_length
 from deberta_jax.inference.loading import load_for_inference

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deberta_jax.data.batches import pad_texts, plan_in_order
 from deberta_jax.data.features import Features
+from deberta_jax.data.text_batches import pad_texts
 from deberta_jax.errors import InputError, brief, shown
 from deberta_jax.inference.answers import FilledMask
 from deberta_jax.inference.calls import Items, Pipeline, read_text, with_tokenizing
@@ -181,13 +181,11 @@ class MaskFiller(Pipeline):
         check_not_forked()
         size = options.get("batch_size")
         predictor = self.predictor if size is None else self.predictor.resized(size)
-        rows = predictor.rows_for(len(positions))
-        plan = plan_in_order(features.lengths, rows, max(predictor.max_length, int(features.lengths.max())))
         shape = (*positions.shape, options["top_k"])
         probabilities, tokens = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
 
         def sent() -> Iterator[tuple[np.ndarray, Any]]:
-            for members, length in zip(plan.members, plan.padded, strict=True):
+            for members, rows, length in predictor.batches(features):
                 batch = pad_texts(features, members, rows, length, self.tokenizer.pad_id)
                 batch["positions"] = np.full((rows, positions.shape[1]), -1, np.int32)
                 batch["positions"][: len(members)] = positions[members]

@@ -11,8 +11,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from deberta_jax.data.batches import pad_texts, padded_length, plan_in_order, shape_size
 from deberta_jax.data.features import Features
+from deberta_jax.data.text_batches import TextBatch, pad_texts, padded_length, plan_in_order
 from deberta_jax.errors import InputError, listed
 from deberta_jax.models import Model, spec_of_model
 from deberta_jax.sharding import batch_sharding, check_not_forked, global_batch, make_mesh, row_share
@@ -21,6 +21,9 @@ Progress = Callable[[int], object]
 Sent = TypeVar("Sent")
 
 _NO_TEXT = Features(ids=np.empty(0, np.int32), types=np.empty(0, np.int8), starts=np.zeros(1, np.int64))
+
+# Of more texts than so many full batches have, all batches are full.
+_MANY_BATCHES = 8
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "segment_ids", "positions")
 
@@ -33,7 +36,7 @@ def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
 class Predictor:
     """Applies a model to features. One program is compiled for each number of rows and padded length, on first use.
 
-    Few texts get a batch of few rows, and rows are little longer than the longest text of their batch. The device
+    Few texts get batches of few rows, and rows are little longer than the longest text of their batch. The device
     computes a batch while the results of the one before are read.
 
     With several processes all must call. Each computes a part of the rows, and all get the logits of all rows. Threads
@@ -143,7 +146,7 @@ class Predictor:
         Args:
           params: the model's parameters.
           lengths: tokens of the texts to expect; None: all up to ``max_length``.
-          texts: numbers of texts of the calls to expect; None: one, and so many that they fill a batch.
+          texts: largest numbers of texts of the calls to expect; None: one, and so many that they fill a batch.
 
         Returns:
           The number of different shapes.
@@ -170,20 +173,29 @@ class Predictor:
             if min(numbers, default=1) < 1:
                 raise InputError(f"{name}: {min(numbers)} must be at least 1")
         padded = {padded_length(min(length, self.max_length), self.max_length) for length in lengths}
-        return sorted(itertools.product({self.rows_for(count) for count in texts}, padded))
+        return sorted(itertools.product({size for count in texts for size in self.sizes(count)}, padded))
 
-    def rows_for(self, texts: int) -> int:
-        """Returns the rows of the batches of so many texts: a multiple of the devices that share them."""
-        return -(-min(self.rows, shape_size(texts)) // self.split) * self.split
+    def sizes(self, texts: int) -> list[int]:
+        """Returns the possible numbers of rows of the batches of so many texts, ascending.
+
+        They are multiples of the devices that share them. Few texts are divided into batches of 1, 4, 16 rows and so
+        on, by length; of many all batches are full, so that there is one program for each length.
+        """
+        if texts > _MANY_BATCHES * self.rows:
+            return [self.rows]
+        smaller = itertools.takewhile(lambda size: size < self.rows, (4**power for power in itertools.count()))
+        ladder = sorted({-(-size // self.split) * self.split for size in smaller} | {self.rows})
+        return [size for size, before in zip(ladder, [0, *ladder], strict=False) if before < texts]
+
+    def batches(self, features: Features) -> list[TextBatch]:
+        """Returns the batches of texts: which are in each, and its shape."""
+        # A call may ask for texts that are not cut.
+        longest = max(self.max_length, int(features.lengths.max()))
+        return plan_in_order(features.lengths, self.sizes(len(features.lengths)), longest)
 
     def _batches(self, params: Any, features: Features) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the texts of each batch and their logits. The device computes a batch while one is read from it."""
-        rows = self.rows_for(len(features.lengths))
-        # A call may ask for texts that are not cut.
-        longest = max(self.max_length, int(features.lengths.max()))
-        plan = plan_in_order(features.lengths, rows, longest)
-        batches = zip(plan.members, plan.padded, strict=True)
-        sent = ((members, self._forward(params, features, members, rows, length)) for members, length in batches)
+        sent = ((batch.members, self._forward(params, features, *batch)) for batch in self.batches(features))
         for members, logits in one_behind(sent):
             yield members, gather(logits)[: len(members)]
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.data.batches import pad_batch, pad_texts
+from deberta_jax.data.batches import pad_batch
 from deberta_jax.data.features import Features
 from deberta_jax.data.labels import SINGLE_LABEL, LabelSpec
+from deberta_jax.data.text_batches import pad_texts
 from deberta_jax.errors import InputError
 from deberta_jax.ops.attention import expected_implementation
 from deberta_jax.planning.chips import Target

@@ -10,13 +10,11 @@ from deberta_jax.data.batches import (
     TrainingBatches,
     length_buckets,
     pad_batch,
-    padded_length,
     plan_epoch,
-    plan_in_order,
     read_ahead,
-    shape_size,
 )
 from deberta_jax.data.features import Features
+from deberta_jax.data.text_batches import padded_length, plan_in_order, shape_size
 from deberta_jax.sharding import WHOLE, RowShare
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=200).map(lambda lengths: np.array(lengths))
@@ -73,12 +71,25 @@ def test_epochs_and_seeds_differ_and_examples_of_like_length_are_together():
 
 
 @settings(deadline=None)
-@given(LENGTHS, st.integers(1, 9))
-def test_the_plan_of_an_evaluation_begins_with_the_longest(lengths, batch_size):
-    plan = plan_in_order(lengths, batch_size, 40)
-    assert sorted(np.concatenate(plan.members)) == list(range(len(lengths)))
-    assert list(plan.padded) == sorted(plan.padded, reverse=True)
-    assert lengths[plan.members[0][0]] == lengths.max()
+@given(LENGTHS, st.sets(st.integers(1, 9), min_size=1))
+def test_the_plan_of_an_evaluation_begins_with_the_longest(lengths, sizes):
+    plan = plan_in_order(lengths, sorted(sizes), 40)
+    assert sorted(np.concatenate([batch.members for batch in plan])) == list(range(len(lengths)))
+    assert [batch.length for batch in plan] == sorted((batch.length for batch in plan), reverse=True)
+    assert lengths[plan[0].members[0]] == lengths.max()
+    for members, rows, length in plan:
+        assert rows in sizes
+        assert len(members) <= rows
+        assert lengths[members].max() <= length
+
+
+def test_a_long_text_does_not_lengthen_the_rows_of_short_ones_if_they_are_many():
+    lengths = np.array([12] * 24 + [500] + [40] * 7)
+    shapes = [(batch.rows, batch.length) for batch in plan_in_order(lengths, (1, 4, 16, 32), 512)]
+    assert sorted(shapes) == [(1, 512), (4, 16), (4, 16), (4, 48), (4, 48), (16, 16)]
+    # A batch of its own for the one text of 20 tokens would cost more than the padding of the others.
+    shapes = [(batch.rows, batch.length) for batch in plan_in_order(np.array([12, 12, 20, 12]), (1, 4, 16), 512)]
+    assert shapes == [(4, 24)]
 
 
 @pytest.mark.parametrize(("labels", "nothing"), [(np.array([5, 6, 7], np.int32), -100), (np.arange(3.0), np.nan)])
