@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from deberta_jax.data.literals import parse_literal
+from deberta_jax.data.reading import LONGEST_LINE
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 
@@ -20,7 +21,7 @@ _UNNAMED = re.compile(r"(Unnamed: \d+)?")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Dialect:
+class Dialect:
     """Describes how fields are written."""
 
     delimiter: str
@@ -64,7 +65,7 @@ def read_csv(name: str, text: str, delimiter: str = "") -> Table:
     Raises:
       InputError: a line has another number of fields than the header, or quotes are wrong.
     """
-    return _lists(_read(name, text, ",", delimiter))
+    return parse_lists(read_with_dialect(name, text, ",", delimiter)[0])
 
 
 def read_tsv(name: str, text: str, delimiter: str = "") -> Table:
@@ -73,10 +74,24 @@ def read_tsv(name: str, text: str, delimiter: str = "") -> Table:
     A quote is an ordinary character unless every field that contains one is correctly quoted: GLUE's files have
     unpaired quotes, while pandas quotes fields.
     """
-    return _lists(_read(name, text, "\t", delimiter))
+    return parse_lists(read_with_dialect(name, text, "\t", delimiter)[0])
 
 
-def _read(name: str, text: str, usual: str, given: str) -> Table:
+def read_with_dialect(name: str, text: str, usual: str, given: str) -> tuple[Table, Dialect, int]:
+    """Reads csv or tsv, whose fields are text.
+
+    Args:
+      name: the name of the file, for messages.
+      text: its contents.
+      usual: the delimiter of such files.
+      given: the delimiter, if it is known.
+
+    Returns:
+      The table, how its fields are written, and the number of the line with the names of the columns.
+
+    Raises:
+      InputError: as ``read_csv``.
+    """
     if "\n" not in text:
         text = text.replace("\r", "\n")
     first = 1
@@ -85,7 +100,7 @@ def _read(name: str, text: str, usual: str, given: str) -> Table:
         given = given or match[1]
         _log.info("%s: read with %r between the fields, as its first line says", name, given)
     if given:
-        return _table(name, text, given, given == usual == "\t", first)[0]
+        return *_table(name, text, given, given == usual == "\t", first), first
     try:
         table, dialect = _table(name, text, usual, usual == "\t", first)
         why = None
@@ -97,21 +112,21 @@ def _read(name: str, text: str, usual: str, given: str) -> Table:
             if other == usual or other not in header:
                 continue
             try:
-                found, dialect = _table(name, text, other, False, first)
+                found, dialect_found = _table(name, text, other, False, first)
             except InputError:
                 continue
             if len(found.columns) > 1:
-                _log.info("%s: read with %s", name, dialect)
-                return found
-    if table is None:
+                _log.info("%s: read with %s", name, dialect_found)
+                return found, dialect_found, first
+    if table is None or dialect is None:
         assert why is not None
         raise why
-    if dialect is not None and (dialect.blanks or dialect.backslash):
+    if dialect.blanks or dialect.backslash:
         _log.info("%s: read with %s", name, dialect)
-    return table
+    return table, dialect, first
 
 
-def _table(name: str, text: str, delimiter: str, plain: bool, first: int) -> tuple[Table, _Dialect]:
+def _table(name: str, text: str, delimiter: str, plain: bool, first: int) -> tuple[Table, Dialect]:
     """Reads a table with a known delimiter.
 
     Args:
@@ -129,17 +144,17 @@ def _table(name: str, text: str, delimiter: str, plain: bool, first: int) -> tup
         quoted = None
         if clean:
             try:
-                quoted = _parsed(name, text, _Dialect(delimiter), first)
+                quoted = _parsed(name, text, Dialect(delimiter), first)
             except InputError:
                 clean = False
         if quoted is None or _fits_raw(name, text, quoted):
             _log.info("%s: a quote is read as a character of the text, for not every one quotes a field", name)
-            return table_of_lines(name, tab_separated(text, first)), _Dialect(delimiter, quoted=False)
+            return table_of_lines(name, tab_separated(text, first)), Dialect(delimiter, quoted=False)
         _log.info("%s: its quoted fields are decoded", name)
-        return quoted, _Dialect(delimiter)
+        return quoted, Dialect(delimiter)
     if plain:
-        return table_of_lines(name, tab_separated(text, first)), _Dialect(delimiter, quoted=False)
-    dialects = [_Dialect(delimiter, blanks=blanks)]
+        return table_of_lines(name, tab_separated(text, first)), Dialect(delimiter, quoted=False)
+    dialects = [Dialect(delimiter, blanks=blanks)]
     # If backslashes occur only before quotes and backslashes, they are escapes, unless all quotes are correct without.
     if '\\"' in text and not re.search(r'\\(?:[^"\\]|\Z)', text.replace("\\\\", "")):
         dialects.insert(len(dialects) if clean else 0, dataclasses.replace(dialects[0], backslash=True))
@@ -183,13 +198,28 @@ def _quotes(text: str, delimiter: str) -> tuple[bool, bool]:
     return clean, blanks
 
 
-def _parsed(name: str, text: str, dialect: _Dialect, first: int) -> Table:
+def _parsed(name: str, text: str, dialect: Dialect, first: int) -> Table:
     """Reads a table with Python's csv module. Raises InputError with the line of an error."""
+    return table_of_lines(name, quoted_rows(name, io.StringIO(text), dialect, first))
+
+
+def quoted_rows(name: str, text: Iterable[str], dialect: Dialect, first: int) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line number, fields) of each row that is not empty, read with Python's csv module.
+
+    Args:
+      name: the name of the file, for messages.
+      text: the lines of the file, with their ends.
+      dialect: how fields are written.
+      first: the number of the first line.
+
+    Raises:
+      InputError: quotes are wrong; with the line.
+    """
     begins = True  # whether the next line is the first of a row
 
     def lines() -> Iterator[str]:
         nonlocal begins
-        for line in io.StringIO(text):
+        for line in text:
             # Concatenated files keep the byte-order mark of each.
             if begins:
                 line = line.removeprefix(_MARK)
@@ -198,18 +228,13 @@ def _parsed(name: str, text: str, dialect: _Dialect, first: int) -> Table:
 
     escape: dict[str, Any] = {"escapechar": "\\", "doublequote": False} if dialect.backslash else {}
     reader = csv.reader(lines(), delimiter=dialect.delimiter, skipinitialspace=dialect.blanks, strict=True, **escape)
-
-    def rows() -> Iterator[tuple[int, list[str]]]:
-        nonlocal begins
-        before = 0
+    limit = csv.field_size_limit(LONGEST_LINE)  # the default limit is 128 KiB
+    before = 0
+    try:
         for row in reader:
             start, before, begins = before + first, reader.line_num, True
             if row:
                 yield start, row
-
-    limit = csv.field_size_limit(len(text) + 1)  # the default limit is 128 KiB
-    try:
-        return table_of_lines(name, rows())
     except csv.Error as error:
         why = "a carriage return in a field without quotes" if "new-line character" in str(error) else str(error)
         hint = '; a quote in a quoted field is written twice: ""' if "expected after" in str(error) else ""
@@ -270,7 +295,7 @@ def _counts(values: list[str]) -> bool:
     return not any(values) or all(value.isdecimal() for value in values)
 
 
-def _lists(table: Table) -> Table:
+def parse_lists(table: Table) -> Table:
     """Parses the columns whose values are lists or objects that were written as text."""
     columns = {}
     for name, values in table.columns.items():

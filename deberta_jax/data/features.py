@@ -279,16 +279,34 @@ def _flat(rows: Any) -> np.ndarray:
     return np.concatenate([np.asarray(row) for row in rows]).astype(np.int32)
 
 
+class LongTexts:
+    """Counts the texts that were longer than the limit, over any number of tables."""
+
+    def __init__(self, *features: Features):
+        self.cut, self.count, self.level = 0, 0, EXAMPLE
+        for some in features:
+            self.add(some)
+
+    def add(self, features: Features) -> None:
+        """Adds the texts of a table."""
+        self.cut += features.cut
+        self.count += int((features.lengths > 0).sum()) if features.row is None else int(features.row.max()) + 1
+        self.level = features.level
+
+    def log(self, where: str, max_length: int, how: str = "cut") -> None:
+        """Logs their number, if there are any, and whether they were truncated or split."""
+        if not self.cut:
+            return
+        said = "%s: %d of %d texts are longer than %d tokens and were %s"
+        if self.level == EXAMPLE:
+            _log.warning(said, where, self.cut, self.count, max_length, how)
+        else:
+            _log.info(said, where, self.cut, self.count, max_length, "read in parts")
+
+
 def log_cut(features: Features, where: str, max_length: int) -> None:
-    """Logs how many texts were longer than the limit, and whether they were truncated or split."""
-    if not features.cut:
-        return
-    count = int((features.lengths > 0).sum()) if features.row is None else int(features.row.max()) + 1
-    said = "%s: %d of %d texts are longer than %d tokens and were %s"
-    if features.level == EXAMPLE:
-        _log.warning(said, where, features.cut, count, max_length, "cut")
-    else:
-        _log.info(said, where, features.cut, count, max_length, "read in parts")
+    """Logs how many texts of one table were longer than the limit, and whether they were truncated or split."""
+    LongTexts(features).log(where, max_length)
 
 
 def check_vocabulary(features: Features, vocab_size: int, where: str) -> None:

@@ -101,6 +101,21 @@ def _table(name: str, text: str, *, lines: bool) -> Table:
     return _document(name, value)
 
 
+def is_object_line(line: str) -> bool:
+    """Returns whether a line is a whole JSON value that is no array: then each line of the file has one."""
+    return line.lstrip()[:1] != "[" and _is_json(line)
+
+
+def table_of_lines(name: str, lines: Sequence[tuple[int, str]]) -> Table:
+    """Makes a table of (line number, JSON object) of a file with one object per line.
+
+    Raises:
+      InputError: a line is no JSON object; with its number.
+    """
+    table = _rows(name, [(number, parse_json(f"{name}, line {number}", line)) for number, line in lines])
+    return _without_surrogates(table) if any(_ESCAPED_SURROGATE.search(line) for _, line in lines) else table
+
+
 def _is_row(value: Any, *, lines: bool) -> bool:
     """Returns whether the only value of a file is a row, rather than a document with many rows."""
     if not isinstance(value, dict):

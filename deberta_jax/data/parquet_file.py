@@ -31,6 +31,42 @@ def read_parquet(path: str) -> Table:
       InputError: the file cannot be read, is not parquet, has two columns of one name, or is far larger in memory than
         on disk; or pyarrow is missing.
     """
+    with _opened(path) as (file, size), parquet_errors(path):
+        return table_of_arrow(path, _read(path, file, size))
+
+
+def read_parquet_parts(path: str, rows: int) -> Iterator[Table]:
+    """Yields the rows of a parquet file in tables of at most ``rows`` rows.
+
+    Arguments and errors are those of ``read_parquet``.
+    """
+    import pyarrow as pa
+
+    with _opened(path) as (file, size):
+        first = 0
+        for batch in _batches(path, file, rows):
+            with parquet_errors(path):
+                check_expansion(path, batch.nbytes, size)
+                table = table_of_arrow(path, pa.Table.from_batches([batch], file.schema_arrow), first + 1)
+            yield table
+            first += len(table)
+
+
+def parquet_rows(path: str) -> int:
+    """Returns the number of rows of a parquet file. Raises InputError as ``read_parquet``."""
+    with _opened(path) as (file, _):
+        return int(file.metadata.num_rows)
+
+
+def _batches(path: str, file: Any, rows: int) -> Iterator[Any]:
+    """Yields batches of a parquet file with ``rows`` rows, or fewer at its end."""
+    with parquet_errors(path):
+        yield from file.iter_batches(rows_at_once(file.metadata, rows))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[Any, int]]:
+    """Yields pyarrow's ParquetFile, whose counts are checked, and its size in bytes."""
     try:
         import pyarrow.parquet as pq
     except ImportError:
@@ -43,7 +79,7 @@ def read_parquet(path: str) -> Table:
         with parquet_errors(path):
             file = pq.ParquetFile(stream)
             check_counts(path, file.metadata, size)
-            return table_of_arrow(path, _read(path, file, size))
+        yield file, size
 
 
 @contextmanager
@@ -109,15 +145,22 @@ def _read(path: str, file: Any, size: int) -> Any:
     return pa.Table.from_batches(parts, file.schema_arrow)
 
 
-def table_of_arrow(name: str, table: Any) -> Table:
-    """Converts a table of pyarrow. Raises InputError for two columns of one name."""
+def table_of_arrow(name: str, table: Any, first: int = 1) -> Table:
+    """Converts a table of pyarrow, whose rows are numbered from ``first`` on.
+
+    Raises:
+      InputError: two columns have one name.
+    """
     names = table.column_names
     if len(set(names)) < len(names):
         raise InputError(f"{name}: the file names a column twice: {', '.join(names)}")
     columns = table.to_pydict()
     found = class_names(table.schema.metadata or {})
     return Table(
-        name, columns, range(1, 1 + table.num_rows), class_names={k: v for k, v in found.items() if k in columns}
+        name,
+        columns,
+        range(first, first + table.num_rows),
+        class_names={k: v for k, v in found.items() if k in columns},
     )
 
 

@@ -69,7 +69,12 @@ def check_expansion(name: str, content: int, stored: int) -> None:
 
 
 def read_text(name: str, blocks: Iterator[bytes], *, document: bool) -> str:
-    """Returns the text of a file in UTF-8, without a byte-order mark.
+    """Returns the text of a file, whose parts ``text_parts`` yields."""
+    return "".join(text_parts(name, blocks, document=document))
+
+
+def text_parts(name: str, blocks: Iterator[bytes], *, document: bool) -> Iterator[str]:
+    """Yields the text of a file in UTF-8 in parts, without a byte-order mark.
 
     Args:
       name: the name of the file, for messages.
@@ -80,10 +85,10 @@ def read_text(name: str, blocks: Iterator[bytes], *, document: bool) -> str:
       InputError: the text is not UTF-8, has a NUL byte, a line above 64 MiB, or as a document more than 512 MiB.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    parts: list[str] = []
     total, line, length = 0, 1, 0
+    mark = "\ufeff"  # only the first characters are a byte-order mark
     for block in blocks:
-        parts.append(_decoded(name, decoder, block, total))
+        text = _decoded(name, decoder, block, total)
         if b"\0" in block:
             raise InputError(
                 f"{name}: has a NUL byte, at {total + block.index(0)}, which no text has; it is damaged, or in UTF-16: "
@@ -99,8 +104,9 @@ def read_text(name: str, blocks: Iterator[bytes], *, document: bool) -> str:
         length = length + len(block) if not ends else len(block) - max(block.rfind(b"\n"), block.rfind(b"\r"))
         if not document and length > LONGEST_LINE:
             raise InputError(f"{name}, line {line}: longer than {LONGEST_LINE >> 20} MiB; divide it")
-    parts.append(_decoded(name, decoder, b"", total, final=True))
-    return "".join(parts).removeprefix("\ufeff")
+        yield text.removeprefix(mark)
+        mark = "" if text else mark
+    yield _decoded(name, decoder, b"", total, final=True)
 
 
 def _decoded(name: str, decoder: Any, block: bytes, before: int, *, final: bool = False) -> str:

@@ -73,14 +73,14 @@ def read_table(path: str | Path, reader: Reader | None = None, reading: Reading 
         the others; with file and line.
     """
     if is_dataset(str(path)):
-        return _checked(read_dataset(str(path)))
+        return checked(read_dataset(str(path)))
     if str(path) == "-":
         if sys.stdin is None:
             raise InputError("standard input is closed; give a file")
         blocks = blocks_of("standard input", sys.stdin.buffer, None)
         given = _reader("standard input", ".jsonl", reading)
         assert given is not None
-        return _checked(given("standard input", read_text("standard input", blocks, document=False)))
+        return checked(given("standard input", read_text("standard input", blocks, document=False)))
     if Path(path).is_dir():
         raise InputError(f"{path}: cannot be read (is a directory; give its files)")
     kind = ending(str(path))
@@ -90,12 +90,12 @@ def read_table(path: str | Path, reader: Reader | None = None, reading: Reading 
         raise InputError(f"{path}: is an archive; name a file in it, as in {path}/{[*members(Path(path)), 'FILE'][0]}")
     reader = reader or _reader(str(path), kind, reading)
     if reader is None:
-        return _checked(read_parquet(str(path)))
-    return _checked(reader(str(path), read_content(str(path), document=kind == ".json")))
+        return checked(read_parquet(str(path)))
+    return checked(reader(str(path), read_content(str(path), document=kind == ".json")))
 
 
-def _checked(table: Table) -> Table:
-    """Returns the table. Raises InputError if it has no rows."""
+def checked(table: Table) -> Table:
+    """Returns a table. Raises InputError if it has no rows."""
     if not len(table):
         raise InputError(f"{table.name}: no rows; the file is empty")
     return table

@@ -74,6 +74,7 @@ from deberta_jax.storage.readers import (
     read_record,
     read_text,
 )
+from deberta_jax.storage.resumable import Lines, resumable_lines
 
 __all__ = [
     "CHECKSUMS",
@@ -86,6 +87,7 @@ __all__ = [
     "Comparison",
     "Difference",
     "FileEntry",
+    "Lines",
     "StagedFile",
     "append_json_line",
     "as_path",
@@ -127,6 +129,7 @@ __all__ = [
     "read_text",
     "remove",
     "rename",
+    "resumable_lines",
     "scratch",
     "staged",
     "write_bytes",

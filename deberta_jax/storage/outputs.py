@@ -63,7 +63,7 @@ def output_file(option: str, name: str | os.PathLike[str]) -> Iterator[BinaryIO]
         try:
             if not is_stream(path):
                 target = Path(os.path.realpath(path))
-                stack.enter_context(locked(_lock_beside(target), f"{option} {name}"))
+                stack.enter_context(locked(lock_beside(target), f"{option} {name}"))
                 _remove_old(target.parent, target.name, seconds=0)  # no other process writes it now
             file = stack.enter_context(writing(path))
         except OSError as error:
@@ -148,7 +148,7 @@ def _check_writable(named: str, folder: Path) -> None:
         raise InputError(f"{named}: nothing can be written in {folder} ({reason})") from None
 
 
-def _lock_beside(path: Path) -> Path:
+def lock_beside(path: Path) -> Path:
     """Returns the path of the lock file for a file, or for a directory that does not exist yet."""
     return path.with_name(f".{path.name}{LOCK}")
 
@@ -230,7 +230,7 @@ def staged(directory: Path, *, last: str, stale: tuple[str, ...] = ()) -> Iterat
     # An existing directory is not replaced even if it is empty: it may be a mount, or have its own permissions.
     existing = directory.is_dir()
     parent = directory if existing else directory.parent
-    with _made(parent), locked(parent / _lock_beside(directory).name, str(directory)):
+    with _made(parent), locked(parent / lock_beside(directory).name, str(directory)):
         _remove_old(parent, directory.name, seconds=0)  # no other process writes there now
         stage = parent / temporary_name(directory.name)
         stage.mkdir()

@@ -264,18 +264,34 @@ def read_task(task: str, paths: Sequence[str], delimiter: str = "") -> Table:
       InputError: as ``read_tables``, or a row does not have the form of the task's rows.
     """
     named = NAMED_TASKS.get(task)
-    kind = named.kind if named else task
-    word_lists = kind in TASK_KINDS and TASK_KINDS[kind].word_lists
-    reading = Reading(delimiter, words=word_lists)
     if named is None:
-        return arrange(read_tables(paths, reading), words=word_lists or not kind)
+        word_lists = has_word_lists(task)
+        return arrange(read_tables(paths, Reading(delimiter, words=word_lists)), words=word_lists or not task)
+    reading = Reading(delimiter, words=has_word_lists(task))
     tables = []
     for path in (file for pattern in paths for file in matching_files(pattern)):
-        table = _renamed(named, read_table(path, named.readers.get(ending(path)), reading))
-        if named.convert is not None:
-            table = conversions.convert_rows(table, task, named.convert)
-        tables.append(_named_labels(named, table))
+        table = read_table(path, named.readers.get(ending(path)), reading)
+        tables.append(as_named(task, table))
     return join_tables(tables)
+
+
+def has_word_lists(task: str) -> bool:
+    """Returns whether the texts of a kind of task, or of a named task, are lists of words in files."""
+    kind = NAMED_TASKS[task].kind if task in NAMED_TASKS else task
+    return kind in TASK_KINDS and TASK_KINDS[kind].word_lists
+
+
+def as_named(task: str, table: Table) -> Table:
+    """Converts the table of a published file to the columns and labels of a named task.
+
+    Raises:
+      InputError: a row does not have the form of the task's rows.
+    """
+    named = NAMED_TASKS[task]
+    table = _renamed(named, table)
+    if named.convert is not None:
+        table = conversions.convert_rows(table, task, named.convert)
+    return _named_labels(named, table)
 
 
 def _renamed(named: NamedTask, table: Table) -> Table:
