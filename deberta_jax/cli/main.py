@@ -20,7 +20,7 @@ COMMANDS = {
     "finetune": "fine-tune a model on a labelled file",
     "evaluate": "compute the metrics of a model on a labelled file, as one JSON object",
     "compare": "compare runs: settings that differ, metrics with mean and deviation over seeds, a plot",
-    "predict": "write a model's answers for a file, as jsonl",
+    "predict": "write a model's answers for a file of any length, as jsonl, csv or parquet",
     "plan": "does a run fit on a TPU slice, what limits it, what does it cost: from the compiler, without the slice",
     "convert": "convert a checkpoint of any form to a model directory or an Orbax checkpoint",
     "export": "write a model as ONNX or StableHLO, compared with the model",

@@ -18,8 +18,8 @@ def devices_of(device: Any) -> Sequence[Any] | None:
     """Returns the devices to compute on; None for all.
 
     Args:
-      device: None; -1 or ``cpu`` for the CPU; the number of an accelerator, from 0; ``cuda``, ``gpu`` or ``tpu``, with
-        ``:`` and a number for another than the first; or a device of JAX.
+      device: None; ``local`` for those of this process; -1 or ``cpu`` for the CPU; the number of an accelerator, from
+        0; ``cuda``, ``gpu`` or ``tpu``, with ``:`` and a number for another than the first; or a device of JAX.
 
     Raises:
       InputError: there is no such device, or this process computes on another platform.
@@ -28,6 +28,8 @@ def devices_of(device: Any) -> Sequence[Any] | None:
         return None
     if isinstance(device, jax.Device):
         return [device]
+    if device == "local":
+        return jax.local_devices()
     found = re.fullmatch(r"(\w+?)(?::(\d+))?", "cpu" if device == -1 else str(device))
     here = jax.default_backend()
     if isinstance(device, bool) or not isinstance(device, (int, str)) or found is None:

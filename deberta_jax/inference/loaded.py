@@ -10,12 +10,12 @@ import numpy as np
 
 from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
-from deberta_jax.data.features import Features, check_vocabulary, log_cut
+from deberta_jax.data.features import Features, LongTexts, check_vocabulary
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.devices import Device
 from deberta_jax.inference.loading import load_for_inference
-from deberta_jax.inference.long_texts import LongText, WindowScore, joined_logits, long_features
+from deberta_jax.inference.long_texts import HOW_READ, LongText, WindowScore, joined_logits, long_features
 from deberta_jax.inference.predict import Predictor, Progress
 from deberta_jax.models import Model, Runtime
 from deberta_jax.sharding import replicated
@@ -66,10 +66,19 @@ class Loaded:
         Raises:
           InputError: as ``features_of``, or the scores of a row are not finite and ``non_finite`` is ``refuse``.
         """
-        logits, features, windows = self._logits(task, table, progress, labelled=False)
-        answers = finite_answers(task.answers, logits, features, table, self.non_finite)
-        for answer, count in zip(answers, windows, strict=False):
-            answer["windows"] = count
+        features = self.features_of(task, table, labelled=False)
+        self.log_long(table.name, LongTexts(features))
+        return self.answers_to(task, table, features, progress)
+
+    def answers_to(
+        self, task: Task, table: Table, features: Features, progress: Progress | None = None
+    ) -> list[dict[str, Any]]:
+        """Returns the task's answer to each row of a table, whose tokens are ``features``; as ``answers_for``."""
+        logits, joined = self._logits(task, features, progress)
+        answers = finite_answers(task.answers, logits, joined, table, self.non_finite)
+        if features.row is not None and joined.row is None:
+            for answer, count in zip(answers, np.bincount(features.row).tolist(), strict=True):
+                answer["windows"] = count
         return answers
 
     def metrics_for(self, task: Task, table: Table, progress: Progress | None = None) -> Mapping[str, float | None]:
@@ -78,36 +87,36 @@ class Loaded:
         Raises:
           InputError: as ``features_of``, or the scores of a row are not finite.
         """
-        logits, features, _ = self._logits(task, table, progress, labelled=True)
+        features = self.features_of(task, table, labelled=True)
+        self.log_long(table.name, LongTexts(features))
+        logits, features = self._logits(task, features, progress)
         check_finite_rows(logits, features, table)
         return task.metrics(logits, features, table)
 
-    def _logits(
-        self, task: Task, table: Table, progress: Progress | None, *, labelled: bool
-    ) -> tuple[np.ndarray, Features, list[int]]:
-        """Returns the logits of a table's rows, the tokens, and the number of windows of each row; [] without them."""
-        if self.long_text == "truncate":
-            features = self.features_of(task, table, labelled=labelled)
-            return self.predictor.logits(self.params, features, progress), features, []
-        limit = self.predictor.max_length
-        features = long_features(task, table, self.tokenizer, limit, self.long_text, labelled=labelled)
-        check_vocabulary(features, self.model.config.vocab_size, table.name)
-        logits = self.predictor.logits(self.params, features, progress)
-        if features.row is None:
-            return logits, features, []
-        joined = joined_logits(logits, features, task, self.window_score)
-        return joined, dataclasses.replace(features, row=None), np.bincount(features.row).tolist()
-
     def features_of(self, task: Task, table: Table, *, labelled: bool) -> Features:
-        """Returns the tokens of a table's rows, and logs how many rows were truncated.
+        """Returns the tokens of a table's rows, of which long ones are read as ``long_text`` says.
 
         Raises:
           InputError: a row cannot be used, or a token id is outside the model's vocabulary.
         """
-        features = task.features(table, self.tokenizer, self.predictor.max_length, labelled=labelled)
+        limit = self.predictor.max_length
+        if self.long_text == "truncate":
+            features = task.features(table, self.tokenizer, limit, labelled=labelled)
+        else:
+            features = long_features(task, table, self.tokenizer, limit, self.long_text, labelled=labelled)
         check_vocabulary(features, self.model.config.vocab_size, table.name)
-        log_cut(features, table.name, self.predictor.max_length)
         return features
+
+    def log_long(self, where: str, texts: LongTexts) -> None:
+        """Logs how many texts were longer than the limit, and how they were read. ``where`` names the file."""
+        texts.log(where, self.predictor.max_length, HOW_READ[self.long_text])
+
+    def _logits(self, task: Task, features: Features, progress: Progress | None) -> tuple[np.ndarray, Features]:
+        """Returns the logits of the rows of a table, joined from those of windows, and the features that fit them."""
+        logits = self.predictor.logits(self.params, features, progress)
+        if self.long_text == "truncate" or features.row is None:
+            return logits, features
+        return joined_logits(logits, features, task, self.window_score), dataclasses.replace(features, row=None)
 
 
 def model_config(

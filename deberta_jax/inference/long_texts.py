@@ -1,7 +1,6 @@
 """Reads texts that are longer than a model reads: cut at the end, without their middle, or in windows."""
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from typing import Literal
 
@@ -16,10 +15,15 @@ from deberta_jax.tasks.activations import sigmoid
 from deberta_jax.tasks.text_classification import TextTask, probabilities
 from deberta_jax.text import Tokenizer
 
-_log = logging.getLogger(__name__)
-
 LongText = Literal["truncate", "head-tail", "windows"]
 WindowScore = Literal["max", "mean"]
+
+HOW_READ: dict[LongText, str] = {
+    "truncate": "cut",
+    "head-tail": "read without their middle",
+    "windows": "read in overlapping windows",
+}
+"""How long texts are read, in words for the log."""
 
 # No text has as many tokens.
 _ALL_TOKENS = 1 << 30
@@ -52,11 +56,6 @@ def long_features(
         for tokens in _parts(np.arange(start, end), max_length, how):
             parts.append(tokens)
             rows.append(row)
-    long = int((whole.lengths > max_length).sum())
-    if long:
-        read = "read in overlapping windows" if how == "windows" else "read without their middle"
-        said = "%s: %d of %d texts are longer than %d tokens and %s"
-        _log.warning(said, table.name, long, len(whole), max_length, read)
     tokens = np.concatenate(parts)
     return dataclasses.replace(
         whole,
@@ -64,6 +63,7 @@ def long_features(
         types=whole.types[tokens],
         starts=np.concatenate([[0], np.cumsum([len(part) for part in parts])]),
         row=np.array(rows, np.int32) if how == "windows" else None,
+        cut=int((whole.lengths > max_length).sum()),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Generic, TypeVar, overload
 
 import numpy as np
 
-from deberta_jax.data.features import Features
+from deberta_jax.data.features import Features, LongTexts
 from deberta_jax.data.table import Table
 from deberta_jax.inference.calls import Items, Pipeline, blank
 from deberta_jax.tasks import TASK_KINDS, Task, TaskOptions, task_of_model
@@ -69,4 +69,6 @@ class TaskPipeline(Pipeline, Generic[Input, Answer]):
         table, columns = read(items.values, items.where)
         options = TaskOptions(task=self.kind, **dataclasses.asdict(columns))
         task = task_of_model(options, self.model.config, table)
-        return task, self.features_of(task, table, labelled=False), table
+        features = self.features_of(task, table, labelled=False)
+        self.log_long(table.name, LongTexts(features))
+        return task, features, table

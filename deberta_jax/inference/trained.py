@@ -70,13 +70,38 @@ def load_trained(
     Raises:
       InputError: the model, a file, a column or a number cannot be used.
     """
+    table = read_task(task_name(o), [data], o.delimiter)
+    return load_for_table(o, table, dtype=dtype, labelled=labelled, non_finite=non_finite)
+
+
+def task_name(o: TrainedOptions) -> str:
+    """Returns the task that is given, else that of the training run, else what the model's files say.
+
+    Raises:
+      InputError: an option, or the model's config, cannot be used.
+    """
     check_options(o)
     directory = hub.resolve(o.model)
     load_config(o.model, base_model=o.base_model)  # raises InputError for a directory without a model
+    return o.task or (trained_experiment(directory) or {}).get("task", "") or kind_of_model(directory)
+
+
+def load_for_table(
+    o: TrainedOptions,
+    table: Table,
+    *,
+    dtype: Any,
+    labelled: bool,
+    non_finite: NonFinite = "refuse",
+    local: bool = False,
+) -> tuple[Task, Loaded, Table]:
+    """Loads a model and the task for a table, or for the first rows of one; otherwise as ``load_trained``.
+
+    With ``local`` only the devices of this process compute.
+    """
+    directory = hub.resolve(o.model)
     recorded = trained_experiment(directory) or {}
-    kind = o.task or recorded.get("task", "") or kind_of_model(directory)
-    table = read_task(kind, [data], o.delimiter)
-    options = dataclasses.replace(merge_options(o, recorded, table), task=kind)
+    options = dataclasses.replace(merge_options(o, recorded, table), task=task_name(o))
     options = resolve_options(options, table, labelled=labelled)
     source = o.model if hub.split_file(o.model)[1] else directory
     config = model_config(kind_name(options.task), source, ignore=o.ignore, base_model=o.base_model)
@@ -93,8 +118,10 @@ def load_trained(
         base_model=o.base_model,
         non_finite=non_finite,
         check=o.check,
+        device="local" if local else None,
     )
-    return task, dataclasses.replace(model, long_text=o.long_text, window_score=o.window_score), table
+    model = dataclasses.replace(model, long_text=o.long_text, window_score=o.window_score)
+    return task, model, table
 
 
 def metrics_of_copy(

@@ -1,0 +1,213 @@
+"""``predict`` on long files: what it writes, in parts, after an interruption, and shared by several processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deberta_jax import storage
+from deberta_jax.cli.main import main
+from deberta_jax.errors import InputError
+from deberta_jax.inference import prediction
+from tests.made import refused, rows, write_table
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(prediction, "_ROWS", 10)
+
+
+def command(trained, data, output, *more) -> list[str]:
+    return [
+        *("predict", "--model", str(trained.directory), "--input", str(data), "--output", str(output)),
+        *("--batch-size", "8", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    texts = [(text * (1 + i % 3),) for i, (text, _) in enumerate(rows(57, seed=4))]
+    return write_table(tmp_path_factory.mktemp("data") / "texts.csv", ("sentence",), texts)
+
+
+def answers(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_parts_have_the_answers_of_the_whole_file(trained, data, tmp_path, monkeypatch, capsys):
+    main(command(trained, data, tmp_path / "whole.jsonl"))
+    told = capsys.readouterr().err
+    monkeypatch.setattr(prediction, "_ROWS", 10)
+    main(command(trained, data, tmp_path / "parts.jsonl"))
+    assert "45 of 57 texts are longer than 16 tokens and were cut" in told
+    assert capsys.readouterr().err.count("45 of 57") == 1, "said once for all parts"
+    whole, parts = answers(tmp_path / "whole.jsonl"), answers(tmp_path / "parts.jsonl")
+    assert [a["label"] for a in whole] == [a["label"] for a in parts]
+    chances = [[list(a["probabilities"].values()) for a in found] for found in (whole, parts)]
+    np.testing.assert_allclose(*chances, atol=1e-6)
+
+
+def test_csv_and_parquet_as_pandas_reads_them(small, trained, data, tmp_path):
+    for name in ("a.jsonl", "a.csv", "a.parquet"):
+        main(command(trained, data, tmp_path / name))
+    expected = pd.DataFrame(answers(tmp_path / "a.jsonl"))
+    table = pd.read_csv(tmp_path / "a.csv", converters={"probabilities": json.loads})
+    pd.testing.assert_frame_equal(table, expected)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.jsonl", "a.parquet"]
+
+
+def test_processes_share_the_rows_and_their_parts_make_the_whole(small, trained, data, tmp_path):
+    main(command(trained, data, tmp_path / "whole.jsonl"))
+    for process in (2, 0, 1):
+        assert not (tmp_path / "out.index.json").exists()
+        main(command(trained, data, tmp_path / "out.jsonl", "--processes", "3", "--process", str(process)))
+    index = json.loads((tmp_path / "out.index.json").read_text())
+    assert [file["file"] for file in index["files"]] == [f"out-0000{i}-of-00003.jsonl" for i in range(3)]
+    assert [file["rows"] for file in index["files"]] == [20, 20, 17]
+    parts = b"".join((tmp_path / file["file"]).read_bytes() for file in index["files"])
+    assert parts == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_more_processes_than_parts(trained, data, tmp_path):
+    for process in (0, 1):
+        main(command(trained, data, tmp_path / "out.jsonl", "--processes", "2", "--process", str(process)))
+    assert [file["rows"] for file in json.loads((tmp_path / "out.index.json").read_text())["files"]] == [0, 57]
+
+
+def interrupted(trained, data, output, monkeypatch, after: int) -> None:
+    """Fails, as a full disk does, after so many parts."""
+    write = storage.Lines.write
+    left = [after]
+
+    def failing(self, text):
+        if not left[0]:
+            raise OSError(28, "No space left on device", str(output))
+        left[0] -= 1
+        write(self, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.Lines, "write", failing)
+        with pytest.raises(SystemExit) as stopped:
+            main(command(trained, data, output))
+    assert stopped.value.code == 2
+
+
+def test_the_same_command_goes_on_and_another_begins_anew(small, trained, data, tmp_path, monkeypatch, capsys):
+    main(command(trained, data, tmp_path / "whole.jsonl"))
+    expected = (tmp_path / "whole.jsonl").read_bytes()
+    output = tmp_path / "out.jsonl"
+    output.write_text("before")
+    interrupted(trained, data, output, monkeypatch, after=3)
+    assert output.read_text() == "before"
+    assert "No space left on device" in capsys.readouterr().err
+    kept = tmp_path / ".out.jsonl.unfinished"
+    assert len((kept / "lines").read_text().splitlines()) == 30
+    with (kept / "lines").open("a") as file:
+        file.write('{"label": "a line that was cut')
+    computed = []
+    forward = prediction.Loaded.answers_to
+    monkeypatch.setattr(
+        prediction.Loaded, "answers_to", lambda *args: computed.append(len(args[2])) or forward(*args)
+    )
+    main(command(trained, data, output))
+    assert "an interrupted command has left 30 lines" in capsys.readouterr().err
+    assert computed == [10, 10, 7]
+    assert output.read_bytes() == expected
+    assert not kept.exists()
+
+    interrupted(trained, data, output, monkeypatch, after=3)
+    capsys.readouterr()
+    computed.clear()
+    main(command(trained, data, output, "--max-length", "12"))
+    assert "holds lines of another command, and is removed" in capsys.readouterr().err
+    assert sum(computed) == 57
+    changed = tmp_path / "texts.csv"
+    shutil.copy(data, changed)
+    interrupted(trained, changed, output, monkeypatch, after=3)
+    changed.write_text(changed.read_text().replace("ban", "tell"))
+    computed.clear()
+    main(command(trained, changed, output))
+    assert sum(computed) == 57, "the file is another one"
+
+
+def test_a_row_that_cannot_be_read_leaves_nothing(small, trained, tmp_path, capsys):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"sentence": "ban"}\n' * 35 + '{"sentence": 5}\n')
+    output = tmp_path / "out.jsonl"
+    output.write_text("before")
+    line = refused(command(trained, path, output), capsys)
+    assert "line 36: 'sentence' is 5; a text is needed" in line
+    assert output.read_text() == "before"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.jsonl", "texts.jsonl"]
+
+
+def test_a_place_that_another_user_could_write_is_not_trusted(small, trained, data, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out.jsonl"
+    interrupted(trained, data, output, monkeypatch, after=2)
+    capsys.readouterr()
+    (tmp_path / ".out.jsonl.unfinished").chmod(0o777)
+    assert "other users may write to it" in refused(command(trained, data, output), capsys)
+    (tmp_path / ".out.jsonl.unfinished").chmod(0o700)
+    shutil.rmtree(tmp_path / ".out.jsonl.unfinished")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".out.jsonl.unfinished").symlink_to(tmp_path / "elsewhere")
+    main(command(trained, data, output))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--processes", "2", "--process", "2"], "--process 2 --processes 2: give the number of processes"),
+        (["--processes", "2", "--input", "-"], "- is read and written by one process"),
+    ],
+)
+def test_shares_that_do_not_exist(trained, data, tmp_path, capsys, more, expected):
+    assert expected in refused(command(trained, data, tmp_path / "o.jsonl", *more), capsys)
+
+
+def test_parquet_without_its_library(trained, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert "parquet needs pyarrow" in refused(command(trained, data, tmp_path / "o.parquet"), capsys)
+
+
+@pytest.mark.system
+@pytest.mark.timeout(600)
+def test_killed_ten_times_at_random_moments(trained, tmp_path):
+    """Real processes and SIGKILL. The output is the same as without."""
+    data = write_table(tmp_path / "texts.jsonl", ("sentence",), [(text,) for text, _ in rows(60_000, seed=4)])
+    run = [sys.executable, "-m", "deberta_jax.cli.main"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "DEBERTA_JAX_PROGRESS": "none"}
+    began = time.monotonic()
+    subprocess.run([*run, *command(trained, data, tmp_path / "whole.jsonl")], check=True, env=env)
+    whole = time.monotonic() - began
+    draw = np.random.default_rng(0)
+    kept, killed = tmp_path / ".out.jsonl.unfinished" / "lines", 0
+    left = []
+    for _ in range(10):
+        process = subprocess.Popen([*run, *command(trained, data, tmp_path / "out.jsonl")], env=env)
+        try:
+            process.wait(timeout=draw.uniform(0.3, 0.8) * whole)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+        left.append(kept.stat().st_size if kept.exists() else 0)
+    assert killed
+    assert max(left) > 0
+    subprocess.run([*run, *command(trained, data, tmp_path / "out.jsonl")], check=True, env=env)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not kept.exists()
+
+
+def test_a_share_says_what_it_is():
+    with pytest.raises(InputError, match="give the number of processes"):
+        prediction.Share(0, 0)
