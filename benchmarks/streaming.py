@@ -22,7 +22,7 @@ import deberta_jax
 from deberta_jax.cli.main import main as command
 from deberta_jax.data.features import make_features
 
-WORDS = "the film was a slow and warm story about two old friends who lose find keep laugh again under grey rain".split()
+WORDS = ("the", "film", "was", "a", "slow", "warm", "story", "about", "two", "old", "friends", "who", "lose", "again")
 CHILD = """
 import resource, sys
 from deberta_jax.cli.main import main

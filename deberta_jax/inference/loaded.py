@@ -87,11 +87,17 @@ class Loaded:
         Raises:
           InputError: as ``features_of``, or the scores of a row are not finite.
         """
+        return task.metrics(*self.labelled_logits(task, table, progress), table)
+
+    def labelled_logits(
+        self, task: Task, table: Table, progress: Progress | None = None
+    ) -> tuple[np.ndarray, Features]:
+        """Returns the logits of a labelled table, and the tokens with their labels; raises as ``metrics_for``."""
         features = self.features_of(task, table, labelled=True)
         self.log_long(table.name, LongTexts(features))
         logits, features = self._logits(task, features, progress)
         check_finite_rows(logits, features, table)
-        return task.metrics(logits, features, table)
+        return logits, features
 
     def features_of(self, task: Task, table: Table, *, labelled: bool) -> Features:
         """Returns the tokens of a table's rows, of which long ones are read as ``long_text`` says.

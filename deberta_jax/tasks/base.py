@@ -153,6 +153,13 @@ class Task(abc.ABC):
         """Returns what ``deberta_jax.pipeline`` answers: a dict for each row. By default as ``answers``."""
         return self.answers(logits, features, table)
 
+    def mistakes(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]] | None:
+        """Returns the rows whose answer is wrong, the most confident mistake first; None if that has no meaning.
+
+        Each has ``where`` (file and line), the columns of texts, ``label``, ``answer`` and ``confidence``.
+        """
+        return None
+
     def details(self, logits: np.ndarray, features: Features, table: Table) -> dict[str, Any]:
         """Returns what a report shows in addition to metrics, as JSON; see ``training.report``. By default nothing."""
         return {}

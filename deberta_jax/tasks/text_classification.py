@@ -120,12 +120,44 @@ class TextTask(Task):
             return {"scatter": [labels.tolist(), logits[:, 0].tolist()]}
         if self.spec.problem_type == MULTI_LABEL:
             return {"by_label": by_label(logits > 0, labels > 0.5, names)}
-        guess, certainty = logits.argmax(-1), probabilities(logits).max(-1)
-        wrong = np.flatnonzero(guess != labels)
-        worst = wrong[np.argsort(-certainty[wrong], kind="stable")][:10]
-        return confusion(guess, labels, names) | {
-            "wrong": [[table.where(i), names[labels[i]], names[guess[i]], float(certainty[i])] for i in worst.tolist()]
-        }
+        wrong = [[m["where"], m["label"], m["answer"], m["confidence"]] for m in self.mistakes(logits, features, table)]
+        return confusion(logits.argmax(-1), labels, names) | {"wrong": wrong[:10]}
+
+    def mistakes(self, logits: np.ndarray, features: Features, table: Table) -> list[dict[str, Any]]:
+        """Returns the rows with a wrong answer, as ``Task.mistakes``.
+
+        The confidence is the probability of the wrong class, or of the most probable wrong decision about one of
+        several labels. Of numbers it is the distance from the label, and every row that has one is listed.
+        """
+        labels, names = features.labels, self.spec.names
+        assert labels is not None
+        truth: list[Any]
+        answer: list[Any]
+        if self.spec.problem_type == REGRESSION:
+            truth, answer = labels.tolist(), logits[:, 0].tolist()
+            confidence = np.abs(labels - logits[:, 0]).astype(np.float64)
+            wrong = np.flatnonzero(confidence)
+        elif self.spec.problem_type == MULTI_LABEL:
+            pick = lambda chosen: [[names[k] for k in np.flatnonzero(row)] for row in chosen]
+            truth, answer = pick(labels > 0.5), pick(logits > 0)
+            certain = sigmoid(np.abs(logits).astype(np.float64))
+            confidence = np.where((logits > 0) != (labels > 0.5), certain, 0).max(-1)
+            wrong = np.flatnonzero(confidence)
+        else:
+            guess = logits.argmax(-1)
+            truth, answer = [names[i] for i in labels], [names[i] for i in guess]
+            confidence = probabilities(logits).max(-1)
+            wrong = np.flatnonzero(guess != labels)
+        return [
+            {
+                "where": table.where(i),
+                **{column: table.columns[column][i] for column in self.text},
+                "label": truth[i],
+                "answer": answer[i],
+                "confidence": float(confidence[i]),
+            }
+            for i in wrong[np.argsort(-confidence[wrong], kind="stable")].tolist()
+        ]
 
 
 def text_answer(logits: np.ndarray, spec: LabelSpec) -> dict[str, Any]:

@@ -32,13 +32,13 @@ def made(count: int, seed: int = 0) -> list[list[str]]:
     return [[str(i), " ".join(draw.choices(WORDS, k=3)), draw.choice(["pos", "neg"])] for i in range(count)]
 
 
-def joined(path, rows=7, reading=Reading(), most=None) -> tuple[dict[str, list], list[int], list[str]]:
+def joined(path, rows=7) -> tuple[dict[str, list], list[int], list[str]]:
     """The columns, the numbers of rows of the parts, and where each row is."""
     columns: dict[str, list] = {}
     counts, where = [], []
-    for part in read_parts(str(path), reading, rows=rows):
+    for part in read_parts(str(path), Reading(), rows=rows):
         table = part.table()
-        assert len(table) == part.rows <= (most or rows)
+        assert len(table) == part.rows <= rows
         counts.append(part.rows)
         where += [table.where(i) for i in range(len(table))]
         for name, values in table.columns.items():

@@ -114,9 +114,7 @@ def test_the_same_command_goes_on_and_another_begins_anew(small, trained, data, 
         file.write('{"label": "a line that was cut')
     computed = []
     forward = prediction.Loaded.answers_to
-    monkeypatch.setattr(
-        prediction.Loaded, "answers_to", lambda *args: computed.append(len(args[2])) or forward(*args)
-    )
+    monkeypatch.setattr(prediction.Loaded, "answers_to", lambda *args: computed.append(len(args[2])) or forward(*args))
     main(command(trained, data, output))
     assert "an interrupted command has left 30 lines" in capsys.readouterr().err
     assert computed == [10, 10, 7]
@@ -211,3 +209,25 @@ def test_killed_ten_times_at_random_moments(trained, tmp_path):
 def test_a_share_says_what_it_is():
     with pytest.raises(InputError, match="give the number of processes"):
         prediction.Share(0, 0)
+
+
+def test_evaluate_writes_the_most_confident_mistakes_first(trained, tmp_path, capsys):
+    other, name = {"pos": "neg", "neg": "pos"}, "mistakes.jsonl"
+    texts = [(text, label if i % 5 else other[label]) for i, (text, label) in enumerate(rows(40, seed=4))]
+    data = write_table(tmp_path / "rows.csv", ("sentence", "kind"), texts)
+    model = ["--model", str(trained.directory)]
+    capsys.readouterr()
+    files = ["--errors", str(tmp_path / name), "--metrics", str(tmp_path / "metrics.json")]
+    main(["evaluate", *model, "--data", str(data), *files])
+    metrics = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    mistakes = answers(tmp_path / name)
+    main(["predict", *model, "--input", str(data), "--output", str(tmp_path / "out.jsonl")])
+    found = answers(tmp_path / "out.jsonl")
+    wrong = [i for i, answer in enumerate(found) if answer["label"] != texts[i][1]]
+    assert len(mistakes) == len(wrong) == round(40 * (1 - metrics["accuracy"])) >= 8
+    wrong.sort(key=lambda i: -max(found[i]["probabilities"].values()))
+    assert [m["where"] for m in mistakes] == [f"{data}, line {i + 2}" for i in wrong]
+    assert [(m["sentence"], m["label"]) for m in mistakes] == [texts[i] for i in wrong]
+    assert [m["answer"] for m in mistakes] == [found[i]["label"] for i in wrong]
+    assert [m["confidence"] for m in mistakes] == sorted((m["confidence"] for m in mistakes), reverse=True)
