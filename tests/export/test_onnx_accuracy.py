@@ -39,9 +39,8 @@ def test_int8_keeps_the_accuracy_on_sst2(data_dir, tmp_path, capsys):
     (blank / "config.json").write_text(json.dumps(small_config(VOCABULARY, initializer_range=0.02).to_hf()))
     arguments = {"--config": CONFIG, "--model": blank, "--train": train, "--eval": dev, "--output": run}
     main(["finetune", *(str(word) for pair in arguments.items() for word in pair)])
-    ours = json.loads(stdout_of(["evaluate", "--model", str(run), "--data", str(dev), "--text", "sentence"]))[
-        "accuracy"
-    ]
+    evaluated = stdout_of(["evaluate", "--model", str(run), "--data", str(dev), "--text", "sentence"])
+    ours = json.loads(evaluated)["accuracy"]
     exports = {
         "float32": export_onnx(run, tmp_path / "float32"),
         "int8": export_onnx(run, tmp_path / "int8", dtype="int8"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file
 import deberta_jax
 from deberta_jax.export import export_stablehlo
 from deberta_jax.export.stablehlo.programs import export_program, flatten
-from deberta_jax.models import HEADS
+from deberta_jax.models import HEADS, HeadOutput, HeadSpec, Model
 from tests.cases import Case, apply, draw_params
 from tests.made import refused, weighted_model
 
@@ -52,6 +53,26 @@ def test_one_program_serves_any_batch(base, head, tmp_path):
     for name, value in found.items():
         scale = max(1.0, float(np.abs(getattr(expected, name)).max()))
         np.testing.assert_allclose(value / scale, getattr(expected, name) / scale, **TOLERANCE)
+
+
+class MeanPooling(Model[HeadOutput]):
+    """A head from outside the package."""
+
+    @nn.compact
+    def forward(self, input_ids=None, **inputs) -> HeadOutput:
+        return HeadOutput(nn.Dense(2, name="own")(self.backbone(input_ids, inputs).states.mean(1)))
+
+
+def test_a_head_from_outside_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(HEADS, "mean-pooling", HeadSpec(model=MeanPooling, parts=("own",)))
+    model = MeanPooling(Case("stablehlo-own", "v3").config)
+    params, inputs = draw_params(model), inputs_of((2, 4))
+    done = export_stablehlo((model, params), tmp_path / "out", lengths=(4,))
+    assert done.head == "mean-pooling"
+    folder = tmp_path / "out" / "stablehlo"
+    program = export.deserialize(bytearray((folder / "length_4.bin").read_bytes()))
+    found = program.call(load_file(folder / "weights.safetensors"), inputs)
+    np.testing.assert_allclose(found["logits"], apply(model, params, inputs).logits, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
