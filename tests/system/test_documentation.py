@@ -57,7 +57,8 @@ def made(home: Path) -> None:
     """Makes the models, runs and files that pages mention."""
     lines = [line for page in PAGES for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if line.strip()]
     tokenizer = deberta_jax.train_tokenizer(lines + TEXTS, 600, home / "tokenizer")
-    config = TINY.replace(vocab_size=tokenizer.vocab_size, max_position_embeddings=512)
+    # 4-bit weights have blocks of 64 inputs.
+    config = TINY.replace(vocab_size=tokenizer.vocab_size, max_position_embeddings=512, hidden_size=64)
 
     def save(name: str, model: deberta_jax.models.Model) -> Path:
         params = jax.jit(lambda: init_params(model, jax.random.key(0)))()

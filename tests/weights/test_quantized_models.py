@@ -113,6 +113,17 @@ def test_a_model_never_has_a_dequantized_stack(models, scheme):
     assert any(np.prod(shape) == 128 * 192 for shape in shapes), "one layer"
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_no_program_for_an_accelerator_has_a_dequantized_stack(models, platform):
+    """Not compiled, because there is none here: no operation of the lowered program makes [layers, D, F] in float."""
+    model, params = from_pretrained(models["v3"], HEAD, quantization="nf4", attention="xla")
+    traced = jax.jit(lambda params: model(params, IDS).logits).trace(params)
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    shapes = {tuple(map(int, found.split("x"))) for found in re.findall(r"tensor<([\dx]+)x(?:f32|bf16)>", program)}
+    assert not {shape for shape in shapes if shape[0] == 3 and np.prod(shape) >= 3 * 128 * 128}
+    assert (128, 192) in shapes, "one layer"
+
+
 def test_masked_lm_reads_a_quantized_table(tmp_path):
     config = CONFIGS["v3"].replace(legacy=False)
     source = saved_model(tmp_path / "m", deberta_jax.DebertaForMaskedLM(config))
