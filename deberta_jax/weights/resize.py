@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
+from deberta_jax.ops.quantization import is_compressed
 from deberta_jax.weights.names import ENCODER
 
 
@@ -28,12 +29,14 @@ def resize_vocabulary(
       key: random key for the new rows.
 
     Raises:
-      InputError: ``n`` is less than 1, or does not include the padding token.
+      InputError: ``n`` is less than 1, or does not include the padding token; or the word embeddings are quantized.
     """
     if n <= config.pad_token_id or n < 1:
         raise InputError(f"n={n}: a vocabulary keeps at least the rows up to the padding token {config.pad_token_id}")
     encoder = params.get(ENCODER, params)
     word_embeddings = encoder["embeddings"]["word_embeddings"]["embedding"]
+    if is_compressed(word_embeddings):
+        raise InputError("the word embeddings are quantized; load the model with quantization='none' to resize them")
     fresh, fresh_decoder = jax.random.split(key)
 
     def resized(old: jax.Array, axis: int, draw: jax.Array | None) -> jax.Array:

@@ -130,6 +130,8 @@ def test_masked_lm_reads_a_quantized_table(tmp_path):
     model, params = from_pretrained(source, "masked-lm", quantization=Quantization(scheme="int8", embeddings=True))
     dense = jax.tree.map(dense_values, params, is_leaf=is_compressed)
     np.testing.assert_allclose(logits(model, params), logits(model, dense), atol=1e-5)
+    with pytest.raises(InputError, match="the word embeddings are quantized"):
+        deberta_jax.resize_vocabulary(config, params, 60, jax.random.key(0))
 
 
 def test_memory_of_v3_large():
