@@ -31,13 +31,13 @@ def accuracy(directory: Path, dev: Path) -> float:
     return float(np.mean([found == right for found, right in zip(predicted, table.column("label"), strict=True)]))
 
 
-def test_int8_keeps_the_accuracy_on_sst2(data_dir, tmp_path, capsys):
+def test_int8_keeps_the_accuracy_on_sst2(data_dir, tmp_path, capsys, one_device):
     data = data_dir / "classification" / "sst2"
     train, dev = data / "train.tsv", data / "dev.tsv"
     blank, run = tmp_path / "blank", tmp_path / "run"
     deberta_jax.train_tokenizer(read_table(train).texts("sentence"), VOCABULARY, blank)
     (blank / "config.json").write_text(json.dumps(small_config(VOCABULARY, initializer_range=0.02).to_hf()))
-    arguments = {"--config": CONFIG, "--model": blank, "--train": train, "--eval": dev, "--output": run}
+    arguments = {"--config": CONFIG, "--model": blank, "--train": train, "--eval": dev, "--output": run, "--epochs": 2}
     main(["finetune", *(str(word) for pair in arguments.items() for word in pair)])
     evaluated = stdout_of(["evaluate", "--model", str(run), "--data", str(dev), "--text", "sentence"])
     ours = json.loads(evaluated)["accuracy"]
