@@ -118,7 +118,9 @@ class LowRankSum:
 
     def dequantize(self, dtype: Any = None) -> jax.Array:
         """Returns the sum in ``dtype``; None: the dtype of the kernel. It is computed in float32."""
-        update = self.scale * (self.a @ self.b)
+        # With a batch axis, because ``remat="dots"`` would keep a product without one, for all layers.
+        a, b = (array.reshape(-1, *array.shape[-2:]) for array in (self.a, self.b))
+        update = self.scale * jnp.einsum("LIR,LRO->LIO", a, b)
         return (self.base.dequantize(jnp.float32) + update.reshape(self.shape)).astype(dtype or self.dtype)
 
 

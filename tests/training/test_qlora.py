@@ -1,6 +1,7 @@
 """QLoRA: updates of a quantized encoder are trained, saved as an adapter, and added to what was quantized."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -14,9 +15,11 @@ from deberta_jax.ops.quantized_matrix import levels
 from deberta_jax.sharding import make_mesh
 from deberta_jax.training import finetune_data
 from deberta_jax.training.checkpoints import Checkpoints
+from deberta_jax.training.lora import find_kernels, init_lora, merge
 from deberta_jax.training.optimizers import join_trees, split_frozen
-from deberta_jax.training.state import init_state
+from deberta_jax.training.state import init_state, parameters_of
 from deberta_jax.training.step import train_step
+from deberta_jax.weights.quantization import quantized_shapes
 from tests.made import TINY, refused, rows, stdout_of, weighted_model, write_table
 from tests.weights.files import same
 
@@ -112,6 +115,23 @@ def test_a_quantized_base_is_frozen_and_its_state_is_restored(tmp_path):
     with Checkpoints(tmp_path / "state") as checkpoints:
         restored, _ = checkpoints.restore(3, state)
     assert same(restored.params, state.params)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_a_gradient_keeps_no_kernel_of_all_layers(remat):
+    """Neither dequantized kernels nor the products of the updates are kept for the backward pass."""
+    model = deberta_jax.DebertaForSequenceClassification(WIDE.replace(num_hidden_layers=3), remat=remat)
+    lora = find_kernels(parameters_of(model), ("*/kernel",), 4, 8.0)
+    base = quantized_shapes(model, deberta_jax.Quantization(scheme="nf4", keep=["pooler"]))
+    updates = jax.eval_shape(lambda: init_lora(lora, jax.random.key(0)))
+
+    def loss(updates, base):
+        return (model(merge({"base": base, "lora": updates}, lora), np.arange(12).reshape(2, 6)).logits ** 2).sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(updates, base).compile().as_text()
+    shapes = {tuple(map(int, found.split(","))) for found in re.findall(r"f32\[([\d,]+)\]", compiled)}
+    assert (3, 64, 4) in shapes, "the gradient of an update"
+    assert not {shape for shape in shapes if shape[0] == 3 and np.prod(shape) >= 3 * 64 * 64}
 
 
 @pytest.mark.parametrize(
