@@ -329,6 +329,7 @@ Experiment = Finetune | PretrainMLM | PretrainRTD
 
 # Fields that records of older runs lack. Records omit them at their defaults, so that older runs can be continued.
 _ADDED = {
+    "quantization": "",
     "delimiter": "",
     "skip_unlabelled": False,
     "ignore": (),
