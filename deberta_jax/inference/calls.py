@@ -93,12 +93,13 @@ class Pipeline(Loaded):
     def warm_up(self, *, lengths: Sequence[int] | None = None, texts: Sequence[int] | None = None) -> int:
         """Compiles the programs that calls will need, so that no call waits for the compiler.
 
-        A program computes one number of texts of one padded length, of which there are few: 1, 2, 3, 4, 6, 8, 12, ...
-        Each takes as long to compile as its first call; the compilation cache keeps it for later processes.
+        A program computes one number of texts of one padded length, of which there are few: 1, 4, 16, ... up to
+        ``batch_size`` texts. Each takes as long to compile as its first call; the compilation cache keeps it for later
+        processes.
 
         Args:
           lengths: tokens of the texts to expect; None: all up to ``max_length``.
-          texts: numbers of texts of the calls to expect; None: one, and so many that they fill a batch.
+          texts: largest numbers of texts of the calls to expect; None: one, and so many that they fill a batch.
 
         Returns:
           The number of programs.
