@@ -23,6 +23,8 @@ from deberta_jax.weights.quantization import quantized_shapes
 from tests.made import TINY, refused, rows, stdout_of, weighted_model, write_table
 from tests.weights.files import same
 
+pytestmark = pytest.mark.system  # compiles whole training runs
+
 WIDE = TINY.replace(hidden_size=64)
 
 

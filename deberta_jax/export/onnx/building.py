@@ -63,7 +63,7 @@ class OnnxModel:
                 place = {"location": data.name, "offset": stream.tell(), "length": array.nbytes}
                 for key, value in place.items():
                     tensor.external_data.add(key=key, value=str(value))
-                stream.write(memoryview(array).cast("B"))
+                stream.write(array.data.cast("B"))
         file.write_bytes(proto.SerializeToString())
 
 
