@@ -279,20 +279,32 @@ def table_of_lines(name: str, lines: Iterable[tuple[int, list[str]]]) -> Table:
         numbers.append(number)
     if repeated:
         _log.info("%s: %d lines that repeat the header are left out", name, repeated)
-    columns: dict[str, list[Any]] = {}
+    kept = kept_columns(name, header, rows)
+    return Table(name, {key: [row[i] for row in rows] for i, key in kept.items()}, numbers)
+
+
+def kept_columns(name: str, header: list[str], rows: list[list[str]]) -> dict[int, str]:
+    """Returns the names of the fields that are columns of the table, by their position.
+
+    A field without a name that is empty or numbers the rows is left out.
+
+    Raises:
+      InputError: several fields without a name are columns.
+    """
+    kept: dict[int, str] = {}
     for i, key in enumerate(header):
-        values = [row[i] for row in rows]
-        if _UNNAMED.fullmatch(key) and len(header) > 1 and _counts(values):
+        if _UNNAMED.fullmatch(key) and len(header) > 1 and is_row_number(row[i] for row in rows):
             continue
-        if key in columns:
+        if key in kept.values():
             raise InputError(f"{name}: the header has several columns without a name; name them")
-        columns[key] = values
-    return Table(name, columns, numbers)
+        kept[i] = key
+    return kept
 
 
-def _counts(values: list[str]) -> bool:
-    """Returns whether a column is empty or holds only numbers."""
-    return not any(values) or all(value.isdecimal() for value in values)
+def is_row_number(values: Iterable[str]) -> bool:
+    """Returns whether fields are all empty, or all numbers."""
+    found = list(values)
+    return not any(found) or all(value.isdecimal() for value in found)
 
 
 def parse_lists(table: Table) -> Table:

@@ -42,6 +42,15 @@ def found(path: str) -> list[str]:
     return [path] if member in names else [f"{archive}/{name}" for name in names if _matches(name, member)]
 
 
+def stored_file(path: str) -> Path | None:
+    """Returns the local file that holds a file: itself, or its zip; None for a stream, a directory or a URL."""
+    if path == "-" or storage.is_remote(path) or path.startswith("hub:"):
+        return None
+    inside = _split(path)
+    file = Path(path).expanduser() if inside is None else inside[0]
+    return file if file.is_file() else None
+
+
 def ending(path: str) -> str:
     """Returns the suffix of a file in lower case, without that of its compression."""
     name = Path(path)

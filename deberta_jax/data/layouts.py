@@ -39,6 +39,11 @@ def arrange(table: Table, *, words: bool) -> Table:
     return _sentences(table) if words else table
 
 
+def may_join_rows(table: Table) -> bool:
+    """Returns whether ``arrange`` may join rows of a table with these columns to sentences."""
+    return any(_SENTENCE.fullmatch(name) for name in table.columns)
+
+
 def named_column(table: Table, names: tuple[str, ...]) -> str | None:
     """Returns the first of these columns that the table has, regardless of case, or None."""
     folded = {name.casefold(): name for name in reversed(table.columns)}

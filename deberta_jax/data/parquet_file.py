@@ -40,9 +40,9 @@ def read_parquet_parts(path: str, rows: int) -> Iterator[Table]:
 
     Arguments and errors are those of ``read_parquet``.
     """
-    import pyarrow as pa
-
     with _opened(path) as (file, size):
+        import pyarrow as pa
+
         first = 0
         for batch in _batches(path, file, rows):
             with parquet_errors(path):

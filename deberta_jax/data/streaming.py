@@ -14,7 +14,7 @@ from typing import Any
 
 from deberta_jax import storage
 from deberta_jax.data.delimited import check_delimiter, read_csv, read_tsv
-from deberta_jax.data.delimited_parts import form_of, last_row_end
+from deberta_jax.data.delimited_parts import form_of
 from deberta_jax.data.files import COMPRESSED, decompressed, ending, found, matching_files, packed
 from deberta_jax.data.hub_datasets import is_dataset
 from deberta_jax.data.json_files import is_object_line, read_jsonl_table, table_of_lines
@@ -178,14 +178,16 @@ def _delimited(name: str, texts: Iterator[str], kind: str, delimiter: str, rows:
     """Yields the parts of a csv or tsv file, whose first characters decide how its fields are written."""
     read, usual = (read_csv, ",") if kind == ".csv" else (read_tsv, "\t")
     begin: list[str] = []
-    while sum(map(len, begin)) < _SAMPLE and (text := next(texts, None)) is not None:
+    length = 0
+    while length < _SAMPLE and (text := next(texts, None)) is not None:
         begin.append(text)
+        length += len(text.strip())  # a file may begin with blank lines
     following = next(texts, None)
     sample = "".join(begin)
     if following is None or "\n" not in sample:
         yield from divided(checked(read(name, "".join([sample, following or "", *texts]), delimiter)), rows)
         return
-    form = form_of(name, sample[: last_row_end(sample)], usual, delimiter)
+    form = form_of(name, sample, usual, delimiter)
     lines = itertools.islice(_lines(itertools.chain([sample, following], texts)), form.first - 1, None)
     for part in _grouped(form.rows(name, lines), rows, lambda row: sum(map(len, row[1]))):
         yield Part(len(part), lambda part=part: form.table(name, part))

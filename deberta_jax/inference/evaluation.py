@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.inference.predict import Progress
-from deberta_jax.inference.trained import TrainedOptions, load_trained
+from deberta_jax.inference.trained import TrainedOptions, check_overwrites_nothing, load_trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,9 @@ def evaluate(o: EvaluateOptions, *, dtype: Any, progress: Progress | None = None
     """
     for option, name in (("--metrics", o.metrics), ("--errors", o.errors)):
         storage.check_output_file(option, name or "-")
+        check_overwrites_nothing(option, name, o.data, o.model)
+    if o.metrics and os.path.realpath(o.metrics) == os.path.realpath(o.errors or os.devnull):
+        raise InputError(f"--errors {o.errors}: is the file of --metrics; give another file")
     task, model, table = load_trained(o, o.data, dtype=dtype, labelled=True)
     logits, features = model.labelled_logits(task, table, progress)
     metrics = task.metrics(logits, features, table)

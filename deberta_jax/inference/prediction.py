@@ -1,17 +1,19 @@
 """Answers files of any length: reads, computes and writes them in parts, alone or as one of several processes."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deberta_jax import hub, storage
+from deberta_jax import storage
 from deberta_jax.data.features import Features, LongTexts
-from deberta_jax.data.files import matching_files
+from deberta_jax.data.files import matching_files, stored_file
 from deberta_jax.data.streaming import Part
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
@@ -20,6 +22,7 @@ from deberta_jax.inference.loaded import Loaded
 from deberta_jax.inference.trained import TrainedOptions, check_overwrites_nothing, load_for_table, task_name
 from deberta_jax.tasks import NonFinite, Task
 from deberta_jax.tasks.parts import task_parts
+from deberta_jax.weights.opening import model_directories
 
 T = TypeVar("T")
 
@@ -65,6 +68,10 @@ class Share:
         path = Path(name)
         return str(path.with_name(f"{path.stem}-{self.process:05d}-of-{self.processes:05d}{path.suffix}"))
 
+    def index(self, name: str) -> str:
+        """Returns the name of the file that lists all parts: ``answers.index.json``."""
+        return str(Path(name).with_name(f"{Path(name).stem}.index.json"))
+
 
 Told = Callable[[int, int], object]
 
@@ -74,7 +81,7 @@ def predict(o: PredictOptions, *, dtype: Any, share: Share, progress: Told | Non
 
     Memory does not grow with the file. A process that is killed leaves the answers that it has computed, and the same
     command goes on with them; its output is then the same. Of several processes each writes the answers for
-    consecutive rows to a file of its own, and the last one to end writes an index of these files.
+    consecutive rows to a file of its own; an index lists these files, and says when all of them are complete.
 
     Args:
       o: the options.
@@ -85,13 +92,15 @@ def predict(o: PredictOptions, *, dtype: Any, share: Share, progress: Told | Non
     Raises:
       InputError: the model, a file, a column or a number cannot be used, or the output cannot be written.
     """
-    if share.processes > 1 and "-" in (o.output, o.input):
-        raise InputError("--processes: needs files for --input and --output; - is read and written by one process")
+    if share.processes > 1 and ("-" in (o.output, o.input) or storage.is_stream(o.input)):
+        raise InputError("--processes: needs files for --input and --output; a stream is read by one process")
     output = share.output(o.output)
     finish = answer_format(o.output)
     storage.check_output_file("--output", output)
-    check_overwrites_nothing(output, o.input, o.model)
-    with storage.resumable_lines("--output", output, _command(o, dtype, share), finish) as lines:
+    for name in (share.index(o.output), *(Share(i, share.processes).output(o.output) for i in range(share.processes))):
+        check_overwrites_nothing("--output", name, o.input, o.model)
+    command = _command(o, dtype)
+    with storage.resumable_lines("--output", output, command | {"share": dataclasses.astuple(share)}, finish) as lines:
         task = task_name(o)
         parts = task_parts(task, o.input, o.delimiter, rows=max(_ROWS, o.batch_size))
         first = next(parts, None)
@@ -100,25 +109,32 @@ def predict(o: PredictOptions, *, dtype: Any, share: Share, progress: Told | Non
         trained, model, _ = load_for_table(
             o, first.table(), dtype=dtype, labelled=False, non_finite=o.non_finite, local=share.processes > 1
         )
-        counts = _counts(task, o) if share.processes > 1 else None
+        counts = None
+        if share.processes > 1:
+            counts = _counts(task, o)
+            _mark(o.output, command, counts, share, done=False)
         mine = _share(itertools.chain([first], parts), counts, share)
         _write_answers(_skip(mine, lines), lines, trained, model, o.input, progress)
     if counts is not None:
-        _write_index(o.output, counts, share)
+        _mark(o.output, command, counts, share, done=True)
 
 
-def _command(o: PredictOptions, dtype: Any, share: Share) -> dict[str, Any]:
-    """Returns what the answers depend on: options, inputs and model, with sizes and times of their files."""
+def _command(o: PredictOptions, dtype: Any) -> dict[str, Any]:
+    """Returns what the answers depend on: options, inputs and model, with sizes and times of their files.
+
+    An input without such a file, as a stream, is never the same twice.
+    """
     options = {name: value for name, value in dataclasses.asdict(o).items() if name != "output"}
-    directory = hub.resolve(o.model)
-    files = [*(Path(path) for path in matching_files(o.input) if o.input != "-"), *sorted(directory.iterdir())]
-    found = [(str(file), *_state(file)) for file in files if file.is_file()]
+    folders = model_directories(o.model, base_model=o.base_model)
+    files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
+    inputs = [stored_file(path) for path in ([o.input] if o.input == "-" else matching_files(o.input))]
+    found = [(str(file), *_state(file)) for file in (*inputs, *files) if file is not None]
     return {
         "version": version("deberta_jax"),
         "options": options,
         "dtype": str(dtype),
-        "share": dataclasses.astuple(share),
         "files": found,
+        "once": secrets.token_hex() if None in inputs else "",
     }
 
 
@@ -149,8 +165,7 @@ def _skip(parts: Iterator[Part], lines: storage.Lines) -> Iterator[Part]:
     done = 0
     while (part := next(parts, None)) is not None and done + part.rows <= lines.count:
         done += part.rows
-    if lines.count:
-        lines.keep(done)
+    lines.keep(done)
     if part is not None:
         yield part
         yield from parts
@@ -201,13 +216,29 @@ def _ahead(items: Iterator[Part], make: Callable[[Part], T]) -> Iterator[T]:
             yield waiting.result()
 
 
-def _write_index(output: str, counts: list[int], share: Share) -> None:
-    """Writes the index of all parts of the output if all of them are there."""
+def _mark(output: str, command: dict[str, Any], counts: list[int], share: Share, *, done: bool) -> None:
+    """Says in the index of all parts whether that of this process is written.
+
+    The index of another command, whose parts may still be there, is replaced.
+    """
     bounds = _bounds(counts, share)
     files = [
         {"file": Path(Share(process, share.processes).output(output)).name, "rows": sum(counts[start:end])}
         for process, (start, end) in enumerate(itertools.pairwise(bounds))
     ]
-    path = Path(output).expanduser()
-    if all((path.parent / str(file["file"])).is_file() for file in files):
-        storage.write_json(path.with_name(f"{path.stem}.index.json"), {"files": files, "rows": sum(counts)})
+    name = hashlib.sha256(json.dumps(command, sort_keys=True).encode()).hexdigest()
+
+    def marked(found: Any) -> Any:
+        same = isinstance(found, dict) and found.get("command") == name and isinstance(found.get("files"), list)
+        before = {entry.get("file") for entry in found["files"] if entry.get("written")} if same else set()
+        own = files[share.process]["file"]
+        written = before | {own} if done else before - {own}
+        entries = [file | {"written": file["file"] in written} for file in files]
+        return {
+            "complete": all(entry["written"] for entry in entries),
+            "rows": sum(counts),
+            "files": entries,
+            "command": name,
+        }
+
+    storage.change_json(Path(share.index(output)).expanduser(), marked)

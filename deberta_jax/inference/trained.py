@@ -1,11 +1,14 @@
 """Loads a trained model together with its task, for the commands ``evaluate`` and ``predict``."""
 
 import dataclasses
+import fnmatch
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from deberta_jax import hub, storage
+from deberta_jax.data.files import matching_files, stored_file
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.loaded import Loaded, load_head, load_model, model_config, trained_experiment
@@ -159,17 +162,26 @@ def merge_options(given: TaskOptions, recorded: dict[str, Any], table: Table) ->
     return TaskOptions(**out)
 
 
-def check_overwrites_nothing(output: str, data: str, model: str) -> None:
-    """Checks that ``output`` is neither a file of the data nor a file of the model.
+def check_overwrites_nothing(option: str, output: str, data: str, model: str) -> None:
+    """Checks that an output is neither a file of the data nor a file of the model.
+
+    Args:
+      option: the option that names the output, for messages.
+      output: the file to write; empty or ``-`` if there is none.
+      data: path or pattern of the data.
+      model: the model.
 
     Raises:
-      InputError: it is.
+      InputError: it is one of them, or the pattern of the data matches it.
     """
     path = Path(output).expanduser()
+    if storage.is_pattern(data) and output and fnmatch.fnmatch(os.path.abspath(path), os.path.abspath(data)):
+        raise InputError(f"{option} {output}: would be an input, as {data} matches it; give another file")
     if not path.is_file():
         return
-    if any(path.samefile(file) for file in storage.matching(data) if Path(file).is_file()):
-        raise InputError(f"--output {output}: is the input; give another file")
+    inputs = [data] if data == "-" else matching_files(data)
+    if any(path.samefile(file) for name in inputs if (file := stored_file(name)) is not None):
+        raise InputError(f"{option} {output}: is the input; give another file")
     directory = Path(model).expanduser()
-    if directory.is_dir() and path.resolve().parent == directory.resolve():
-        raise InputError(f"--output {output}: is a file of the model; give another file")
+    if directory.is_dir() and directory.resolve() in path.resolve().parents:
+        raise InputError(f"{option} {output}: is a file of the model; give another file")

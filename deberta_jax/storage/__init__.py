@@ -74,7 +74,7 @@ from deberta_jax.storage.readers import (
     read_record,
     read_text,
 )
-from deberta_jax.storage.resumable import Lines, resumable_lines
+from deberta_jax.storage.resumable import Lines, change_json, resumable_lines
 
 __all__ = [
     "CHECKSUMS",
@@ -92,6 +92,7 @@ __all__ = [
     "append_json_line",
     "as_path",
     "cache_directory",
+    "change_json",
     "check_output_directory",
     "check_output_file",
     "compare_checksums",

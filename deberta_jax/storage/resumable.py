@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from deberta_jax.storage.readers import read_json
 _log = logging.getLogger(__name__)
 
 _COMMAND, _LINES = "command.json", "lines"
+_NAMES = {_COMMAND, _LINES}
 _BLOCK = 1 << 20
 
 
@@ -34,7 +36,9 @@ class Lines:
         self._file, self.count = file, count
 
     def keep(self, count: int) -> None:
-        """Removes all lines after the first ``count``."""
+        """Removes all lines after the first ``count``. Does nothing for a stream."""
+        if not isinstance(self._file, io.BufferedRandom):
+            return
         self._file.seek(0)
         for _ in range(count):
             self._file.readline()
@@ -85,21 +89,29 @@ def resumable_lines(
     with locked(lock_beside(target), f"{option} {name}"):
         try:
             begun = _begun(unfinished, command)
-            with (unfinished / _LINES).open("r+b" if begun else "w+b") as file:
-                lines = Lines(file, sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK), b"")))
-                if lines.count:
-                    _log.info("%s %s: an interrupted command has left %d lines", option, name, lines.count)
-                yield lines
-            _put(unfinished / _LINES, target, finish)
-        except InputError:
-            remove(unfinished)
-            raise
+            with _removed_after_bad_input(unfinished):
+                with (unfinished / _LINES).open("r+b" if begun else "w+b") as file:
+                    lines = Lines(file, sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK), b"")))
+                    if lines.count:
+                        _log.info("%s %s: an interrupted command has left %d lines", option, name, lines.count)
+                    yield lines
+                _put(unfinished / _LINES, target, finish)
         except OSError as error:
             raise InputError(f"{option} {explain(error)}") from None
         except KeyboardInterrupt:
             _log.info("%s %s: the same command goes on where it was", option, name)
             raise
         remove(unfinished)
+
+
+@contextmanager
+def _removed_after_bad_input(unfinished: Path) -> Iterator[None]:
+    """Removes a directory if the block raises InputError."""
+    try:
+        yield
+    except InputError:
+        remove(unfinished)
+        raise
 
 
 def _put(lines: Path, target: Path, finish: Finish | None) -> None:
@@ -114,16 +126,44 @@ def _put(lines: Path, target: Path, finish: Finish | None) -> None:
 
 
 def _begun(unfinished: Path, command: Mapping[str, Any]) -> bool:
-    """Returns whether a directory holds lines of the same command; makes it anew otherwise."""
+    """Returns whether a directory holds lines of the same command; makes it anew otherwise.
+
+    Raises:
+      InputError: there is something else of that name.
+      OSError: the directory cannot be made, or others may write there.
+    """
     told = json.loads(json.dumps(command))
-    record = unfinished / _COMMAND
-    if unfinished.is_dir() and not unfinished.is_symlink():
+    if os.path.lexists(unfinished):
+        if unfinished.is_symlink() or not unfinished.is_dir() or not {p.name for p in unfinished.iterdir()} <= _NAMES:
+            raise InputError(f"{unfinished}: is in the way of a file that is being written; move it away")
+        make_private_directory(unfinished)  # raises if others may write there
         with contextlib.suppress(InputError):
-            if read_json(record) == told and (unfinished / _LINES).is_file():
-                make_private_directory(unfinished)  # raises if others may write there
+            if read_json(unfinished / _COMMAND) == told and (unfinished / _LINES).is_file():
                 return True
         _log.info("%s: holds lines of another command, and is removed", unfinished)
-    remove(unfinished)
+        remove(unfinished)
     make_private_directory(unfinished)
-    write_json(record, told)
+    write_json(unfinished / _COMMAND, told)
     return False
+
+
+def change_json(path: Path, change: Callable[[Any], Any]) -> None:
+    """Changes a JSON file that several processes write, one after the other.
+
+    Args:
+      path: the file.
+      change: returns the new value, given the one of the file; None if there is none that can be read.
+
+    Raises:
+      InputError: another process has kept the file locked for a minute.
+      OSError: the file cannot be written.
+    """
+    for _ in range(600):
+        with contextlib.suppress(InputError), locked(lock_beside(path), str(path)):
+            value = None
+            with contextlib.suppress(InputError):
+                value = read_json(path)
+            write_json(path, change(value))
+            return
+        time.sleep(0.1)
+    raise InputError(f"{path}: another process keeps it locked; end that one, and run the same command again")

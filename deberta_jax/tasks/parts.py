@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from deberta_jax.data.files import ending, matching_files
-from deberta_jax.data.layouts import arrange
+from deberta_jax.data.layouts import arrange, may_join_rows
 from deberta_jax.data.streaming import Part, divided, read_parts
 from deberta_jax.data.table import Table, join_tables
 from deberta_jax.data.tables import Reading
@@ -40,7 +40,7 @@ def task_parts(task: str, pattern: str, delimiter: str = "", *, rows: int = 2048
     if first is None:
         return
     table = first.table()
-    if named is None and (words or not task) and arrange(table, words=True) is not table:
+    if named is None and (words or not task) and may_join_rows(table):
         # The words of a sentence may stand in two parts.
         whole = join_tables([table, *(part.table() for part in parts)])
         yield from divided(arrange(whole, words=True), rows)

@@ -297,6 +297,18 @@ def _said(raw: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
     return labelled, tuple(name for name in names if isinstance(name, str))
 
 
+def model_directories(name: str | Path, *, base_model: str | Path | None = None) -> list[Path]:
+    """Returns the directories that a model is loaded from: its own, and of an adapter that of its base model.
+
+    Raises:
+      InputError: as ``open_source``.
+    """
+    directory = hub.resolve(name)
+    if base_model is None and not (directory / adapters.CONFIG).is_file():
+        return [directory]
+    return [directory, _base_directory(directory, base_model)]
+
+
 def _base_directory(directory: Path, base_model: str | Path | None, files: Sequence[str] | None = None) -> Path:
     """Returns the directory of an adapter's base model: ``base_model``, or the one in adapter_config.json."""
     settings = adapters.read_adapter_config(directory)

@@ -16,6 +16,7 @@ from deberta_jax.data import streaming
 from deberta_jax.data.streaming import estimated_rows, read_parts
 from deberta_jax.data.tables import Reading
 from deberta_jax.errors import InputError
+from deberta_jax.tasks.parts import task_parts
 
 WORDS = ["ban", "Größe", "a,b", 'say "x"', "two\nlines", "", "tab\tin", "end ", "😀", "'", "\u2028"]
 
@@ -99,6 +100,47 @@ def test_what_the_first_rows_decide_holds_for_the_rest(small, tmp_path):
     assert joined(path)[0]["text"] == ["a"] * 100 + ["b"]
 
 
+def test_rows_that_contradict_the_first_ones_are_refused(small, tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("text\tlabel\n" + "a\tx\n" * 100 + '"b ""y"" c"\tx\n')
+    with pytest.raises(InputError, match=r"line 102: .* is in quotes, and the first rows have none"):
+        joined(path)
+    path = tmp_path / "a.csv"
+    path.write_text("id,text\n" + '1,"a \\"y\\" b"\n' * 100 + '2,"C:\\new"\n')
+    with pytest.raises(InputError, match="line 102: a backslash that is no escape"):
+        joined(path)
+    path.write_text("text,\n" + "a,\n" * 200 + "a,remark\n")
+    with pytest.raises(InputError, match="line 202: 'remark' is in a column without a name"):
+        joined(path)
+
+
+@pytest.mark.parametrize("most", range(300, 1400, 100))
+def test_the_first_rows_may_end_anywhere(small, tmp_path, monkeypatch, most):
+    monkeypatch.setattr(streaming, "_SAMPLE", most)
+    path = tmp_path / "a.csv"
+    rows = [[str(i), "x\nban\nban" if i % 2 else 'x 5" ban'] for i in range(150)]
+    path.write_text("id,text\n" + "".join(f'{i},"{t}"\n' if "\n" in t else f"{i},{t}\n" for i, t in rows))
+    assert joined(path)[0] == {"id": [i for i, _ in rows], "text": [t for _, t in rows]}
+
+
+def test_blank_lines_and_odd_separators_before_and_in_the_header(small, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("\n" * 400 + "id,te\u2028xt,a\x85b\n" + "1,2,3\n" * 200, encoding="utf-8")
+    columns, _, where = joined(path)
+    assert list(columns) == ["id", "te\u2028xt", "a\x85b"]
+    assert where[0] == f"{path}, line 402"
+    path.write_text(",text,\n" + "1,a,b\n" * 200)
+    assert joined(path)[0] == {"text": ["a"] * 200, "": ["b"] * 200}
+
+
+def test_parquet_needs_its_library(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match="parquet needs pyarrow"):
+        joined(tmp_path / "a.parquet")
+
+
 def test_lines_of_json(small, tmp_path):
     rows = [{"text": text, "n": {"i": int(i)}} for i, text, _ in made(60)]
     path = tmp_path / "a.jsonl"
@@ -174,3 +216,14 @@ def test_an_empty_file(tmp_path, name):
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), path) if name == "a.parquet" else path.touch()
     with pytest.raises(InputError, match="no rows"):
         joined(path)
+
+
+def test_words_a_row_are_joined_across_parts(tmp_path):
+    path = tmp_path / "a.csv"
+    sizes = [1] * 15 + [4] * 20
+    words = [(number, f"w{number}-{i}") for number, size in enumerate(sizes) for i in range(size)]
+    path.write_text("sentence_id,word\n" + "".join(f"{number},{word}\n" for number, word in words))
+    tables = [part.table() for part in task_parts("token-classification", str(path), rows=10)]
+    sentences = [words for table in tables for words in table.columns["word"]]
+    assert [len(words) for words in sentences] == sizes
+    assert max(map(len, tables)) == 10

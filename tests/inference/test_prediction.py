@@ -1,5 +1,6 @@
 """``predict`` on long files: what it writes, in parts, after an interruption, and shared by several processes."""
 
+import io
 import json
 import os
 import shutil
@@ -7,15 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from deberta_jax import storage
 from deberta_jax.cli.main import main
 from deberta_jax.errors import InputError
 from deberta_jax.inference import prediction
+from deberta_jax.inference.answer_files import answer_format
 from tests.made import refused, rows, write_table
 
 
@@ -66,14 +70,20 @@ def test_csv_and_parquet_as_pandas_reads_them(small, trained, data, tmp_path):
 
 def test_processes_share_the_rows_and_their_parts_make_the_whole(small, trained, data, tmp_path):
     main(command(trained, data, tmp_path / "whole.jsonl"))
+    index = {"complete": False}
     for process in (2, 0, 1):
-        assert not (tmp_path / "out.index.json").exists()
+        assert not index["complete"]
         main(command(trained, data, tmp_path / "out.jsonl", "--processes", "3", "--process", str(process)))
-    index = json.loads((tmp_path / "out.index.json").read_text())
+        index = json.loads((tmp_path / "out.index.json").read_text())
+    assert (index["complete"], index["rows"]) == (True, 57)
     assert [file["file"] for file in index["files"]] == [f"out-0000{i}-of-00003.jsonl" for i in range(3)]
     assert [file["rows"] for file in index["files"]] == [20, 20, 17]
     parts = b"".join((tmp_path / file["file"]).read_bytes() for file in index["files"])
     assert parts == (tmp_path / "whole.jsonl").read_bytes()
+
+    main(command(trained, data, tmp_path / "out.jsonl", "--processes", "3", "--process", "0", "--max-length", "12"))
+    index = json.loads((tmp_path / "out.index.json").read_text())
+    assert [file["written"] for file in index["files"]] == [True, False, False], "the others are of another command"
 
 
 def test_more_processes_than_parts(trained, data, tmp_path):
@@ -112,6 +122,7 @@ def test_the_same_command_goes_on_and_another_begins_anew(small, trained, data, 
     assert len((kept / "lines").read_text().splitlines()) == 30
     with (kept / "lines").open("a") as file:
         file.write('{"label": "a line that was cut')
+    before = (kept / "lines").read_bytes()
     computed = []
     forward = prediction.Loaded.answers_to
     monkeypatch.setattr(prediction.Loaded, "answers_to", lambda *args: computed.append(len(args[2])) or forward(*args))
@@ -120,6 +131,11 @@ def test_the_same_command_goes_on_and_another_begins_anew(small, trained, data, 
     assert computed == [10, 10, 7]
     assert output.read_bytes() == expected
     assert not kept.exists()
+
+    interrupted(trained, data, output, monkeypatch, after=3)
+    (kept / "lines").write_bytes(before[:20])
+    main(command(trained, data, output))
+    assert output.read_bytes() == expected, "the first line was cut"
 
     interrupted(trained, data, output, monkeypatch, after=3)
     capsys.readouterr()
@@ -157,15 +173,86 @@ def test_a_place_that_another_user_could_write_is_not_trusted(small, trained, da
     shutil.rmtree(tmp_path / ".out.jsonl.unfinished")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / ".out.jsonl.unfinished").symlink_to(tmp_path / "elsewhere")
-    main(command(trained, data, output))
+    assert "is in the way" in refused(command(trained, data, output), capsys)
     assert list((tmp_path / "elsewhere").iterdir()) == []
+    (tmp_path / ".out.jsonl.unfinished").unlink()
+    (tmp_path / ".out.jsonl.unfinished").mkdir()
+    (tmp_path / ".out.jsonl.unfinished" / "mine.txt").write_text("keep")
+    assert "is in the way" in refused(command(trained, data, output), capsys)
+    assert (tmp_path / ".out.jsonl.unfinished" / "mine.txt").read_text() == "keep"
+
+
+def test_what_was_read_from_a_stream_or_another_archive_is_not_taken_for_the_same(
+    small, trained, tmp_path, monkeypatch, capsys
+):
+    texts = [[(text,) for text, _ in rows(35, seed=seed)] for seed in (1, 2)]
+    output, archive = tmp_path / "out.jsonl", tmp_path / "x.zip"
+    alone = []
+    for i, body in enumerate(texts):
+        write_table(tmp_path / f"{i}.jsonl", ("sentence",), body)
+        main(command(trained, tmp_path / f"{i}.jsonl", tmp_path / f"{i}.out"))
+        alone.append((tmp_path / f"{i}.out").read_bytes())
+    for name in ("-", f"{archive}/d.jsonl"):
+        for i in range(2):
+            content = (tmp_path / f"{i}.jsonl").read_bytes()
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+            with zipfile.ZipFile(archive, "w") as file:
+                file.writestr("d.jsonl", content)
+            if i == 0:
+                interrupted(trained, name, output, monkeypatch, after=2)
+        main(command(trained, name, output))
+        assert output.read_bytes() == alone[1]
+    capsys.readouterr()
+    refused(command(trained, name, archive), capsys)
+    assert zipfile.is_zipfile(archive)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "expected"),
+    [
+        ("--errors", "rows.csv", "is the input"),
+        ("--metrics", "model/config.json", "is a file of the model"),
+        ("--errors", "same.json", "is the file of --metrics"),
+    ],
+)
+def test_evaluate_overwrites_neither_data_nor_model(trained, tmp_path, capsys, option, name, expected):
+    model = tmp_path / "model"
+    shutil.copytree(trained.directory, model)
+    data = write_table(tmp_path / "rows.csv", ("sentence", "kind"), rows(8, seed=4))
+    before = data.read_bytes(), (model / "config.json").read_bytes()
+    more = ["--metrics", str(tmp_path / "same.json")] if name == "same.json" else []
+    arguments = ["evaluate", "--model", str(model), "--data", str(data), option, str(tmp_path / name), *more]
+    assert expected in refused(arguments, capsys)
+    assert (data.read_bytes(), (model / "config.json").read_bytes()) == before
+
+
+def test_an_output_that_would_be_an_input_is_refused(trained, data, tmp_path, capsys):
+    shutil.copy(data, tmp_path / "part-1.csv")
+    arguments = command(trained, tmp_path / "part-*.csv", tmp_path / "part.csv", "--processes", "2")
+    assert "would be an input" in refused(arguments, capsys)
+
+
+def test_parquet_of_answers_whose_values_have_no_common_type(tmp_path):
+    answers = [{"id": 1, "o": {}, "n": [1]}, {"id": "13", "o": {}, "n": [2.5]}, {"id": 10**25, "o": {}, "n": None}]
+    (tmp_path / "lines").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    with (tmp_path / "lines").open("rb") as lines, (tmp_path / "a.parquet").open("wb") as file:
+        answer_format("a.parquet")(lines, file)
+    table = pq.read_table(tmp_path / "a.parquet").to_pydict()
+    assert [json.loads(value) for value in table["id"]] == [1, "13", 10**25]
+    assert [json.loads(value) for value in table["o"]] == [{}, {}, {}]
+    assert table["n"] == [[1.0], [2.5], None]
+
+
+@pytest.mark.parametrize("name", ["o.csv.gz", "o.tsv", "o.json"])
+def test_formats_that_are_not_written(trained, data, tmp_path, capsys, name):
+    assert "is not written; give .jsonl, .csv or .parquet" in refused(command(trained, data, tmp_path / name), capsys)
 
 
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
         (["--processes", "2", "--process", "2"], "--process 2 --processes 2: give the number of processes"),
-        (["--processes", "2", "--input", "-"], "- is read and written by one process"),
+        (["--processes", "2", "--input", "-"], "a stream is read by one process"),
     ],
 )
 def test_shares_that_do_not_exist(trained, data, tmp_path, capsys, more, expected):
