@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from deberta_jax import storage
 from deberta_jax.export.onnx.encoder import add_encoder
 from deberta_jax.export.onnx.graph import Graph
 from deberta_jax.export.onnx.heads import HeadContext, add_head, input_axes
@@ -48,11 +49,11 @@ class OnnxModel:
         if self.nbytes <= largest:
             tensors = (numpy_helper.from_array(array, name) for name, array in self.initializers.items())
             proto.graph.initializer.extend(tensors)
-            file.write_bytes(proto.SerializeToString())
+            storage.write_bytes(file, proto.SerializeToString())
             return
         data = file.with_name(f"{file.name}_data")
         dtype_of = library("onnx.helper").np_dtype_to_tensor_dtype
-        with data.open("wb") as stream:
+        with storage.writing(data) as stream:
             for name, array in self.initializers.items():
                 tensor = proto.graph.initializer.add(name=name, dims=array.shape, data_type=dtype_of(array.dtype))
                 if array.nbytes < 1024:  # shapes and indices, which checkers read, stand in the graph
@@ -64,7 +65,7 @@ class OnnxModel:
                 for key, value in place.items():
                     tensor.external_data.add(key=key, value=str(value))
                 stream.write(array.data.cast("B"))
-        file.write_bytes(proto.SerializeToString())
+        storage.write_bytes(file, proto.SerializeToString())
 
 
 def build(

@@ -114,7 +114,7 @@ def _write(
     folder: Path, model: Model, params: Mapping[str, Any], dtype: str, keep_embeddings: bool
 ) -> tuple[int, float]:
     """Writes and checks the file. Returns the size of all files, and the largest difference from the model."""
-    folder.mkdir()
+    storage.make_directory(folder)
     file = folder / "model.onnx"
     compute = np.float16 if dtype == "float16" else np.float32
     built = build(model, params, compute, int8_embeddings=dtype == "int8" and not keep_embeddings)

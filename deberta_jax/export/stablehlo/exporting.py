@@ -102,11 +102,11 @@ def export_stablehlo(
     weights_model, weights = _prepared(model, params, jnp.dtype(dtype))
     with export_directory(target, exported, dtype) as stage:
         folder = stage / "stablehlo"
-        folder.mkdir()
+        storage.make_directory(folder)
         difference = 0.0
         for length in lengths:
             program = export_program(weights_model, weights, length).serialize()
-            (folder / _file(length)).write_bytes(program)
+            storage.write_bytes(folder / _file(length), bytes(program))
             run = export.deserialize(program).call
             difference = max(difference, _difference(run, weights, model, params, length))
         if difference > TOLERANCES[dtype]:
