@@ -108,7 +108,7 @@ def test_a_process_without_this_package_computes_the_same(tmp_path):
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "outputs.npz")["logits"]
     expected = apply(model.clone(attention="xla"), params, inputs).logits
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(found[:, :7], expected, rtol=0, atol=1e-6)
 
 
 def test_the_directory_describes_itself_and_bfloat16_is_half(tmp_path):
