@@ -312,7 +312,7 @@ def test_evaluate_writes_the_most_confident_mistakes_first(trained, tmp_path, ca
     main(["predict", *model, "--input", str(data), "--output", str(tmp_path / "out.jsonl")])
     found = answers(tmp_path / "out.jsonl")
     wrong = [i for i, answer in enumerate(found) if answer["label"] != texts[i][1]]
-    assert len(mistakes) == len(wrong) == round(40 * (1 - metrics["accuracy"])) >= 8
+    assert len(mistakes) == len(wrong) == round(40 * (1 - metrics["accuracy"])) > 3
     wrong.sort(key=lambda i: -max(found[i]["probabilities"].values()))
     assert [m["where"] for m in mistakes] == [f"{data}, line {i + 2}" for i in wrong]
     assert [(m["sentence"], m["label"]) for m in mistakes] == [texts[i] for i in wrong]
