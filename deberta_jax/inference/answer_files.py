@@ -12,7 +12,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.storage.resumable import Finish
 
 _ROWS = 4096
-_OTHER_FORMATS = (".tsv", ".json", ".gz", ".zst", ".zip")
+_OTHER_FORMATS = (".tsv", ".gz", ".zst", ".zip")
 
 
 def answer_format(output: str) -> Finish | None:

@@ -243,7 +243,7 @@ def test_parquet_of_answers_whose_values_have_no_common_type(tmp_path):
     assert table["n"] == [[1.0], [2.5], None]
 
 
-@pytest.mark.parametrize("name", ["o.csv.gz", "o.tsv", "o.json"])
+@pytest.mark.parametrize("name", ["o.csv.gz", "o.tsv", "o.jsonl.zst"])
 def test_formats_that_are_not_written(trained, data, tmp_path, capsys, name):
     assert "is not written; give .jsonl, .csv or .parquet" in refused(command(trained, data, tmp_path / name), capsys)
 
