@@ -22,23 +22,13 @@ import numpy as np
 import onnxruntime
 import torch
 import transformers
+from peers import Traced
 from timing import in_turn
 
 import deberta_jax
 from deberta_jax.export.onnx.building import build
 
 AXES = {0: "batch", 1: "length"}
-
-
-class Traced(torch.nn.Module):
-    """The encoder with arguments and result in the form that the exporter takes."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, attention_mask):
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
 def torch_graph(directory: str, inputs: dict[str, np.ndarray], file: str, *, dynamic: bool) -> str:

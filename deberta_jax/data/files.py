@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from deberta_jax import storage
-from deberta_jax.data.reading import BLOCK, Counting, blocks_of, check_expansion, damage, read_text
+from deberta_jax.data.reading import BLOCK, Counting, blocks_of, check_expansion, damage, text_parts
 from deberta_jax.errors import InputError, brief
 
 COMPRESSED = (".gz", ".zst")
@@ -39,7 +39,7 @@ def found(path: str) -> list[str]:
         return storage.matching(path)
     archive, member = inside
     names = members(archive)
-    return [path] if member in names else [f"{archive}/{name}" for name in names if _matches(name, member)]
+    return [path] if member in names else [f"{archive}/{name}" for name in names if matches(name, member)]
 
 
 def stored_file(path: str) -> Path | None:
@@ -91,14 +91,21 @@ def read_content(path: str, *, document: bool = False) -> str:
       document: whether it is one JSON value, which may be a single line.
 
     Raises:
-      InputError: it cannot be read, is damaged, or is no text; as ``reading.read_text``.
+      InputError: it cannot be read, is damaged, or is no text; as ``reading.text_parts``.
     """
+    with opened_text(path, document=document) as parts:
+        return "".join(parts)
+
+
+@contextmanager
+def opened_text(path: str, *, document: bool = False) -> Iterator[Iterator[str]]:
+    """Yields the decompressed text of a file in parts. Arguments and errors are those of ``read_content``."""
     with packed(path) as (stream, is_packed):
         counted = Counting(stream)
         content, errors = decompressed(path, counted)
         is_packed = is_packed or content is not counted
         with damage(path, errors):
-            return read_text(path, blocks_of(path, content, counted if is_packed else None), document=document)
+            yield text_parts(path, blocks_of(path, content, counted if is_packed else None), document=document)
 
 
 @contextmanager
@@ -188,7 +195,7 @@ def _split(path: str) -> tuple[Path, str] | None:
     return None
 
 
-def _matches(name: str, pattern: str) -> bool:
-    """Returns whether a name in a zip matches a pattern, in which wildcards do not match ``/``."""
+def matches(name: str, pattern: str) -> bool:
+    """Returns whether a path or a name in a zip matches a pattern, in which wildcards do not match ``/``."""
     ours, theirs = PurePosixPath(name).parts, PurePosixPath(pattern).parts
     return len(ours) == len(theirs) and all(map(fnmatch.fnmatchcase, ours, theirs))

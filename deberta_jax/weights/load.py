@@ -33,6 +33,7 @@ from deberta_jax.weights.names import ENCODER
 from deberta_jax.weights.opening import Source, open_source
 from deberta_jax.weights.quantization import Quantization, QuantizedLeaves, as_quantization
 from deberta_jax.weights.report import Report, TargetRow
+from deberta_jax.weights.trees import leaves_by_path, nested
 from deberta_jax.weights.values import as_dtype, broken_note, broken_tensors, is_finite, read_leaf
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def load(
     plan = plan_head(source, HeadRequest(head, num_labels, id2label, new_head is not None))
     model = spec.model.create(plan.config, runtime)
     sharding_of = _flatten(shardings, head)
-    params: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     broken: list[str] = []
     quantized = QuantizedLeaves(plan, options)
     if options is not None:
@@ -131,17 +132,17 @@ def load(
             value = _leaf(source, plan, path, param_dtype, sharding_of.get(path), broken)
         else:
             value = _quantized_leaf(value, path, sharding_of, broken)
-        _insert(params, path, value)
+        leaves[path] = value
     if broken and not allow_non_finite:
         names = table.collapse(broken_tensors(plan, broken))
         raise InputError(f"{source.checkpoint.path}: {broken_note(names)}")
     initialized = [row for row in plan.targets if row.initialised]
     if new_head is not None and initialized:
-        for path, value in init_leaves(model, initialized, new_head, sharding_of).items():
-            _insert(params, path, value)
+        leaves |= init_leaves(model, initialized, new_head, sharding_of)
     report = make_report(name, source, plan, [broken_note(broken)] if broken else [])
     for line in (*(f"initialised {row.path}: {row.reason}" for row in initialized), *report.notes):
         logger.info("%s: %s", name, printable(line))
+    params = nested(leaves)
     return model, params[ENCODER] if head == "encoder" else params, report
 
 
@@ -321,13 +322,6 @@ def init_leaves(
     return jax.jit(initialize, out_shardings={row.path: shardings.get(row.path) for row in rows})(key)
 
 
-def _insert(tree: dict[str, Any], path: str, value: Any) -> None:
-    *groups, last = path.split("/")
-    for group in groups:
-        tree = tree.setdefault(group, {})
-    tree[last] = value
-
-
 def _lookup(tree: Any, path: str) -> Any:
     for name in path.split("/"):
         tree = tree[name]
@@ -338,7 +332,4 @@ def _flatten(tree: Any, head: str) -> dict[str, Any]:
     """Returns the leaves of a tree by path. Paths of an encoder alone get the prefix ``deberta/``, as rows have it."""
     if tree is None:
         return {}
-    if head == "encoder":
-        tree = {ENCODER: tree}
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+    return leaves_by_path({ENCODER: tree} if head == "encoder" else tree)

@@ -17,6 +17,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.storage import AnyPath
 from deberta_jax.weights.orbax_files import PendingLeaf, key_value_store
 from deberta_jax.weights.orbax_library import ocp
+from deberta_jax.weights.trees import nested
 
 
 class _LeafHandler(ocp.type_handlers.TypeHandler):
@@ -85,13 +86,7 @@ def write_orbax(directory: AnyPath, leaves: Mapping[str, PendingLeaf], *, named:
     Raises:
       InputError: the local directory cannot be written.
     """
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *groups, last = path.split("/")
-        node = tree
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[last] = leaf
+    tree = nested(leaves)
     # The handler of jax.Array is not used, but Orbax warns if there is none.
     handlers = (PendingLeaf, _LeafHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
     registry = ocp.type_handlers.create_type_handler_registry(*handlers)

@@ -21,6 +21,7 @@ from deberta_jax.weights.output import check_free, staged_model
 from deberta_jax.weights.quantization import Quantizer, matrix_of_row
 from deberta_jax.weights.quantized_tensors import stored_tensors
 from deberta_jax.weights.safetensors_file import Pending, write_safetensors
+from deberta_jax.weights.trees import leaves_by_path
 from deberta_jax.weights.values import as_dtype, contiguous, is_finite
 
 TensorNames = Literal["hf", "microsoft"]
@@ -45,8 +46,7 @@ class TreeLeaves:
     """Gives the leaves of a parameter tree, copied to the host one at a time."""
 
     def __init__(self, tree: Mapping[str, Any]):
-        flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compressed)
-        self._leaves = {"/".join(key.key for key in path): leaf for path, leaf in flat}
+        self._leaves = leaves_by_path(tree, is_compressed)
         self._held: dict[str, np.ndarray] = {}
 
     @property

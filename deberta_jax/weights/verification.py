@@ -25,6 +25,7 @@ from deberta_jax.weights.load import plan_head
 from deberta_jax.weights.opening import Source, open_source
 from deberta_jax.weights.save import torch_tensors
 from deberta_jax.weights.source import Checkpoint, Tensor, kind
+from deberta_jax.weights.trees import nested
 from deberta_jax.weights.values import read_leaf
 
 _ROWS, _LENGTH = 2, 24
@@ -220,13 +221,7 @@ def outputs(source: Source, *, round_trip: bool = False) -> dict[str, np.ndarray
 
 def _run(head: str, plan: LoadPlan) -> dict[str, np.ndarray]:
     """Returns the outputs of one head on the fixed inputs, by name."""
-    params: dict[str, Any] = {}
-    for path in plan.fills:
-        *groups, last = path.split("/")
-        node = params
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[last] = jnp.asarray(read_leaf(plan, path, np.dtype(np.float32)))
+    params = nested({path: jnp.asarray(read_leaf(plan, path, np.dtype(np.float32))) for path in plan.fills})
     spec = head_spec(head)
     model = spec.model(plan.config)
     ids, mask = fixed_inputs(plan.config.vocab_size, min(_LENGTH, plan.config.max_position_embeddings))

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file
 
 import deberta_jax
 from deberta_jax.export import export_stablehlo
-from deberta_jax.export.stablehlo.programs import export_program, flatten
+from deberta_jax.export.stablehlo.programs import export_program
 from deberta_jax.models import HEADS, HeadOutput, HeadSpec, Model
+from deberta_jax.weights.trees import leaves_by_path
 from tests.cases import Case, apply, draw_params
 from tests.made import refused, weighted_model
 
@@ -79,7 +80,7 @@ def test_a_head_from_outside_the_package(tmp_path, monkeypatch):
 def test_programs_lower_for_accelerators_that_are_not_here(platform):
     case = Case("stablehlo-lower", "v3", "sequence-classification")
     model = case.model(attention="xla")
-    exported = export_program(model, flatten(draw_params(model)), 16)
+    exported = export_program(model, leaves_by_path(draw_params(model)), 16)
     assert platform in exported.platforms
     assert "stablehlo" in exported.mlir_module()
     assert [str(size) for size in exported.out_avals[0].shape] == ["batch", "3"]

@@ -17,12 +17,12 @@ from deberta_jax.export.stablehlo.programs import (
     PLATFORMS,
     Arrays,
     export_program,
-    flatten,
     function_of,
     input_names,
 )
 from deberta_jax.models import Model, prepare_for_inference, spec_of_model
 from deberta_jax.weights.safetensors_file import Pending, write_safetensors
+from deberta_jax.weights.trees import leaves_by_path
 
 DTYPES = ("float32", "bfloat16")
 """The choices of ``dtype``."""
@@ -142,7 +142,7 @@ def _prepared(model: Model, params: Mapping[str, Any], dtype: Any) -> tuple[Mode
     # ``auto`` would choose by the machine that exports; xla is on all platforms.
     model = model.clone(dtype=dtype, param_dtype=dtype, attention="xla", remat="none")
     model, params = prepare_for_inference(model, dict(params))
-    return model, {path: jnp.asarray(leaf, dtype) for path, leaf in flatten(params).items()}
+    return model, {path: jnp.asarray(leaf, dtype) for path, leaf in leaves_by_path(params).items()}
 
 
 def _inputs(model: Model, rows: int, length: int) -> Iterator[dict[str, np.ndarray]]:
@@ -160,7 +160,7 @@ def _inputs(model: Model, rows: int, length: int) -> Iterator[dict[str, np.ndarr
 def _difference(run: Any, weights: Arrays, model: Model, params: Mapping[str, Any], length: int) -> float:
     """Returns the largest difference of a program's outputs from the model's, relative to the largest output."""
     ours = jax.jit(function_of(model))
-    largest, given = 0.0, flatten(params)
+    largest, given = 0.0, leaves_by_path(params)
     for inputs in _inputs(model, 3, length):
         expected, found = ours(given, inputs), jax.jit(run)(weights, inputs)
         for name, value in expected.items():

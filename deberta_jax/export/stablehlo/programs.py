@@ -8,28 +8,12 @@ import jax.numpy as jnp
 from jax import export
 
 from deberta_jax.models import Model, spec_of_model
+from deberta_jax.weights.trees import nested
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """The platforms that every program is lowered for, by JAX's names."""
 
 Arrays = Mapping[str, Any]
-
-
-def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the leaves of a tree of parameters by their paths, such as ``deberta/embeddings/LayerNorm/bias``."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {"/".join(step.key for step in path): leaf for path, leaf in leaves}
-
-
-def _unflatten(weights: Arrays) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in weights.items():
-        *groups, last = path.split("/")
-        inner = tree
-        for group in groups:
-            inner = inner.setdefault(group, {})
-        inner[last] = leaf
-    return tree
 
 
 def function_of(model: Model) -> Callable[[Arrays, Arrays], dict[str, jax.Array]]:
@@ -39,7 +23,7 @@ def function_of(model: Model) -> Callable[[Arrays, Arrays], dict[str, jax.Array]
     """
 
     def compute(weights: Arrays, inputs: Arrays) -> dict[str, jax.Array]:
-        output = model.apply({"params": _unflatten(weights)}, **inputs)
+        output = model.apply({"params": nested(weights)}, **inputs)
         return {name: value.astype(jnp.float32) for name, value in vars(output).items() if value is not None}
 
     return compute
