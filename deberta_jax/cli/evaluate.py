@@ -3,9 +3,8 @@
 import dataclasses
 
 from deberta_jax.cli.output import json_text
-from deberta_jax.cli.progress import prediction_bar
+from deberta_jax.cli.progress import text_bar
 from deberta_jax.inference.evaluation import EvaluateOptions, evaluate
-from deberta_jax.inference.prediction import Share
 from deberta_jax.training.experiment import compute_dtype
 
 
@@ -18,7 +17,4 @@ class Args(EvaluateOptions):
 
 def run(args: Args) -> None:
     """Prints the metrics."""
-    names = {field.name for field in dataclasses.fields(EvaluateOptions)}
-    options = EvaluateOptions(**{name: getattr(args, name) for name in names})
-    with prediction_bar(options.data, Share()) as progress:
-        print(json_text(evaluate(options, dtype=compute_dtype(args.dtype), progress=progress)))
+    print(json_text(evaluate(args, dtype=compute_dtype(args.dtype), bar=text_bar)))

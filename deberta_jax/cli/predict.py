@@ -27,12 +27,10 @@ class Args(PredictOptions):
 
 def run(args: Args) -> None:
     """Writes the answers, whole or not at all."""
-    names = {field.name for field in dataclasses.fields(PredictOptions)}
-    options = PredictOptions(**{name: getattr(args, name) for name in names})
     if args.distributed:
         start(RunOptions(distributed=True))
         share = Share(jax.process_index(), jax.process_count())
     else:
         share = Share(args.process, args.processes)
-    with prediction_bar(options.input, share) as progress:
-        predict(options, dtype=compute_dtype(args.dtype), share=share, progress=progress)
+    with prediction_bar(args.input, share) as progress:
+        predict(args, dtype=compute_dtype(args.dtype), share=share, progress=progress)

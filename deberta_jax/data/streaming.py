@@ -6,6 +6,7 @@ it is written. Other formats are read whole and then divided.
 
 import dataclasses
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,11 +16,11 @@ from typing import Any
 from deberta_jax import storage
 from deberta_jax.data.delimited import check_delimiter, read_csv, read_tsv
 from deberta_jax.data.delimited_parts import form_of
-from deberta_jax.data.files import COMPRESSED, decompressed, ending, found, matching_files, packed
+from deberta_jax.data.files import COMPRESSED, ending, found, matching_files, opened_text
 from deberta_jax.data.hub_datasets import is_dataset
 from deberta_jax.data.json_files import is_object_line, read_jsonl_table, table_of_lines
 from deberta_jax.data.parquet_file import parquet_rows, read_parquet_parts
-from deberta_jax.data.reading import BLOCK, Counting, blocks_of, damage, text_parts
+from deberta_jax.data.reading import BLOCK, blocks_of, text_parts
 from deberta_jax.data.table import Table
 from deberta_jax.data.tables import Reading, checked, read_table
 from deberta_jax.errors import InputError
@@ -71,7 +72,7 @@ def divided(table: Table, rows: int) -> Iterator[Part]:
 
 
 def estimated_rows(pattern: str) -> int | None:
-    """Returns about how many rows files have, from their lines; None if that takes as long as reading them."""
+    """Returns about how many rows files have, from their first lines; None if that takes as long as reading them."""
     total = 0
     for path in [] if pattern == "-" else found(pattern):
         if storage.is_remote(path) or not Path(path).is_file() or ending(path) != Path(path).suffix.lower():
@@ -80,7 +81,8 @@ def estimated_rows(pattern: str) -> int | None:
             total += parquet_rows(path)
         elif ending(path) in (".jsonl", ".ndjson", ".csv", ".tsv"):
             with storage.opened(path) as file:
-                total += sum(block.count(b"\n") for block in iter(lambda file=file: file.read(BLOCK), b""))
+                begin, size = file.read(BLOCK), file.seek(0, os.SEEK_END)
+            total += begin.count(b"\n") * size // max(1, len(begin))
         else:
             return None
     return total or None
@@ -111,12 +113,8 @@ def _text_of(path: str) -> Iterator[Iterator[str]]:
             raise InputError("standard input is closed; give a file")
         yield text_parts(STANDARD_INPUT, blocks_of(STANDARD_INPUT, sys.stdin.buffer, None), document=False)
         return
-    with packed(path) as (stream, is_packed):
-        counted = Counting(stream)
-        content, errors = decompressed(path, counted)
-        is_packed = is_packed or content is not counted
-        with damage(path, errors):
-            yield text_parts(path, blocks_of(path, content, counted if is_packed else None), document=False)
+    with opened_text(path) as parts:
+        yield parts
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:

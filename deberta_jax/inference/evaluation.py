@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError
-from deberta_jax.inference.predict import Progress
 from deberta_jax.inference.trained import TrainedOptions, check_overwrites_nothing, load_trained
+
+Bar = Callable[[int], AbstractContextManager[Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,13 @@ class EvaluateOptions(TrainedOptions):
     several labels, and regression, where the largest errors come first."""
 
 
-def evaluate(o: EvaluateOptions, *, dtype: Any, progress: Progress | None = None) -> Mapping[str, float | None]:
+def evaluate(o: EvaluateOptions, *, dtype: Any, bar: Bar) -> Mapping[str, float | None]:
     """Returns the metrics of a model on a labelled file, and writes the files that the options name.
+
+    Args:
+      o: the options.
+      dtype: dtype of the computation.
+      bar: makes a progress bar, such as one of tqdm, over a number of texts.
 
     Raises:
       InputError: as ``load_trained``; a file cannot be written, or the task has no mistakes to list.
@@ -37,7 +44,8 @@ def evaluate(o: EvaluateOptions, *, dtype: Any, progress: Progress | None = None
     if o.metrics and os.path.realpath(o.metrics) == os.path.realpath(o.errors or os.devnull):
         raise InputError(f"--errors {o.errors}: is the file of --metrics; give another file")
     task, model, table = load_trained(o, o.data, dtype=dtype, labelled=True)
-    logits, features = model.labelled_logits(task, table, progress)
+    with bar(len(table)) as progress:
+        logits, features = model.labelled_logits(task, table, progress.update)
     metrics = task.metrics(logits, features, table)
     if o.errors:
         mistakes = task.mistakes(logits, features, table)

@@ -97,7 +97,8 @@ def predict(o: PredictOptions, *, dtype: Any, share: Share, progress: Told | Non
     output = share.output(o.output)
     finish = answer_format(o.output)
     storage.check_output_file("--output", output)
-    for name in (share.index(o.output), *(Share(i, share.processes).output(o.output) for i in range(share.processes))):
+    written = [Share(process, share.processes).output(o.output) for process in range(share.processes)]
+    for name in (*written, *([share.index(o.output)] if share.processes > 1 else [])):
         check_overwrites_nothing("--output", name, o.input, o.model)
     command = _command(o, dtype)
     with storage.resumable_lines("--output", output, command | {"share": dataclasses.astuple(share)}, finish) as lines:
@@ -107,7 +108,7 @@ def predict(o: PredictOptions, *, dtype: Any, share: Share, progress: Told | Non
         if first is None:
             raise InputError(f"{o.input}: no rows; the file is empty")
         trained, model, _ = load_for_table(
-            o, first.table(), dtype=dtype, labelled=False, non_finite=o.non_finite, local=share.processes > 1
+            o, task, first.table(), dtype=dtype, labelled=False, non_finite=o.non_finite, local=share.processes > 1
         )
         counts = None
         if share.processes > 1:
@@ -124,7 +125,8 @@ def _command(o: PredictOptions, dtype: Any) -> dict[str, Any]:
 
     An input without such a file, as a stream, is never the same twice.
     """
-    options = {name: value for name, value in dataclasses.asdict(o).items() if name != "output"}
+    names = {field.name for field in dataclasses.fields(PredictOptions)} - {"output"}
+    options = {name: getattr(o, name) for name in sorted(names)}
     folders = model_directories(o.model, base_model=o.base_model)
     files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
     inputs = [stored_file(path) for path in ([o.input] if o.input == "-" else matching_files(o.input))]

@@ -1,14 +1,13 @@
 """Loads a trained model together with its task, for the commands ``evaluate`` and ``predict``."""
 
 import dataclasses
-import fnmatch
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from deberta_jax import hub, storage
-from deberta_jax.data.files import matching_files, stored_file
+from deberta_jax.data.files import matches, matching_files, stored_file
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.loaded import Loaded, load_head, load_model, model_config, trained_experiment
@@ -73,8 +72,9 @@ def load_trained(
     Raises:
       InputError: the model, a file, a column or a number cannot be used.
     """
-    table = read_task(task_name(o), [data], o.delimiter)
-    return load_for_table(o, table, dtype=dtype, labelled=labelled, non_finite=non_finite)
+    task = task_name(o)
+    table = read_task(task, [data], o.delimiter)
+    return load_for_table(o, task, table, dtype=dtype, labelled=labelled, non_finite=non_finite)
 
 
 def task_name(o: TrainedOptions) -> str:
@@ -91,6 +91,7 @@ def task_name(o: TrainedOptions) -> str:
 
 def load_for_table(
     o: TrainedOptions,
+    task_given: str,
     table: Table,
     *,
     dtype: Any,
@@ -100,11 +101,11 @@ def load_for_table(
 ) -> tuple[Task, Loaded, Table]:
     """Loads a model and the task for a table, or for the first rows of one; otherwise as ``load_trained``.
 
-    With ``local`` only the devices of this process compute.
+    ``task_given`` is what ``task_name`` returns. With ``local`` only the devices of this process compute.
     """
     directory = hub.resolve(o.model)
     recorded = trained_experiment(directory) or {}
-    options = dataclasses.replace(merge_options(o, recorded, table), task=task_name(o))
+    options = dataclasses.replace(merge_options(o, recorded, table), task=task_given)
     options = resolve_options(options, table, labelled=labelled)
     source = o.model if hub.split_file(o.model)[1] else directory
     config = model_config(kind_name(options.task), source, ignore=o.ignore, base_model=o.base_model)
@@ -175,7 +176,7 @@ def check_overwrites_nothing(option: str, output: str, data: str, model: str) ->
       InputError: it is one of them, or the pattern of the data matches it.
     """
     path = Path(output).expanduser()
-    if storage.is_pattern(data) and output and fnmatch.fnmatch(os.path.abspath(path), os.path.abspath(data)):
+    if storage.is_pattern(data) and output and matches(os.path.abspath(path), os.path.abspath(data)):
         raise InputError(f"{option} {output}: would be an input, as {data} matches it; give another file")
     if not path.is_file():
         return

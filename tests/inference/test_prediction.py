@@ -230,6 +230,12 @@ def test_an_output_that_would_be_an_input_is_refused(trained, data, tmp_path, ca
     shutil.copy(data, tmp_path / "part-1.csv")
     arguments = command(trained, tmp_path / "part-*.csv", tmp_path / "part.csv", "--processes", "2")
     assert "would be an input" in refused(arguments, capsys)
+    # Wildcards do not match separators, and one process writes no index.
+    (tmp_path / "answers").mkdir()
+    main(command(trained, tmp_path / "*.csv", tmp_path / "answers" / "out.csv"))
+    (tmp_path / "rows.json").write_text('[{"sentence": "ban"}]')
+    main(command(trained, tmp_path / "*.json", tmp_path / "answers.jsonl"))
+    assert len(answers(tmp_path / "answers.jsonl")) == 1
 
 
 def test_parquet_of_answers_whose_values_have_no_common_type(tmp_path):
