@@ -13,6 +13,7 @@ import pytest
 
 from deberta_jax import hub
 from deberta_jax.errors import InputError
+from tests.made import TINY, weighted_model
 from tests.weights.files import raw_config, state_of, torch_zip
 
 COMMIT, OLDER = "a" * 40, "b" * 40
@@ -242,6 +243,26 @@ def test_loads_and_converts_a_hub_id_at_a_pinned_commit(server, ask, tmp_path):
         assert ask(convert.format(str(out), revision)) == []
         assert len(json.loads((out / "config.json").read_text())["id2label"]) == labels
         assert (out / "spm.model").read_bytes() == b"x"
+
+
+@pytest.mark.system
+def test_inference_loads_a_revision(server, ask, tmp_path):
+    server.files["org/model"] = {}
+    config = TINY.replace(num_hidden_layers=1)
+    for commit, model in ((COMMIT, config.replace(num_labels=3)), (OLDER, config.replace(num_labels=5))):
+        files = weighted_model(tmp_path / commit[0], model).iterdir()
+        server.files["org/model"][commit] = {file.name: file.read_bytes() for file in files if file.is_file()}
+    names = ("pipelines", "cross_encoder", "embedding")
+    pipelines, cross_encoder, embedding = (
+        f"__import__('deberta_jax.inference.{name}', fromlist=['x'])" for name in names
+    )
+    code = (
+        f"[{pipelines}.pipeline('text-classification', 'org/model', revision={{0!r}}).model.config.num_labels,"
+        f" {cross_encoder}.CrossEncoder('org/model', revision={{0!r}}).num_labels,"
+        f" len({embedding}.Embedder('org/model', revision={{0!r}}).model.config.id2label)]"
+    )
+    assert ask(code.format(None)) == [3, 3, 3]
+    assert ask(code.format(OLDER)) == [5, 5, 5]
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(server, ask):

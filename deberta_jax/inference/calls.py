@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from deberta_jax.data.features import Features, check_vocabulary, log_cut, make_features
+from deberta_jax.data.features import Features, LongTexts, check_vocabulary, make_features
 from deberta_jax.errors import InputError, did_you_mean, shown
 from deberta_jax.inference.loaded import Loaded
 from deberta_jax.text.arguments import strategy
@@ -164,9 +164,9 @@ class Pipeline(Loaded):
         features = make_features(self.tokenizer, texts, pairs, max_length=limit, truncation=truncation)
         return self._checked(features, limit)
 
-    def _checked(self, features: Features, limit: int) -> Features:
+    def _checked(self, features: Features, limit: int, how: str = "cut") -> Features:
         check_vocabulary(features, self.model.config.vocab_size, "the input")
-        log_cut(features, "the input", limit)
+        LongTexts(features).log("the input", limit, how)
         return features
 
     def _logits(self, features: Features, options: Mapping[str, Any]) -> np.ndarray:

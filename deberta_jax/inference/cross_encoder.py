@@ -56,6 +56,7 @@ class CrossEncoder:
         attention: str = "auto",
         ignore: Sequence[str] = (),
         base_model: str | Path | None = None,
+        revision: str | None = None,
     ):
         """Loads a model on all devices.
 
@@ -64,7 +65,7 @@ class CrossEncoder:
           max_length: longest pair in tokens, beyond which the longer of its texts is cut; by default that of the
             training run, else 512.
           activation_fn: see the class.
-          dtype, attention, ignore, base_model: as for ``pipeline``.
+          dtype, attention, ignore, base_model, revision: as for ``pipeline``.
 
         Raises:
           InputError: the directory is not a model, has no such head, or names an activation that is not known here.
@@ -75,6 +76,7 @@ class CrossEncoder:
             Runtime(dtype=dtype, attention=attention),
             ignore=ignore,
             base_model=base_model,
+            revision=revision,
         )
         self.model, self.params, self.tokenizer = loaded.model, loaded.params, loaded.tokenizer
         self.max_length = trained_length(loaded.directory) if max_length is None else max_length

@@ -20,6 +20,7 @@ from deberta_jax.inference.predict import Predictor, Progress
 from deberta_jax.models import Model, Runtime
 from deberta_jax.sharding import replicated
 from deberta_jax.tasks import TASK_KINDS, NonFinite, Task, check_finite_rows, finite_answers
+from deberta_jax.tasks.text_classification import TextTask
 from deberta_jax.text import Tokenizer
 from deberta_jax.weights import Check
 from deberta_jax.weights.choose import HeadRequest
@@ -122,7 +123,9 @@ class Loaded:
         logits = self.predictor.logits(self.params, features, progress)
         if self.long_text == "truncate" or features.row is None:
             return logits, features
-        return joined_logits(logits, features, task, self.window_score), dataclasses.replace(features, row=None)
+        assert isinstance(task, TextTask)
+        joined = joined_logits(logits, features, task.spec.problem_type, self.window_score)
+        return joined, dataclasses.replace(features, row=None)
 
 
 def model_config(
@@ -150,6 +153,7 @@ def load_head(
     batch_size: int,
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
+    revision: str | None = None,
     non_finite: NonFinite = "refuse",
     check: Check = "sampled",
     tokenizer: str | Path | Tokenizer | None = None,
@@ -166,6 +170,7 @@ def load_head(
         runtime,
         ignore=ignore,
         base_model=base_model,
+        revision=revision,
         allow_non_finite=non_finite == "null",
         check=check,
         tokenizer=tokenizer,

@@ -39,6 +39,7 @@ def load_for_inference(
     *,
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
+    revision: str | None = None,
     allow_non_finite: bool = False,
     check: Check = "sampled",
     tokenizer: str | Path | Tokenizer | None = None,
@@ -48,7 +49,7 @@ def load_for_inference(
 
     Args:
       head: a key of ``models.HEADS``.
-      model, ignore, base_model, allow_non_finite, check: as for ``from_pretrained``.
+      model, ignore, base_model, revision, allow_non_finite, check: as for ``from_pretrained``.
       runtime: how the model is computed.
       tokenizer: a tokenizer, or the directory or hub id of one; None: the model's.
       device: as for ``pipeline``.
@@ -59,14 +60,21 @@ def load_for_inference(
     """
     use_compilation_cache()
     mesh = make_mesh(devices=devices_of(device))
-    directory = hub.resolve(model)
+    directory = hub.resolve(model, revision=revision)
     if tokenizer is None:
         tokenizer = load_tokenizer(tokenizer_directory(directory, base_model=base_model))
     elif not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(hub.resolve(tokenizer, files=hub.TEXT_FILES))
     source = model if hub.split_file(str(model))[1] else directory
     network, params, _ = load(
-        source, head, runtime, ignore=ignore, base_model=base_model, allow_non_finite=allow_non_finite, check=check
+        source,
+        head,
+        runtime,
+        revision=revision,
+        ignore=ignore,
+        base_model=base_model,
+        allow_non_finite=allow_non_finite,
+        check=check,
     )
     network, params = prepare_for_inference(network, params)
     return InferenceModel(network, replicated(params, mesh), tokenizer, directory, mesh)

@@ -26,7 +26,7 @@ HOW_READ: dict[LongText, str] = {
 """How long texts are read, in words for the log."""
 
 # No text has as many tokens.
-_ALL_TOKENS = 1 << 30
+ALL_TOKENS = 1 << 30
 
 
 def long_features(
@@ -34,22 +34,31 @@ def long_features(
 ) -> Features:
     """Returns the tokens of a table's rows, of which long ones lose their middle or are split into windows.
 
-    Windows overlap by a quarter, and each begins and ends with the text's own first and last token, [CLS] and [SEP].
-
     Args:
       task, table, tokenizer, labelled: as for ``Task.features``.
-      max_length: the largest number of tokens of a text.
-      how: ``head-tail`` keeps the first and the last half of ``max_length`` tokens, ``windows`` all.
-
-    Returns:
-      The tokens; with windows ``row`` is the row of the table of each.
+      max_length, how: as for ``split_long``.
 
     Raises:
       InputError: as ``Task.features``, or the task has no single text with one answer.
     """
     if not isinstance(task, TextTask) or len(task.text) > 1:
         raise InputError(f"--long-text {how}: is for classification and regression of single texts; leave it out")
-    whole = task.features(table, tokenizer, _ALL_TOKENS, labelled=labelled)
+    return split_long(task.features(table, tokenizer, ALL_TOKENS, labelled=labelled), max_length, how)
+
+
+def split_long(whole: Features, max_length: int, how: LongText) -> Features:
+    """Returns the tokens of texts, of which long ones lose their middle or are split into windows.
+
+    Windows overlap by a quarter, and each begins and ends with the text's own first and last token, [CLS] and [SEP].
+
+    Args:
+      whole: all tokens of the texts.
+      max_length: the largest number of tokens of a text or a window.
+      how: ``head-tail`` keeps the first and the last half of ``max_length`` tokens, ``windows`` all.
+
+    Returns:
+      The tokens; with windows ``row`` is the number of the text of each.
+    """
     parts, rows = [], []
     for row in range(len(whole)):
         start, end = int(whole.starts[row]), int(whole.starts[row + 1])
@@ -82,30 +91,28 @@ def _parts(tokens: np.ndarray, max_length: int, how: LongText) -> list[np.ndarra
     return [np.concatenate([tokens[:1], window, tokens[-1:]]) for window in windows]
 
 
-def joined_logits(logits: np.ndarray, features: Features, task: Task, score: WindowScore) -> np.ndarray:
-    """Returns one row of logits for each row of the table, float32 [rows, C], from those of its windows [n, C].
+def joined_logits(logits: np.ndarray, features: Features, problem_type: str, score: WindowScore) -> np.ndarray:
+    """Returns one row of logits for each text, float32 [texts, C], from those of its windows [n, C].
 
     Of classes and of several labels the largest or the mean probability counts (of classes divided by their sum), of a
     regression the largest or the mean number. A row of one window keeps its logits.
 
     Args:
       logits: those of the windows.
-      features: the windows, as ``long_features`` returns them.
-      task: decides what the logits mean.
+      features: the windows, as ``split_long`` returns them.
+      problem_type: what the logits mean: that of a ``LabelSpec``.
       score: ``max`` or ``mean``.
     """
-    assert isinstance(task, TextTask)
     assert features.row is not None
-    problem = task.spec.problem_type
     combine: Callable[..., np.ndarray] = np.max if score == "max" else np.mean
     first = np.flatnonzero(np.diff(features.row, prepend=-1))
     out = logits[first].copy()
     for row, start, end in zip(range(len(first)), first, [*first[1:], len(logits)], strict=True):
         if end - start == 1 or not np.isfinite(logits[start:end]).all():
             out[row] = logits[start] if end - start == 1 else np.nan
-        elif problem == REGRESSION:
+        elif problem_type == REGRESSION:
             out[row] = combine(logits[start:end], axis=0)
-        elif problem == MULTI_LABEL:
+        elif problem_type == MULTI_LABEL:
             p = np.clip(combine(sigmoid(logits[start:end].astype(np.float64)), axis=0), 1e-15, 1 - 1e-15)
             out[row] = np.log(p) - np.log1p(-p)
         else:

@@ -48,6 +48,7 @@ class PipelineOptions(TypedDict, total=False):
     attention: str
     ignore: Sequence[str]
     base_model: str | Path | None
+    revision: str | None
     non_finite: NonFinite
     check: Check
     tokenizer: str | Path | Tokenizer | None
@@ -110,6 +111,7 @@ def pipeline(
     attention: str = "auto",
     ignore: Sequence[str] = (),
     base_model: str | Path | None = None,
+    revision: str | None = None,
     non_finite: NonFinite = "refuse",
     check: Check = "sampled",
     tokenizer: Any = None,
@@ -128,7 +130,7 @@ def pipeline(
         warning, or for question answering read in windows.
       batch_size: number of texts in a forward pass.
       attention: ``auto``, or the name of an implementation of ``ops.attention``.
-      ignore, base_model, check: as for ``from_pretrained``.
+      ignore, base_model, revision, check: as for ``from_pretrained``.
       non_finite: what is done with a model whose weights are NaN or infinite, and with inputs whose scores are:
         ``refuse`` them, or answer ``null`` for such inputs: None, or a dict with None for each value.
       tokenizer: a tokenizer of ``load_tokenizer``, or the directory or hub id of one; by default the model's.
@@ -162,6 +164,7 @@ def pipeline(
         batch_size=batch_size,
         ignore=ignore,
         base_model=base_model,
+        revision=revision,
         non_finite=non_finite,
         check=check,
         tokenizer=tokenizer,

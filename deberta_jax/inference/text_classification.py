@@ -2,15 +2,24 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, TypedDict, Unpack, overload
+from typing import Any, ClassVar, Literal, TypedDict, Unpack, get_args, overload
 
 import numpy as np
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.data.labels import MULTI_LABEL, REGRESSION
-from deberta_jax.errors import check_choice
+from deberta_jax.data.features import make_features
+from deberta_jax.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from deberta_jax.errors import InputError, check_choice
 from deberta_jax.inference.answers import TextAnswer, TextInput
 from deberta_jax.inference.calls import Items, Pipeline, blank, check_tokenizing, lowered
+from deberta_jax.inference.long_texts import (
+    ALL_TOKENS,
+    HOW_READ,
+    LongText,
+    WindowScore,
+    joined_logits,
+    split_long,
+)
 from deberta_jax.tasks.activations import sigmoid
 from deberta_jax.tasks.text_classification import probabilities, read_text_or_pair
 
@@ -24,6 +33,8 @@ class TextOptions(TypedDict, total=False):
     truncation: Any
     padding: Any
     max_length: int | None
+    long_text: LongText
+    window_score: WindowScore
     batch_size: int
 
 
@@ -79,6 +90,10 @@ class TextClassifier(Pipeline):
             ``only_second``);
             False: none is, and the whole text is computed.
           max_length: largest number of tokens of an input; by default that of the pipeline.
+          long_text: how a single text is read that is longer: without its end (``truncate``), without its middle
+            (``head-tail``), or in overlapping ``windows``.
+          window_score: which score of a text's windows counts: for each label the largest probability (``max``), or the
+            ``mean``.
           padding: has no effect: rows are padded as needed.
           batch_size: number of inputs in a forward pass.
 
@@ -98,6 +113,8 @@ class TextClassifier(Pipeline):
             check_choice(
                 "function_to_apply", lowered(options["function_to_apply"]), ("default", "sigmoid", "softmax", "none")
             )
+        check_choice("long_text", options.get("long_text", "truncate"), get_args(LongText))
+        check_choice("window_score", options.get("window_score", "max"), get_args(WindowScore))
         check_tokenizing(options)
 
     def _answer(self, items: Items, options: Mapping[str, Any]) -> list[Any]:
@@ -119,13 +136,32 @@ class TextClassifier(Pipeline):
     def _scores(self, items: Items, options: Mapping[str, Any]) -> np.ndarray:
         """Returns the logits of all inputs, float32 [n, C]."""
         parts = [read_text_or_pair(item, items.where(i)) for i, item in enumerate(items.values)]
+        how: LongText = options.get("long_text", "truncate")
         logits = np.zeros((len(parts), self.model.config.num_labels), np.float32)
         for paired in (False, True):
             members = [i for i, (_, pair) in enumerate(parts) if (pair is not None) == paired]
-            if members:
+            if paired and members and how != "truncate":
+                raise InputError(
+                    f"{items.where(members[0])}: is a pair of texts; long_text={how!r} is for single texts"
+                )
+            if members and how != "truncate":
+                logits[members] = self._long_scores([parts[i][0] for i in members], how, options)
+            elif members:
                 pairs = [parts[i][1] or "" for i in members] if paired else None
                 logits[members] = self._logits(self._features([parts[i][0] for i in members], pairs, options), options)
         return logits
+
+    def _long_scores(self, texts: list[str], how: LongText, options: Mapping[str, Any]) -> np.ndarray:
+        """Returns the logits of texts, float32 [n, C]; those that are too long are read as ``long_text`` says."""
+        limit, config = self._limit(options), self.model.config
+        whole = make_features(self.tokenizer, texts, None, max_length=ALL_TOKENS)
+        features = self._checked(split_long(whole, limit, how), limit, HOW_READ[how])
+        logits = self._logits(features, options)
+        if features.row is None:
+            return logits
+        several = config.num_labels == 1 and config.problem_type != REGRESSION
+        problem = MULTI_LABEL if several else config.problem_type or SINGLE_LABEL
+        return joined_logits(logits, features, problem, options.get("window_score", "max"))
 
 
 def apply_function(logits: np.ndarray, function: str, config: DebertaConfig) -> np.ndarray:

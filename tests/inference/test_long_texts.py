@@ -54,17 +54,15 @@ def test_scores_of_windows(score):
     reduce = np.max if score == "max" else np.mean
     softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = reduce(softmax[1:], axis=0)
-    found = joined_logits(logits, windows, CLASSES, score)
+    found = joined_logits(logits, windows, SINGLE_LABEL, score)
     assert found[0].tolist() == [1, 0]
     np.testing.assert_allclose(np.exp(found[1]) / np.exp(found[1]).sum(), expected / expected.sum(), rtol=1e-5)
-    several = TextTask(("text",), ("label",), LabelSpec(MULTI_LABEL, ("a", "b")))
-    found = joined_logits(logits, windows, several, score)
+    found = joined_logits(logits, windows, MULTI_LABEL, score)
     np.testing.assert_allclose(1 / (1 + np.exp(-found[1])), reduce(1 / (1 + np.exp(-logits[1:])), axis=0), rtol=1e-5)
-    number = TextTask(("text",), ("label",), LabelSpec(REGRESSION, ("LABEL_0",)))
-    assert joined_logits(logits[:, :1], windows, number, score)[1, 0] == reduce([2, -3])
+    assert joined_logits(logits[:, :1], windows, REGRESSION, score)[1, 0] == reduce([2, -3])
     extreme = np.array([[0, 0], [90, -90], [90, -90]], np.float32)
-    for task in (CLASSES, several):
-        assert np.isfinite(joined_logits(extreme, windows, task, score)).all()
+    for problem in (SINGLE_LABEL, MULTI_LABEL):
+        assert np.isfinite(joined_logits(extreme, windows, problem, score)).all()
 
 
 def test_the_commands_say_how_long_texts_were_read(tmp_path):
@@ -77,5 +75,13 @@ def test_the_commands_say_how_long_texts_were_read(tmp_path):
     assert [answer["windows"] > 1 for answer in answers] == [False, True, True]
     pipe = deberta_jax.pipeline("text-classification", model, max_length=64)
     assert answers[0]["label"] == pipe(TEXTS[0])[0]["label"]
+    pipe = deberta_jax.pipeline("text-classification", model, max_length=16, long_text="windows", window_score="mean")
+    for one, whole in zip(pipe(TEXTS), answers, strict=True):
+        assert one["label"] == whole["label"]
+        assert one["score"] == pytest.approx(max(whole["probabilities"].values()), abs=1e-6)
+    with pytest.raises(InputError, match=r"inputs\[1\]: is a pair of texts; long_text='windows' is for single texts"):
+        pipe([TEXTS[0], (TEXTS[0], TEXTS[1])])
+    with pytest.raises(InputError, match="long_text"):
+        pipe(TEXTS, long_text="window")
     right = np.mean([answer["label"] == label for answer, (_, label) in zip(answers, rows, strict=True)])
     assert json.loads(stdout_of(["evaluate", *options, "--data", str(data)]))["accuracy"] == pytest.approx(right)
