@@ -82,6 +82,6 @@ def test_the_commands_say_how_long_texts_were_read(tmp_path):
     with pytest.raises(InputError, match=r"inputs\[1\]: is a pair of texts; long_text='windows' is for single texts"):
         pipe([TEXTS[0], (TEXTS[0], TEXTS[1])])
     with pytest.raises(InputError, match="long_text"):
-        pipe(TEXTS, long_text="window")
+        pipe(TEXTS, long_text="window")  # pyright: ignore[reportCallIssue, reportArgumentType]
     right = np.mean([answer["label"] == label for answer, (_, label) in zip(answers, rows, strict=True)])
     assert json.loads(stdout_of(["evaluate", *options, "--data", str(data)]))["accuracy"] == pytest.approx(right)
