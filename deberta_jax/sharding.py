@@ -10,13 +10,13 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from deberta_jax.errors import InputError
 
@@ -36,6 +36,7 @@ __all__ = [
 MESH_AXES = ("data", "fsdp", "tensor")
 """Lists the axes of every mesh: ``data`` (copies of the model), ``fsdp`` (parts of all parameters) and ``tensor``."""
 MeshAxes = str | tuple[str, ...] | None
+Index = tuple[slice, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,9 +197,38 @@ WHOLE = RowShare()
 """All rows, for a run with one process."""
 
 
+def sharded(shape: Sequence[int], sharding: Sharding, read: Callable[[Index], np.ndarray]) -> jax.Array:
+    """Makes a global array of which each process reads the parts that its own devices hold.
+
+    ``jax.device_put`` would first sum the whole array on all devices, to check that all processes have the same.
+
+    Args:
+      shape: shape of the whole array.
+      sharding: how it is split over devices, which may belong to other processes too.
+      read: returns the part of the array at an index with one slice for each axis. It is called once, for the smallest
+        block that has all parts of this process.
+    """
+    shape = tuple(shape)
+    parts = [_ranges(shape, index) for index in sharding.addressable_devices_indices_map(shape).values()]
+    starts = [min(part[axis].start for part in parts) for axis in range(len(shape))]
+    stops = [max(part[axis].stop for part in parts) for axis in range(len(shape))]
+    block = read(tuple(map(slice, starts, stops)))
+    shifted = lambda index: tuple(
+        slice(r.start - s, r.stop - s) for r, s in zip(_ranges(shape, index), starts, strict=True)
+    )
+    return jax.make_array_from_callback(shape, sharding, lambda index: block[shifted(index)])
+
+
+def _ranges(shape: tuple[int, ...], index: Index | None) -> list[range]:
+    return [range(size)[part] for size, part in zip(shape, index or (slice(None),) * len(shape), strict=True)]
+
+
 def replicated(tree: Any, mesh: Mesh) -> Any:
-    """Returns a tree of arrays with a copy of each on every device of a mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Returns a tree of arrays with a copy of each on every device of a mesh. Every process has the same tree."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if everywhere.is_fully_addressable:
+        return jax.device_put(tree, everywhere)
+    return jax.tree.map(lambda leaf: sharded(np.shape(leaf), everywhere, np.asarray(leaf).__getitem__), tree)
 
 
 def row_share(mesh: Mesh) -> RowShare:

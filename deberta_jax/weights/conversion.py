@@ -25,7 +25,7 @@ from deberta_jax.weights.report import Report
 from deberta_jax.weights.safetensors_file import Pending
 from deberta_jax.weights.save import TensorNames, hf_config, json_text, parse_size, torch_tensors, write_weights
 from deberta_jax.weights.source import Tensor
-from deberta_jax.weights.values import as_dtype, broken_note, is_finite, read_layers
+from deberta_jax.weights.values import as_dtype, broken_note, is_finite, read_part
 
 
 def convert(
@@ -192,7 +192,8 @@ def _reader(plan: LoadPlan, path: str, dtype: np.dtype, broken: list[str], progr
     """Returns a function that reads layers of a leaf and checks them for NaN and infinity."""
 
     def read(start: int, stop: int) -> np.ndarray:
-        value = read_layers(plan, path, start, stop, dtype)
+        index = (slice(start, stop),) if plan.fills[path][0].layered else ()
+        value = read_part(plan, path, index, dtype)
         if path not in broken and not is_finite(value):
             broken.append(path)
         if stop in (0, plan.config.num_hidden_layers):

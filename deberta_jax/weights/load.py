@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from deberta_jax.errors import InputError, printable, shown
 from deberta_jax.models import (
@@ -24,7 +25,7 @@ from deberta_jax.models import (
     init_params,
 )
 from deberta_jax.ops.quantization import QuantizedArray
-from deberta_jax.sharding import check_not_forked
+from deberta_jax.sharding import check_not_forked, sharded
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import Foreign, LoadPlan, plan_load
 from deberta_jax.weights.checking import Check
@@ -34,7 +35,7 @@ from deberta_jax.weights.opening import Source, open_source
 from deberta_jax.weights.quantization import Quantization, QuantizedLeaves, as_quantization
 from deberta_jax.weights.report import Report, TargetRow
 from deberta_jax.weights.trees import leaves_by_path, nested
-from deberta_jax.weights.values import as_dtype, broken_note, broken_tensors, is_finite, read_leaf
+from deberta_jax.weights.values import as_dtype, broken_note, broken_tensors, is_finite, read_part
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ def load(
     Args:
       runtime: how the model is computed, and the dtype of its parameters.
       shardings: a tree like that of the parameters with a ``jax.sharding.Sharding`` for each; every array is put on its
-        devices before the next is read. None: the default device.
+        devices before the next is read. Where they span several processes, all must call, and each reads the parts of
+        its own devices. None: the default device.
       All others: as for ``from_pretrained``.
 
     Raises:
@@ -133,6 +135,7 @@ def load(
         else:
             value = _quantized_leaf(value, path, sharding_of, broken)
         leaves[path] = value
+    broken = _broken_anywhere(list(plan.fills), broken, sharding_of)
     if broken and not allow_non_finite:
         names = table.collapse(broken_tensors(plan, broken))
         raise InputError(f"{source.checkpoint.path}: {broken_note(names)}")
@@ -283,10 +286,14 @@ def _leaf(source: Source, plan: LoadPlan, path: str, dtype: np.dtype, sharding: 
         if not bool(jnp.isfinite(value).all()):
             broken.append(path)
         return value
-    array = read_leaf(plan, path, dtype)
-    if not is_finite(array):
-        broken.append(path)
-    return jax.device_put(array, sharding)
+
+    def read(index: Sequence[slice]) -> np.ndarray:
+        array = read_part(plan, path, index, dtype)
+        if not is_finite(array):
+            broken.append(path)
+        return array
+
+    return jax.device_put(read(())) if sharding is None else sharded(plan.shapes[path], sharding, read)
 
 
 def _quantized_leaf(
@@ -296,8 +303,20 @@ def _quantized_leaf(
     scales = (leaf.scales, leaf.nested_scales, leaf.offset)
     if not all(np.isfinite(array).all() for array in scales if array is not None and array.dtype.kind == "f"):
         broken.append(path)
-    put = lambda keys, array: jax.device_put(array, sharding_of.get(f"{path}/{keys[0].key}"))
+
+    def put(keys: Any, array: np.ndarray) -> jax.Array:
+        sharding = sharding_of.get(f"{path}/{keys[0].key}")
+        return jax.device_put(array) if sharding is None else sharded(array.shape, sharding, array.__getitem__)
+
     return jax.tree_util.tree_map_with_path(put, leaf)
+
+
+def _broken_anywhere(paths: Sequence[str], broken: Sequence[str], shardings: Mapping[str, Any]) -> list[str]:
+    """Returns the paths of leaves that have a NaN or an infinity in any process: each reads its own parts alone."""
+    if all(sharding.is_fully_addressable for sharding in shardings.values()):
+        return list(broken)
+    found = multihost_utils.process_allgather(np.array([path in broken for path in paths]))
+    return [path for path, wrong in zip(paths, np.any(found, axis=0), strict=True) if wrong]
 
 
 def init_leaves(

@@ -17,6 +17,7 @@ from deberta_jax.models import HEADS, Model, spec_of_model
 from deberta_jax.ops.quantization import QuantizedArray, is_compressed
 from deberta_jax.ops.quantized_matrix import QuantizedMatrix
 from deberta_jax.weights import names as table
+from deberta_jax.weights.gathering import on_first_process
 from deberta_jax.weights.output import check_free, staged_model
 from deberta_jax.weights.quantization import Quantizer, matrix_of_row
 from deberta_jax.weights.quantized_tensors import stored_tensors
@@ -264,23 +265,6 @@ def save_pretrained(
             storage.write_text(stage / "config.json", json_text(config))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"save_pretrained {target}")
-
-
-def on_first_process(tree: Any) -> Any:
-    """Returns a tree of numpy arrays on the first process, gathered from all processes. All must call.
-
-    The other processes get arrays of the same shapes that take no memory. Leaves are gathered one at a time, in the
-    same order on all processes.
-    """
-    if jax.process_count() == 1:
-        return tree
-
-    def gather(leaf: Any) -> np.ndarray:
-        distributed = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-        array = np.asarray(multihost_utils.process_allgather(leaf, tiled=True) if distributed else leaf)
-        return array if jax.process_index() == 0 else np.broadcast_to(np.zeros((), array.dtype), array.shape)
-
-    return jax.tree.map(gather, tree)
 
 
 def check_parameters(model: Model, tree: Mapping[str, Any]) -> None:

@@ -79,21 +79,26 @@ def read_leaf(plan: LoadPlan, path: str, dtype: np.dtype | None) -> np.ndarray:
       path: path of the leaf.
       dtype: dtype of the result; None is that of the file.
     """
-    row = plan.fills[path][0]
-    layers = plan.config.num_hidden_layers if row.layered else 0
-    return read_layers(plan, path, 0, layers, dtype or plan.dtype(path))
+    return read_part(plan, path, (), dtype or plan.dtype(path))
 
 
-def read_layers(plan: LoadPlan, path: str, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
-    """Reads layers ``start`` to ``stop`` of a leaf of a plan, or all of a leaf without layers."""
-    row = plan.fills[path][0]
-    shape = plan.shapes[path]
-    out = np.empty((stop - start, *shape[1:]) if row.layered else shape, dtype)
+def read_part(plan: LoadPlan, path: str, index: Sequence[slice], dtype: np.dtype) -> np.ndarray:
+    """Reads a part of a leaf of a plan. Only the part takes memory where the file can be mapped.
+
+    Args:
+      plan, path: as for ``read_leaf``.
+      index: a slice with step 1 for each of the first axes, layers included; the other axes are read whole.
+      dtype: dtype of the result.
+    """
+    row, shape = plan.fills[path][0], plan.shapes[path]
+    whole = (*index, *(slice(None),) * (len(shape) - len(index)))
+    ranges = [range(size)[part] for size, part in zip(shape, whole, strict=True)]
+    out = np.empty([len(positions) for positions in ranges], dtype)
     if row.layered:
-        for layer in range(start, stop):
-            copy_cast(out[layer - start], plan.slice(path, layer))
+        for at, layer in enumerate(ranges[0]):
+            copy_cast(out[at], plan.slice(path, layer)[whole[1:]])
     else:
-        copy_cast(out, plan.slice(path, None))
+        copy_cast(out, plan.slice(path, None)[whole])
     return out
 
 
