@@ -91,13 +91,16 @@ def check_not_forked() -> None:
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
     """Makes a mesh with the axes ``(data, fsdp, tensor)``.
 
+    TPU slices that a data-centre network joins are the outer part of ``data``: ``fsdp`` and ``tensor`` stay within a
+    slice.
+
     Args:
       data, fsdp, tensor: sizes of the axes; one may be -1, which uses the remaining devices.
       devices: the devices; None: all.
 
     Raises:
-      InputError: the product of the sizes is not the number of devices; or this process was forked from one that uses
-        JAX.
+      InputError: the product of the sizes is not the number of devices; ``data`` is no multiple of the number of
+        slices; or this process was forked from one that uses JAX.
     """
     check_not_forked()
     devices = list(jax.devices() if devices is None else devices)
@@ -111,12 +114,29 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     if math.prod(sizes.values()) != len(devices):
         raise InputError(f"mesh {sizes} does not fit {len(devices)} devices; sizes must multiply to that number")
     shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(MESH_AXES)
+    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    if slices > 1:
+        return Mesh(_grid_of_slices(sizes, slices, devices), MESH_AXES, axis_types=types)
     try:
         return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
     except NotImplementedError:
         # An axis of size 8 on a 4x4x4 torus uses half of one of its axes. By default JAX allows that only on v5e.
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(grid, MESH_AXES, axis_types=types)
+
+
+def _grid_of_slices(sizes: Mapping[str, int], slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """Returns the devices of several slices as an array with the mesh's axes; slices are the outer part of ``data``."""
+    if sizes["data"] % slices:
+        raise InputError(
+            f"mesh {dict(sizes)}: data must be a multiple of the {slices} slices, because fsdp and tensor stay within "
+            f"a slice; each slice has {len(devices) // slices} devices"
+        )
+    inside = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
+    try:
+        return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+    except NotImplementedError:  # as for one slice
+        return mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
 
 
 @contextlib.contextmanager

@@ -101,8 +101,9 @@ def _memory(request: Request, parameters: int) -> float:
 
 def _meshes(request: Request) -> Iterator[Request]:
     chips = request.target.chips
-    for tensor in (n for n in (1, 2, 4, 8) if chips % n == 0):
-        for fsdp in (n for n in range(1, chips // tensor + 1) if (chips // tensor) % n == 0):
+    inside = chips // request.target.slices
+    for tensor in (n for n in (1, 2, 4, 8) if inside % n == 0):
+        for fsdp in (n for n in range(1, inside // tensor + 1) if (inside // tensor) % n == 0):
             meshed = request.with_runtime(mesh_data=chips // tensor // fsdp, mesh_fsdp=fsdp, mesh_tensor=tensor)
             try:
                 check_mesh(meshed)

@@ -67,7 +67,8 @@ def devices(request: Request) -> Any:
     if request.target.platform != "tpu":
         return jax.devices()
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=request.target.topology).devices
+        several = {"num_slices": request.target.slices} if request.target.slices > 1 else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=request.target.topology, **several).devices
     except Exception as error:  # whatever the plugin raises
         raise InputError(f"{request.target.typed}: {str(error).splitlines()[0][:200]}") from None
 

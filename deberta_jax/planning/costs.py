@@ -35,6 +35,8 @@ _FREE = {
     "all-gather-done",
     "all-reduce-done",
     "collective-permute-done",
+    "send-done",
+    "recv-done",
     "opt-barrier",
     "add-dependency",
 }
@@ -80,6 +82,9 @@ class Costs:
       flops: FLOPs of matmuls and convolutions, kernels included.
       hbm_bytes: bytes read from and written to main memory.
       collectives: sums by kind and axes.
+      network_sent: bytes that one chip sends to other slices through the data-centre network. Of an all-reduce over n
+        slices these are 2 (n-1)/n of its part of the array, as in a ring.
+      network_count: number of runs of such exchanges.
       pairs: (flops, bytes) of each instruction times its number of runs, for a roofline by instruction.
       kernels: names of the Pallas kernels, with the number of runs.
     """
@@ -89,6 +94,8 @@ class Costs:
     collectives: tuple[Collective, ...]
     pairs: tuple[tuple[float, float], ...]
     kernels: Mapping[str, float]
+    network_sent: float = 0.0
+    network_count: float = 0.0
 
     @property
     def collective_bytes(self) -> float:
@@ -101,15 +108,17 @@ class Costs:
         return sum(c.sent for c in self.collectives)
 
 
-def count(program: HloProgram, mesh: Mapping[str, int], kernel: Kernel | None = None) -> Costs:
+def count(program: HloProgram, mesh: Mapping[str, int], kernel: Kernel | None = None, slices: int = 1) -> Costs:
     """Returns what a step does on one chip.
 
     Args:
       program: the program of one chip.
-      mesh: sizes by axis, in the order in which devices are numbered.
+      mesh: sizes by axis within a slice, in the order in which devices are numbered.
       kernel: (custom call, its operands) -> (flops, bytes). Without it a kernel has no FLOPs, and moves its operands
         and results once.
+      slices: number of slices that run it.
     """
+    network = [0.0, 0.0]
     tally = _Tally(mesh)
     pairs, kernels = [], defaultdict(float)
     for computation, i, times in program.executed():
@@ -119,6 +128,9 @@ def count(program: HloProgram, mesh: Mapping[str, int], kernel: Kernel | None = 
                 flops += product_flops(part, owner)
             elif part.opcode.removesuffix("-start") in COLLECTIVES:
                 tally.add(part, owner, times, fused=part is not i)
+        if i.opcode == "send" and "megascale" in i.rest:
+            network[0] += times * network_bytes(i, slices)
+            network[1] += times
         if i.opcode == "custom-call" and "tpu_custom_call" in i.rest:
             kernels[re.sub(r"[.\d]+$", "", i.name)] += times
             if kernel is not None:
@@ -127,7 +139,15 @@ def count(program: HloProgram, mesh: Mapping[str, int], kernel: Kernel | None = 
         if flops or moved:
             pairs.append((flops * times, moved * times))
     flops, moved = (float(sum(pair[n] for pair in pairs)) for n in (0, 1))
-    return Costs(flops, moved, tally.collectives(), tuple(pairs), dict(kernels))
+    return Costs(flops, moved, tally.collectives(), tuple(pairs), dict(kernels), *network)
+
+
+def network_bytes(i: Instruction, slices: int) -> float:
+    """Returns the bytes that one chip sends to other slices by a ``send``, whose first result is what is exchanged."""
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.rest)
+    other = (slices - 1) / slices
+    factor = {"ALL_REDUCE": 2 * other, "REDUCE_SCATTER": other, "ALL_GATHER": slices - 1.0, "ALL_TO_ALL": other}
+    return i.arrays[0].bytes * factor.get(kind[1] if kind else "", 1.0)
 
 
 class _Tally:
@@ -231,6 +251,8 @@ def traffic(program: HloProgram, computation: Computation, i: Instruction) -> in
         return 0
     if i.opcode == "fusion":
         return _fusion_traffic(program, i, operands)
+    if i.opcode in ("send", "recv"):  # results are the array, a number and a token
+        return i.arrays[0].bytes
     if i.opcode in ("copy-start", "slice-start"):
         target = i.arrays[0].bytes
         return target * sum(a.space == 0 for a in i.arrays[:2])

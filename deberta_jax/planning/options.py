@@ -31,6 +31,8 @@ class PlanOptions:
     """Name of a released architecture, model directory or hub id; weights are not read."""
     topology: str
     """TPU slice by its shape, v5e:4x4, or by its name, v5e-16 (v4, v5e, v5p, v6e); cuda:8; or cpu:8."""
+    slices: int = 1
+    """Number of such TPU slices, joined by the data-centre network. They are the outer part of the mesh axis data."""
     job: Literal["finetune", "mlm", "rtd", "predict"] = "finetune"
     """Fine-tuning, pre-training by masked LM or by replaced-token detection, or prediction."""
     mesh: str = ""
@@ -152,7 +154,7 @@ def check_options(o: PlanOptions) -> None:
         raise InputError("--price-per-chip-hour: goes with --tokens, the number to be trained on")
     if o.accumulate > 1 and o.job == "predict":
         raise InputError("--accumulate: goes with training; prediction computes a batch at once")
-    target = target_of(o.topology)
+    target = target_of(o.topology, slices=o.slices)
     if o.device_memory and target.chip:
         raise InputError(f"--device-memory: is for cuda and cpu; a chip of {o.topology} has {size(target.chip.hbm)}")
     if o.attention == "pallas" and target.platform == "cpu":
@@ -165,7 +167,7 @@ def request_of(o: PlanOptions) -> Request:
     Raises:
       InputError: a model that is not there, or values that do not go together.
     """
-    target = target_of(o.topology)
+    target = target_of(o.topology, slices=o.slices)
     known = o.model in PRESETS and not Path(o.model).is_dir()
     config = PRESETS[o.model] if known else load_config(o.model)
     mesh = parse_mesh(o.mesh, target.chips)

@@ -29,7 +29,7 @@ def write_page(path: Path, model: str, text: str, plan: Plan, scaling: Sequence[
       text: the plan as the terminal shows it.
       scaling: points for more chips; without any the page has no such plot.
     """
-    title = html.escape(f"Plan: {model}, {plan.request.job} on {plan.request.target.topology}")
+    title = html.escape(f"Plan: {model}, {plan.request.job} on {plan.request.target.name}")
     figures = [("Memory of a chip", _plot_memory(plan))]
     if plan.seconds:
         figures.append(("Time of a step, at least", _plot_seconds(plan)))

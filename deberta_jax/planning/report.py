@@ -27,8 +27,8 @@ class Plan:
       memory: bytes by cause.
       needed, capacity: bytes of main memory; 0 where not known.
       costs: what the program does; None where there is no compiled program.
-      seconds: of a step by term (``compute``, ``memory``, ``interconnect``), and the whole ``step``; empty where the
-        chip is not known.
+      seconds: of a step by term (``compute``, ``memory``, ``interconnect``; with several slices ``network``), and the
+        whole ``step``; empty where the chip is not known.
       model_flops: FLOPs of a step on all chips, counted as the training log does.
     """
 
@@ -55,10 +55,13 @@ class Plan:
 
     @property
     def bound_by(self) -> str:
-        """Returns the term that limits the step: ``compute``, ``memory`` or ``interconnect``; "" where not known."""
+        """Returns the term of ``seconds`` that limits the step; "" where not known."""
         s = self.seconds
-        if not s or s["interconnect"] >= s["compute"] + s["memory"]:
-            return "interconnect" if s else ""
+        if not s:
+            return ""
+        outside = max((name for name in ("interconnect", "network") if name in s), key=lambda name: s[name])
+        if s[outside] >= s["compute"] + s["memory"]:
+            return outside
         return max(("compute", "memory"), key=lambda name: s[name])
 
     @property
@@ -86,7 +89,8 @@ def plan_of(request: Request, compiled: Compiled, *, capacity: float = 0.0) -> P
         memory, needed = memory_without_program(facts)
         return Plan(request, compiled, memory, needed, capacity, None, {}, model_flops)
     program = parse_hlo(compiled.hlo)
-    costs = count(program, request.mesh, kernel_cost if request.target.platform == "tpu" else None)
+    kernel = kernel_cost if request.target.platform == "tpu" else None
+    costs = count(program, request.slice_mesh, kernel, request.target.slices)
     memory = memory_by_cause(facts, program)
     return Plan(
         request, compiled, memory, float(sum(memory.values())), capacity, costs, roofline(costs, chip), model_flops
@@ -142,20 +146,19 @@ def roofline(costs: Costs, chip: Chip | None) -> dict[str, float]:
 
     An instruction takes as long as the slower of its FLOPs and its memory traffic. Collectives overlap all that, and
     run one after the other, each in a ring along one direction of the torus. So the result is a lower bound; only where
-    the interconnect is the limit and collectives along different directions overlap, a step could take less.
+    the interconnect is the limit and collectives along different directions overlap, a step could take less. What
+    slices exchange through the data-centre network overlaps all of this.
     """
     if chip is None:
         return {}
     each = [(flops / chip.flops, moved / chip.hbm_bandwidth) for flops, moved in costs.pairs]
-    compute = sum(c for c, m in each if c >= m)
-    memory = sum(m for c, m in each if c < m)
+    compute = sum((c for c, m in each if c >= m), 0.0)
+    memory = sum((m for c, m in each if c < m), 0.0)
     interconnect = costs.collective_sent_bytes / chip.ring_bandwidth
-    return {
-        "compute": compute,
-        "memory": memory,
-        "interconnect": interconnect,
-        "step": max(compute + memory, interconnect),
-    }
+    network = costs.network_sent / chip.network_bandwidth
+    terms = {"compute": compute, "memory": memory, "interconnect": interconnect}
+    terms |= {"network": network} if costs.network_count else {}
+    return {**terms, "step": max(compute + memory, interconnect, network)}
 
 
 def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str, Any]:
@@ -185,6 +188,7 @@ def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str,
         "job": q.job,
         "topology": q.target.topology,
         "chips": q.target.chips,
+        "slices": q.target.slices,
         "mesh": q.mesh,
         "batch": q.rows,
         "length": q.length,
@@ -210,6 +214,8 @@ def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str,
             "hbm_traffic_bytes": plan.costs.hbm_bytes,
             "kernels": dict(plan.costs.kernels),
             "collectives": [dataclasses.asdict(c) for c in plan.costs.collectives],
+            # Of all chips of a slice together.
+            "network_sent_bytes": plan.costs.network_sent * q.target.chips / q.target.slices,
         }
     if "products" in plan.compiled.facts:
         out |= {"flops": plan.compiled.facts["products"], "not_known": UNKNOWN_OF_GPUS}

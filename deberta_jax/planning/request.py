@@ -55,6 +55,11 @@ class Request:
         return {"data": r.mesh_data, "fsdp": r.mesh_fsdp, "tensor": r.mesh_tensor}
 
     @property
+    def slice_mesh(self) -> dict[str, int]:
+        """Returns the size of each mesh axis within a slice; slices are the outer part of ``data``."""
+        return self.mesh | {"data": self.mesh["data"] // self.target.slices}
+
+    @property
     def rows(self) -> int:
         """Returns the rows of the global batch."""
         return self.batch["input_ids"][0][0]
@@ -138,8 +143,13 @@ def check_mesh(request: Request) -> None:
     typed, flag = request.target.mesh_flags, request.target.batch_flag
     if math.prod(m.values()) != chips:
         raise InputError(
-            f"{typed(m)}: is {math.prod(m.values())} chips, {request.target.topology} has {chips}; "
-            f"give for example {typed({'fsdp': chips})} or {typed({'data': chips})}"
+            f"{typed(m)}: is {math.prod(m.values())} chips, {request.target.name} has {chips}; "
+            f"give for example {typed({'fsdp': chips // request.target.slices})} or {typed({'data': chips})}"
+        )
+    if m["data"] % request.target.slices:
+        raise InputError(
+            f"{typed(m)}: data is not a multiple of the {request.target.slices} slices; fsdp and tensor stay within a "
+            f"slice of {chips // request.target.slices} chips"
         )
     for name, size, axis in (
         ("attention heads", c.num_attention_heads, "tensor"),

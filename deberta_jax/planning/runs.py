@@ -80,7 +80,7 @@ def _this_machine() -> tuple[Target, float]:
     if platform != "cpu":
         raise InputError("--plan here: is for CPUs; name the slice instead, such as --plan v5e:4x4")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Target("cpu", f"cpu:{count}", count, "--plan"), memory / count
+    return Target("cpu", f"cpu:{count}", count, flag="--plan"), memory / count
 
 
 @contextlib.contextmanager

@@ -29,9 +29,9 @@ class Point:
 def scaling_points(plan: Plan, tick: Callable[[], object] = lambda: None) -> list[Point]:
     """Returns points for a small slice, a large one and 1024 chips; parameters are divided among as many chips in each.
 
-    Empty unless the plan is for a TPU slice and was compiled. ``tick`` is called every second meanwhile.
+    Empty unless the plan is for one TPU slice and was compiled. ``tick`` is called every second meanwhile.
     """
-    if plan.request.target.platform != "tpu" or plan.costs is None:
+    if plan.request.target.platform != "tpu" or plan.request.target.slices > 1 or plan.costs is None:
         return []
     name = plan.request.target.topology.partition(":")[0]
     m, plans = plan.request.mesh, []

@@ -29,7 +29,7 @@ def format_plan(plan: Plan, found: dict[str, Any]) -> str:
     rows: list[tuple[str, str]] = [
         ("model", found["model"]),
         ("program", f"{found['job']}, {found['batch']} x {found['length']} tokens, {found['dtype']}, remat {r.remat}"),
-        ("slice", f"{found['topology']}, {found['chips']} chips as {_mesh(plan.request)}"),
+        ("slice", f"{plan.request.target.name}, {found['chips']} chips as {_mesh(plan.request)}"),
         ("attention", r.attention),
     ]
     rows += [(f"  {name}", size(value)) for name, value in plan.memory.items()]
@@ -48,15 +48,19 @@ def format_plan(plan: Plan, found: dict[str, Any]) -> str:
             for c in sorted(plan.costs.collectives, key=lambda c: -c.bytes)
             if c.bytes >= 1e4
         ]
+        if plan.costs.network_count:
+            sent = f"{size(plan.costs.network_sent)} a chip, {size(found['network_sent_bytes'])} a slice"
+            rows.append(("between slices", f"{sent}, {plan.costs.network_count:.0f} times"))
     if "not_known" in found:
         rows += [("products a device", f"{found['flops']:.3g} FLOP"), ("not known", found["not_known"])]
     if plan.seconds:
         s = plan.seconds
+        network = f", network {_time(s['network'])}" if "network" in s else ""
         rows += [
             (
                 "step, at least",
                 f"{_time(s['step'])}: products {_time(s['compute'])}, memory {_time(s['memory'])}, "
-                f"interconnect {_time(s['interconnect'])}; {plan.bound_by} binds",
+                f"interconnect {_time(s['interconnect'])}{network}; {plan.bound_by} binds",
             ),
             ("tokens a second", f"{plan.tokens_per_second:,.0f} at most, {100 * plan.mfu:.0f} % of the peak"),
         ]

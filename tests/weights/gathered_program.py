@@ -11,8 +11,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS, Runtime
 from deberta_jax.sharding import make_mesh
 from deberta_jax.training.state import parameter_shardings
-from deberta_jax.weights import load, load_config, save_pretrained
-from deberta_jax.weights import gathering
+from deberta_jax.weights import gathering, load, load_config, save_pretrained
 
 
 def anonymous_memory() -> int:
@@ -27,10 +26,10 @@ def refuse(value, *_, **__):
         raise AssertionError("whole arrays are compared between processes")
 
 
-def main(source: str, target: str, coordinator: str, process: str, mesh_sizes: str) -> None:
+def main(source: str, target: str, coordinator: str, process: str, mesh_sizes: str, block: str) -> None:
     jax.distributed.initialize(coordinator, 2, int(process))
     multihost_utils.assert_equal = refuse
-    gathering._LARGEST_BLOCK = 4096
+    gathering._LARGEST_BLOCK = int(block)
     mesh = make_mesh(*(int(size) for size in mesh_sizes.split(",")))
     model = HEADS["sequence-classification"].model.create(load_config(source), Runtime())
     shardings = parameter_shardings(model, mesh)

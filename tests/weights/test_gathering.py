@@ -13,19 +13,19 @@ from safetensors.numpy import load_file, save_file
 from deberta_jax.models import DebertaForSequenceClassification
 from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import make_mesh, sharded
-from tests.made import TINY, saved_model, weighted_model
+from tests.made import saved_model, weighted_model
 from tests.training.processes import port
 
 PROGRAM = Path(__file__).with_name("gathered_program.py")
 
 
-def run_two(source: Path, target: Path, mesh: str) -> list[str]:
+def run_two(source: Path, target: Path, mesh: str, block: int = 4096) -> list[str]:
     """What each of two processes, with one device, prints."""
     coordinator = f"localhost:{port()}"
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
     processes = [
         subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(source), str(target), coordinator, str(i), mesh],
+            [sys.executable, str(PROGRAM), str(source), str(target), coordinator, str(i), mesh, str(block)],
             env={**os.environ, "XLA_FLAGS": flags},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -66,7 +66,7 @@ def test_a_weight_that_one_process_finds_broken_is_refused_by_all(tmp_path):
 def test_v3_base_takes_the_memory_of_a_processs_own_shards(tmp_path):
     config = PRESETS["deberta-v3-base"]
     source = saved_model(tmp_path / "source", DebertaForSequenceClassification(config))
-    for out in run_two(source, tmp_path / "target", "1,2,1"):
+    for out in run_two(source, tmp_path / "target", "1,2,1", block=128 << 20):
         grown, own, whole = (int(number) for number in out.split()[1::2])
         assert own < 0.51 * whole
         assert grown <= 1.3 * own + 300e6, out
