@@ -2,6 +2,7 @@
 # make test         lint, layers, types and tests, no torch
 # make test-system  whole commands, and processes that are stopped and go on
 # make test-tpu     the kernel and the train step compiled for TPUs that are not there
+# make test-gpu     train steps compiled for GPUs that are not there; fetches 3 GB for the compiler
 # make parity       live comparison with PyTorch
 # make test-long    the long proofs; their results stand in benchmarks/results/
 # make gpu-kit      correctness and times on a GPU, with what $(PYTHON) has installed and no network: 9 minutes at most
@@ -26,7 +27,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALL := $(BIN)/pip install --quiet $(if $(LOCK),--constraint $(LOCK))
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-.PHONY: demo test lint types test-system test-tpu parity test-long docs wheel test-wheel gpu-kit gpu-kit-tiny lock clean
+.PHONY: demo test lint types test-system test-tpu test-gpu parity test-long docs wheel test-wheel gpu-kit gpu-kit-tiny lock clean
 
 demo: $(VENV)/.installed
 	JAX_PLATFORMS=cpu $(BIN)/deberta-jax demo --output demo-output
@@ -53,6 +54,10 @@ test-system: $(VENV)/.installed-dev
 test-tpu: $(VENV)/.installed-dev
 	$(INSTALL) --editable '.[dev,tpu]'
 	JAX_ENABLE_COMPILATION_CACHE=false TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost $(PYTEST) -m 'tpu_aot and not long' tests/aot
+
+test-gpu: $(VENV)/.installed-dev
+	$(INSTALL) --editable '.[dev,cuda12]'
+	JAX_ENABLE_COMPILATION_CACHE=false $(PYTEST) -m 'gpu_aot and not long' tests/aot_gpu
 
 parity: $(VENV)/.installed-parity
 	$(PYTEST) -n 2 --dist worksteal -m 'parity and not long' tests/parity

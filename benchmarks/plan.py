@@ -1,8 +1,9 @@
-"""Every released architecture's training step compiled for TPU slices that are not there.
+"""Every released architecture's training step compiled for TPU slices and GPUs that are not there.
 
 The table of docs/benchmarks/plans.md is made of its results.
 
     pip install 'deberta_jax[tpu]'      # libtpu, the compiler; no TPU is needed, and none was used
+    pip install 'deberta_jax[cuda12]'   # the same for GPUs (--only h100, --only a100)
     python benchmarks/plan.py [--parts presets claims scaling] [--output benchmarks/results/plan.json]
     python benchmarks/plan.py --table   # print the recorded figures as a table
 
@@ -20,14 +21,14 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from deberta_jax.planning.candidates import Candidate, candidates
-from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.planner import make_plan
 from deberta_jax.planning.report import ESTIMATE, Plan, as_json
 from deberta_jax.planning.request import Request, make_request
+from deberta_jax.planning.targets import target_of
 from deberta_jax.presets import PRESETS
 from deberta_jax.training.experiment import RunOptions
 
-SLICES = ("v5e-16", "v5e-256", "v5p-128", "v6e-256")
+SLICES = ("v5e-16", "v5e-256", "v5p-128", "v6e-256", "h100:8")
 LENGTH, ROWS = 512, 8  # of a chip
 MODELS = [name for name in PRESETS if not name.endswith("-mnli")]
 
@@ -64,11 +65,16 @@ def presets(job: str) -> Iterator[tuple[str, Any]]:
 
 
 def claims() -> Iterator[tuple[str, Any]]:
-    """A large vocabulary divided over chips, with generator and discriminator."""
+    """A large vocabulary divided over chips, with generator and discriminator; the largest model on eight A100."""
     shared = {"mesh_data": 4, "mesh_fsdp": 8, "mesh_tensor": 2, "remat": "dots"}
     yield (
         "claims/mdeberta-v3-base/v5e-64/rtd",
         lambda: make_plan(request("mdeberta-v3-base", "v5e-64", "rtd", ROWS, **shared)),
+    )
+    largest = {"mesh_data": 1, "mesh_fsdp": 8, "mesh_tensor": 1, "remat": "dots"}
+    yield (
+        "claims/deberta-v2-xxlarge/a100-80:8/finetune",
+        lambda: make_plan(request("deberta-v2-xxlarge", "a100-80:8", "finetune", ROWS, **largest)),
     )
 
 
@@ -85,8 +91,8 @@ def scaling(job: str) -> Iterator[tuple[str, Any]]:
 def table(recorded: dict[str, Any]) -> str:
     """Every preset by slice, then what is claimed of single runs, then the same work a chip on more chips."""
     lines = [
-        "| model | job | slice | mesh (data, fsdp, tensor) | remat | memory, of the chip's | HBM traffic | collectives "
-        "| step, at least |",
+        "| model | job | devices | mesh (data, fsdp, tensor) | remat | memory, of the chip's | HBM traffic "
+        "| collectives | step, at least |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     parts, presets, slices = ("presets", "claims", "scaling"), list(PRESETS), list(SLICES)

@@ -14,6 +14,7 @@ from jax.experimental import topologies
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError
+from deberta_jax.planning.cards import target_config
 from deberta_jax.planning.compiling import FACTS, MEMORY, PROGRAM, versions
 from deberta_jax.planning.programs import lower_for_cuda, make_program
 from deberta_jax.planning.request import Request
@@ -34,7 +35,7 @@ def main(stage: Path, pickled: bytes, plugins: Sequence[str] = ()) -> None:
     began = time.perf_counter()
     facts: dict[str, Any] = {"versions": versions()}
     try:
-        if request.target.platform == "cuda":
+        if request.target.platform == "cuda" and request.target.card is None:
             facts["held"], facts["products"] = lower_for_cuda(request, devices(request))
         else:
             made = make_program(request, devices(request))
@@ -59,16 +60,21 @@ def account(compiled: Any, stage: Path) -> dict[str, int]:
 
 
 def devices(request: Request) -> Any:
-    """Returns the target's devices, simulated ones or descriptions of a TPU slice.
+    """Returns the target's devices, simulated ones or descriptions of TPUs or GPUs.
 
     Raises:
       InputError: a slice that the compiler does not know.
     """
-    if request.target.platform != "tpu":
+    card, target = request.target.card, request.target
+    if card is not None:
+        shape = f"1x{target.slices}x{target.chips // target.slices}"
+        options = {"target_config": target_config(card), "topology": shape}
+        return topologies.get_topology_desc(platform="cuda", topology_name="", **options).devices
+    if target.platform != "tpu":
         return jax.devices()
     try:
-        several = {"num_slices": request.target.slices} if request.target.slices > 1 else {}
-        return topologies.get_topology_desc(platform="tpu", topology_name=request.target.topology, **several).devices
+        several = {"num_slices": target.slices} if target.slices > 1 else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=target.topology, **several).devices
     except Exception as error:  # whatever the plugin raises
         raise InputError(f"{request.target.typed}: {str(error).splitlines()[0][:200]}") from None
 

@@ -126,12 +126,21 @@ def check_compiler(request: Request) -> None:
         raise InputError(
             f"{request.target.typed}: needs the TPU's compiler; `pip install 'jax[tpu]'` (no TPU is needed)"
         )
+    plugins_of_jax = importlib.util.find_spec("jax_plugins")
+    known = plugins_of_jax is not None and any(
+        importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (12, 13)
+    )
+    if request.target.card is not None and not known:
+        raise InputError(
+            f"{request.target.typed}: needs the compiler for GPUs; `pip install 'jax[cuda12]'` (no GPU is needed), or "
+            f"give cuda:{request.target.chips} for what is known without it"
+        )
 
 
 def versions() -> dict[str, str]:
     """Returns the versions of the libraries that decide what is compiled; "" for one that is not installed."""
     found = {}
-    for name in ("jax", "jaxlib", "libtpu", "flax", "optax"):
+    for name in ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax", "optax"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -108,24 +108,29 @@ class Costs:
         return sum(c.sent for c in self.collectives)
 
 
-def count(program: HloProgram, mesh: Mapping[str, int], kernel: Kernel | None = None, slices: int = 1) -> Costs:
+def count(
+    program: HloProgram, mesh: Mapping[str, int], kernel: Kernel | None = None, *, slices: int = 1, hosts: int = 1
+) -> Costs:
     """Returns what a step does on one chip.
 
     Args:
       program: the program of one chip.
-      mesh: sizes by axis within a slice, in the order in which devices are numbered.
+      mesh: sizes by axis in the order in which devices are numbered; of TPUs within a slice.
       kernel: (custom call, its operands) -> (flops, bytes). Without it a kernel has no FLOPs, and moves its operands
         and results once.
-      slices: number of slices that run it.
+      slices: number of TPU slices that run it; their exchanges are ``send`` instructions.
+      hosts: number of hosts of GPUs that run it; their exchanges are a part of each collective between them.
     """
     network = [0.0, 0.0]
-    tally = _Tally(mesh)
+    tally = _Tally(mesh, hosts)
     pairs, kernels = [], defaultdict(float)
     for computation, i, times in program.executed():
         flops, moved = 0.0, float(traffic(program, computation, i))
         for owner, part in ((computation, i), *program.inside(i)):
             if part.opcode in ("dot", "convolution"):
                 flops += product_flops(part, owner)
+            elif part.opcode == "custom-call" and "__cublas$" in part.rest:
+                flops += library_flops(part, owner)
             elif part.opcode.removesuffix("-start") in COLLECTIVES:
                 tally.add(part, owner, times, fused=part is not i)
         if i.opcode == "send" and "megascale" in i.rest:
@@ -139,7 +144,8 @@ def count(program: HloProgram, mesh: Mapping[str, int], kernel: Kernel | None = 
         if flops or moved:
             pairs.append((flops * times, moved * times))
     flops, moved = (float(sum(pair[n] for pair in pairs)) for n in (0, 1))
-    return Costs(flops, moved, tally.collectives(), tuple(pairs), dict(kernels), *network)
+    sent, exchanges = (inside + between for inside, between in zip(network, tally.network, strict=True))
+    return Costs(flops, moved, tally.collectives(), tuple(pairs), dict(kernels), sent, exchanges)
 
 
 def network_bytes(i: Instruction, slices: int) -> float:
@@ -153,8 +159,9 @@ def network_bytes(i: Instruction, slices: int) -> float:
 class _Tally:
     """Adds up collectives by kind and axes."""
 
-    def __init__(self, mesh: Mapping[str, int]):
-        self.mesh = mesh
+    def __init__(self, mesh: Mapping[str, int], hosts: int):
+        self.mesh, self.hosts = mesh, hosts
+        self.network = [0.0, 0.0]
         self.sums: dict[tuple[str, tuple[str, ...]], Collective] = {}
         self.channels: set[str] = set()
 
@@ -185,6 +192,12 @@ class _Tally:
             before.sent + times * sent,
             max(before.largest, *(a.bytes for a in i.arrays)),
         )
+        joined = len({device * self.hosts // math.prod(self.mesh.values()) for device in groups[0]})
+        if joined > 1:
+            # First among the devices of each host; then each exchanges its part with those of the other hosts.
+            part = whole if kind == "collective-permute" else whole * joined / size * (joined - 1) / joined
+            self.network[0] += times * part * (2 if kind == "all-reduce" else 1)
+            self.network[1] += times
 
     def collectives(self) -> tuple[Collective, ...]:
         return tuple(self.sums[key] for key in sorted(self.sums))
@@ -217,6 +230,14 @@ def product_flops(i: Instruction, owner: Computation) -> float:
     for axis, window in enumerate(_windows(i.rest, sum(label.isdigit() for label in labels[1]))):
         pairs *= _valid_pairs(left[str(axis)], right[str(axis)], out[str(axis)], window)
     return 2.0 * out["b"] * out["f"] * right["i"] * pairs
+
+
+def library_flops(i: Instruction, owner: Computation) -> float:
+    """Returns the FLOPs of a matrix product by cuBLAS, which a custom call names with the dimensions of its ``dot``."""
+    contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', i.rest)
+    assert contracted is not None, "every such call has the dimensions of its product"
+    left = owner.by_name[i.operands[0]].arrays[0].dims
+    return 2.0 * math.prod(i.arrays[0].dims) * math.prod(left[int(d)] for d in re.findall(r"\d+", contracted[1]))
 
 
 def _windows(rest: str, axes: int) -> list[dict[str, tuple[int, ...]]]:

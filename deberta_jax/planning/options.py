@@ -10,13 +10,13 @@ import jax
 from deberta_jax.errors import InputError
 from deberta_jax.ops.attention.dropout import MAX_LENGTH
 from deberta_jax.planning.candidates import candidates
-from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.compiling import check_compiler
 from deberta_jax.planning.planner import make_plan, rank_candidates
 from deberta_jax.planning.programs import objective_of
 from deberta_jax.planning.report import Plan, as_json
 from deberta_jax.planning.request import Request, check_mesh, make_request
 from deberta_jax.planning.table import format_plan, format_ranking, size
+from deberta_jax.planning.targets import target_of
 from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import MESH_AXES
 from deberta_jax.training.experiment import RunOptions
@@ -30,7 +30,8 @@ class PlanOptions:
     model: str
     """Name of a released architecture, model directory or hub id; weights are not read."""
     topology: str
-    """TPU slice by its shape, v5e:4x4, or by its name, v5e-16 (v4, v5e, v5p, v6e); cuda:8; or cpu:8."""
+    """TPU slice by its shape, v5e:4x4, or by its name, v5e-16 (v4, v5e, v5p, v6e); GPUs of a host, h100:8, or of
+    two, h100:8x2 (a100-40, a100-80, l4, h100, h200, b200); cuda:8 for what is known of any GPUs; or cpu:8."""
     slices: int = 1
     """Number of such TPU slices, joined by the data-centre network. They are the outer part of the mesh axis data."""
     job: Literal["finetune", "mlm", "rtd", "predict"] = "finetune"

@@ -90,7 +90,11 @@ def plan_of(request: Request, compiled: Compiled, *, capacity: float = 0.0) -> P
         return Plan(request, compiled, memory, needed, capacity, None, {}, model_flops)
     program = parse_hlo(compiled.hlo)
     kernel = kernel_cost if request.target.platform == "tpu" else None
-    costs = count(program, request.slice_mesh, kernel, request.target.slices)
+    several = request.target.slices
+    if request.target.card is None:
+        costs = count(program, request.slice_mesh, kernel, slices=several)
+    else:
+        costs = count(program, request.mesh, kernel, hosts=several)
     memory = memory_by_cause(facts, program)
     return Plan(
         request, compiled, memory, float(sum(memory.values())), capacity, costs, roofline(costs, chip), model_flops
@@ -175,6 +179,10 @@ def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str,
     notes = []
     if r.attention == "pallas":
         notes.append("a run asks the device first whether the pallas kernel computes rightly there; if not, xla")
+        if q.target.card is not None:
+            notes.append("FLOPs of the pallas kernel are not counted on GPUs")
+    if q.target.card is not None and 0.75 * plan.capacity < plan.needed <= plan.capacity:
+        notes.append("JAX takes 75 % of a GPU's memory; set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 for this run")
     if plan.seconds:
         notes.append("a step's time is a lower bound, and with it hours and money")
     elif tokens:
@@ -188,7 +196,7 @@ def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str,
         "job": q.job,
         "topology": q.target.topology,
         "chips": q.target.chips,
-        "slices": q.target.slices,
+        "hosts" if q.target.card else "slices": q.target.slices,
         "mesh": q.mesh,
         "batch": q.rows,
         "length": q.length,
@@ -214,7 +222,7 @@ def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str,
             "hbm_traffic_bytes": plan.costs.hbm_bytes,
             "kernels": dict(plan.costs.kernels),
             "collectives": [dataclasses.asdict(c) for c in plan.costs.collectives],
-            # Of all chips of a slice together.
+            # Of all chips of a slice or a host together.
             "network_sent_bytes": plan.costs.network_sent * q.target.chips / q.target.slices,
         }
     if "products" in plan.compiled.facts:

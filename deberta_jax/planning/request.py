@@ -14,7 +14,7 @@ from deberta_jax.data.labels import SINGLE_LABEL, LabelSpec
 from deberta_jax.data.text_batches import pad_texts
 from deberta_jax.errors import InputError
 from deberta_jax.ops.attention import expected_implementation
-from deberta_jax.planning.chips import Target
+from deberta_jax.planning.targets import Target
 from deberta_jax.tasks import Task
 from deberta_jax.tasks.text_classification import TextTask
 from deberta_jax.text.mlm_masking import Masking
@@ -146,7 +146,7 @@ def check_mesh(request: Request) -> None:
             f"{typed(m)}: is {math.prod(m.values())} chips, {request.target.name} has {chips}; "
             f"give for example {typed({'fsdp': chips // request.target.slices})} or {typed({'data': chips})}"
         )
-    if m["data"] % request.target.slices:
+    if m["data"] % request.target.slices and request.target.card is None:
         raise InputError(
             f"{typed(m)}: data is not a multiple of the {request.target.slices} slices; fsdp and tensor stay within a "
             f"slice of {chips // request.target.slices} chips"

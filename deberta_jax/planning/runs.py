@@ -11,11 +11,11 @@ import jax
 
 from deberta_jax.config import DebertaConfig
 from deberta_jax.errors import InputError
-from deberta_jax.planning.chips import Target, target_of
 from deberta_jax.planning.planner import make_plan
 from deberta_jax.planning.report import as_json
 from deberta_jax.planning.request import BatchShapes, Request, named_implementation, shapes
 from deberta_jax.planning.table import causes, format_plan, size
+from deberta_jax.planning.targets import Target, target_of
 from deberta_jax.tasks import Task
 from deberta_jax.training.experiment import Experiment, Finetune, Pretraining, PretrainMLM, PretrainRTD
 from deberta_jax.training.finetune_data import read_inputs

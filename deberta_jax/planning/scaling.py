@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 
-from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.planner import make_plan
 from deberta_jax.planning.report import Plan
+from deberta_jax.planning.targets import target_of
 
 _MOST_CHIPS = 1024
 

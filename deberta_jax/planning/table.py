@@ -25,11 +25,11 @@ def _time(seconds: float) -> str:
 
 def format_plan(plan: Plan, found: dict[str, Any]) -> str:
     """Returns one plan as text. ``found`` is what ``as_json`` returns, and the name of the ``model``."""
-    r = plan.request.experiment.runtime
+    r, target = plan.request.experiment.runtime, plan.request.target
     rows: list[tuple[str, str]] = [
         ("model", found["model"]),
         ("program", f"{found['job']}, {found['batch']} x {found['length']} tokens, {found['dtype']}, remat {r.remat}"),
-        ("slice", f"{plan.request.target.name}, {found['chips']} chips as {_mesh(plan.request)}"),
+        ("devices" if target.card else "slice", f"{target.name}, {found['chips']} chips as {_mesh(plan.request)}"),
         ("attention", r.attention),
     ]
     rows += [(f"  {name}", size(value)) for name, value in plan.memory.items()]
@@ -49,8 +49,9 @@ def format_plan(plan: Plan, found: dict[str, Any]) -> str:
             if c.bytes >= 1e4
         ]
         if plan.costs.network_count:
-            sent = f"{size(plan.costs.network_sent)} a chip, {size(found['network_sent_bytes'])} a slice"
-            rows.append(("between slices", f"{sent}, {plan.costs.network_count:.0f} times"))
+            part = "host" if target.card else "slice"
+            sent = f"{size(plan.costs.network_sent)} a chip, {size(found['network_sent_bytes'])} a {part}"
+            rows.append((f"between {part}s", f"{sent}, {plan.costs.network_count:.0f} times"))
     if "not_known" in found:
         rows += [("products a device", f"{found['flops']:.3g} FLOP"), ("not known", found["not_known"])]
     if plan.seconds:

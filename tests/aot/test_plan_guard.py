@@ -9,12 +9,12 @@ import pytest
 from benchmarks.tpu_aot import devices
 from benchmarks.tpu_peers import in_a_model
 from deberta_jax.models import attention
-from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.hlo import parse_hlo
 from deberta_jax.planning.kernels import kernel_cost
 from deberta_jax.planning.programs import make_program, objective_of
 from deberta_jax.planning.request import make_request
+from deberta_jax.planning.targets import target_of
 from deberta_jax.presets import PRESETS
 from deberta_jax.training.experiment import RunOptions
 from tests.planning.exchanges import unexpected

@@ -7,10 +7,10 @@ import pytest
 from jax.experimental import topologies
 
 from deberta_jax.errors import InputError
-from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.planner import make_plan
 from deberta_jax.planning.programs import objective_of
 from deberta_jax.planning.request import make_request
+from deberta_jax.planning.targets import target_of
 from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import make_mesh
 from deberta_jax.training.experiment import RunOptions

@@ -7,11 +7,12 @@ import pytest
 
 from deberta_jax.errors import InputError
 from deberta_jax.planning.candidates import candidates
-from deberta_jax.planning.chips import CHIPS, target_of
+from deberta_jax.planning.chips import CHIPS
 from deberta_jax.planning.costs import Collective, count
 from deberta_jax.planning.hlo import parse_hlo
 from deberta_jax.planning.report import roofline
 from deberta_jax.planning.request import check_mesh, make_request
+from deberta_jax.planning.targets import target_of
 from deberta_jax.presets import PRESETS
 from deberta_jax.training.experiment import RunOptions
 

@@ -9,9 +9,9 @@ import pytest
 
 from deberta_jax.errors import InputError
 from deberta_jax.planning import compiling
-from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.compiling import MEMORY, check_facts, compile_here
 from deberta_jax.planning.request import Request
+from deberta_jax.planning.targets import target_of
 from deberta_jax.storage import CHECKSUMS, write_checksums
 from deberta_jax.training.experiment import PretrainMLM
 from tests.made import TINY

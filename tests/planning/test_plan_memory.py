@@ -12,7 +12,7 @@ _RUN = """
 import dataclasses, gc, json, sys
 import jax, numpy as np
 from pathlib import Path
-from deberta_jax.planning.chips import target_of
+from deberta_jax.planning.targets import target_of
 from deberta_jax.planning.programs import objective_of, request_mesh
 from deberta_jax.planning.request import make_request
 from deberta_jax.presets import PRESETS

@@ -10,7 +10,6 @@ import pytest
 from deberta_jax.cli.main import main
 from deberta_jax.ops.attention import IMPLEMENTATIONS
 from deberta_jax.planning import child, scaling
-from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.compiling import Compiled
 from deberta_jax.planning.costs import Collective, Costs
 from deberta_jax.planning.page import write_page
@@ -18,6 +17,7 @@ from deberta_jax.planning.programs import MadeProgram
 from deberta_jax.planning.report import Plan, as_json, plan_of
 from deberta_jax.planning.request import make_request
 from deberta_jax.planning.table import causes, format_plan, number
+from deberta_jax.planning.targets import target_of
 from deberta_jax.presets import PRESETS
 from deberta_jax.training.experiment import RunOptions
 

@@ -7,7 +7,7 @@ import pytest
 
 from deberta_jax.cli.main import main
 from deberta_jax.planning import compiling
-from deberta_jax.planning.chips import target_of
+from deberta_jax.planning.targets import target_of
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from jax.sharding import PartitionSpec
 
 from deberta_jax.cli.main import main
 from deberta_jax.planning.candidates import candidates
-from deberta_jax.planning.chips import target_of
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.hlo import parse_hlo
 from deberta_jax.planning.programs import lower_for_cuda, make_program
 from deberta_jax.planning.request import make_request
+from deberta_jax.planning.targets import target_of
 from deberta_jax.presets import PRESETS
 from deberta_jax.training.experiment import RunOptions
 from tests.planning.exchanges import unexpected
