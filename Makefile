@@ -25,7 +25,7 @@ LOCK ?= locks/python$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.versio
 LOCKED_PYTHONS := 3.11 3.12 3.13 3.14
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALL := $(BIN)/pip install --quiet $(if $(LOCK),--constraint $(LOCK))
-PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --durations=30 --durations-min=5
 
 .PHONY: demo test lint types test-system test-tpu test-gpu parity test-long docs wheel test-wheel gpu-kit gpu-kit-tiny lock clean
 
@@ -85,7 +85,7 @@ gpu-kit-tiny:
 
 # Dependencies as old as pyproject.toml allows, with today's tools around them; then the newest for each Python.
 lock: $(BIN)/uv
-	$(BIN)/uv pip compile pyproject.toml --extra parquet --extra zstd --extra tensorboard --extra onnx --resolution lowest-direct \
+	$(BIN)/uv pip compile pyproject.toml --extra parquet --extra zstd --extra tensorboard --extra onnx --extra serve --resolution lowest-direct \
 	  --universal --python-version 3.11 --no-header --quiet --upgrade --output-file $(VENV)/lowest.txt
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra tpu --constraint $(VENV)/lowest.txt --universal \
 	  --python-version 3.11 --no-annotate --custom-compile-command 'make lock' --quiet --upgrade \
