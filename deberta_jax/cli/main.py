@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "compare runs: settings that differ, metrics with mean and deviation over seeds, a plot",
     "predict": "write a model's answers for a file of any length, as jsonl, csv or parquet",
     "plan": "does a run fit on a TPU slice, what limits it, what does it cost: from the compiler, without the slice",
+    "serve": "answer requests over HTTP with models, and try them on a page",
     "convert": "convert a checkpoint of any form to a model directory or an Orbax checkpoint",
     "export": "write a model as ONNX or StableHLO, compared with the model",
     "quantize": "write a copy of a model with weights of 8 or 4 bits",

@@ -19,7 +19,9 @@ class TextBatch(NamedTuple):
     length: int
 
 
-def plan_in_order(lengths: np.ndarray, sizes: Sequence[int], max_length: int) -> list[TextBatch]:
+def plan_in_order(
+    lengths: np.ndarray, sizes: Sequence[int], max_length: int, max_slots: int | None = None
+) -> list[TextBatch]:
     """Plans a pass over all texts, longest first, so that a lack of memory shows at once.
 
     The batches are those with the fewest token slots in all, where each batch counts as many more as reading the
@@ -28,15 +30,17 @@ def plan_in_order(lengths: np.ndarray, sizes: Sequence[int], max_length: int) ->
 
     Args:
       lengths: int [n], tokens of each text.
-      sizes: possible numbers of rows of a batch.
+      sizes: possible numbers of rows of a batch, ascending.
       max_length: most tokens of a text.
+      max_slots: most token slots of a batch, as for ``sizes_within``.
     """
     order = np.argsort(-lengths, kind="stable")
     padded = [padded_length(int(length), max_length) for length in lengths[order]]
     # The cost of the texts from each one on, and the size of the batch that begins with it.
     best: list[tuple[int, int]] = [(0, 0)] * (len(order) + 1)
     for first in reversed(range(len(order))):
-        rest = ((size * padded[first] + best[min(first + size, len(order))][0], size) for size in sizes)
+        possible = sizes_within(sizes, padded[first], max_slots)
+        rest = ((size * padded[first] + best[min(first + size, len(order))][0], size) for size in possible)
         cost, size = min(rest)
         best[first] = (cost + _SLOTS_PER_BATCH, size)
     batches, first = [], 0
@@ -45,6 +49,21 @@ def plan_in_order(lengths: np.ndarray, sizes: Sequence[int], max_length: int) ->
         batches.append(TextBatch(order[first : first + size], size, padded[first]))
         first += size
     return batches
+
+
+def sizes_within(sizes: Sequence[int], length: int, max_slots: int | None) -> Sequence[int]:
+    """Returns the numbers of rows whose batches of a padded length have at most ``max_slots`` token slots.
+
+    The smallest number is always possible.
+
+    Args:
+      sizes: numbers of rows, ascending.
+      length: the padded length.
+      max_slots: most token slots of a batch; None: no limit.
+    """
+    if max_slots is None:
+        return sizes
+    return [size for size in sizes if size * length <= max_slots] or sizes[:1]
 
 
 def shape_size(count: int) -> int:

@@ -15,13 +15,14 @@ from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import check_vocabulary, make_features
 from deberta_jax.errors import InputError, shown
-from deberta_jax.inference.loaded import trained_length
+from deberta_jax.inference.loaded import Loaded, trained_length
 from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.inference.predict import Predictor, check_finite
-from deberta_jax.models import Runtime
+from deberta_jax.models import Model, Runtime
 from deberta_jax.progress import progress_bar
 from deberta_jax.tasks.activations import Activation, find_activation, saved_activation
 from deberta_jax.tasks.text_classification import probabilities
+from deberta_jax.text import Tokenizer
 
 
 class RankedDocument(TypedDict):
@@ -78,10 +79,37 @@ class CrossEncoder:
             base_model=base_model,
             revision=revision,
         )
-        self.model, self.params, self.tokenizer = loaded.model, loaded.params, loaded.tokenizer
-        self.max_length = trained_length(loaded.directory) if max_length is None else max_length
-        self._predictor = Predictor(self.model, self.tokenizer.pad_id, max_length=self.max_length, mesh=loaded.mesh)
-        self.activation_fn = activation_fn or _saved_activation(loaded.directory, loaded.model.config)
+        limit = trained_length(loaded.directory) if max_length is None else max_length
+        predictor = Predictor(loaded.model, loaded.tokenizer.pad_id, max_length=limit, mesh=loaded.mesh)
+        self._set(loaded.model, loaded.params, loaded.tokenizer, predictor, loaded.directory, activation_fn)
+
+    @classmethod
+    def from_loaded(cls, loaded: Loaded, directory: Path) -> "CrossEncoder":
+        """Returns the cross-encoder of a model that is loaded, such as a pipeline, and shares its parameters.
+
+        Args:
+          loaded: a sequence classification model.
+          directory: its directory, which may name an activation.
+
+        Raises:
+          InputError: the directory names an activation that is not known here.
+        """
+        ranker = object.__new__(cls)
+        ranker._set(loaded.model, loaded.params, loaded.tokenizer, loaded.predictor, directory)
+        return ranker
+
+    def _set(
+        self,
+        model: Model,
+        params: Any,
+        tokenizer: Tokenizer,
+        predictor: Predictor,
+        directory: Path,
+        activation_fn: Activation | None = None,
+    ) -> None:
+        self.model, self.params, self.tokenizer, self._predictor = model, params, tokenizer, predictor
+        self.max_length = predictor.max_length
+        self.activation_fn = activation_fn or _saved_activation(directory, model.config)
 
     def __repr__(self) -> str:
         return f"CrossEncoder({self.model!r})"

@@ -1,0 +1,1 @@
+"""Serves models over HTTP: ``deberta-jax serve``. Needs the extra ``serve``."""
