@@ -4,6 +4,10 @@ import contextlib
 import dataclasses
 import http.client
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -108,3 +112,30 @@ def running(given: ServeOptions, token: str | None = None) -> Iterator[tuple[Cli
         server.stop()
         thread.join(60)
     assert not thread.is_alive(), "the server stops"
+
+
+@contextlib.contextmanager
+def process(log: Path, *arguments: Any, **options: Any) -> Iterator[tuple[subprocess.Popen[bytes], Client]]:
+    """The command ``serve`` as a process with one device, that writes its messages to ``log``, and a client of it."""
+    small = ["--port", "0", "--max-length", MAX_LENGTH, "--max-rows", "4"]
+    command = [sys.executable, "-m", "deberta_jax", "serve", *small, *arguments]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | options.pop("env", {})
+    with log.open("wb") as file:
+        started = subprocess.Popen(list(map(str, command)), stderr=file, stdout=file, env=environment, **options)
+    try:
+        yield started, Client(_port_in(log, started))
+    finally:
+        started.kill()
+        started.wait()
+
+
+def _port_in(log: Path, started: subprocess.Popen[bytes]) -> int:
+    """The port that a server says it listens on."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        found = re.search(r"listening on http://127\.0\.0\.1:(\d+)/", log.read_text())
+        if found:
+            return int(found[1])
+        assert started.poll() is None, log.read_text()
+        time.sleep(0.05)
+    raise AssertionError(f"the server does not listen: {log.read_text()}")

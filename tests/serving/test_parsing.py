@@ -66,19 +66,22 @@ def test_other_values_are_refused(endpoint, fields, status):
     assert caught.value.status == status
 
 
+def status_of(read, *arguments) -> int:
+    """The status that a refusal has; 200 for what is read."""
+    try:
+        read(*arguments)
+    except ServingError as error:
+        return error.status
+    return 200
+
+
 @PATIENT
 @given(st.sampled_from(sorted(FIELDS)), st.dictionaries(st.sampled_from(["inputs", "query", "texts", "top_k"]), JSON))
 def test_any_json_is_read_or_refused(endpoint, fields):
-    try:
-        assert read(endpoint, **fields).keys() == FIELDS[endpoint].keys()
-    except ServingError as error:
-        assert error.status in (400, 413, 422)
+    assert status_of(read_fields, fields, FIELDS[endpoint], LIMITS) in (200, 400, 413, 422)
 
 
 @PATIENT
 @given(st.binary(max_size=50))
 def test_any_bytes_are_read_or_refused(body):
-    try:
-        assert isinstance(read_object(body), dict)
-    except ServingError as error:
-        assert error.status in (400, 422)
+    assert status_of(read_object, body) in (200, 400, 422)

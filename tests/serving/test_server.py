@@ -200,7 +200,7 @@ def test_a_client_that_goes_away_frees_its_place(served):
         time.sleep(0.3)
         body = json.dumps({"inputs": "ban kost"}).encode()
         with socket.create_connection(("127.0.0.1", client.port)) as gone:
-            head = f"POST /classifier/predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            head = "POST /classifier/predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
             gone.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             time.sleep(0.5)
             assert client.metric("deberta_jax_queue_tokens") > 0
@@ -218,7 +218,9 @@ def test_a_client_that_goes_away_frees_its_place(served):
 
 def test_one_model_has_the_plain_addresses_a_token_and_limits(models, monkeypatch, caplog):
     monkeypatch.setenv(TOKEN_VARIABLE, "secret")
-    given = options(models["classifier"], max_requests=1, timeout=0.5, cors_origins=("http://example.org",), log_requests=True)
+    given = options(
+        models["classifier"], max_requests=1, timeout=0.5, cors_origins=("http://example.org",), log_requests=True
+    )
     with caplog.at_level(logging.INFO), running(given) as (client, server):
         refused = client.post("/predict", inputs="ban")
         assert (refused.status, refused.body["error_type"]) == (401, "Unauthorized")
