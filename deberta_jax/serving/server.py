@@ -17,12 +17,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.serving.app import Service
-from deberta_jax.serving.errors import log_failure
+from deberta_jax.serving.errors import log_failure, log_line
 from deberta_jax.serving.metrics import Metrics
 from deberta_jax.serving.models import load_served
 from deberta_jax.serving.options import TOKEN_VARIABLE, ServeOptions
-
-_log = logging.getLogger(__name__)
 
 # Connections beyond those of the requests: idle ones, and those that only ask for figures.
 _MORE_CONNECTIONS = 512
@@ -128,7 +126,12 @@ class Server:
           Exception: what has ended the compilation of a program.
         """
         if self._open:
-            _log.warning("everybody who reaches %s can use it; set %s or --token-file", self.address, TOKEN_VARIABLE)
+            log_line(
+                logging.WARNING,
+                "everybody who reaches %s can use it; set %s or --token-file",
+                self.address,
+                TOKEN_VARIABLE,
+            )
         # Messages of pipelines may contain texts of requests.
         for name in ("deberta_jax.data", "deberta_jax.inference", "deberta_jax.text"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -136,7 +139,7 @@ class Server:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         compiling = threading.Thread(target=self._compile, name="deberta-jax-compile", daemon=True)
         compiling.start()
-        _log.info("listening on %s", self.address)
+        log_line(logging.INFO, "listening on %s", self.address)
         try:
             self._uvicorn.run(sockets=[self._socket])
         finally:
@@ -146,7 +149,7 @@ class Server:
             self._socket.close()
         if self.failure is not None:
             raise self.failure
-        _log.info("stopped")
+        log_line(logging.INFO, "stopped")
 
     def stop(self) -> None:
         """Ends ``run`` after the last answer."""
@@ -158,7 +161,7 @@ class Server:
             count, started = 0, time.monotonic()
             for model in self.service.models:
                 shapes = model.batcher.shapes()
-                _log.info("%s: compiling %d shapes", model.name, len(shapes))
+                log_line(logging.INFO, "%s: compiling %d shapes", model.name, len(shapes))
                 for _ in model.batcher.warm_up():
                     if self._uvicorn.should_exit:
                         return
@@ -170,7 +173,7 @@ class Server:
             return
         self.metrics.set_ready()
         self.service.ready = True
-        _log.info("ready: %d shapes in %.0f s; %s", count, time.monotonic() - started, self.address)
+        log_line(logging.INFO, "ready: %d shapes in %.0f s; %s", count, time.monotonic() - started, self.address)
 
 
 def serve(options: ServeOptions) -> None:

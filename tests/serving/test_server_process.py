@@ -43,7 +43,7 @@ class Asker:
 def test_sigterm_under_load_ends_after_the_last_answer(model, tmp_path):
     with process(tmp_path / "log", model) as (server, client):
         client.wait_ready()
-        answered, cut = [], []
+        answered, cut, refused = [], [], []
 
         def ask_until_the_end(number):
             asker = Asker(client.port)
@@ -56,7 +56,7 @@ def test_sigterm_under_load_ends_after_the_last_answer(model, tmp_path):
                 except (ConnectionError, http.client.HTTPException, OSError):
                     return  # refused, or closed between two requests
                 except AssertionError as error:
-                    assert "stopping" in str(error)
+                    refused.append(str(error))
                     return
 
         threads = [threading.Thread(target=ask_until_the_end, args=(number,)) for number in range(12)]
@@ -69,6 +69,7 @@ def test_sigterm_under_load_ends_after_the_last_answer(model, tmp_path):
             thread.join(60)
         assert len(answered) > 12
         assert not cut
+        assert all("stopping" in message for message in refused)
         log = (tmp_path / "log").read_text()
         assert log.endswith("stopped\n")
         assert "Traceback" not in log
@@ -113,7 +114,7 @@ def test_a_full_disk_for_logs_stops_nothing(model, tmp_path):
         assert log.stat().st_size == 4096
         assert client.metric("deberta_jax_log_failures_total") > 0
         server.send_signal(signal.SIGTERM)
-        assert server.wait(60) in (0, 2)
+        assert server.wait(60) == 0
 
 
 def test_bad_input_is_one_line_and_status_2(model, tmp_path):
@@ -148,7 +149,9 @@ def ask_all(port: int, texts: list[str], clients: int) -> list[list[dict]]:
 @pytest.mark.long
 def test_ten_thousand_answers_under_load_are_those_of_the_pipeline(model, tmp_path):
     texts = [f"{text} {number}"[:40] for number, (text, _) in enumerate(rows(10_000, classes=3, seed=8))]
-    expected = deberta_jax.pipeline("text-classification", model, max_length=MAX_LENGTH)(texts, top_k=None, truncation=True)
+    expected = deberta_jax.pipeline("text-classification", model, max_length=MAX_LENGTH)(
+        texts, top_k=None, truncation=True
+    )
     with process(tmp_path / "log", model, "--max-rows", "16") as (_, client):
         client.wait_ready()
         found = ask_all(client.port, texts, 64)
