@@ -33,7 +33,7 @@ QUESTIONS = {
     "resume": ("docs/guides/resume.md", "Run the same command again."),
     "rerank": ("docs/guides/rerank.md", "deberta_jax.CrossEncoder("),
     "embed texts": ("docs/guides/embed.md", "deberta_jax.encode("),
-    "serve": ("docs/guides/serve.md", "There is no server yet."),
+    "serve": ("docs/guides/serve.md", "deberta-jax serve runs/classifier"),
     "licence": ("README.md", "Apache-2.0"),
     "citation": ("CITATION.cff", "cff-version"),
     "report a problem": (".github/ISSUE_TEMPLATE/bug_report.yml", "body:"),

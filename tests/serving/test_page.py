@@ -79,7 +79,7 @@ def test_every_task_shows_its_answer(chromium, address, screenshots, path):
     for name, text in typed.items():
         page.fill(f"#fields [name={name}]", text)
     page.click("#send")
-    page.wait_for_function("document.getElementById('status').textContent.includes(' ms')")
+    page.locator("#status", has_text=" ms").wait_for(timeout=20_000)
     result = page.inner_text("#result")
     for pattern in shown:
         assert re.search(pattern, result), result
@@ -120,11 +120,11 @@ def test_a_small_dark_screen(chromium, address, screenshots):
 def test_errors_and_hostile_texts_are_shown_as_text(chromium, address):
     page, _ = opened(chromium, address)
     choose(page, "masked/fill-mask")
-    page.fill("#fields [name=text]", "<img src=x onerror=alert(1)> no mask")
+    page.fill("#fields [name=text]", "<b>x</b>")
     page.click("#send")
     page.wait_for_selector("#result .error")
     assert "has no [MASK]" in page.inner_text("#result")
-    assert page.query_selector("#result img") is None
+    assert page.query_selector("#result b") is None
     page.close()
 
 
