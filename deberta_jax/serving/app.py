@@ -100,7 +100,7 @@ class Service:
                 routes.append(Route(f"{prefix}/{endpoint}", handler, methods=["POST"]))
         middleware = []
         if self.options.cors_origins:
-            allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
+            allowed: Any = {"allow_methods": ["GET", "POST"], "allow_headers": ["Authorization", "Content-Type"]}
             middleware.append(Middleware(CORSMiddleware, allow_origins=list(self.options.cors_origins), **allowed))
         handlers: Any = {HTTPException: _http_error, Exception: _server_error}
         return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)

@@ -93,7 +93,7 @@ class Metrics:
         """Returns all figures in the text format of Prometheus."""
         return generate_latest(self.registry)
 
-    def _compiled(self, event: str, duration: float, **_: str | int) -> None:
+    def _compiled(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == _COMPILED:
             self.compilations.inc()
             if self._is_ready:

@@ -178,7 +178,7 @@ def _predict(pipe: TextClassifier) -> Answer:
 
 def _rerank(ranker: CrossEncoder) -> Answer:
     def answer(fields: Mapping[str, Any]) -> Any:
-        raw = {"activation_fn": lambda logits: logits} if fields["raw_scores"] else {}
+        raw: Any = {"activation_fn": lambda logits: logits} if fields["raw_scores"] else {}
         ranked = ranker.rank(fields["query"], fields["texts"], return_documents=fields["return_text"], **raw)
         return [
             {"index": one["corpus_id"], "score": one["score"]} | ({"text": one["text"]} if "text" in one else {})
@@ -215,7 +215,7 @@ def _fill_mask(pipe: MaskFiller) -> Answer:
     def answer(fields: Mapping[str, Any]) -> Any:
         inputs = fields["inputs"]
         # Texts that are too long are cut where the request allows it, and refused in ``_mask_positions``.
-        options = {"tokenizer_kwargs": {"truncation": True}} if fields["truncate"] else {}
+        options: Any = {"tokenizer_kwargs": {"truncation": True}} if fields["truncate"] else {}
         top_k = min(fields["top_k"] or 5, pipe.tokenizer.vocab_size)
         answers = pipe(inputs, top_k=top_k, targets=fields["targets"], **options)
         return [answers] if isinstance(inputs, list) and len(inputs) == 1 else answers

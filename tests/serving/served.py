@@ -19,7 +19,7 @@ from deberta_jax.serving.options import ServeOptions
 from deberta_jax.serving.server import Server
 from tests.made import TINY, make_tokenizer, saved_model
 
-MAX_LENGTH = 24
+MAX_LENGTH = 32
 
 HEADS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "classifier": (deberta_jax.DebertaForSequenceClassification, ("pos", "neg", "other")),

@@ -20,7 +20,10 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 # For each model and task: what is typed, and what the answer must show.
 TASKS = {
     "classifier/predict": ({"text": "ban kost"}, [r"pos\s*\d+\.\d %", r"neg\s*\d+\.\d %", r"other\s*\d+\.\d %"]),
-    "ranker/rerank": ({"query": "ban", "documents": "kost mur\nban ban"}, [r"kost mur\s*0\.\d{3}", r"ban ban\s*0\.\d{3}"]),
+    "ranker/rerank": (
+        {"query": "ban", "documents": "kost mur\nban ban"},
+        [r"kost mur\s*0\.\d{3}", r"ban ban\s*0\.\d{3}"],
+    ),
     "nli/zero-shot": ({"text": "ban", "labels": "mur, kost"}, [r"mur\s*\d+\.\d %", r"kost\s*\d+\.\d %"]),
     "tagger/ner": ({"text": "ban 🎈 kost"}, [r"PER"]),
     "reader/qa": ({"question": "ban", "context": "kost mur ban"}, [r"\d+\.\d %"]),
@@ -105,7 +108,7 @@ def test_the_keyboard_is_enough(chromium, address):
 
 
 def test_a_small_dark_screen(chromium, address, screenshots):
-    page, problems = opened(chromium, address, viewport={"width": 400, "height": 700}, color_scheme="dark")
+    page, _ = opened(chromium, address, viewport={"width": 400, "height": 700}, color_scheme="dark")
     choose(page, "classifier/predict")
     page.fill("#fields [name=text]", "ban kost " + "x" * 200)
     page.click("#send")
