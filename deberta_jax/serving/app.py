@@ -89,7 +89,7 @@ class Service:
             Route("/health", self._health),
             Route("/docs", self._docs),
             Route("/openapi.json", self._openapi),
-            Route("/metrics", self._guarded(self._metrics)),
+            Route("/metrics", self._metrics),
             Route("/models", self._guarded(self._models)),
         ]
         for model in self.models:
