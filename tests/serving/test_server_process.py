@@ -32,7 +32,7 @@ class Asker:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def ask(self, text: str) -> list[dict]:
-        body = json.dumps({"inputs": text})
+        body = json.dumps({"inputs": text, "truncate": True})
         self.connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
         answer = self.connection.getresponse()
         found = json.loads(answer.read())
