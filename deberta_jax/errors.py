@@ -26,6 +26,21 @@ class InputError(ValueError):
         super().__init__(printable(message))
 
 
+RUN_AGAIN = 42
+"""Exit code of a process that has done nothing wrong: the same command goes on when it is run again."""
+
+
+class RunAgainError(RuntimeError):
+    """Signals that nothing which the caller gave is wrong, and that the same command may succeed when it is run again.
+
+    Another process of the run is gone, or a disk or a bucket cannot be reached now. The message is one line; the
+    command line prints it after ``error:`` and exits with code ``RUN_AGAIN``.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(printable(" ".join(message.split())))
+
+
 def printable(text: str) -> str:
     """Returns the text with control characters, and others that a terminal does not show, replaced by escapes."""
     if text.isprintable():

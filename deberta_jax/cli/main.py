@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import tyro
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError, printable, printable_lines
+from deberta_jax.errors import RUN_AGAIN, InputError, RunAgainError, printable, printable_lines
 from deberta_jax.plugins import import_plugins
 from deberta_jax.progress import take_progress_option
 
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
       argv: the arguments; those of the process if not given.
 
     Raises:
-      SystemExit: 2 for bad input, 1 for a failure, 128 + signal for a run that a signal stopped.
+      SystemExit: 2 where the user has to change something, 42 (``errors.RUN_AGAIN``) where the same command goes on
+        when it is run again, 128 + signal for a run that a signal stopped, 1 for a failure that nobody foresaw.
     """
     storage.fill_standard_streams()
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -70,12 +71,14 @@ def _run(argv: list[str]) -> None:
     except InputError as error:
         _fail(" ".join(str(error).split("\n")))
     except FloatingPointError as error:
-        _fail(str(error), code=1)
+        _fail(str(error))
+    except RunAgainError as error:
+        _fail(str(error), code=RUN_AGAIN)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
     except OSError as error:
-        _fail(storage.explain(error))
+        _fail(storage.explain(error), code=RUN_AGAIN if storage.may_pass(error) else 2)
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
 

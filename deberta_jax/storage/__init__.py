@@ -54,6 +54,7 @@ from deberta_jax.storage.paths import (
     is_remote,
     is_stream,
     matching,
+    may_pass,
     reaching,
 )
 from deberta_jax.storage.readers import (
@@ -113,6 +114,7 @@ __all__ = [
     "mapped_array",
     "mapped_npy",
     "matching",
+    "may_pass",
     "opened",
     "output_directory",
     "output_file",

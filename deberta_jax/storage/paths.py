@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deberta_jax.errors import InputError, printable
+from deberta_jax.errors import InputError, RunAgainError, printable
 
 if TYPE_CHECKING:
     from etils import epath
@@ -54,6 +54,29 @@ def explain(error: OSError) -> str:
     return printable(f"{where}{what}; {advice}" if advice else f"{where}{what}")
 
 
+# Failures of a disk or a network that may be over when the same command is run again.
+_PASSING = {
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPIPE, errno.EAGAIN),
+}
+
+
+def may_pass(error: BaseException) -> bool:
+    """Returns whether an error of a disk, a network or a service may be over when the same command is run again.
+
+    A path that does not exist, a permission or room that is missing stay until somebody changes it.
+    """
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _PASSING
+    # Clients of buckets: those of HTTP have a status, and their errors of connections are an OSError without a number.
+    code = getattr(error, "code", None) or getattr(error, "status", None)
+    if isinstance(code, int):
+        return code in (408, 429) or code >= 500
+    return isinstance(error, OSError) and not isinstance(error, PermissionError | FileNotFoundError)
+
+
 def is_remote(path: str | os.PathLike[str], schemes: tuple[str, ...] = ("gs", "s3")) -> bool:
     """Returns whether a path is a URL of one of the schemes.
 
@@ -80,17 +103,23 @@ def as_path(name: str | os.PathLike[str]) -> AnyPath:
 
 @contextmanager
 def reaching(path: str | os.PathLike[str]) -> Iterator[AnyPath]:
-    """Yields a remote path. Converts errors of the remote client inside the block to a one-line InputError."""
+    """Yields a remote path. Converts errors of the remote client inside the block to errors of one line.
+
+    Raises:
+      InputError: there is nothing of that name, a permission is missing, or the client is not installed.
+      RunAgainError: the network or the service fails, which may be over when the same command is run again.
+    """
     try:
         yield as_path(path)
-    except (InputError, TypeError, AttributeError, LookupError, AssertionError):
+    except (InputError, RunAgainError, TypeError, AttributeError, LookupError, AssertionError):
         raise  # raised by this package, or a programming error
     except FileNotFoundError:
         raise InputError(f"{path}: there is nothing of that name") from None
     except ImportError as error:
         raise InputError(f"{path}: {error}; pip install 'deberta_jax[gcs]', or use a local directory") from None
     except Exception as error:  # from the client, its transport or its credentials: the path cannot be reached
-        raise InputError(f"{path}: cannot be reached ({' '.join(str(error).split())[:200]})") from None
+        kind = RunAgainError if may_pass(error) else InputError
+        raise kind(f"{path}: cannot be reached ({' '.join(str(error).split())[:200]})") from None
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:

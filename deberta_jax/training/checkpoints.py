@@ -19,12 +19,18 @@ import numpy as np
 from etils import epath
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError, brief
+from deberta_jax.errors import InputError, RunAgainError, brief
 from deberta_jax.training.distributed import any_process, is_writer, wait_for_all
 from deberta_jax.training.state import TrainState
 from deberta_jax.weights.orbax_library import ocp
 
 _log = logging.getLogger(__name__)
+
+# Orbax's form of a JSON item is this one file.
+_RECORD = Path("record", "metadata")
+
+# What the reason of a failed write has where nothing but a user can change it.
+_STAYS = ("no space", "quota", "denied", "not permitted", "read-only", "too large", "not_found", "not found")
 
 
 class Checkpoints:
@@ -89,6 +95,7 @@ class Checkpoints:
 
         Raises:
           InputError: this state or the one before could not be written; the last complete one is intact.
+          RunAgainError: so, for a reason that may be over when the same command is run again.
         """
         if step in self.manager.all_steps():
             return
@@ -99,12 +106,45 @@ class Checkpoints:
         self._background = threading.Thread(target=self._list_digests, args=(step,), name=f"digests of state {step}")
         self._background.start()
 
-    def _list_digests(self, step: int) -> None:
-        """Waits for Orbax, then lists the digests of a state's files. Runs in a thread, which ``_wait`` waits for."""
+    def save_record(self, step: int, record: dict[str, Any]) -> None:
+        """Replaces the record of a saved state in the background, once the state is written.
+
+        A process that is killed meanwhile leaves the old record or the new one.
+
+        Raises:
+          InputError, RunAgainError: as ``save``.
+        """
+        if step not in self.manager.all_steps():
+            return
+        with self._writing():
+            self._wait()
+        self._background = threading.Thread(
+            target=self._list_digests, args=(step, record), name=f"record of state {step}"
+        )
+        self._background.start()
+
+    def discard(self, step: int) -> None:
+        """Deletes the state of a step, if it is there. All processes must call."""
+        with self._writing():
+            self._wait()
+            if step in self.manager.all_steps():
+                self.manager.delete(step)
+
+    def _list_digests(self, step: int, record: dict[str, Any] | None = None) -> None:
+        """Waits for Orbax, then lists the digests of a state's files. Runs in a thread, which ``_wait`` waits for.
+
+        Args:
+          record: written first in place of the state's own.
+        """
         try:
             self.manager.wait_until_finished()
+            directory = self.directory / str(step)
             if is_writer():
-                storage.write_checksums(self.directory / str(step))
+                if record is not None:
+                    # A state without a list is used; one that differs from its list is not.
+                    storage.remove(directory / storage.CHECKSUMS)
+                    storage.write_json(directory / _RECORD, record)
+                storage.write_checksums(directory)
         except BaseException as error:
             self._failed = error
 
@@ -119,17 +159,21 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Converts errors of writing inside the block to a one-line InputError."""
+        """Converts errors of writing inside the block to a one-line InputError or RunAgainError."""
         try:
             yield
         except (OSError, ValueError) as error:
             why = storage.explain(error) if isinstance(error, OSError) else brief(error, 200)
             latest = self.latest()
             kept = "no complete one is there" if latest is None else f"the last complete one is of step {latest}"
-            raise InputError(
-                f"{self.directory}: a state could not be written ({why}); {kept}. Make room, and run the same command "
-                "again"
-            ) from error
+            said = f"{self.directory}: a state could not be written ({why}); {kept}"
+            if isinstance(error, OSError) and error.errno is not None:
+                passes = storage.may_pass(error)
+            else:
+                passes = not any(words in str(error).lower() for words in _STAYS)
+            if passes:
+                raise RunAgainError(f"{said}; run the same command again") from error
+            raise InputError(f"{said}. Make room, and run the same command again") from error
 
     def restore_latest(
         self,
@@ -230,8 +274,7 @@ class Checkpoints:
         target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, shardings)
         directory = self.directory / str(step)
         self.manager.wait_until_finished()  # a state that is still being written
-        # Orbax's form of a JSON item is this one file.
-        record = storage.read_json_object(directory / "record" / "metadata")
+        record = storage.read_json_object(directory / _RECORD)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target))  # pyright: ignore
         try:
             with _without_unraisable():
@@ -243,7 +286,7 @@ class Checkpoints:
             raise InputError(f"{directory}: cannot be restored ({brief(error, 200)})") from None
 
     def close(self) -> None:
-        """Waits until all states are written. Raises InputError as ``save``."""
+        """Waits until all states are written. Raises InputError and RunAgainError as ``save``."""
         try:
             with self._writing():
                 self._wait()

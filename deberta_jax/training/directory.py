@@ -140,3 +140,19 @@ def lost_model(directory: Path, incomplete: str, step: int, state: int | None) -
         f"--output {directory}: its best model, of step {step}, is not complete ({incomplete}), and {kept} there to "
         f"make it from; copy the model back, or delete {directory} to train again"
     )
+
+
+def record_problem(record: Mapping[str, Any]) -> str | None:
+    """Returns what is wrong with the record of a state; None if nothing is."""
+    none = type(None)
+    types = {"run": str, "position": int, "evaluated": int, "best_step": int | none, "best": dict | none}
+    for name, expected in (types | {"unwritten": list}).items():
+        if not isinstance(record.get(name, record), expected):
+            return f"{name} is {shown(record.get(name))}"
+    numbers = [*(record["best"] or {}).items()]
+    for measured in record["unwritten"]:
+        if not isinstance(measured, dict):
+            return f"unwritten has {shown(measured)}"
+        numbers += measured.items()
+    odd = [(name, value) for name, value in numbers if not isinstance(value, int | float | none)]
+    return f"{brief(odd[0][0])} is {shown(odd[0][1])}" if odd else None

@@ -16,19 +16,26 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from deberta_jax import storage
-from deberta_jax.errors import InputError
+from deberta_jax.errors import RUN_AGAIN, InputError, RunAgainError
 from deberta_jax.training.experiment import RunOptions
 
 _log = logging.getLogger(__name__)
+
+NO_CLUSTER = (
+    "--distributed: JAX finds the processes of a run on TPU pods, under SLURM and Open MPI, and in Kubernetes; this "
+    "process is in none of them. Give --coordinator HOST:PORT (an address of process 0 that all can reach), "
+    "--processes N and --process I; in a JobSet on GPUs install jax[k8s]"
+)
 
 
 def start(r: RunOptions) -> None:
     """Joins the other processes, if the run has any. Must be called before the first use of a device.
 
-    Ends the process with a message where another one does not arrive within the deadline.
+    Ends the process with a message and code 42 where another one does not arrive within the deadline.
 
     Raises:
-      InputError: flags that do not belong together, or processes that cannot be joined.
+      InputError: flags that do not belong together, or no cluster that JAX knows.
+      RunAgainError: processes that cannot be joined now.
     """
     given = (r.coordinator != "", r.processes > 0, r.process >= 0)
     if not any(given) and not r.distributed:
@@ -49,8 +56,12 @@ def start(r: RunOptions) -> None:
     try:
         with _deadline(r.deadline, missing):
             jax.distributed.initialize(**options)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"the processes could not be joined: {' '.join(str(error).split())[:300]}") from None
+    except RuntimeError as error:
+        raise RunAgainError(f"the processes could not be joined: {' '.join(str(error).split())[:300]}") from None
+    except ValueError as error:
+        if all(given):
+            raise InputError(f"the processes could not be joined: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(NO_CLUSTER) from None
     _results_alone_on_stdout()
     check_processes(r.deadline)
 
@@ -64,7 +75,7 @@ def _deadline(seconds: int, message: str) -> Iterator[None]:
 
     def give_up() -> None:
         print(f"error: {message}", file=sys.stderr, flush=True)
-        os._exit(2)
+        os._exit(RUN_AGAIN)
 
     watch = threading.Timer(seconds, give_up)
     watch.daemon = True
@@ -108,7 +119,7 @@ def check_processes(deadline: int) -> list[dict[str, Any]]:
                 row[: len(encoded)] = list(encoded)
             everywhere = multihost_utils.process_allgather(names)
         except RuntimeError as error:
-            raise InputError(f"{silent} ({' '.join(str(error).split())[:200]})") from None
+            raise RunAgainError(f"{silent} ({' '.join(str(error).split())[:200]})") from None
     for report, texts in zip(found, everywhere.reshape(-1, 2, 64), strict=True):
         report["host"], report["jax"] = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in texts)
     if is_writer():
@@ -137,7 +148,7 @@ def _check_alike(reports: list[dict[str, Any]], names: tuple[str, ...]) -> None:
 
 
 def leave_behind(error: Exception) -> NoReturn:
-    """Ends this process because another one is gone.
+    """Ends this process with code 42 because another one is gone.
 
     Nothing can be closed in order without the other one, and the last saved state is whole.
     """
@@ -147,7 +158,7 @@ def leave_behind(error: Exception) -> NoReturn:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(1)
+    os._exit(RUN_AGAIN)
 
 
 def is_writer() -> bool:
@@ -216,12 +227,13 @@ class GracefulStop:
     """Delays SIGTERM and SIGINT within its block, so that a run can save its state and end.
 
     In one process a signal is recorded, a second one too, and ``check`` raises Stopped where it is safe. With several
-    processes JAX receives SIGTERM, and a preemption notice, at any of them; all stop after the same step, for which all
-    must call ``check_step`` at every step. SIGINT then interrupts as in any Python program.
+    processes JAX receives SIGTERM, and a preemption notice, at any of them; all stop at the same ``check``, for which
+    all must call it equally often. SIGINT then interrupts as in any Python program.
     """
 
     def __enter__(self) -> "GracefulStop":
         self.received: signal.Signals | None = None
+        self.checks = 0
         self.before: dict[signal.Signals, Any] = {}
         # With several processes JAX's preemption service handles SIGTERM and notifies the others.
         numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
@@ -236,12 +248,9 @@ class GracefulStop:
         self.received = signal.Signals(number)
 
     def check(self) -> None:
-        """Raises Stopped if a signal has arrived."""
+        """Raises Stopped, in all processes at the same check, if any of them got a signal or a preemption notice."""
         if self.received is not None:
             raise Stopped(self.received)
-
-    def check_step(self, step: int) -> None:
-        """Raises Stopped, in all processes at the same step, if any of them got a signal or a preemption notice."""
-        self.check()
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+        self.checks += 1
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self.checks):
             raise Stopped(signal.SIGTERM)

@@ -78,7 +78,9 @@ class RunOptions:
     log_every: int = 20
     """Number of steps between lines of log.jsonl."""
     checkpoint_every: int = 500
-    """Number of steps between saved training states; a state is also saved after every evaluation."""
+    """Number of steps between saved training states; a state is also saved before every evaluation."""
+    checkpoint_minutes: float = 15.0
+    """Largest number of minutes between saved training states, looked at when a line is logged; 0 for no limit."""
     keep_state: int = 1
     """Number of saved training states that are kept. With 2, a run goes on from the older if the latest is damaged.
     With 0 none is saved, and a run that is stopped begins again at the first step."""
@@ -92,10 +94,10 @@ class RunOptions:
     """Number of processes, with --coordinator."""
     process: int = -1
     """Index of this process, counted from 0, with --coordinator."""
-    heartbeat: int = 40
+    heartbeat: int = 100
     """Seconds without a heartbeat after which a process is considered lost and the run ends."""
-    deadline: int = 300
-    """Seconds within which all processes must have started."""
+    deadline: int = 1200
+    """Seconds within which all processes must have started; hosts of a cluster may start minutes apart."""
     dry_run: bool = False
     """Describe the run (guesses, shapes, parameters, memory, steps) without training or writing anything."""
     plan: str = ""

@@ -37,6 +37,8 @@ def check_common(e: Any) -> None:
         raise InputError(f"--layer-decay {o.layer_decay}: must lie in (0, 1]")
     if r.log_every < 1 or r.checkpoint_every < 1:
         raise InputError("--log-every and --checkpoint-every: must be at least 1")
+    if not 0 <= r.checkpoint_minutes <= _LONGEST_WAIT:
+        raise InputError(f"--checkpoint-minutes {r.checkpoint_minutes}: must lie in [0, {_LONGEST_WAIT}]")
     if r.keep_state < 0:
         raise InputError(f"--keep-state {r.keep_state}: must not be below 0")
     for name in ("accumulate", "heartbeat", "deadline"):

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from deberta_jax import storage
 from deberta_jax.compilation import use_compilation_cache
 from deberta_jax.data.batches import Size, read_ahead
-from deberta_jax.errors import InputError, brief, shown
+from deberta_jax.errors import InputError
 from deberta_jax.sharding import global_batch, make_mesh, row_share
 from deberta_jax.tasks import Metrics
 from deberta_jax.training.checkpoints import Checkpoints
-from deberta_jax.training.directory import Result, check_directory, incomplete_model, lost_model
+from deberta_jax.training.directory import Result, check_directory, incomplete_model, lost_model, record_problem
 from deberta_jax.training.distributed import (
     GracefulStop,
     Stopped,
@@ -38,6 +38,7 @@ from deberta_jax.training.logging import RunLog
 from deberta_jax.training.objective import Objective, PreparedStep, prepare_step
 from deberta_jax.training.optimizers import learning_rate_schedule, warmup_steps
 from deberta_jax.training.report import complete_report, write_report
+from deberta_jax.training.sessions import SessionLog
 from deberta_jax.training.sinks import make_sinks
 from deberta_jax.training.state import TrainState, init_state
 from deberta_jax.training.step import compile_step
@@ -151,6 +152,7 @@ class _Run:
     """Runs one session of a job: from where the last one stopped to the end, or to the next stop."""
 
     def __init__(self, job: Job):
+        began = time.perf_counter()
         self.job, self.total = job, len(job.batches)
         self.identity = fingerprint(job.record)
         prepared = prepare_job(job)
@@ -176,14 +178,29 @@ class _Run:
         wait_for_all("directory")
         check_shared(job.directory, (job.directory / "experiment.json").is_file())
         self.checkpoints = self._open_checkpoints(saved, states)
+        self.saved_step, self.saved_at = self.step or -1, time.perf_counter()
         self.log = self._open_log()
+        self.session = SessionLog(job.directory, self.step, self._facts(), began=began, writer=is_writer())
+
+    def _facts(self) -> dict[str, Any]:
+        """Returns what sessions.jsonl says of a session besides its steps and times."""
+        return {
+            "run": self.identity,
+            "programs": len(self.programs),
+            "compile_seconds": round(self.compile_seconds, 2),
+            "devices": jax.device_count(),
+            "kind": jax.devices()[0].device_kind,
+            "processes": jax.process_count(),
+            "mesh": dict(self.job.mesh.shape),
+            "jax": jax.__version__,
+        }
 
     def _restore(self, saved: Checkpoints | None, prepared: PreparedStep) -> TrainState | None:
         """Returns the latest state of this run that can be used, and goes to its step; None if there are no states."""
         if saved is None:
             return None
         try:
-            found = saved.restore_latest(prepared.state, prepared.shardings, _record_problem)
+            found = saved.restore_latest(prepared.state, prepared.shardings, record_problem)
             if found is not None and found[2]["run"] != self.identity:
                 raise InputError(f"{saved.directory}: holds the state of another run; delete it")
             if found is None:
@@ -226,7 +243,7 @@ class _Run:
             params = state.ema_params or state.params
             job.evaluate(params, lambda: None)  # its details are saved with the model
             job.save_best(params)
-        elif self.step == self.total:
+        elif self.step == self.total == self.progress["evaluated"]:
             raise InputError(lost_model(job.directory, incomplete, best, self.step))
         else:
             _log.warning("%s; the next evaluation makes a new best model in place of that of step %d", incomplete, best)
@@ -267,10 +284,10 @@ class _Run:
         )
 
     def to_end(self) -> Result:
-        job, session = self.job, _Session(self)
+        job = self.job
         with GracefulStop() as stop, contextlib.ExitStack() as closing:
             # Closed in reverse order, each even if another fails: a full disk must not lose a state.
-            closing.callback(session.write)
+            closing.callback(lambda: self.session.update(self.step))
             if self.checkpoints is not None:
                 closing.callback(self.checkpoints.close)
             closing.callback(self.log.close)
@@ -280,7 +297,7 @@ class _Run:
                     self._due(stop)
                     if self.step == self.total:
                         break
-                    stop.check_step(self.step)
+                    stop.check()
                     self._take(next(batches))
             except Stopped as stopped:
                 self._save()
@@ -307,12 +324,14 @@ class _Run:
         assert program is not None, "a batch of a shape that examples() does not have"
         if self.step in job.runtime.profile[:1]:
             jax.profiler.start_trace(str(job.directory / "profile"))
+        began = time.perf_counter()
         self.state, measured = program(self.state, global_batch(batch, job.mesh))
         self.step += 1
         if self.step in (last + 1 for last in job.runtime.profile[1:]):
             jax.block_until_ready(measured)
             jax.profiler.stop_trace()
         self.log.step(self.step, measured, job.batches.size(self.step - 1))
+        self.session.trained(time.perf_counter() - began)
 
     def _due(self, stop: GracefulStop) -> None:
         """Evaluates and saves if it is time to."""
@@ -321,20 +340,37 @@ class _Run:
         due = due and (self.step > 0 or job.evaluate_first)
         if due and self.progress["evaluated"] != self.step:
             self._check_finite()  # a run that has diverged is neither evaluated nor saved
-            params = self.state.ema_params or self.state.params
-            # A single process may stop between two batches of an evaluation; several stop together, between steps.
-            metrics = dict(job.evaluate(params, stop.check))
-            check_metrics(metrics, self.step)
-            self.log.evaluation(self.step, metrics)
-            self.progress = {**self.progress, "evaluated": self.step}
-            if _better(job.metric, metrics, self.progress["best"]):
-                job.save_best(params)
-                self.progress |= {"best_step": self.step, "best": metrics}
-            self.log.draw(job.directory / "curves.png", job.metric or "loss")
+            self._save()  # an evaluation may take longer than a preempted machine has left
+            self._evaluate(stop)
             self._save()
             self.log.restart_clock()
-        elif self.step % job.runtime.checkpoint_every == 0 and self.step > 0:
+        elif self.step > 0 and (self.step % job.runtime.checkpoint_every == 0 or self._is_old()):
             self._save()
+
+    def _evaluate(self, stop: GracefulStop) -> None:
+        """Evaluates, keeps the best parameters, and records both."""
+        job, params = self.job, self.state.ema_params or self.state.params
+        try:
+            # All processes stop together, between two steps or two batches of an evaluation.
+            metrics = dict(job.evaluate(params, stop.check))
+            check_metrics(metrics, self.step)
+        except FloatingPointError:
+            if self.checkpoints is not None:
+                self.checkpoints.discard(self.step)  # no state of a run that has diverged is kept
+            raise
+        self.log.evaluation(self.step, metrics)
+        self.progress = {**self.progress, "evaluated": self.step}
+        if _better(job.metric, metrics, self.progress["best"]):
+            job.save_best(params)
+            self.progress |= {"best_step": self.step, "best": metrics}
+        self.log.draw(job.directory / "curves.png", job.metric or "loss")
+
+    def _is_old(self) -> bool:
+        """Returns whether the last state is older than ``--checkpoint-minutes``, in any process. All must call."""
+        r = self.job.runtime
+        if not r.checkpoint_minutes or self.step % r.log_every:
+            return False
+        return any_process(time.perf_counter() - self.saved_at >= 60 * r.checkpoint_minutes)
 
     def _check_finite(self) -> None:
         """Raises NotFinite if a loss, a gradient or a parameter of the steps so far is not finite."""
@@ -345,10 +381,16 @@ class _Run:
 
     def _save(self) -> None:
         self._check_finite()
+        self.session.update(self.step)
         if self.checkpoints is None:
             return
         latest = {"position": self.job.batches.position(self.step), "unwritten": self.log.unwritten(self.step)}
-        self.checkpoints.save(self.step, self.state, self.progress | latest)
+        if self.saved_step == self.step:
+            self.checkpoints.save_record(self.step, self.progress | latest)
+        else:
+            self.checkpoints.save(self.step, self.state, self.progress | latest)
+            self.saved_step = self.step
+        self.saved_at = time.perf_counter()
 
     def _keep_batch(self, step: int) -> Path:
         """Writes this process's rows of the batch of a step."""
@@ -357,32 +399,6 @@ class _Run:
             with storage.writing(path) as file:
                 np.savez_compressed(file, **self.job.batches[step])  # pyright: ignore[reportArgumentType]
         return path
-
-
-class _Session:
-    """Writes a line of sessions.jsonl, about this session of the run."""
-
-    def __init__(self, run: _Run):
-        self.run, self.first, self.clock = run, run.step, time.perf_counter()
-
-    def write(self) -> None:
-        run = self.run
-        if not is_writer():
-            return
-        line = {
-            "run": run.identity,
-            "from_step": self.first,
-            "to_step": run.step,
-            "programs": len(run.programs),
-            "compile_seconds": round(run.compile_seconds, 2),
-            "seconds": round(time.perf_counter() - self.clock, 2),
-            "devices": jax.device_count(),
-            "kind": jax.devices()[0].device_kind,
-            "processes": jax.process_count(),
-            "mesh": dict(run.job.mesh.shape),
-            "jax": jax.__version__,
-        }
-        storage.append_json_line(run.job.directory / "sessions.jsonl", line)
 
 
 def global_shapes(batch: Mapping[str, np.ndarray], job: Job) -> dict[str, Any]:
@@ -394,22 +410,6 @@ def global_shapes(batch: Mapping[str, np.ndarray], job: Job) -> dict[str, Any]:
 
 def _shapes(batch: Mapping[str, Any]) -> tuple:
     return tuple((name, tuple(batch[name].shape)) for name in sorted(batch))
-
-
-def _record_problem(record: Mapping[str, Any]) -> str | None:
-    """Returns what is wrong with the record of a state; None if nothing is."""
-    none = type(None)
-    types = {"run": str, "position": int, "evaluated": int, "best_step": int | none, "best": dict | none}
-    for name, expected in (types | {"unwritten": list}).items():
-        if not isinstance(record.get(name, record), expected):
-            return f"{name} is {shown(record.get(name))}"
-    numbers = [*(record["best"] or {}).items()]
-    for measured in record["unwritten"]:
-        if not isinstance(measured, dict):
-            return f"unwritten has {shown(measured)}"
-        numbers += measured.items()
-    odd = [(name, value) for name, value in numbers if not isinstance(value, int | float | none)]
-    return f"{brief(odd[0][0])} is {shown(odd[0][1])}" if odd else None
 
 
 def _better(metric: str | None, ours: Metrics, best: Metrics | None) -> bool:

@@ -1,4 +1,4 @@
-"""What is not finite is never called good: no best model, no state, no result, and exit code 1."""
+"""What is not finite is never called good: no best model, no state, no result, and exit code 2."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def test_a_last_step_that_breaks_the_model_is_no_result(task, tmp_path, capsys, 
     """The loss of the only step is finite; only what it leaves is not."""
     run = tmp_path / "run"
     more = ["--epochs", "1", "--batch-size", "96", "--learning-rate", rate, "--warmup", "0", "--no-bias-correction"]
-    line = last_words(task.arguments(run, *more), capsys, 1)
+    line = last_words(task.arguments(run, *more), capsys, 2)
     assert line.startswith("error: ")
     assert re.search(what, line)
     assert "the run has diverged; lower --learning-rate" in line

@@ -33,7 +33,11 @@ def run_two(source: Path, target: Path, mesh: str, block: int = 4096) -> list[st
         )
         for i in range(2)
     ]
-    told = [process.communicate(timeout=500) for process in processes]
+    try:
+        told = [process.communicate(timeout=500) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], [err[-2000:] for _, err in told]
     return [out.splitlines()[-1] for out, _ in told]  # gloo prints lines of its own
 
