@@ -33,7 +33,19 @@ def test_tpu_workers_get_the_same_words_quoted(tmp_path):
     assert launched(tmp_path, "tpu_pod.sh", "slice")[0] == 2
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (143, True), (2, False), (1, False)])
+@pytest.mark.parametrize(("code", "runs"), [(0, 1), (2, 1), (42, 3), (255, 3)])
+def test_tpu_workers_start_again_unless_the_user_must_act(tmp_path, monkeypatch, code, runs):
+    monkeypatch.setenv("RESTARTS", "2")
+    monkeypatch.setenv("RESTART_SECONDS", "0")
+    body = f"echo run >> {tmp_path}/runs; exit {code}"
+    assert launched(tmp_path, "tpu_pod.sh", "slice", "us-east1-d", "finetune", gcloud=body)[0] == code
+    assert (tmp_path / "runs").read_text().splitlines() == ["run"] * runs
+
+
+CODES = [(0, False), (143, True), (42, True), (137, True), (2, False), (1, False)]
+
+
+@pytest.mark.parametrize(("code", "requeued"), CODES)
 def test_a_job_whose_time_is_up_asks_to_be_queued_again(tmp_path, code, requeued):
     ended, told = launched(tmp_path, "slurm.sh", "finetune", "--text", "a b", srun=f"exit {code}", scontrol="")
     assert ended == code
@@ -53,3 +65,18 @@ def test_the_jobset_is_one_job_of_all_hosts():
     output = next(word.removeprefix("--output=") for word in container["args"] if word.startswith("--output="))
     assert output.startswith(mounts["output"])
     assert pod["terminationGracePeriodSeconds"] >= 60
+
+
+def test_the_jobset_gives_up_where_the_user_must_act_and_restarts_else():
+    jobset = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    (container,) = job["template"]["spec"]["containers"]
+    on = rule["onExitCodes"]
+    assert rule["action"] == "FailJob"
+    assert (on["containerName"], on["operator"], on["values"]) == (container["name"], "In", [2])
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    assert jobset["spec"]["failurePolicy"]["rules"] == [
+        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    ]
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0

@@ -12,8 +12,9 @@
 set -uo pipefail
 srun --kill-on-bad-exit=1 deberta-jax "$@" --distributed
 code=$?
-# 143: stopped by that signal. --requeue alone is for nodes that fail; a job whose time is up has to ask.
-if [ "$code" = 143 ]; then
+# 42: another process is gone, or a disk cannot be reached now. 128 and above: stopped or killed by a signal, as at the
+# end of the time. --requeue alone is for nodes that fail; such a job has to ask.
+if [ "$code" = 42 ] || [ "$code" -ge 128 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
