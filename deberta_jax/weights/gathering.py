@@ -25,15 +25,15 @@ def _gather(leaf: Any) -> np.ndarray:
     out = np.empty(leaf.shape, leaf.dtype) if first else np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
         return np.asarray(leaf) if first else out
-    axis = _free_axis(leaf)
-    if axis is None:  # every axis is split over devices
+    sharding, axis = leaf.sharding, _free_axis(leaf)
+    if axis is None or not isinstance(sharding, NamedSharding):  # every axis is split over devices
         whole = multihost_utils.process_allgather(leaf, tiled=True)
         return np.asarray(whole) if first else out
     length = leaf.shape[axis]
     size = max(1, min(length, length * _LARGEST_BLOCK // max(leaf.nbytes, 1)))
     for start in range(0, length, size):
         start = min(start, length - size)  # the last block overlaps the one before, so that all have one shape
-        block = _block_everywhere(leaf, np.int32(start), size, axis, leaf.sharding.mesh)
+        block = _block_everywhere(leaf, np.int32(start), size, axis, sharding.mesh)
         if first:
             out[(slice(None),) * axis + (slice(start, start + size),)] = np.asarray(block.addressable_data(0))
     return out
@@ -41,8 +41,6 @@ def _gather(leaf: Any) -> np.ndarray:
 
 def _free_axis(leaf: jax.Array) -> int | None:
     """Returns the longest axis that is not split over devices; None if there is none."""
-    if not isinstance(leaf.sharding, NamedSharding):
-        return None
     whole = leaf.sharding.shard_shape(leaf.shape)
     free = [axis for axis, size in enumerate(leaf.shape) if whole[axis] == size]
     return max(free, key=lambda axis: leaf.shape[axis], default=None)
