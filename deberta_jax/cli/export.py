@@ -27,7 +27,8 @@ class Args:
     to: Literal["onnx", "stablehlo"]
     """The format."""
     head: str | None = None
-    """The head, such as sequence-classification; the one that config.json names if not given."""
+    """The head, such as sequence-classification; the one that config.json names, or that the weights are of, if not
+    given."""
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     """onnx: float32, float16 (half the space) or int8 (about a quarter: products with weights have 8 bits).
     stablehlo: float32 or bfloat16."""

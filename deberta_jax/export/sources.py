@@ -14,6 +14,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS, Model, Runtime, head_spec, spec_of_model
 from deberta_jax.ops.quantization import dense_values, is_compressed
 from deberta_jax.weights import load, tokenizer_directory
+from deberta_jax.weights.choose import heads_in
 from deberta_jax.weights.opening import TOKENIZER_FILES, open_source
 from deberta_jax.weights.save import hf_config, json_text
 
@@ -54,7 +55,7 @@ def open_exportable(
 
     Args:
       source: a model directory, file or hub id; or a model and its parameters.
-      head: the head; None: the one that config.json names, or the model's.
+      head: the head; None: the one that config.json names, that the weights are of, or the model's.
       tokenizer: an object with ``save(directory)``; None: that of the source.
       revision, ignore, base_model: as for ``from_pretrained``.
       heads: those that can be exported; None: all.
@@ -96,10 +97,12 @@ def _dense(params: Mapping[str, Any]) -> Any:
 
 
 def _head_of(source: str | Path, head: str | None, **options: Any) -> str:
-    """Returns the head that is asked for, or if that is None the one that config.json names.
+    """Returns the head that is asked for; if that is None, the one that config.json names or that the weights are of.
+
+    transformers has no class for some heads, and config.json then names the encoder's.
 
     Raises:
-      InputError: the source cannot be opened, there is no such head, or config.json names none that is known.
+      InputError: the source cannot be opened, there is no such head, or the file may have several.
     """
     if head is not None:
         head_spec(head)
@@ -107,9 +110,15 @@ def _head_of(source: str | Path, head: str | None, **options: Any) -> str:
     opened = open_source(source, **options)
     for name, spec in HEADS.items():
         classes = [f"{prefix}{spec.transformers}" for prefix in ("Deberta", "DebertaV2")]
-        if spec.transformers and set(classes) & set(opened.architectures):
+        if spec.transformers and spec.parts and set(classes) & set(opened.architectures):
             return name
-    raise InputError(f"{source}: config.json does not say which head the model has; name it: one of {', '.join(HEADS)}")
+    found = heads_in(opened.found)
+    if len(found) > 1:
+        raise InputError(
+            f"{source}: config.json does not say which head the model has, and its weights are those of "
+            f"{' and '.join(found)}; name one (head=..., on the command line --head)"
+        )
+    return found[0] if found else "encoder"
 
 
 def check_new(directory: Path) -> None:

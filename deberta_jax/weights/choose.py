@@ -103,6 +103,27 @@ def choose_all(config: DebertaConfig, file_tensors: Mapping[str, Tensor], *, lab
     return Choice(config, present, labels)
 
 
+def heads_in(file_tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Returns the heads whose tensors a file has, besides the encoder; ``file_tensors`` is as for ``choose_head``.
+
+    Multiple choice and sequence classification with one label have the same tensors: both are returned.
+    """
+    present = parts_present(file_tensors)
+
+    def fits(name: str, spec: HeadSpec) -> bool:
+        if not spec.parts or spec.missing_parts(present):
+            return False
+        if name == "masked-lm":
+            return "mask_predictions" not in present  # otherwise it is a left-over
+        if "classifier" not in spec.parts:
+            return True
+        single = bool(spec.classifier) and not spec.named_labels
+        rows = _classifier_rows(file_tensors, spec.classifier)
+        return ("pooler" in spec.parts) == ("pooler" in present) and (not single or rows == 1)
+
+    return tuple(name for name, spec in HEADS.items() if fits(name, spec))
+
+
 def _masked_lm(
     choice: Choice, request: HeadRequest, config: DebertaConfig, file_tensors: Mapping[str, Tensor], where: AnyPath
 ) -> None:

@@ -14,8 +14,10 @@ from deberta_jax.cli.main import main
 from deberta_jax.export import export_onnx
 from deberta_jax.export.onnx import exporting
 from deberta_jax.models import HEADS
+from deberta_jax.weights.choose import heads_in
+from deberta_jax.weights.opening import open_source
 from tests.cases import Case, apply, draw_params
-from tests.made import refused, weighted_model
+from tests.made import TINY, refused, saved_model, weighted_model
 
 
 class OwnModel(deberta_jax.DebertaForSequenceClassification):
@@ -115,17 +117,44 @@ def test_what_does_not_fit_is_one_line(model_directory, tmp_path, capsys, argume
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_head_that_config_json_does_not_name_is_asked_for(model_directory, tmp_path, capsys):
-    copy = tmp_path / "model"
-    copy.mkdir()
-    for path in model_directory.iterdir():
-        if path.name != "checksums.json":
-            (copy / path.name).write_bytes(path.read_bytes())
-    config = json.loads((copy / "config.json").read_text())
+@pytest.mark.parametrize("named", ["encoder", "nothing"])
+def test_a_discriminator_is_exported_as_one(tmp_path, named):
+    """transformers has no class for it, so config.json names the encoder's."""
+    case = Case("export-rtd", "v3", "replaced-token-detection")
+    model, params = case.model(), draw_params(case.model())
+    deberta_jax.save_pretrained(tmp_path / "model", model, params)
+    if named == "nothing":
+        without_architectures(tmp_path / "model")
+    main(["export", str(tmp_path / "model"), str(tmp_path / "out"), "--to", "onnx"])
+    batch = {"input_ids": np.arange(24).reshape(2, 12), "attention_mask": np.ones((2, 12), np.int64)}
+    (found,) = session(tmp_path / "out").run(["logits"], batch)
+    expected = apply(model, params, {name: array.astype(np.int32) for name, array in batch.items()}).logits
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def without_architectures(directory):
+    (directory / "checksums.json").unlink()
+    config = json.loads((directory / "config.json").read_text())
     del config["architectures"]
-    (copy / "config.json").write_text(json.dumps(config))
-    line = refused(["export", copy, tmp_path / "out", "--to", "onnx"], capsys)
-    assert "config.json does not say which head the model has; name it: one of encoder, masked-lm" in line
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def test_a_head_that_neither_config_nor_weights_tell_is_asked_for(tmp_path, capsys):
+    config = TINY.replace(id2label=("score",))
+    model = saved_model(tmp_path / "model", deberta_jax.DebertaForSequenceClassification(config))
+    without_architectures(model)
+    line = refused(["export", model, tmp_path / "out", "--to", "onnx"], capsys)
+    assert "its weights are those of sequence-classification and multiple-choice; name one" in line
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_is_known_by_its_weights(head, tmp_path):
+    """Multiple choice has the tensors of a sequence classifier with one label."""
+    for base in ("v1", "v3"):
+        case = Case(f"export-known-{head}", base, head)
+        deberta_jax.save_pretrained(tmp_path / base, case.model(), draw_params(case.model()))
+        same = ("sequence-classification", "multiple-choice") if head == "multiple-choice" else (head,)
+        assert heads_in(open_source(tmp_path / base).found) == (() if head == "encoder" else same)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

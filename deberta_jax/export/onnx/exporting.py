@@ -69,7 +69,8 @@ def export_onnx(
     Args:
       source: a model directory, file or hub id, as for ``from_pretrained``; or a model and its parameters.
       destination: a new directory.
-      head: the head; None: the one that config.json names in ``architectures``, or the model's.
+      head: the head; None: the one that config.json names in ``architectures`` or that the weights are of, or the
+        model's.
       dtype: ``float32``; ``float16``, in which softmax and LayerNorm stay float32; or ``int8``, in which products with
         weights have 8 bits, and word embeddings have 8 bits and a scale for each row.
       keep_embeddings: for ``int8``, keep the word embeddings in float32.

@@ -80,7 +80,8 @@ def export_stablehlo(
     Args:
       source: a model directory, file or hub id, as for ``from_pretrained``; or a model and its parameters.
       destination: a new directory.
-      head: the head; None: the one that config.json names in ``architectures``, or the model's.
+      head: the head; None: the one that config.json names in ``architectures`` or that the weights are of, or the
+        model's.
       lengths: numbers of tokens; each gets a program, for rows that are padded to it.
       dtype: ``float32`` or ``bfloat16``: dtype of the weights and of the computation.
       tokenizer: an object with ``save(directory)``; None: that of the source.
