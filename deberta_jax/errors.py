@@ -122,9 +122,13 @@ def listed(names: Iterable[object], most: int = 10) -> str:
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:
-    """Returns ``; did you mean 'x'?`` for the one of ``names`` that is most like ``name``; empty if none is like it."""
-    near = difflib.get_close_matches(str(name)[:60], list(names), 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """Returns ``; did you mean 'x'?`` for the one of ``names`` that is most like ``name``; empty if none is like it.
+
+    Capitals are read as small letters.
+    """
+    spelled = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(str(name)[:60].lower(), list(spelled), 1)
+    return f"; did you mean {spelled[near[0]]!r}?" if near else ""
 
 
 def check_choice(name: str, value: object, known: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY", "true")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 
 import jax
+import jaxtyping
 import pytest
 
 from deberta_jax.sharding import make_mesh
@@ -30,6 +31,12 @@ from deberta_jax.training import finetune_data, pretraining
 from tests.made import Task, Trained, alone, binary_files, blank_model, stdout_of
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def unchecked(monkeypatch) -> None:
+    """Calls as users make them: without the tests' check of annotated types, which would refuse first."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ class Args(TaskOptions):
     source: tyro.conf.Positional[str]
     """Model directory, file of weights, or hub id."""
     destination: tyro.conf.Positional[str]
-    """New directory. An existing model directory is replaced."""
+    """New directory. The files of another model in it are replaced; the source itself is refused."""
     bits: int | None = None
     """8 (int8) or 4 (nf4)."""
     scheme: str | None = None
@@ -36,7 +36,8 @@ class Args(TaskOptions):
     quantize_embeddings: bool = False
     """Also quantize the word embeddings, to 8 bits, whatever the scheme."""
     keep: tuple[str, ...] = ()
-    """Modules to keep in float, such as pooler or attention.self, or patterns of names of tensors."""
+    """Modules to keep in float, such as pooler or attention.self, or patterns of names of tensors; apart by spaces or
+    commas."""
     evaluate: str | None = None
     """Labelled file, as finetune reads it; print the metrics on it before and after."""
     max_shard_size: str = "5GB"
@@ -56,7 +57,7 @@ def run(args: Args) -> None:
         double=args.double_quant,
         block=args.block,
         embeddings=args.quantize_embeddings,
-        keep=args.keep,
+        keep=[part.strip() for entry in args.keep for part in entry.split(",") if part.strip()],
     )
     if args.evaluate is None:
         _quantize(args, quantization)

@@ -219,11 +219,11 @@ def _nearest(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
 def check_scheme(scheme: Any, block: Any = 64, double_quantization: bool = False) -> None:
     """Checks the options of ``quantize``. Raises InputError."""
     check_choice("quantization", scheme, SCHEMES)
+    if scheme == "int8" and (double_quantization or block != BLOCKS[0]):
+        raise InputError("int8 has one scale for each output channel; blocks and double quantization are for 4 bits")
     if block not in BLOCKS:
         small = "too small a block" if isinstance(block, int) and block < BLOCKS[0] else "no size of a block"
         raise InputError(f"block {shown(block)}: {small}; give one of {', '.join(map(str, BLOCKS))}")
-    if scheme == "int8" and (double_quantization or block != BLOCKS[0]):
-        raise InputError("int8 has one scale for each output channel; blocks and double quantization are for 4 bits")
 
 
 def join_rows(parts: Sequence[tuple[np.ndarray, QuantizedMatrix]]) -> QuantizedMatrix:

@@ -32,7 +32,7 @@ from deberta_jax.weights.checking import Check
 from deberta_jax.weights.choose import Choice, HeadRequest, choose_all, choose_head
 from deberta_jax.weights.names import ENCODER
 from deberta_jax.weights.opening import Source, open_source
-from deberta_jax.weights.quantization import Quantization, QuantizedLeaves, as_quantization
+from deberta_jax.weights.quantization import Quantization, QuantizedLeaves, as_quantization, other_schemes
 from deberta_jax.weights.report import Report, TargetRow
 from deberta_jax.weights.trees import leaves_by_path, nested
 from deberta_jax.weights.values import as_dtype, broken_note, broken_tensors, is_finite, read_part
@@ -125,6 +125,13 @@ def load(
     sharding_of = _flatten(shardings, head)
     leaves: dict[str, Any] = {}
     broken: list[str] = []
+    if options is not None and (others := other_schemes(plan, options.scheme)):
+        logger.warning(
+            "%s: is quantized already (%s) and now quantized again (%s), from values that are rounded twice",
+            printable(str(name)),
+            ", ".join(others),
+            options.scheme,
+        )
     quantized = QuantizedLeaves(plan, options)
     if options is not None:
         options.check_keep(plan.config, plan.parts)

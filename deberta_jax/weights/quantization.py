@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from deberta_jax.config import DebertaConfig
-from deberta_jax.errors import InputError, shown
+from deberta_jax.errors import InputError, check_choice, shown
 from deberta_jax.models import Model, abstract_params, spec_of_model
 from deberta_jax.ops.quantization import QuantizedArray, matrix_of, quantized_table, stack_matrices, table_matrix
-from deberta_jax.ops.quantized_matrix import QuantizedMatrix, check_scheme, empty_matrix, join_rows, quantize
+from deberta_jax.ops.quantized_matrix import SCHEMES, QuantizedMatrix, check_scheme, empty_matrix, join_rows, quantize
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import LoadPlan
 from deberta_jax.weights.names import Row, Sizes
@@ -50,9 +50,15 @@ class Quantization:
     keep: Sequence[str] = ()
 
     def __post_init__(self):
+        for name in ("double", "embeddings"):
+            if type(getattr(self, name)) is not bool:
+                raise InputError(f"{name}={shown(getattr(self, name))}: give True or False")
         check_scheme(self.scheme, self.block, self.double)
         if isinstance(self.keep, str) or not all(isinstance(pattern, str) for pattern in self.keep):
             raise InputError(f"keep={shown(self.keep)}: give a list of modules or patterns, such as ['pooler']")
+        contrary = next((pattern for pattern in self.keep if _matches(_WORD_EMBEDDINGS, pattern)), None)
+        if self.embeddings and contrary is not None:
+            raise InputError(f"keep {contrary!r}: keeps the word embeddings, which are to be quantized; leave one out")
 
     def scheme_of(self, row: Row, name: str) -> str | None:
         """Returns the scheme for a tensor of a row; None if it is kept in float."""
@@ -77,18 +83,21 @@ class Quantization:
             raise InputError(f"{name}: {error}") from None
 
     def check_keep(self, config: DebertaConfig, parts: Sequence[str]) -> None:
-        """Checks that every entry of ``keep`` matches a tensor of a model, and that it matches all layers or none.
+        """Checks that each entry of ``keep`` matches a tensor of a model, in all layers or none, but not every tensor.
 
         Raises:
-          InputError: it does not.
+          InputError: it does not, or nothing is left to quantize.
         """
-        rows = [row.names(config) for row in table.table(config, parts)]
+        all_rows = table.table(config, parts)
+        rows = [row.names(config) for row in all_rows]
         for pattern in self.keep:
             found = [[_matches(name, pattern) for name in names] for names in rows]
             if not any(map(any, found)):
                 raise InputError(f"keep {pattern!r}: matches no tensor of the model")
             if any(any(matches) and not all(matches) for matches in found):
                 raise InputError(f"keep {pattern!r}: matches some of the layers; all layers are one array here")
+        if not any(self.scheme_of(row, name) for row, names in zip(all_rows, rows, strict=True) for name in names):
+            raise InputError(f"keep {shown(list(self.keep))}: nothing is left to quantize")
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -109,7 +118,7 @@ def scheme_of_bits(bits: int | None, scheme: str | None) -> str:
         if bits is None:
             raise InputError("give the scheme (int8, int4 or nf4) or the bits (8 or 4)")
         return default[bits]
-    check_scheme(scheme)
+    check_choice("--scheme", scheme, SCHEMES)
     if bits is not None and (bits == 8) != (scheme == "int8"):
         raise InputError(f"bits {bits}: the scheme {scheme} has {8 if scheme == 'int8' else 4}; leave out one of them")
     return scheme
@@ -263,3 +272,9 @@ def quantized_names(plan: LoadPlan) -> Mapping[str, str]:
     """Returns the scheme of each tensor of a plan that the file has quantized, by its name."""
     tensors = (tensor for _, _, tensors in plan.fills.values() for tensor in tensors)
     return {tensor.name: tensor.scheme for tensor in tensors if isinstance(tensor, QuantizedTensor)}
+
+
+def other_schemes(plan: LoadPlan, scheme: str) -> list[str]:
+    """Returns the schemes other than ``scheme`` that kernels of a plan's file have."""
+    names = quantized_names(plan)
+    return sorted({found for name, found in names.items() if not name.endswith("word_embeddings.weight")} - {scheme})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.weights import names as table
 from deberta_jax.weights.account import LoadPlan
@@ -64,24 +65,28 @@ def quantize_model(
 
     Args:
       source, revision, ignore, base_model: as for ``from_pretrained``.
-      destination: a new directory, or a model directory, whose files are replaced.
+      destination: a new directory, or another model's, whose files are replaced.
       quantization: how.
       max_shard_size: larger files are split.
       progress: called after each tensor with the number of tensors done and the number of all.
 
     Raises:
-      InputError: as ``load``; the model is quantized already; it has NaN or infinity; a matrix has no whole blocks.
-        Nothing is written then.
+      InputError: as ``load``; the destination is the source; the model is quantized already; it has NaN or infinity;
+        a matrix has no whole blocks; nothing is left to quantize. Nothing is written then.
     """
     target = Path(destination).expanduser()
     parse_size(max_shard_size)
     check_free(target, overwrite=False)
     opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model, check="full")
+    # The float weights would be lost, and no copy of 4 or 8 bits gives them back.
+    origins = [opened.directory, *(file.parent for file in opened.checkpoint.files)]
+    if target.resolve() in [Path(origin).resolve() for origin in origins if not storage.is_remote(origin, ("gs",))]:
+        raise InputError(f"{destination}: has the float weights, which would be lost; give another directory")
     plan = plan_all(opened)
     _check_float(plan, opened)
     names = [name for row in table.table(plan.config, plan.parts) for name in row.names(plan.config)]
     quantization.check_keep(plan.config, plan.parts)
-    quantizer, broken = _quantizer(quantization, names, progress), []
+    quantizer, broken = _quantizer(quantization, names, progress, opened.checkpoint.path), []
     labels = plan.sizes["C"]
     tensors = torch_tensors(
         plan.config, plan.parts, labels, plan, None, "hf", bare=not plan.parts, broken=broken, quantizer=quantizer
@@ -116,8 +121,10 @@ def _check_float(plan: LoadPlan, source: Source) -> None:
         )
 
 
-def _quantizer(quantization: Quantization, names: Sequence[str], progress: Callable[[int, int], None]) -> Quantizer:
-    """Returns the quantizer of a model's tensors, which refuses those with NaN or infinity."""
+def _quantizer(
+    quantization: Quantization, names: Sequence[str], progress: Callable[[int, int], None], where: storage.AnyPath
+) -> Quantizer:
+    """Returns the quantizer of a model's tensors, which refuses those with NaN or infinity in the file ``where``."""
     total = len(names)
 
     def quantized(row, layer, name, compute):
@@ -129,7 +136,7 @@ def _quantizer(quantization: Quantization, names: Sequence[str], progress: Calla
             return None
         values = compute()
         if not is_finite(values):
-            raise InputError(f"{name}: {broken_note([name])} ({kind(values.dtype)})")
+            raise InputError(f"{where}: {broken_note([name])} ({kind(values.dtype)})")
         return quantization.quantize(values, scheme, name)
 
     return Quantizer(quantized)

@@ -182,7 +182,12 @@ def test_the_command_prints_sizes_and_accuracy_before_and_after(trained, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--scheme", "nf5"], "quantization='nf5': expected one of"),
+        (["--scheme", "fp4"], "--scheme='fp4': expected one of 'int8', 'int4', 'nf4'"),
+        (["--scheme", "NF4"], "did you mean 'nf4'?"),
+        (["--bits", "8", "--block", "32"], "int8 has one scale for each output channel; blocks and double"),
+        (["--bits", "8", "--keep", "pooler,poller"], "keep 'poller': matches no tensor"),
+        (["--bits", "8", "--keep", "embeddings", "--quantize-embeddings"], "keep 'embeddings': keeps the word embeddi"),
+        (["--bits", "8", "--keep", "*"], "keep ['*']: nothing is left to quantize"),
         (["--bits", "5"], "bits 5: weights are quantized to 8 or 4 bits"),
         ([], "give the scheme (int8, int4 or nf4) or the bits (8 or 4)"),
         (["--bits", "8", "--scheme", "nf4"], "bits 8: the scheme nf4 has 4"),
@@ -209,9 +214,8 @@ def test_bad_models(models, tmp_path, capsys):
     state = safetensors.numpy.load_file(broken / "model.safetensors")
     state["deberta.encoder.layer.1.output.dense.weight"] = np.full((128, 192), np.inf, np.float32)
     safetensors.numpy.save_file(state, broken / "model.safetensors")
-    assert "NaN or infinity in deberta.encoder.layer.1.output.dense.weight" in refused(
-        ["quantize", broken, *out[2:]], capsys
-    )
+    line = refused(["quantize", broken, *out[2:]], capsys)
+    assert f"{broken / 'model.safetensors'}: NaN or infinity in deberta.encoder.layer.1.output.dense.weight" in line
     with pytest.raises(InputError, match="NaN or infinity"):
         from_pretrained(broken, HEAD, quantization="nf4")
     (tmp_path / "other").mkdir()
@@ -245,6 +249,39 @@ def test_damaged_quantized_tensors_are_refused(models, change, message, tmp_path
     for load in (from_pretrained, inspect):
         with pytest.raises(InputError, match=message):
             load(directory)
+
+
+@pytest.mark.parametrize("through", ["the same path", "a symbolic link", "a file"])
+def test_the_float_weights_are_never_replaced(models, through, tmp_path, capsys):
+    source = shutil.copytree(models["v3"], tmp_path / "model")
+    before = {path: path.read_bytes() for path in source.iterdir()}
+    (tmp_path / "link").symlink_to(source)
+    given = source / "model.safetensors" if through == "a file" else source
+    target = tmp_path / "link" if through == "a symbolic link" else source
+    line = refused(["quantize", given, target, "--bits", "8"], capsys)
+    assert f"{target}: has the float weights, which would be lost; give another directory" in line
+    assert {path: path.read_bytes() for path in source.iterdir()} == before
+
+
+def test_quantizing_again_by_another_scheme_is_said(models, tmp_path, caplog):
+    quantize_model(models["v3"], tmp_path / "q", Quantization(scheme="nf4", embeddings=True))
+    from_pretrained(tmp_path / "q", HEAD, quantization="nf4")
+    assert "quantized again" not in caplog.text
+    from_pretrained(tmp_path / "q", HEAD, quantization="int8")
+    assert "is quantized already (nf4) and now quantized again (int8)" in caplog.text
+
+
+def test_entries_of_keep_may_be_given_with_a_comma(models, tmp_path):
+    for name, keep in (("one", ["pooler,attention.self"]), ("two", ["pooler", "attention.self"])):
+        main(["quantize", str(models["v3"]), str(tmp_path / name), "--bits", "8", "--keep", *keep])
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize("option", ["double", "embeddings"])
+def test_options_that_are_no_bool(option, unchecked):
+    with pytest.raises(InputError, match=f"{option}='yes': give True or False"):
+        Quantization(scheme="nf4", **{option: "yes"})
 
 
 def test_bits_and_schemes():
