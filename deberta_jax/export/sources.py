@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from deberta_jax import hub, storage
-from deberta_jax.errors import InputError
-from deberta_jax.models import HEADS, Model, Runtime, head_spec, spec_of_model
+from deberta_jax.errors import InputError, shown
+from deberta_jax.models import HEADS, Model, Runtime, abstract_params, head_spec, spec_of_model
 from deberta_jax.ops.quantization import dense_values, is_compressed
+from deberta_jax.text import load_tokenizer
 from deberta_jax.weights import load, tokenizer_directory
 from deberta_jax.weights.choose import heads_in
 from deberta_jax.weights.opening import TOKENIZER_FILES, open_source
@@ -56,21 +57,23 @@ def open_exportable(
     Args:
       source: a model directory, file or hub id; or a model and its parameters.
       head: the head; None: the one that config.json names, that the weights are of, or the model's.
-      tokenizer: an object with ``save(directory)``; None: that of the source.
+      tokenizer: an object with ``save(directory)``, or the directory or hub id of one; None: that of the source.
       revision, ignore, base_model: as for ``from_pretrained``.
       heads: those that can be exported; None: all.
       into: the format, for messages.
 
     Raises:
-      InputError: the source cannot be loaded, or cannot be exported.
+      InputError: the source cannot be loaded, or cannot be exported; the parameters are not the model's; or there is no
+        such tokenizer.
     """
 
     def check_head(name: str) -> None:
         if heads is not None and name not in heads:
             raise InputError(f"head {name!r} cannot be exported to {into}; those that can be are {', '.join(heads)}")
 
-    if isinstance(source, tuple):
-        model, params = source
+    tokenizer = _known_tokenizer(tokenizer)
+    if not isinstance(source, str | Path):
+        model, params = _model_and_params(source)
         name, _ = spec_of_model(model)
         if head not in (None, name):
             raise InputError(f"head={head!r}: the model has the head {name!r}")
@@ -79,6 +82,7 @@ def open_exportable(
             raise InputError("the parameters are prepared for inference; export the original ones")
         if model.score_modifier is not None:
             raise InputError("a model with a score_modifier cannot be exported: the function is Python code")
+        _check_params(model, params)
         return Exportable(model.clone(dtype=jnp.float32), _dense(params), tokenizer)
     head = _head_of(source, head, revision=revision, ignore=ignore, base_model=base_model)
     check_head(head)
@@ -88,6 +92,47 @@ def open_exportable(
     options: Any = {"revision": revision, "ignore": ignore, "base_model": base_model}
     model, params, _ = load(source, head, Runtime(), quantization="none", **options)
     return Exportable(model, params, tokenizer)
+
+
+def _known_tokenizer(tokenizer: Any) -> Any:
+    """Returns a tokenizer, None, or the directory of one that is given by name. Raises InputError for anything else."""
+    if isinstance(tokenizer, str | Path):
+        directory = hub.resolve(tokenizer, files=hub.TEXT_FILES)
+        load_tokenizer(directory)
+        return directory
+    if tokenizer is not None and not callable(getattr(tokenizer, "save", None)):
+        raise InputError(
+            f"tokenizer={shown(tokenizer)}: give a tokenizer, such as load_tokenizer returns, its directory or a hub id"
+        )
+    return tokenizer
+
+
+def _model_and_params(source: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Returns the parts of a pair. Raises InputError for something else than a pair of a model and parameters."""
+    if not isinstance(source, tuple) or len(source) != 2:
+        raise InputError(f"cannot export {shown(source)}; give a model directory, a hub id, or (model, params)")
+    model, params = source
+    if isinstance(model, Model) and not isinstance(params, Mapping):
+        raise InputError(f"the parameters are {shown(params)}; give (model, params), as from_pretrained returns them")
+    return model, params
+
+
+def _check_params(model: Model, params: Mapping[str, Any]) -> None:
+    """Raises InputError for a tree that has not exactly the arrays of ``init_params(model, key)``."""
+
+    def shapes(tree: Any) -> dict[str, Any]:
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compressed)
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): getattr(leaf, "shape", shown(leaf))
+            for path, leaf in leaves
+        }
+
+    wanted, given = shapes(abstract_params(model)), shapes(params)
+    wrong = [path for path in sorted(wanted.keys() | given.keys()) if wanted.get(path) != given.get(path)]
+    if wrong:
+        found = f"{given.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'none')}"
+        more = f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
+        raise InputError(f"the parameters are not those of this {type(model).__name__}: {wrong[0]} is {found}{more}")
 
 
 def _dense(params: Mapping[str, Any]) -> Any:

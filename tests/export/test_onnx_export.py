@@ -11,7 +11,7 @@ import pytest
 
 import deberta_jax
 from deberta_jax.cli.main import main
-from deberta_jax.export import export_onnx
+from deberta_jax.export import export_onnx, export_stablehlo
 from deberta_jax.export.onnx import exporting
 from deberta_jax.models import HEADS
 from deberta_jax.weights.choose import heads_in
@@ -180,6 +180,57 @@ def test_models_that_cannot_be_exported(tmp_path, monkeypatch):
     with pytest.raises(deberta_jax.InputError, match="head='encoder': the model has the head 'sequence-classif"):
         export_onnx((model, params), tmp_path / "out", head="encoder")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    case = Case("export-given", "v3", "sequence-classification")
+    return case.model(), draw_params(case.model())
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_stablehlo])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            lambda m, p: (m, {}),
+            "not those of this DebertaForSequenceClassification: classifier/bias is missing, expect",
+        ),
+        (lambda m, p: (m, {"deberta": p["deberta"]}), "classifier/bias is missing, expected .*, and 3 more are wrong"),
+        (lambda m, p: (m, p | {"qa_outputs": p["classifier"]}), "qa_outputs/bias is .*, expected none"),
+        (lambda m, p: (m, p | {"pooler": p["classifier"]}), "pooler/"),
+        (lambda m, p: (m, {"params": p}), "the parameters are not those"),
+        (lambda m, p: (m, {**p, "classifier": [1, 2]}), "the parameters are not those"),
+        (lambda m, p: (m, None), "the parameters are None; give"),
+        (lambda m, p: (p, m), "is no model of deberta_jax"),
+        (lambda m, p: (m,), "give a model directory, a hub id, or .model, params."),
+        (lambda m, p: (m, p, None), "give a model directory, a hub id, or .model, params."),
+        (lambda m, p: [m, p], "give a model directory, a hub id, or .model, params."),
+        (lambda m, p: m, "give a model directory, a hub id, or .model, params."),
+        (lambda m, p: None, "cannot export None; give"),
+        (lambda m, p: 3, "cannot export 3; give"),
+    ],
+)
+def test_a_source_that_is_no_model_with_its_parameters(export, source, message, classifier, tmp_path, unchecked):
+    with pytest.raises(deberta_jax.InputError, match=message):
+        export(source(*classifier), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_stablehlo])
+@pytest.mark.parametrize(("tokenizer", "message"), [(3, "tokenizer=3: give a tokenizer"), ("./none", "no such direc")])
+def test_a_tokenizer_that_is_none(export, tokenizer, message, classifier, tmp_path, unchecked):
+    with pytest.raises(deberta_jax.InputError, match=message):
+        export(classifier, tmp_path / "out", tokenizer=tokenizer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_is_given_by_its_directory(model_directory, classifier, tmp_path):
+    export_onnx(classifier, tmp_path / "out", tokenizer=str(model_directory))
+    expected = deberta_jax.load_tokenizer(model_directory)(TEXTS, padding=True)["input_ids"]
+    np.testing.assert_array_equal(
+        deberta_jax.load_tokenizer(tmp_path / "out")(TEXTS, padding=True)["input_ids"], expected
+    )
 
 
 def test_a_file_that_differs_from_the_model_is_not_written(tmp_path, monkeypatch):

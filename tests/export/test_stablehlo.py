@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 import deberta_jax
 from deberta_jax.export import export_stablehlo
+from deberta_jax.export.stablehlo import exporting
 from deberta_jax.export.stablehlo.programs import export_program
 from deberta_jax.models import HEADS, HeadOutput, HeadSpec, Model
 from deberta_jax.weights.trees import leaves_by_path
@@ -139,6 +140,7 @@ def test_the_directory_describes_itself_and_bfloat16_is_half(tmp_path):
         (["--to", "stablehlo", "--keep-embeddings"], "--keep-embeddings is for --to onnx --dtype int8"),
         (["--to", "stablehlo", "--lengths", "16", "16"], "lengths=[16, 16]: give one or more different numbers"),
         (["--to", "stablehlo", "--lengths", "0"], "lengths: 0 is no number of tokens"),
+        (["--to", "stablehlo", "--lengths", "1000000"], "lengths: 1000000 tokens are too many; give at most 65536"),
         (["--to", "onnx", "--lengths", "16"], "--lengths is for --to stablehlo"),
         (["--to", "onnx", "--dtype", "bfloat16"], "dtype='bfloat16': expected one of 'float32', 'float16', 'int8'"),
     ],
@@ -153,3 +155,23 @@ def test_a_length_beyond_the_absolute_positions_is_refused(tmp_path):
     case = Case("stablehlo-long", "v2", options={"position_biased_input": True})
     with pytest.raises(deberta_jax.InputError, match="65 tokens, but this model has absolute positions for 64"):
         export_stablehlo((case.model(), draw_params(case.model())), tmp_path / "out", lengths=(65,))
+
+
+@pytest.mark.parametrize("lengths", [None, 128, "128", {128: 1}, []])
+def test_lengths_that_are_no_list_of_numbers(lengths, tmp_path, unchecked):
+    case = Case("stablehlo-lengths", "v3")
+    with pytest.raises(deberta_jax.InputError, match=r"lengths=.*: give (a list|one or more)"):
+        export_stablehlo((case.model(), {}), tmp_path / "out", lengths=lengths)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
+def test_a_length_that_needs_too_much_memory_is_one_line(error, tmp_path, monkeypatch):
+    case = Case("stablehlo-memory", "v3")
+
+    def too_large(*arguments):
+        raise error
+
+    monkeypatch.setattr(exporting, "export_program", too_large)
+    with pytest.raises(deberta_jax.InputError, match="lengths: 16 tokens need more memory than there is here"):
+        export_stablehlo((case.model(), draw_params(case.model())), tmp_path / "out", lengths=(16,))
+    assert list(tmp_path.iterdir()) == []

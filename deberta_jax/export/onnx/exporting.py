@@ -74,7 +74,7 @@ def export_onnx(
       dtype: ``float32``; ``float16``, in which softmax and LayerNorm stay float32; or ``int8``, in which products with
         weights have 8 bits, and word embeddings have 8 bits and a scale for each row.
       keep_embeddings: for ``int8``, keep the word embeddings in float32.
-      tokenizer: an object with ``save(directory)``; None: that of the source.
+      tokenizer: an object with ``save(directory)``, or the directory or hub id of one; None: that of the source.
       revision, ignore, base_model: as for ``from_pretrained``.
 
     Returns:

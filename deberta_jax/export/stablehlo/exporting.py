@@ -1,5 +1,6 @@
 """Exports a model to a directory with StableHLO programs, their weights, the config and the tokenizer."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from deberta_jax.export.stablehlo.programs import (
     input_names,
 )
 from deberta_jax.models import Model, prepare_for_inference, spec_of_model
+from deberta_jax.ops.attention.dropout import MAX_LENGTH
 from deberta_jax.weights.safetensors_file import Pending, write_safetensors
 from deberta_jax.weights.trees import leaves_by_path
 
@@ -84,7 +86,7 @@ def export_stablehlo(
         model's.
       lengths: numbers of tokens; each gets a program, for rows that are padded to it.
       dtype: ``float32`` or ``bfloat16``: dtype of the weights and of the computation.
-      tokenizer: an object with ``save(directory)``; None: that of the source.
+      tokenizer: an object with ``save(directory)``, or the directory or hub id of one; None: that of the source.
       revision, ignore, base_model: as for ``from_pretrained``.
 
     Returns:
@@ -92,10 +94,12 @@ def export_stablehlo(
 
     Raises:
       InputError: the destination has contents; the source cannot be loaded or exported; a length is no number of
-        tokens that the model can read; or the programs do not compute what the model does.
+        tokens that the model can read, or needs more memory than there is; or the programs do not compute what the
+        model does.
     """
     check_choice("dtype", dtype, DTYPES)
     target = Path(destination).expanduser()
+    _check_numbers(lengths)
     check_new(target)
     exported = open_exportable(source, head, tokenizer, revision=revision, ignore=ignore, base_model=base_model)
     model, params = exported.model, exported.params
@@ -106,10 +110,11 @@ def export_stablehlo(
         storage.make_directory(folder)
         difference = 0.0
         for length in lengths:
-            program = export_program(weights_model, weights, length).serialize()
-            storage.write_bytes(folder / _file(length), bytes(program))
-            run = export.deserialize(program).call
-            difference = max(difference, _difference(run, weights, model, params, length))
+            with _enough_memory(length):
+                program = export_program(weights_model, weights, length).serialize()
+                storage.write_bytes(folder / _file(length), bytes(program))
+                run = export.deserialize(program).call
+                difference = max(difference, _difference(run, weights, model, params, length))
         if difference > TOLERANCES[dtype]:
             raise InputError(
                 f"the {dtype} programs differ from the model by {difference:.2g} of the largest output, more than "
@@ -125,13 +130,32 @@ def _file(length: int) -> str:
     return f"length_{length}.bin"
 
 
-def _check_lengths(model: Model, lengths: Sequence[int]) -> None:
-    c = model.config
-    if not lengths or len(set(lengths)) != len(lengths):
-        raise InputError(f"lengths={shown(list(lengths))}: give one or more different numbers of tokens")
+@contextlib.contextmanager
+def _enough_memory(length: int) -> Iterator[None]:
+    """Raises InputError in place of the compiler's or the device's error about a lack of memory."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(f"lengths: {length} tokens need more memory than there is here; give fewer") from error
+
+
+def _check_numbers(lengths: Sequence[int]) -> None:
+    if isinstance(lengths, str) or not isinstance(lengths, Sequence):
+        raise InputError(f"lengths={shown(lengths)}: give a list of numbers of tokens, such as [128, 512]")
     for length in lengths:
         if type(length) is not int or length < 1:
             raise InputError(f"lengths: {shown(length)} is no number of tokens")
+        if length > MAX_LENGTH:
+            raise InputError(f"lengths: {shown(length)} tokens are too many; give at most {MAX_LENGTH}")
+    if not lengths or len(set(lengths)) != len(lengths):
+        raise InputError(f"lengths={shown(list(lengths))}: give one or more different numbers of tokens")
+
+
+def _check_lengths(model: Model, lengths: Sequence[int]) -> None:
+    c = model.config
+    for length in lengths:
         if c.has_position_table and length > c.max_position_embeddings:
             raise InputError(
                 f"lengths: {length} tokens, but this model has absolute positions for {c.max_position_embeddings}"
