@@ -82,7 +82,9 @@ def estimated_rows(pattern: str) -> int | None:
         elif ending(path) in (".jsonl", ".ndjson", ".csv", ".tsv"):
             with storage.opened(path) as file:
                 begin, size = file.read(BLOCK), file.seek(0, os.SEEK_END)
-            total += begin.count(b"\n") * size // max(1, len(begin))
+            unended = len(begin) == size and not begin.endswith(b"\n")
+            lines = (begin.count(b"\n") + unended) * size // max(1, len(begin))
+            total += max(0, lines - (ending(path) in (".csv", ".tsv")))  # the header is no row
         else:
             return None
     return total or None

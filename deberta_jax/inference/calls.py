@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, ClassVar
 
 import numpy as np
@@ -58,6 +58,16 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
         if name not in known:
             advice = f"; {_INSTEAD[name]}" if name in _INSTEAD else did_you_mean(name, known)
             raise InputError(f"{name}: is no argument of {what}; there are {', '.join(known)}{advice}")
+
+
+def check_container(inputs: Any, what: str = "the input") -> None:
+    """Raises InputError for inputs that can be iterated over but have no texts, or none in an order."""
+    if isinstance(inputs, bytes | bytearray | memoryview):
+        raise InputError(f"{what} is {type(inputs).__name__}; give a str, such as data.decode()")
+    if isinstance(inputs, Set):
+        raise InputError(f"{what} is a {type(inputs).__name__}, which has no order; give a list")
+    if getattr(inputs, "ndim", 1) == 0:
+        raise InputError(f"{what} is an array without an axis; give a str, or a list of them")
 
 
 def is_stream(inputs: Any) -> bool:
@@ -116,6 +126,7 @@ class Pipeline(Loaded):
     def _call(self, inputs: Any, given: Mapping[str, Any]) -> Any:
         """Returns the answers to the inputs of a call: one, a list, or an iterator."""
         options = self._options(given)
+        check_container(inputs)
         if is_stream(inputs):
             return self._stream(_elements(inputs), options)
         if isinstance(inputs, list) or (isinstance(inputs, tuple) and not self.pairs):

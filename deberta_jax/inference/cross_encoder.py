@@ -15,6 +15,7 @@ from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.features import check_vocabulary, make_features
 from deberta_jax.errors import InputError, shown
+from deberta_jax.inference.calls import check_container, check_count
 from deberta_jax.inference.loaded import Loaded, trained_length
 from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.inference.predict import Predictor, check_finite
@@ -71,6 +72,7 @@ class CrossEncoder:
         Raises:
           InputError: the directory is not a model, has no such head, or names an activation that is not known here.
         """
+        _check_activation(activation_fn)
         loaded = load_for_inference(
             "sequence-classification",
             model,
@@ -143,8 +145,11 @@ class CrossEncoder:
           Float32 [n], or [n, C] for C > 1 labels; of a single pair a scalar, or [C].
 
         Raises:
-          InputError: ``pairs`` or an item is not a pair of texts, or its scores are not finite.
+          InputError: ``pairs`` or an item is not a pair of texts, or its scores are not finite; ``activation_fn`` is no
+            function, or does not give one row of scores for each pair.
         """
+        check_container(pairs)
+        _check_activation(activation_fn)
         if isinstance(pairs, (str, Mapping)) or not isinstance(pairs, Iterable):
             raise InputError(f"cannot score {shown(pairs)}; give two texts, or a list of pairs of texts")
         items = pairs.tolist() if isinstance(pairs, np.ndarray) else list(pairs)
@@ -153,7 +158,7 @@ class CrossEncoder:
         if not first:
             return np.zeros(0, np.float32) if convert_to_numpy else []
         logits = self._logits(first, second, batch_size, show_progress_bar)
-        scores = np.asarray((activation_fn or self.activation_fn)(logits), np.float32)
+        scores = _scores(activation_fn or self.activation_fn, logits)
         if self.num_labels == 1 and scores.ndim > 1:
             scores = scores[:, 0]
         if apply_softmax and scores.ndim > 1:
@@ -182,7 +187,8 @@ class CrossEncoder:
           batch_size, show_progress_bar, activation_fn: as for ``predict``.
 
         Raises:
-          InputError: a model with several labels, or as ``predict``.
+          InputError: a model with several labels; ``top_k`` is below 1; ``documents`` is no list of texts; or as
+            ``predict``.
         """
         if self.num_labels != 1:
             raise InputError(
@@ -190,8 +196,13 @@ class CrossEncoder:
             )
         if not isinstance(query, str):
             raise InputError(f"rank: the query is {shown(query)}; give a str")
+        if top_k is not None:
+            check_count("top_k", top_k)
         if isinstance(documents, str):
             raise InputError("rank: documents is one text; give a list of texts")
+        check_container(documents, "rank: documents")
+        if isinstance(documents, Mapping) or not isinstance(documents, Iterable):
+            raise InputError(f"rank: documents is {shown(documents)}; give a list of texts")
         texts = list(documents)
         odd = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
         if odd is not None:
@@ -213,6 +224,27 @@ class CrossEncoder:
             logits = predictor.logits(self.params, features, bar.update)
         check_finite("scores of pairs", logits)
         return logits
+
+
+def _check_activation(activation: Any) -> None:
+    """Raises InputError for an ``activation_fn`` that is given and is no function."""
+    if activation is not None and not callable(activation):
+        raise InputError(f"activation_fn={shown(activation)}: give a function of logits [n, C]")
+
+
+def _scores(activation: Activation, logits: np.ndarray) -> np.ndarray:
+    """Returns what a function makes of logits, float32 [n] or [n, C]. Raises InputError for anything else."""
+    given = activation(logits)
+    try:
+        scores = np.asarray(given, np.float32)
+    except (TypeError, ValueError):
+        raise InputError(f"activation_fn: gave {shown(given)} for logits {list(logits.shape)}; give scores") from None
+    if scores.ndim not in (1, 2) or len(scores) != len(logits):
+        raise InputError(
+            f"activation_fn: gave an array {list(scores.shape)} for logits {list(logits.shape)}; give a row for each "
+            "pair"
+        )
+    return scores
 
 
 def _columns(pairs: Sequence[Any]) -> tuple[list[str], list[str]]:

@@ -13,6 +13,7 @@ from deberta_jax.data.features import Features, check_vocabulary, log_cut, make_
 from deberta_jax.data.packing import Packing, pack, packed_batch
 from deberta_jax.data.text_batches import padded_length, shape_size
 from deberta_jax.errors import InputError, listed, shown
+from deberta_jax.inference.calls import check_container
 from deberta_jax.inference.loaded import trained_length
 from deberta_jax.inference.loading import load_for_inference
 from deberta_jax.inference.predict import check_finite, gather, model_inputs, one_behind
@@ -98,6 +99,7 @@ class Embedder:
         """
         if batch_size < 1:
             raise InputError(f"batch size {batch_size}: must be at least 1")
+        check_container(texts)
         if not isinstance(texts, Iterable) or isinstance(texts, Mapping):
             raise InputError(f"cannot embed {shown(texts)}; give a text, or a list of texts")
         items = [texts] if isinstance(texts, str) else list(texts)

@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypedDict, Unpack, overload
 
@@ -14,7 +15,9 @@ from deberta_jax.inference.calls import Items, Pipeline, blank, check_count
 from deberta_jax.tasks.finite import rows_not_finite
 from deberta_jax.text.words import words_of
 
-_LONGEST_ROW, _OVERLAP, _LONGEST_ANSWER = 384, 128, 15
+_log = logging.getLogger(__name__)
+
+_LONGEST_ROW, _OVERLAP, _LONGEST_ANSWER, _LONGEST_QUESTION = 384, 128, 15, 64
 
 
 class QuestionOptions(TypedDict, total=False):
@@ -23,6 +26,7 @@ class QuestionOptions(TypedDict, total=False):
     doc_stride: int
     max_answer_len: int
     max_seq_len: int
+    max_question_len: int
     handle_impossible_answer: bool
     align_to_words: bool
     batch_size: int
@@ -80,6 +84,7 @@ class QuestionAnswerer(Pipeline):
           handle_impossible_answer: whether "no answer", an empty text, is an answer.
           max_seq_len: largest number of tokens of a question with a part of its context; by default 384, or the
             pipeline's ``max_length`` if that is less.
+          max_question_len: largest number of tokens of a question, whose end is cut; by default 64.
           doc_stride: number of tokens by which the windows of a long context overlap; by default 128, or half of
             ``max_seq_len`` if that is less.
           align_to_words: whether answers are extended to whole words.
@@ -100,7 +105,7 @@ class QuestionAnswerer(Pipeline):
         return answers[0] if isinstance(inputs, (list, tuple)) and len(inputs) == 1 else answers
 
     def _check(self, options: Mapping[str, Any]) -> None:
-        for name in ("doc_stride", "max_answer_len", "max_seq_len"):
+        for name in ("doc_stride", "max_answer_len", "max_seq_len", "max_question_len"):
             if options.get(name) is not None:
                 check_count(name, options[name], 0 if name == "doc_stride" else 1)
         longest, overlap = self._row(options)
@@ -113,15 +118,26 @@ class QuestionAnswerer(Pipeline):
         overlap = options.get("doc_stride")
         return longest, min(longest // 2, _OVERLAP) if overlap is None else overlap
 
+    def _cut(self, questions: Sequence[str], most: int) -> list[str]:
+        """Returns questions without what follows their first ``most`` tokens. Logs how many are cut."""
+        spans = self.tokenizer(list(questions), add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        long = [i for i, offsets in enumerate(spans) if len(offsets) > most]
+        if long:
+            _log.warning("%d questions are longer than %d tokens (max_question_len) and are cut", len(long), most)
+        ends = {i: int(spans[i][most - 1][1]) for i in long}
+        return [question[: ends.get(i)] for i, question in enumerate(questions)]
+
     def _answer(self, items: Items, options: Mapping[str, Any]) -> list[Any]:
         pairs = [_question_and_context(item, items.where(i)) for i, item in enumerate(items.values)]
         questions, contexts = [question for question, _ in pairs], [context for _, context in pairs]
+        questions = self._cut(questions, options.get("max_question_len") or _LONGEST_QUESTION)
         longest, overlap = self._row(options)
         for i, ids in enumerate(self.tokenizer(questions, add_special_tokens=False).input_ids):
             if len(ids) > longest - overlap - 4:
                 raise InputError(
                     f"{items.where(i)}: the question has {len(ids)} tokens, which leaves no room for the context in "
-                    f"rows of {longest} with doc_stride {overlap}; give a larger max_seq_len or a smaller doc_stride"
+                    f"rows of {longest} with doc_stride {overlap}; give a larger max_seq_len, or a smaller "
+                    "doc_stride or max_question_len"
                 )
         features = self._checked(
             span_features(self.tokenizer, questions, contexts, None, max_length=longest, stride=overlap), longest

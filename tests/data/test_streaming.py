@@ -206,7 +206,9 @@ def test_many_files_of_several_kinds(small, tmp_path):
     columns, counts, _ = joined(tmp_path / "*")
     assert columns["text"] == ["a"] * 100 + ["b"] * 10 + ["c"]
     assert counts[-3:] == [7, 3, 1]
-    assert estimated_rows(str(tmp_path / "[ab].*")) == 111  # with the header
+    assert estimated_rows(str(tmp_path / "[ab].*")) == 110
+    (tmp_path / "one.csv").write_text("text\na")
+    assert estimated_rows(str(tmp_path / "one.csv")) == 1
     assert estimated_rows(str(tmp_path / "*")) is None
 
 

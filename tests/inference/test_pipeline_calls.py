@@ -278,7 +278,11 @@ def test_questions(answer):
         ({"question": ["a", None], "context": "c"}, r"^inputs\[1\]: question is None"),
         ({"inputs": [{"question": "a", "context": "b"}, {"question": "a"}]}, r"^inputs\[1\]: cannot read"),
         ({"inputs": ["a"]}, r"^inputs\[0\]: cannot read 'a'"),
-        ({"question": "ban " * 400, "context": "ban"}, "^the input: the question has .* leaves no room"),
+        (
+            {"question": "ban " * 400, "context": "ban", "max_question_len": 400},
+            "^the input: the question has .* leaves no room",
+        ),
+        ({"question": "a", "context": "b", "max_question_len": 0}, "max_question_len=0"),
         ({"question": "a", "context": "b", "top_k": 0}, "top_k=0"),
         ({"question": "a", "context": "b", "max_answer_len": 0}, "max_answer_len=0"),
         ({"question": "a", "context": "b", "doc_stride": 500}, "doc_stride=500"),
@@ -288,6 +292,36 @@ def test_questions(answer):
 def test_questions_refused(answer, call, message):
     with pytest.raises(InputError, match=message):
         answer(**call)
+
+
+def test_the_end_of_a_long_question_is_cut(answer, caplog):
+    """ "ban" is one token; 64 are read unless another number is given."""
+    for count, options in ((64, {}), (3, {"max_question_len": 3})):
+        caplog.clear()
+        whole = answer(question="ban " * count, context=CONTEXT, **options)
+        assert "cut" not in caplog.text
+        assert answer(question="ban " * 400, context=CONTEXT, **options) == pytest.approx(whole, abs=1e-5)
+        assert f"1 questions are longer than {count} tokens (max_question_len) and are cut" in caplog.text
+    other = answer(question="ban " * 63, context=CONTEXT)
+    assert other["score"] != pytest.approx(answer(question="ban " * 64, context=CONTEXT)["score"], abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (b"ban", "the input is bytes; give a str"),
+        (bytearray(b"ban"), "the input is bytearray; give a str"),
+        ({"ban", "ko"}, "the input is a set, which has no order; give a list"),
+        (frozenset({"ban"}), "the input is a frozenset, which has no order; give a list"),
+        (np.array(3), "the input is an array without an axis; give a str"),
+        (np.array("ban"), "the input is an array without an axis; give a str"),
+    ],
+)
+def test_inputs_that_are_no_texts_in_an_order(classify, home, given, message):
+    embedder = deberta_jax.Embedder(home / "DebertaForQuestionAnswering")
+    for call in (classify, embedder.encode):
+        with pytest.raises(InputError, match=message):
+            call(given)
 
 
 def test_the_best_spans_are_those_of_all_products():

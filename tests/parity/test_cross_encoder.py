@@ -108,9 +108,22 @@ def test_what_cannot_be_scored_is_named(tmp_path, data_dir):
         (("a", "b"), "documents is one text"),
         ((None, ["b"]), "the query is None"),
         (("a", ["b", 3]), "document 1 is 3"),
+        (("a", {"b": "c"}), "rank: documents is {'b': 'c'}; give a list"),
+        (("a", {"b"}), "rank: documents is a set, which has no order; give a list"),
+        (("a", 3), "rank: documents is 3; give a list"),
+        (("a", ["b"], 0), "top_k=0: give a whole number, 1 or more"),
+        (("a", ["b"], -1), "top_k=-1: give a whole number, 1 or more"),
     ):
         with pytest.raises(InputError, match=message):
             one.rank(*arguments)
+    for function, message in (
+        (lambda logits: logits[:1], r"gave an array \[1, 1\] for logits \[2, 1\]; give a row for each pair"),
+        (lambda logits: 1.0, r"gave an array \[\]"),
+        (lambda logits: "high", "gave 'high'"),
+        (lambda logits: [[1], [2, 3]], "gave"),
+    ):
+        with pytest.raises(InputError, match=message):
+            one.rank("a", ["b", "c"], activation_fn=function)
     config = {"sentence_transformers": {"activation_fn": "my_package.Scale"}}
     with pytest.raises(InputError, match=r"my_package.Scale, which is not known here .* pass activation_fn"):
         CrossEncoder(saved(tmp_path / "own", data_dir, 1, config))
