@@ -1,6 +1,6 @@
 """Scores pairs of texts and ranks documents for a query: ``deberta_jax.CrossEncoder("dir or hub id")``.
 
-Calls, arguments and results are those of ``sentence_transformers.CrossEncoder`` (version 6).
+``predict`` and ``rank`` have the results of ``sentence_transformers.CrossEncoder`` (version 6), and most of its arguments.
 """
 
 import operator

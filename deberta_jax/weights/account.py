@@ -317,8 +317,8 @@ def _error_message(
     if heads:
         has = ", ".join(parts_present(file_tensors)) or "none"
         sentences.append(
-            f"the file has no head {', '.join(heads)} (it has: {has}); to start one, pass new_head=0, "
-            "or to convert --new-head 0"
+            f"the file has no head {', '.join(heads)} (it has: {has}); train one with finetune, or "
+            "start one with from_pretrained(..., new_head=0) or convert --new-head 0"
         )
     count = len(missing) + len(wrong) + len(unexplained) + len(unknown)
     return f"{count} tensors do not add up. " + ". ".join(sentences)

@@ -183,7 +183,8 @@ def _classifier(
     if differs is not None:
         if not request.new_head:
             raise InputError(
-                f"{where}: {differs}; to start a new classifier, pass new_head=0, or to convert --new-head 0"
+                f"{where}: {differs}; train another one with finetune, or start one with from_pretrained(..., "
+                "new_head=0) or convert --new-head 0"
             )
         choice.new[part_of(spec.classifier)] = differs
     if asked is not None:

@@ -162,7 +162,7 @@ def test_labels_are_the_files_or_a_new_classifiers(write):
     assert model.config.id2label == ("LABEL_0", "LABEL_1", "LABEL_2")
     model, _, _ = load(plain, "sequence-classification", id2label={0: "a", 1: "b", 2: "c"})
     assert model.config.id2label == ("a", "b", "c")
-    with pytest.raises(InputError, match=r"has 3 labels, asked for LABEL_0, LABEL_1; to start a new .* new_head"):
+    with pytest.raises(InputError, match=r"has 3 labels, asked for LABEL_0, LABEL_1; train another .* new_head"):
         load(plain, "sequence-classification", num_labels=2)
     named = write("named", state_of("v3", parts), raw_config("v3", id2label={"0": "x", "1": "y", "2": "z"}))
     with pytest.raises(InputError, match="has x, y, z, asked for z, y, x"):
