@@ -1,6 +1,6 @@
 """Scores pairs of texts and ranks documents for a query: ``deberta_jax.CrossEncoder("dir or hub id")``.
 
-``predict`` and ``rank`` have the results of ``sentence_transformers.CrossEncoder`` (version 6), and most of its arguments.
+``predict`` and ``rank`` have the results and most arguments of ``sentence_transformers.CrossEncoder`` (version 6).
 """
 
 import operator
