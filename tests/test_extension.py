@@ -54,6 +54,7 @@ def stars(path: Path, count: int, seed: int) -> Path:
     return write_table(path, ("text", "stars"), rows)
 
 
+@pytest.mark.slow
 def test_command_line(plugin, capsys, tmp_path):
     blank_model(tmp_path / "blank")
     stars(tmp_path / "train.csv", 240, 1)
@@ -87,6 +88,7 @@ def test_command_line(plugin, capsys, tmp_path):
     assert "pass" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_library(plugin, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module(plugin)
@@ -124,6 +126,7 @@ def test_library(plugin, tmp_path, monkeypatch):
         deberta_jax.from_pretrained("out", head="sequence-classification")
 
 
+@pytest.mark.slow
 def test_an_adapter_and_a_plan(plugin, tmp_path, capsys, monkeypatch):
     # A process that compiles then does not look in the current directory by itself.
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
@@ -237,6 +240,7 @@ deberta_jax.register_attention("mine", attend)
 """
 
 
+@pytest.mark.slow
 def test_an_implementation_of_attention(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_attention.py").write_text(ATTENTION)
     monkeypatch.chdir(tmp_path)

@@ -65,6 +65,7 @@ def test_there_are_ten_released_architectures_and_their_mnli_models():
         assert dataclasses.replace(config, id2label=base.id2label) == base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_parameter_counts_of_every_head(name):
     config, base = PRESETS[name], name.removesuffix("-mnli")

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -64,7 +64,7 @@ def check_container(inputs: Any, what: str = "the input") -> None:
     """Raises InputError for inputs that can be iterated over but have no texts, or none in an order."""
     if isinstance(inputs, bytes | bytearray | memoryview):
         raise InputError(f"{what} is {type(inputs).__name__}; give a str, such as data.decode()")
-    if isinstance(inputs, Set):
+    if isinstance(inputs, set | frozenset):
         raise InputError(f"{what} is a {type(inputs).__name__}, which has no order; give a list")
     if getattr(inputs, "ndim", 1) == 0:
         raise InputError(f"{what} is an array without an axis; give a str, or a list of them")

@@ -87,6 +87,7 @@ def check(attend: Attend, dtype: str) -> dict[str, Any]:
     return compare(attend.__name__, setting, Request(tiny=True, extra=f"{__file__}:{attend.__name__}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attend", WRONG, ids=lambda attend: attend.__name__)
 def test_wrong_attention_fails(attend):
     row = check(attend, "bfloat16")

@@ -67,6 +67,7 @@ def test_rows_without_a_label_are_refused_or_left_out(trained, tmp_path, capsys,
     assert len(out.splitlines()) == 26, "predict answers every row"
 
 
+@pytest.mark.slow
 def test_ids_of_a_model_whose_labels_nobody_named(tmp_path, capsys):
     model = weighted_model(tmp_path / "model")
     assert json.loads((model / "config.json").read_text())["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
@@ -78,6 +79,7 @@ def test_ids_of_a_model_whose_labels_nobody_named(tmp_path, capsys):
     assert metrics["accuracy"] == pytest.approx(np.mean(hits))
 
 
+@pytest.mark.slow
 def test_id2label_with_one_name_twice_loses_no_probability(tmp_path):
     model = weighted_model(tmp_path / "model", dataclasses.replace(TINY, id2label=("pos", "neg", "other")))
     twice = tmp_path / "twice"

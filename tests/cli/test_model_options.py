@@ -56,6 +56,7 @@ def models(tmp_path_factory):
     return base, adapter, whole
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_take_the_base_of_an_adapter(models, tmp_path, capsys):
     base, adapter, whole = models
     body = [(text, LABELS.index(label)) for text, label in rows(12, classes=3, seed=4)]
@@ -229,6 +230,7 @@ def start_of(model, data, tmp_path, caplog, **more):
     return {record.getMessage() for record in caplog.records if record.levelname == "WARNING"}, job
 
 
+@pytest.mark.slow
 def test_a_trained_classifier_without_names_says_which_label_it_takes_for_which(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("deberta_jax"), "propagate", True)
     caplog.set_level("INFO")

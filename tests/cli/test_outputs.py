@@ -182,6 +182,7 @@ def test_closed_standard_streams(texts, tmp_path):
     assert (done.returncode, done.stdout) == (2, ""), "messages are not results"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", ["missing", "file"])
 def test_without_a_home_a_run_goes_on_without_its_cache_and_says_so(task, tmp_path, monkeypatch, capsys, home):
     """A read-only home refuses in the same way; for the administrator, who runs the tests of many, nothing is."""
@@ -200,6 +201,7 @@ def test_without_a_home_a_run_goes_on_without_its_cache_and_says_so(task, tmp_pa
     assert not (place / ".cache" / "deberta_jax").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_not_used(task, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     main(task.arguments(tmp_path / "first", "--epochs", "1"))

@@ -54,6 +54,7 @@ def test_after_its_end_the_same_command_does_nothing(trained, capsys):
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in trained.directory.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_predict_reproduces_the_accuracy_of_evaluate(trained, task, tmp_path, monkeypatch, capsys):
     model, data = ["--model", str(trained.directory)], str(task.home / "eval.csv")
     printed = stdout_of(["evaluate", *model, "--data", data, "--text", "sentence", "--label", "kind"])

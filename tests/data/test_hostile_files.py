@@ -111,6 +111,7 @@ def write_attacks(folder: Path) -> Attacks:
     return attacks
 
 
+@pytest.mark.slow
 def test_each_is_refused_in_little_memory(tmp_path):
     attacks = write_attacks(tmp_path)
     try:

@@ -36,6 +36,7 @@ def session(directory) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(directory / "onnx" / "model.onnx"))
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_directory_that_computes_what_the_model_does(model_directory, tmp_path, capsys):
     target = tmp_path / "exported"
     main(["export", str(model_directory), str(target), "--to", "onnx"])
@@ -55,6 +56,7 @@ def test_the_command_writes_a_directory_that_computes_what_the_model_does(model_
     np.testing.assert_allclose(found, model(params, **encoding).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_quantized_model_is_exported_with_the_values_of_its_weights(model_directory, tmp_path):
     model, params = deberta_jax.from_pretrained(model_directory, head="sequence-classification", quantization="int8")
     export_onnx((model, params), tmp_path / "out")
@@ -66,6 +68,7 @@ def test_a_quantized_model_is_exported_with_the_values_of_its_weights(model_dire
     assert np.abs(found - plain(floats, batch["input_ids"].astype(np.int32)).logits).max() > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [False, True])
 def test_int8_is_smaller_and_near(keep, tmp_path):
     """The encoder's products have 8 bits, and the embeddings as asked for."""
@@ -117,6 +120,7 @@ def test_what_does_not_fit_is_one_line(model_directory, tmp_path, capsys, argume
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", ["encoder", "nothing"])
 def test_a_discriminator_is_exported_as_one(tmp_path, named):
     """transformers has no class for it, so config.json names the encoder's."""
@@ -231,6 +235,7 @@ def test_a_tokenizer_is_given_by_its_directory(model_directory, classifier, tmp_
     np.testing.assert_array_equal(np.concatenate(ids[0]), np.concatenate(ids[1]))
 
 
+@pytest.mark.slow
 def test_a_file_that_differs_from_the_model_is_not_written(tmp_path, monkeypatch):
     """In float16 these weights are infinite; and a graph with a wrong weight is found by its outputs."""
     case = Case("export-wrong", "v3", "sequence-classification")

@@ -57,6 +57,7 @@ def texts(case: Case) -> Arrays:
     return {name: array.astype(np.int64) for name, array in batch.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", grid())
 def test_outputs_equal_the_model(case: Case, tmp_path):
     """One file for all: texts alone and in batches, padded on either side, and a row of nothing but padding."""

@@ -35,6 +35,7 @@ QUICK = [("xl", "masked-lm")]
 ALL = [(base, head) for base in ("v1", "v2", "v3", "xl") for head in HEADS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "head"), [pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.long) for pair in ALL]
 )

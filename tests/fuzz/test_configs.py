@@ -130,6 +130,7 @@ def attack(folder: Path, seed: int, count: int, shapes: int) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_one_line_or_a_config_that_says_what_the_file_says(tmp_path):
     found = attack(tmp_path, 1, 120, 8)
     assert min(found["refused"], found["read, and that of the weights"]) > 10

@@ -110,6 +110,7 @@ def no_log():
     logging.disable(logging.NOTSET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_bit_is_noticed_or_changes_nothing(kind, tmp_path):
     noticed, _ = flips(kind, tmp_path, 20, seed=1)

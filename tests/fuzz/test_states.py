@@ -17,7 +17,7 @@ import pytest
 
 from deberta_jax.errors import InputError
 from deberta_jax.training.checkpoints import Checkpoints
-from deberta_jax.training.loop import _record_problem
+from deberta_jax.training.directory import record_problem
 from tests.fuzz.mutations import mutated_bytes, mutated_json
 from tests.training.test_damaged_states import equal, shardings_of, state_at
 
@@ -119,7 +119,7 @@ def outcome(directory):
     try:
         checkpoints = Checkpoints(directory, keep=2)
         try:
-            found = checkpoints.restore_latest(like, shardings_of(like), _record_problem)
+            found = checkpoints.restore_latest(like, shardings_of(like), record_problem)
         finally:
             checkpoints.close()
     except InputError as error:

@@ -35,6 +35,7 @@ def arguments(trained, output, *more):
     return ["predict", "--model", str(trained.directory), "--input", str(data), "--output", str(output), *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_predict_names_the_row_or_writes_null(trained, tmp_path, capsys, broken, value):
     right = stdout_of(arguments(trained, "-")).splitlines()

@@ -65,6 +65,7 @@ def test_scores_of_windows(score):
         assert np.isfinite(joined_logits(extreme, windows, problem, score)).all()
 
 
+@pytest.mark.slow
 def test_the_commands_say_how_long_texts_were_read(tmp_path):
     model = weighted_model(tmp_path / "model", TINY.replace(num_hidden_layers=1, initializer_range=0.3))
     rows = [(text, f"LABEL_{i % 2}") for i, text in enumerate(TEXTS)]

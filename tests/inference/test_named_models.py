@@ -51,6 +51,7 @@ def test_a_released_classifier_reads_the_tasks_labels_in_lower_case(mnli, tmp_pa
     assert found["accuracy"] == pytest.approx(np.mean([a == b for a, b in zip(answers, truth, strict=True)]))
 
 
+@pytest.mark.slow
 def test_a_released_classifier_is_not_initialised_again(mnli, tmp_path, one_device):
     path = nli_file(tmp_path / "train.tsv")
     stdout_of(

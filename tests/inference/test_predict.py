@@ -31,6 +31,7 @@ def test_probabilities_of_large_logits_sum_to_one():
     np.testing.assert_allclose(shares, [[0.5, 0, 0.5], [1 / 3] * 3])
 
 
+@pytest.mark.slow
 def test_any_mesh_gives_the_logits_of_one_device(trained):
     model, params = deberta_jax.from_pretrained(trained.directory, head="sequence-classification")
     tokenizer = deberta_jax.load_tokenizer(str(trained.directory))
@@ -46,6 +47,7 @@ def test_any_mesh_gives_the_logits_of_one_device(trained):
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_few_texts_cost_few_rows_and_nothing_is_compiled_after_warming_up(trained, monkeypatch):
     model, params = deberta_jax.from_pretrained(trained.directory, head="sequence-classification")
     tokenizer = deberta_jax.load_tokenizer(str(trained.directory))

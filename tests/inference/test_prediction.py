@@ -68,6 +68,7 @@ def test_csv_and_parquet_as_pandas_reads_them(small, trained, data, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.jsonl", "a.parquet"]
 
 
+@pytest.mark.slow
 def test_processes_share_the_rows_and_their_parts_make_the_whole(small, trained, data, tmp_path):
     main(command(trained, data, tmp_path / "whole.jsonl"))
     index = {"complete": False}
@@ -110,6 +111,7 @@ def interrupted(trained, data, output, monkeypatch, after: int) -> None:
     assert stopped.value.code == 2
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_another_begins_anew(small, trained, data, tmp_path, monkeypatch, capsys):
     main(command(trained, data, tmp_path / "whole.jsonl"))
     expected = (tmp_path / "whole.jsonl").read_bytes()
@@ -182,6 +184,7 @@ def test_a_place_that_another_user_could_write_is_not_trusted(small, trained, da
     assert (tmp_path / ".out.jsonl.unfinished" / "mine.txt").read_text() == "keep"
 
 
+@pytest.mark.slow
 def test_what_was_read_from_a_stream_or_another_archive_is_not_taken_for_the_same(
     small, trained, tmp_path, monkeypatch, capsys
 ):

@@ -82,6 +82,7 @@ def same(answers, others):
         np.testing.assert_allclose(one["score"], other["score"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_threads_share_one(classifier, filler):
     for pipe, inputs in ((classifier, TEXTS), (filler, MASKED)):
         alone = [pipe(one) for one in inputs]
@@ -108,6 +109,7 @@ def test_models_and_tokenizers_can_be_pickled(home):
     np.testing.assert_array_equal(apply(model_again)(params_again), apply(model)(params))
 
 
+@pytest.mark.slow
 def test_a_pickle_in_another_process(home, classifier, filler, tmp_path):
     """Which has another number of devices, as a spawned worker may."""
     path = tmp_path / "pipelines"
@@ -124,6 +126,7 @@ print(json.dumps([jax.device_count(), pipes[0](texts), pipes[1](masked)]))
     same(tokens, filler(MASKED))
 
 
+@pytest.mark.slow
 def test_a_forked_process_is_told_and_its_tokenizer_works(home, classifier):
     """Its computations would wait for the threads of JAX, which a fork does not copy."""
     script = """

@@ -21,6 +21,7 @@ def apply(case: Case, params, batch, **options):
     return cases.apply(case.model(), params, inputs, **options)
 
 
+@pytest.mark.slow
 def test_long_position_rules_differ_only_beyond_the_trained_range():
     """Equal within the trained range, different beyond it; the clamped model never reads row 0 of its table."""
     small = {"max_relative_positions": 10, "position_buckets": 4, "num_hidden_layers": 1}
@@ -76,6 +77,7 @@ def test_a_v1_model_equals_the_v2_module_without_key_bias():
     assert np.abs(apply(v2, params, batch).last_hidden_state - expected).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_without_positions_the_first_pass_of_the_mask_decoder_is_the_last_layer():
     """Its first pass with positions of zero is the plain last layer; the second makes the difference."""
     decoder = Case("decoder", "v3", "masked-lm", {"legacy": False, "mask_decoder": True})
@@ -200,6 +202,7 @@ def test_the_relative_terms_vanish_with_a_table_of_zeros():
     np.testing.assert_allclose(apply(off, params, batch).last_hidden_state, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_padding_tokens_row_learns_only_as_an_output():
     """As torch's padding_idx: no gradient through the input; the tied decoder still has its own."""
     case = Case("padding-row", "v3", padding="none")

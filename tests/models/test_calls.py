@@ -24,6 +24,7 @@ def params(model):
     return draw_params(model)
 
 
+@pytest.mark.slow
 def test_a_call_is_apply_with_the_parameters_first():
     case = Case("calls", "v3", "sequence-classification", {"num_hidden_layers": 1})
     model, batch = case.model(), make_batch(case)
@@ -51,6 +52,7 @@ def test_a_model_inside_another_module_is_called_without_parameters(params, mode
     np.testing.assert_allclose(doubled, 2 * model(params, IDS).start_logits, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_class_with_inputs_of_its_own(model):
     class Scaled(Model[HeadOutput]):
         @nn.compact

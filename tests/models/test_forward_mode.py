@@ -27,6 +27,7 @@ def moved(params, direction, step):
     return jax.tree.map(lambda p, d: p + step * d, params, direction)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_derivative_and_a_hessian_product_by_forward_mode(case):
     batch = jax.tree.map(jnp.asarray, make_batch(case))

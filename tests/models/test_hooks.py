@@ -56,6 +56,7 @@ def test_all_paths_have_the_documented_shapes(params):
     assert {path: values[path].shape for path in shapes} == shapes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False])
 def test_the_state_of_another_text_put_into_a_layer_decides_what_follows(params, scan):
     model, other = CASE.model(scan=scan), IDS[::-1]
@@ -73,6 +74,7 @@ def test_the_state_of_another_text_put_into_a_layer_decides_what_follows(params,
     np.testing.assert_array_equal(kept, state)
 
 
+@pytest.mark.slow
 def test_an_edit_knows_its_layer_and_has_a_gradient(params):
     model = CASE.model()
 

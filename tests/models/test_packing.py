@@ -68,6 +68,7 @@ def outputs(case: Case, model, params, inputs) -> dict[str, jax.Array]:
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", marked(_QUICK))
 def test_packed_texts_are_themselves(case: Case):
     model, embedded = case.model(), texts(case)
@@ -89,6 +90,7 @@ def test_packed_texts_are_themselves(case: Case):
             np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=0, atol=1e-5, err_msg=f"{name} {i}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", marked(_QUICK_GRADIENTS))
 @pytest.mark.parametrize(
     "attention", ["auto", *(pytest.param(name, marks=pytest.mark.long) for name in ("xla", "reference"))]

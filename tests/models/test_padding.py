@@ -105,6 +105,7 @@ def test_attention_masks_of_any_dtype():
         np.testing.assert_array_equal(found["states"], expected)
 
 
+@pytest.mark.slow
 def test_an_attention_mask_over_pairs_of_tokens():
     """[B,T,T] equal to the outer product of a token mask gives the same; a block-diagonal one separates texts."""
     params, inputs = draw_params(XL.model()), inputs_of(XL)
@@ -123,6 +124,7 @@ def test_an_attention_mask_over_pairs_of_tokens():
         np.testing.assert_allclose(joined[:, part], alone, **TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [pytest.param((8, 1, 1), marks=pytest.mark.long), (2, 2, 2)], ids=str)
 def test_number_of_devices(sizes):
     case = Case("devices", "xl", "masked-lm", {"legacy": False, "mask_decoder": True})

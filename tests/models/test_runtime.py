@@ -61,6 +61,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_choices_give_the_same_numbers(choice, plain):
     ((loss, logits), gradients), mask = plain
@@ -248,6 +249,7 @@ HALVES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "attention", "length"), HALVES)
 def test_every_attention_implementation_trains_in_half_precision(dtype, attention, length):
     """Gradients near those of float32; a CPU lacks some half-precision products, which it says only when they run."""

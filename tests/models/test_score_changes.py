@@ -44,6 +44,7 @@ def test_a_causal_modifier_is_a_causal_mask(scan):
     np.testing.assert_allclose(found[0][real], expected[0][real], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_bias_reaches_every_layer_as_a_modifier_does(case):
     params, heads, length = draw_params(case.model()), case.config.num_attention_heads, case.length

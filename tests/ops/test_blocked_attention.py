@@ -45,6 +45,7 @@ def far_masks(length: int) -> dict[str, Any]:
 ONE, BOTH = 1, 1 << 19  # scores held at once: examples one by one, or both together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("absent", "masked", "scores"),
     [
@@ -101,6 +102,7 @@ def temporary_bytes(length: int) -> int:
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_temporary_memory_of_the_blocked_implementation_is_linear_in_length():
     sizes = [temporary_bytes(length) for length in (512, 1024, 2048, 4096)]
     growth = [after / before for before, after in itertools.pairwise(sizes)]

@@ -69,6 +69,7 @@ def run(*missing: str) -> subprocess.CompletedProcess[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "platforms"),
     [

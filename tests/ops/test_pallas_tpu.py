@@ -109,6 +109,7 @@ def test_far_blocks_begin_where_every_distance_reads_one_row():
     assert tiling.table_rows == 2 * tiling.padded_length
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_in_forward_and_backward():
     """Against the definition's formula with the mask written out by numpy, which uses no kernel."""
     arrays, masks, relative_index = make_case(150, 3, 32, mask="segments")
@@ -120,6 +121,7 @@ def test_dropout_is_the_same_in_forward_and_backward():
     assert_agree(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{"data": 2, "tensor": 2}, pytest.param({"fsdp": 4}, marks=pytest.mark.long)])
 def test_devices_change_nothing(mesh):
     """Examples and heads over simulated devices, dropout included, against one device. 4 do not divide 2: not used."""
@@ -163,12 +165,14 @@ def test_dropout_mask_is_random():
     assert ((counts - bits.size / 256) ** 2 / (bits.size / 256)).sum() < 255 + 5 * 510**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["segments", pytest.param("none", marks=pytest.mark.long)])
 def test_bfloat16_errs_no_more_than_the_definition(mask):
     arrays, masks, relative_index = make_case(256, 2, 64, mask=mask, dtype=jnp.bfloat16)
     assert_errs_like_the_definition(interpreted_in_blocks(128), arrays, masks, relative_index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "heads", "size", "generation", "mask", "factor", "block"),
     [
@@ -206,6 +210,7 @@ def assert_errs_like_the_definition(attend, arrays, masks, relative_index):
         assert 0 < ours[name] <= 1.3 * theirs[name], (name, ours[name], theirs[name])
 
 
+@pytest.mark.slow
 def test_blocks_without_a_pair_are_not_computed():
     """NaN values in another text reach a block that is computed, even under weight 0; and its sums stay finite."""
     arrays, _, relative_index = make_case(384, 2, 64, batch=1)

@@ -26,6 +26,7 @@ def check(form: str, *groups: str) -> None:
     assert last["megabytes"] < MEGABYTES
 
 
+@pytest.mark.slow
 def test_small_files_are_refused_soon():
     check("zip", "WEIGHTS", "CONFIGS", "VOCABULARIES")
 

@@ -59,6 +59,7 @@ def products_by_hand():
     return 3 * 2 * (LAYERS * (projections + scores) + head)
 
 
+@pytest.mark.slow
 def test_products_of_the_step_within_two_percent_of_a_count_by_hand(shared):
     asked, made = shared
     counted = 8 * count(parse_hlo(made.compiled.as_text()), asked.mesh).flops
@@ -67,6 +68,7 @@ def test_products_of_the_step_within_two_percent_of_a_count_by_hand(shared):
     assert products_by_hand() * 0.98 <= counted <= (products_by_hand() + repeated) * 1.02
 
 
+@pytest.mark.slow
 def test_products_on_one_device_within_two_percent_of_a_count_by_hand():
     asked = request(1)
     made = make_program(asked, jax.devices()[:1])
@@ -89,6 +91,7 @@ def parameters_by_hand():
     return VOCABULARY * WIDTH + 2 * WIDTH + relative + LAYERS * layer + WIDTH * WIDTH + WIDTH + 2 * WIDTH + 2
 
 
+@pytest.mark.slow
 def test_products_of_a_step_for_gpus_within_two_percent_of_a_count_by_hand():
     asked = make_request(
         "finetune",

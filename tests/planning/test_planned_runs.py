@@ -33,6 +33,7 @@ def test_a_planned_run_ends_as_the_same_run_without_a_plan(task, tmp_path, capsy
     assert capsys.readouterr().err.count("guessed --task") == 2, "once a run"
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_fit_is_refused_before_it_writes(task, tmp_path, capsys, monkeypatch):
     # The machine's memory is all that is not real here.
     monkeypatch.setattr(runs.os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 8 * FEW)
@@ -112,6 +113,7 @@ def test_a_slice_without_its_compiler_names_the_flag_too(task, tmp_path, capsys)
     assert "error: --plan v5e:2x2: needs the TPU's compiler" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_plan_for_elsewhere_starts_nothing(task, tmp_path, capsys):
     main(task.arguments(tmp_path / "run", "--plan", "cpu:4"))
     out, err = capsys.readouterr()

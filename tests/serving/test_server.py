@@ -62,6 +62,7 @@ def test_rerank_orders_as_the_cross_encoder(client, models):
     np.testing.assert_allclose([one["score"] for one in raw], sorted(logits, reverse=True), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_zero_shot_ner_and_qa_answer_as_the_pipelines(client, models):
     labels = {"candidate_labels": ["ban", "kost"], "multi_label": True, "hypothesis_template": "mur {}"}
     expected = pipe("zero-shot-classification", models, "nli")(TEXTS[:2], **labels)

@@ -44,6 +44,7 @@ def bare(tok, lines):
     return [ids.tolist() for ids in tok(lines, add_special_tokens=False).input_ids]
 
 
+@pytest.mark.slow
 def test_ids_equal_the_renumbered_library_on_all_texts(v1, reference, text_lines):
     assert bare(v1, text_lines) == reference(text_lines)
 
@@ -163,6 +164,7 @@ class TestMicrosoftFile:
         parts = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, content, []]
         return b"".join(pickle.dumps(part, protocol=2) for part in parts)
 
+    @pytest.mark.slow
     def test_both_forms_give_the_released_ids(self, tmp_path, content, v1, text_lines):
         for form in ("legacy", "zip"):
             directory = tmp_path / form
@@ -181,6 +183,7 @@ class TestMicrosoftFile:
             tok.save(directory / "saved")
             assert load_tokenizer(directory / "saved").fingerprint() == tok.fingerprint() == v1.fingerprint()
 
+    @pytest.mark.slow
     def test_a_file_that_would_run_code_is_refused(self, tmp_path, content):
         content["encoder"] = print
         (tmp_path / "bpe_encoder.bin").write_bytes(self.legacy(content))

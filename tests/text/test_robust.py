@@ -38,6 +38,7 @@ def test_nul_is_text(any_tok):
     assert any_tok("a\x00b" * 10_000, max_length=16).input_ids.shape == (1, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["one two three ", "x", "漢", " ", "[MASK]" + "x" * 200])
 def test_ten_megabytes(unit, small, v3):
     """No limit but memory: the first row of the long text begins as that of a short one does."""

@@ -49,6 +49,7 @@ def test_a_model_of_an_earlier_step_is_lost(task, finished, capsys):
         assert f"delete {finished} to train again" in line
 
 
+@pytest.mark.slow
 def test_the_model_of_the_last_step_is_made_again(task, finished, capsys):
     with_best_at(finished, last_step(finished))
     (finished / "model.safetensors").unlink()

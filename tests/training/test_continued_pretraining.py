@@ -15,6 +15,7 @@ from deberta_jax.training.pretraining import masking_of, plan_pretrain
 from tests.made import TINY, pretraining_home, saved_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", [True, pytest.param(False, marks=pytest.mark.system)])
 def test_it_begins_with_the_weights_of_the_model(tmp_path, one_device, decoder):
     home = pretraining_home(tmp_path, 40)

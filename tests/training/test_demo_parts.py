@@ -93,6 +93,7 @@ def test_the_task_has_its_sizes_and_its_tags(data):
         assert not {"a", "an", "the"} & {word for words in table.word_lists("words") for word in words}
 
 
+@pytest.mark.slow
 def test_the_data_is_made_once_and_the_same(data, tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in data.iterdir()}
     write_data(data)

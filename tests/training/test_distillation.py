@@ -83,6 +83,7 @@ def real_tokens(batch):
     return batch["segment_ids"] > 0 if "segment_ids" in batch else batch["attention_mask"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batching", ["packed", pytest.param("buckets", marks=pytest.mark.system)])
 def test_the_terms_are_those_of_numpy(task, teacher, tmp_path, one_device, batching):
     d = Distillation(teacher=str(teacher), temperature=3.0, hidden_weight=2.0, attention_weight=0.5)
@@ -116,6 +117,7 @@ def test_the_terms_are_those_of_numpy(task, teacher, tmp_path, one_device, batch
     np.testing.assert_array_equal(found["attention"][1], real)
 
 
+@pytest.mark.slow
 def test_a_student_begins_with_layers_of_its_teacher_which_stays_as_it_is(task, teacher, tmp_path, one_device):
     d = Distillation(teacher=str(teacher), student_layers=(0, 2), hidden_weight=1.0)
     resolved, job = plan_finetune(experiment(task, tmp_path / "run", distillation=d))
@@ -138,6 +140,7 @@ def test_a_student_begins_with_layers_of_its_teacher_which_stays_as_it_is(task, 
     assert (np.asarray(path(state.params["student"])) != path(params["student"])).any()
 
 
+@pytest.mark.slow
 def test_what_does_not_go_together_is_refused(task, teacher, tmp_path, capsys, one_device):
     base = task.arguments(tmp_path / "run")
     with_teacher = [*base, "--teacher", str(teacher)]

@@ -27,6 +27,7 @@ def last_words(arguments, capsys, code):
     return err.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "what"),
     [("3e38", "the parameter .* is not finite after step 1"), ("1e30", "the scores of the evaluation")],
@@ -46,6 +47,7 @@ def test_a_last_step_that_breaks_the_model_is_no_result(task, tmp_path, capsys, 
     assert list(run.glob("not_finite_step_1.npz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mlm", pytest.param("rtd", marks=pytest.mark.system)])
 def test_a_pre_training_that_breaks_in_its_last_step(tmp_path, one_device, kind):
     home, run = pretraining_home(tmp_path, 60), tmp_path / "run"

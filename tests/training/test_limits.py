@@ -216,6 +216,7 @@ def test_a_sample_of_the_epochs_is_followed_by_a_count_that_holds_any_batch(monk
         assert batches[step]["input_ids"].shape[0] in batches.packing.counts
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_great_many_epochs(task, tmp_path, one_device):
     experiment = task.experiment(tmp_path / "run", epochs=300_000_000, max_length=2**31 - 1)
     _, job = plan_finetune(experiment)

@@ -39,6 +39,7 @@ def experiment_of(task, output, **more) -> Finetune:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_length", [32, pytest.param(512, marks=pytest.mark.long)])
 @pytest.mark.parametrize("batching", ["packed", "buckets"])
 def test_lengths_of_all_sorts_are_the_announced_programs_and_no_more(
@@ -74,6 +75,7 @@ def test_lengths_of_all_sorts_are_the_announced_programs_and_no_more(
     assert json.loads(session)["programs"] == len(announced)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_with_an_error_and_saves_no_such_state(task, tmp_path, one_device):
     experiment = experiment_of(task, tmp_path / "run", epochs=3, optimization=Optimization(learning_rate=1e30))
     with pytest.raises(FloatingPointError, match=r"has diverged; lower --learning-rate .* the batch is in ") as raised:

@@ -88,6 +88,7 @@ def test_the_saved_model_is_the_base_plus_the_adapter(run):
     assert {f"base_model.model.{name}.lora_A.weight" for name in named} == {n for n in adapter if "lora_A" in n}
 
 
+@pytest.mark.slow
 def test_a_new_process_reads_the_same_model(run, tmp_path):
     text = rows(5, seed=9)
     table = write_table(tmp_path / "new.csv", ("text", "label"), text)

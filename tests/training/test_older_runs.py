@@ -75,6 +75,7 @@ def continue_run(name: str, err_of) -> None:
     assert (output / "report.html").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classification", pytest.param("lora", marks=pytest.mark.system)])
 def test_a_fine_tuning_in_progress_goes_on(name, older, capsys):
     before = contents(older / "cache")
@@ -99,6 +100,7 @@ def test_cached_tokens_are_read_and_not_made_again(name, older):
         np.testing.assert_array_equal(getattr(features, field), array)
 
 
+@pytest.mark.slow
 def test_a_pretraining_in_progress_goes_on_from_its_prepared_text(capsys):
     continue_run("rtd", lambda: capsys.readouterr().err)
 

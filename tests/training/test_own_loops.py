@@ -75,6 +75,7 @@ class Loop:
         return found
 
 
+@pytest.mark.slow
 def test_losses_are_the_same_on_a_mesh_and_from_a_state_of_another_number_of_devices(made, tmp_path):
     one = Loop(made)
     alone = one.take(0, 2)

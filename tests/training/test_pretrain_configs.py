@@ -27,6 +27,7 @@ def commands(name):
     return [shlex.split(line)[1:] for line in lines if line.startswith("deberta-jax ")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("pretrain_mlm", 2), ("pretrain_rtd", 3), ("pretrain_laptop", 1)])
 def test_the_commands_of_a_docstring(name, count, tmp_path, monkeypatch):
     blank_model(tmp_path / "model")

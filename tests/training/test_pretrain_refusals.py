@@ -110,6 +110,7 @@ def prepared(home, output, text="train.txt"):
     return output
 
 
+@pytest.mark.slow
 def test_an_id_beyond_the_vocabulary_ends_the_run_in_order(home, tmp_path, capsys, one_device, monkeypatch):
     monkeypatch.setattr(shards, "_HASHED_BYTES", 0)  # as in a shard that is too large to be hashed at each start
     tokens = prepared(home, tmp_path / "tokens") / "shard-00000.tokens"

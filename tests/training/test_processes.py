@@ -138,6 +138,7 @@ def test_a_run_goes_on_anywhere(task, cache, single, half, tmp_path, begun, proc
     np.testing.assert_allclose(curve(output), curve(single), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_come_is_named(task, tmp_path, cache):
     began = time.monotonic()
     (process,) = begin(task, tmp_path / "run", cache, (2, 1, 1), "--deadline", "6", processes=2, only=0)

@@ -45,6 +45,7 @@ def arguments(home, output, *more):
     ]
 
 
+@pytest.mark.slow
 def test_the_last_layers_are_initialised_again_and_all_else_is_the_files(home, tmp_path, capsys, one_device):
     main(arguments(home, tmp_path / "run", "--reinit-layers", "1"))
     assert "reinitialized: the last 1 of 2 layers" in capsys.readouterr().err

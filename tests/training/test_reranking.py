@@ -35,6 +35,7 @@ def passages(queries, seed):
     return body
 
 
+@pytest.mark.slow
 def test_a_reranker_learns_and_is_served(tmp_path, monkeypatch):
     monkeypatch.setattr(finetune_data, "mesh_of", lambda runtime: make_mesh(devices=jax.devices()[:1]))
     blank = blank_model(tmp_path / "blank", dataclasses.replace(TINY, num_hidden_layers=1))

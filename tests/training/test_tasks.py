@@ -81,6 +81,7 @@ def word_rows(count, seed):
         yield words, tags
 
 
+@pytest.mark.slow
 def test_tags_of_words_from_conll(blank, tmp_path):
     paths = []
     for name, count in (("train.conll", 120), ("eval.conll", 40)):
@@ -107,6 +108,7 @@ def test_tags_of_words_from_conll(blank, tmp_path):
         assert span["text"] == " ".join(truth[0][0][span["start"] : span["end"]])
 
 
+@pytest.mark.slow
 def test_spans_of_characters_from_doccano(blank, tmp_path):
     """Trained on, evaluated and given back by characters; rows that nobody annotated are left out where asked."""
     paths, texts = [], []
@@ -156,6 +158,7 @@ def questions(path, count, seed):
     return path
 
 
+@pytest.mark.slow
 def test_answers_from_squads_json(blank, tmp_path):
     train, held_out = questions(tmp_path / "train.json", 300, 1), questions(tmp_path / "eval.json", 48, 2)
     printed, run = learn(blank, tmp_path, train, held_out, "--epochs", "10", "--max-length", "24", "--doc-stride", "8")
@@ -178,6 +181,7 @@ def test_answers_from_squads_json(blank, tmp_path):
     assert paragraph["context"][one["start"] : one["end"]] == one["answer"]
 
 
+@pytest.mark.slow
 def test_multiple_choice_of_two_and_three(blank, tmp_path):
     rng, body = np.random.default_rng(3), []
     for i in range(200):

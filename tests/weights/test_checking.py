@@ -69,6 +69,7 @@ def edit_config(directory, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", ["sampled", "full"])
 @pytest.mark.parametrize("where", ["saved", "converted"])
 def test_what_was_written_loads_without_a_word(where, check, request, tmp_path, caplog):

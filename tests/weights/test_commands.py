@@ -131,6 +131,7 @@ def test_inspect_lists_the_heads_that_a_file_serves(write, capsys):
     assert found["uses"]["encoder"] == "ready"
 
 
+@pytest.mark.slow
 def test_verify_passes_copies_and_fails_others(source, tmp_path, capsys):
     main(["verify", str(source), "--record", str(tmp_path / "golden.npz")])
     text = capsys.readouterr().out
@@ -144,6 +145,7 @@ def test_verify_passes_copies_and_fails_others(source, tmp_path, capsys):
     assert "FAIL" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_verify_finds_the_layer_that_differs(write):
     state = state_of("v3")
     one = write("one", state, raw_config("v3"))
@@ -158,6 +160,7 @@ def test_verify_finds_the_layer_that_differs(write):
         verify(one, deeper)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.1), ("f16", 0.01)])
 def test_a_copy_of_half_the_size_is_compared_with_the_tolerance_of_its_dtype(dtype, tolerance, source, tmp_path):
     half = tmp_path / "half"
@@ -212,6 +215,7 @@ def test_front_door(source, tmp_path):
     assert "0 dropped" in done.stdout
 
 
+@pytest.mark.slow
 def test_verify_compares_with_the_recording_that_it_then_replaces(write, tmp_path):
     state = state_of("v3")
     first = write("one", state, raw_config("v3"))

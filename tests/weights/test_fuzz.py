@@ -107,6 +107,7 @@ def attack(golden: Path, folder: Path, count: int, seed: int) -> Counter:
     return outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid value).*:RuntimeWarning")
 def test_mutated_files(golden, tmp_path):
     outcomes = attack(golden, tmp_path, 800, seed=1)
@@ -152,6 +153,7 @@ def killed_after(seconds: float, source: Path, out: Path, to: str) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("to", "kills"), [("hf", 3), ("orbax", 2)])
 def test_killed_at_any_moment_leaves_nothing_or_a_whole_directory(to, kills, tmp_path, write):
     kill_during_conversion(to, kills, tmp_path, write)

@@ -54,6 +54,7 @@ def logits(model, params):
     return np.asarray(jax.jit(lambda params: model(params, IDS).logits)(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -89,6 +90,7 @@ def test_a_directory_is_loaded_saved_and_made_float_without_a_changed_bit(models
     np.testing.assert_allclose(logits(model, params), logits(model, dense), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_quantized_kernels_in_every_form_of_a_model(models):
     """Prepared, unrolled and in bfloat16; and close to the model in float32."""
     source = models["v3"]
@@ -160,6 +162,7 @@ def test_parameters_of_another_model_are_refused(models):
         other(params, IDS)
 
 
+@pytest.mark.slow
 def test_the_command_prints_sizes_and_accuracy_before_and_after(trained, tmp_path, capsys):
     out, data = tmp_path / "q", trained.task.home / "eval.csv"
     text = ["--text", "sentence", "--label", "kind"]

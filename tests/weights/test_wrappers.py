@@ -246,6 +246,7 @@ def test_verify_and_inspect_read_wrapped_files(write):
     assert ready[0] == ready[1] == ["encoder", "replaced-token-detection"]
 
 
+@pytest.mark.slow
 def test_fine_tuning_prediction_and_pipelines_take_the_same_option(tmp_path, capsys):
     base = weighted_model(tmp_path / "base")
     path = base / "model.safetensors"
