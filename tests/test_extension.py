@@ -55,7 +55,7 @@ def stars(path: Path, count: int, seed: int) -> Path:
 
 
 @pytest.mark.slow
-def test_command_line(plugin, capsys, tmp_path):
+def test_command_line(plugin, one_device, capsys, tmp_path):
     blank_model(tmp_path / "blank")
     stars(tmp_path / "train.csv", 240, 1)
     stars(tmp_path / "eval.csv", 60, 2)
@@ -89,7 +89,7 @@ def test_command_line(plugin, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_library(plugin, tmp_path, monkeypatch):
+def test_library(plugin, one_device, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module(plugin)
     blank_model(tmp_path / "blank")

@@ -165,10 +165,11 @@ def test_verify_finds_the_layer_that_differs(write):
 def test_a_copy_of_half_the_size_is_compared_with_the_tolerance_of_its_dtype(dtype, tolerance, source, tmp_path):
     half = tmp_path / "half"
     convert(source, half, to="hf", dtype=dtype)
-    assert verify(half, source).passed
-    assert (verify(half, source).tolerance, verify(source, half).tolerance) == (tolerance, tolerance)
-    assert max(verify(half, source).differences.values()) > 1e-4, "the tolerance of float32 would not do"
-    assert f"tolerance {tolerance:g} (that of {dtype}" in verify(half, source).text()
+    compared = verify(half, source)
+    assert compared.passed
+    assert (compared.tolerance, verify(source, half).tolerance) == (tolerance, tolerance)
+    assert max(compared.differences.values()) > 1e-4, "the tolerance of float32 would not do"
+    assert f"tolerance {tolerance:g} (that of {dtype}" in compared.text()
     assert verify(half).tolerance == verify(half, half).tolerance == 1e-4, "the same weights differ in nothing"
     verify(source, record=tmp_path / "v.npz")
     assert verify(half, tmp_path / "v.npz").tolerance == tolerance
