@@ -5,6 +5,7 @@ the last file. A state is compared with them, in full, before it is restored.
 """
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -51,11 +52,18 @@ class Checkpoints:
         self._failed: BaseException | None = None
         # Orbax logs each error of a thread with several tracebacks before it raises the error.
         logging.getLogger("absl").addFilter(_is_not_of_orbax)
+        self._hooks = sys.excepthook, functools.partial(_tell_unless_late, sys.excepthook)
+        sys.excepthook = self._hooks[1]
         try:
             self.manager = self._open(options)
         except BaseException:
-            logging.getLogger("absl").removeFilter(_is_not_of_orbax)
+            self._speak_again()
             raise
+
+    def _speak_again(self) -> None:
+        logging.getLogger("absl").removeFilter(_is_not_of_orbax)
+        if sys.excepthook is self._hooks[1]:
+            sys.excepthook = self._hooks[0]
 
     def _open(self, options: ocp.CheckpointManagerOptions, *, again: bool = False) -> ocp.CheckpointManager:
         """Opens the directory with Orbax, which reads the metadata of all states; damaged ones are set aside first."""
@@ -298,11 +306,21 @@ class Checkpoints:
         else:
             self.manager.close()
         finally:
-            logging.getLogger("absl").removeFilter(_is_not_of_orbax)
+            self._speak_again()
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _tell_unless_late(tell: Callable[..., object], kind: type, error: BaseException, trace: Any) -> None:
+    """Prints an error that no code catches, unless it is of a write that ends after one beside it has failed.
+
+    TensorStore prints it from a thread of its own, once for each file; the failure itself is raised.
+    """
+    late = kind is RuntimeError and str(error) == "Event loop is closed"
+    if not late or threading.current_thread() is threading.main_thread():
+        tell(kind, error, trace)
 
 
 @contextlib.contextmanager
