@@ -1,6 +1,7 @@
 """Settings of every test: eight simulated CPU devices, a cache of programs, strict shapes, where the real data lies."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -37,6 +38,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def unchecked(monkeypatch) -> None:
     """Calls as users make them: without the tests' check of annotated types, which would refuse first."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(autouse=True)
+def messages_as_before():
+    """The command line sends messages to standard error; the tests after it find them where pytest looks."""
+    log = logging.getLogger("deberta_jax")
+    level, propagate, handlers = log.level, log.propagate, log.handlers[:]
+    yield
+    log.setLevel(level)
+    log.propagate, log.handlers = propagate, handlers
 
 
 @pytest.fixture(scope="session")
