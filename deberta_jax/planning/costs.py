@@ -100,12 +100,12 @@ class Costs:
     @property
     def collective_bytes(self) -> float:
         """Returns the bytes of the whole arrays that are exchanged."""
-        return sum(c.bytes for c in self.collectives)
+        return sum((c.bytes for c in self.collectives), 0.0)
 
     @property
     def collective_sent_bytes(self) -> float:
         """Returns the bytes that one chip sends."""
-        return sum(c.sent for c in self.collectives)
+        return sum((c.sent for c in self.collectives), 0.0)
 
 
 def count(
