@@ -21,7 +21,7 @@ COMMANDS = {
     "evaluate": "compute the metrics of a model on a labelled file, as one JSON object",
     "compare": "compare runs: settings that differ, metrics with mean and deviation over seeds, a plot",
     "predict": "write a model's answers for a file of any length, as jsonl, csv or parquet",
-    "plan": "does a run fit on a TPU slice, what limits it, what does it cost: from the compiler, without the slice",
+    "plan": "does a run fit on TPUs or GPUs, what limits it, what does it cost: from the compiler, without the devices",
     "serve": "answer requests over HTTP with models, and try them on a page",
     "convert": "convert a checkpoint of any form to a model directory or an Orbax checkpoint",
     "export": "write a model as ONNX or StableHLO, compared with the model",

@@ -141,8 +141,7 @@ def _load_masks(task: str, source: str, options: ServeOptions, limits: BatchLimi
     )
     program = mask_program(pipe)
     batcher = Batcher(program, pipe.predictor, limits, metrics)
-    fields = {field.name: getattr(pipe, field.name) for field in dataclasses.fields(pipe) if field.name != "_"}
-    filler = ServedMaskFiller(**fields, batcher=batcher)
+    filler = ServedMaskFiller(**_fields_of(MaskFiller, pipe), batcher=batcher)
     return pipe.model, pipe.tokenizer, batcher, {"fill-mask": _fill_mask(filler)}, ""
 
 
@@ -159,11 +158,13 @@ def _classifier(pipe: TextClassifier, directory: Path) -> dict[str, Answer]:
     if len(labels) == 1:
         answers["rerank"] = _rerank(CrossEncoder.from_loaded(pipe, directory))
     elif labels[entailment_id(labels)].lower().startswith("entail"):
-        shared: dict[str, Any] = {
-            field.name: getattr(pipe, field.name) for field in dataclasses.fields(Loaded) if field.name != "_"
-        }
-        answers["zero-shot"] = _zero_shot(ZeroShotClassifier(**shared))
+        answers["zero-shot"] = _zero_shot(ZeroShotClassifier(**_fields_of(Loaded, pipe)))
     return answers
+
+
+def _fields_of(kind: type[Loaded], loaded: Loaded) -> dict[str, Any]:
+    """Returns the fields of a loaded model that ``kind`` has, to make another class of them."""
+    return {field.name: getattr(loaded, field.name) for field in dataclasses.fields(kind)}
 
 
 def _predict(pipe: TextClassifier) -> Answer:

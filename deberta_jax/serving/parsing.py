@@ -6,13 +6,13 @@ from typing import Any
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError, did_you_mean, shown
+from deberta_jax.inference.aggregation import STRATEGIES
+from deberta_jax.inference.zero_shot import TEMPLATE
 from deberta_jax.serving.errors import ServingError, invalid, too_large, unreadable
 
 REQUIRED = object()
 MOST_CHOICES = 100
 """Largest ``top_k``, and largest number of targets, of fill-mask."""
-
-STRATEGIES = ("none", "simple", "first", "average", "max")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,9 +248,7 @@ FIELDS: dict[str, dict[str, Field]] = {
     "zero-shot": {
         "inputs": Field(read_text_or_texts, TEXT_OR_TEXTS, "A text or a list of texts."),
         "candidate_labels": Field(_labels, TEXT_OR_TEXTS, "The labels, as a list or as a text with commas."),
-        "hypothesis_template": Field(
-            read_full_text, TEXT, "A sentence with {} in the place of the label.", "This example is {}."
-        ),
+        "hypothesis_template": Field(read_full_text, TEXT, "A sentence with {} in the place of the label.", TEMPLATE),
         "multi_label": _flag("Whether several labels may hold."),
         "truncate": _TRUNCATE,
     },

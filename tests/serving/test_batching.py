@@ -21,10 +21,10 @@ MAX_LENGTH, ROWS = 32, 4
 
 
 class Counted:
-    """A compiled function that adds tokens, and a list of the shapes for which it was traced."""
+    """A compiled function that adds tokens, and lists of the shapes it was traced for and of batches' first tokens."""
 
     def __init__(self, per_token: bool = False):
-        self.traced, self.hold, self.fails = [], threading.Event(), False
+        self.traced, self.computed, self.hold, self.fails = [], [], threading.Event(), False
         self.hold.set()
 
         def forward(params, batch):
@@ -35,6 +35,7 @@ class Counted:
         self._forward = jax.jit(forward)
 
     def __call__(self, params, batch):
+        self.computed.append(int(batch["input_ids"][0, 0]))
         assert self.hold.wait(30)
         if self.fails:
             raise RuntimeError("no memory")
@@ -61,6 +62,13 @@ def features(*rows: list[int]) -> Features:
     lengths = [len(row) for row in rows]
     ids = np.concatenate([np.array(row, np.int32) for row in rows])
     return Features(ids=ids, types=np.zeros(len(ids), np.int8), starts=np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def random_rows(rng, most: int) -> list[list[int]]:
@@ -103,21 +111,16 @@ def test_shapes_stay_within_the_token_slots():
 
 def test_the_first_rows_that_came_are_the_first_that_are_computed():
     program = Counted()
-    made, order = batcher(program, batch_tokens=32), []
+    made = batcher(program, batch_tokens=MAX_LENGTH)
     program.hold.clear()
-
-    def ask(number):
-        made.submit(features([number + 10] * MAX_LENGTH))
-        order.append(number)
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.02)
-    program.hold.set()
-    for thread in threads:
-        thread.join()
-    assert order == sorted(order)
+    tokens = range(10, 18)
+    with ThreadPoolExecutor(len(tokens)) as pool:
+        for waiting, token in enumerate(tokens):
+            pool.submit(made.submit, features([token] * MAX_LENGTH))
+            # The first row is computed, until it is let go; the others wait in the queue.
+            until(lambda waiting=waiting: program.computed and made._queued == waiting * MAX_LENGTH)
+        program.hold.set()
+    assert program.computed == list(tokens)
     made.close()
 
 
