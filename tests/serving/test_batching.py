@@ -130,7 +130,7 @@ def test_a_full_queue_refuses_and_an_abandoned_request_leaves_it():
     program.hold.clear()
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(made.submit, features([11] * 32))
-        time.sleep(0.1)
+        until(lambda: program.computed)
         call = Call()
 
         def ask():
@@ -138,7 +138,7 @@ def test_a_full_queue_refuses_and_an_abandoned_request_leaves_it():
                 return made.submit(features([12] * 32))
 
         second = pool.submit(ask)
-        time.sleep(0.1)
+        until(lambda: made._queued == 32)
         with pytest.raises(ServingError) as caught:
             made.submit(features([13] * 32))
         assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "1"})
@@ -203,12 +203,12 @@ def test_who_still_waits_at_the_end_gets_an_error():
     program.hold.clear()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(made.submit, features([11] * 32))
-        time.sleep(0.1)
+        until(lambda: program.computed)
         second = pool.submit(made.submit, features([12] * 32))
-        time.sleep(0.1)
+        until(lambda: made._queued == 32)
         closing = threading.Thread(target=made.close)
         closing.start()
-        time.sleep(0.1)
+        until(lambda: made._closed)
         program.hold.set()
         assert first.result(10)[0].tolist() == [[352, 11]]
         with pytest.raises(ServingError, match="stops"):

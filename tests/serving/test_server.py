@@ -191,19 +191,21 @@ def test_a_client_that_goes_away_frees_its_place(served):
     client, server = served
     (model,) = (model for model in server.service.models if model.name == "classifier")
     before = client.metric("deberta_jax_requests_abandoned_total")
-    release = threading.Event()
+    entered, release = threading.Event(), threading.Event()
     forward = model.batcher._program.forward
-    held = lambda params, batch: (release.wait(30), forward(params, batch))[1]
+    held = lambda params, batch: (entered.set(), release.wait(60), forward(params, batch))[2]
     model.batcher._program = model.batcher._program._replace(forward=held)
     try:
         first = threading.Thread(target=client.post, args=("/classifier/predict",), kwargs={"inputs": "ban"})
         first.start()
-        time.sleep(0.3)
+        assert entered.wait(30)
         body = json.dumps({"inputs": "ban kost"}).encode()
         with socket.create_connection(("127.0.0.1", client.port)) as gone:
             head = "POST /classifier/predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
             gone.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            time.sleep(0.5)
+            end = time.monotonic() + 10
+            while not client.metric("deberta_jax_queue_tokens") and time.monotonic() < end:
+                time.sleep(0.05)
             assert client.metric("deberta_jax_queue_tokens") > 0
         end = time.monotonic() + 10
         while client.metric("deberta_jax_queue_tokens") and time.monotonic() < end:
@@ -220,7 +222,7 @@ def test_a_client_that_goes_away_frees_its_place(served):
 def test_one_model_has_the_plain_addresses_a_token_and_limits(models, monkeypatch, caplog):
     monkeypatch.setenv(TOKEN_VARIABLE, "secret")
     given = options(
-        models["classifier"], max_requests=1, timeout=0.5, cors_origins=("http://example.org",), log_requests=True
+        models["classifier"], max_requests=1, timeout=3.0, cors_origins=("http://example.org",), log_requests=True
     )
     with caplog.at_level(logging.INFO), running(given) as (client, server):
         refused = client.post("/predict", inputs="ban")
@@ -237,15 +239,15 @@ def test_one_model_has_the_plain_addresses_a_token_and_limits(models, monkeypatc
         cross = client.request("GET", "/info", Origin="http://example.org")
         assert cross.headers["access-control-allow-origin"] == "http://example.org"
 
-        release = threading.Event()
+        entered, release = threading.Event(), threading.Event()
         batcher = server.service.models[0].batcher
         forward = batcher._program.forward
-        held = lambda params, batch: (release.wait(30), forward(params, batch))[1]
+        held = lambda params, batch: (entered.set(), release.wait(60), forward(params, batch))[2]
         batcher._program = batcher._program._replace(forward=held)
         replies = []
         first = threading.Thread(target=lambda: replies.append(client.post("/predict", inputs="ban")))
         first.start()
-        time.sleep(0.2)
+        assert entered.wait(30)
         full = client.post("/predict", inputs="kost")
         assert (full.status, full.body["error_type"], full.headers["retry-after"]) == (429, "Overloaded", "1")
         first.join()
