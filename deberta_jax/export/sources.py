@@ -11,12 +11,12 @@ import numpy as np
 
 from deberta_jax import hub, storage
 from deberta_jax.errors import InputError, shown
-from deberta_jax.models import HEADS, Model, Runtime, abstract_params, head_spec, spec_of_model
+from deberta_jax.models import Model, Runtime, abstract_params, head_spec, spec_of_model
 from deberta_jax.ops.quantization import dense_values, is_compressed
 from deberta_jax.text import load_tokenizer
 from deberta_jax.weights import load, tokenizer_directory
-from deberta_jax.weights.choose import heads_in
-from deberta_jax.weights.opening import TOKENIZER_FILES, open_source
+from deberta_jax.weights.heads import heads_of
+from deberta_jax.weights.opening import TOKENIZER_FILES
 from deberta_jax.weights.save import hf_config, json_text
 
 Given = str | Path | tuple[Model, Mapping[str, Any]]
@@ -142,28 +142,21 @@ def _dense(params: Mapping[str, Any]) -> Any:
 
 
 def _head_of(source: str | Path, head: str | None, **options: Any) -> str:
-    """Returns the head that is asked for; if that is None, the one that config.json names or that the weights are of.
-
-    transformers has no class for some heads, and config.json then names the encoder's.
+    """Returns the head that is asked for; if that is None, the one that the model has.
 
     Raises:
-      InputError: the source cannot be opened, there is no such head, or the file may have several.
+      InputError: the source cannot be opened, there is no such head, or the model may have several.
     """
     if head is not None:
         head_spec(head)
         return head
-    opened = open_source(source, **options)
-    for name, spec in HEADS.items():
-        classes = [f"{prefix}{spec.transformers}" for prefix in ("Deberta", "DebertaV2")]
-        if spec.transformers and spec.parts and set(classes) & set(opened.architectures):
-            return name
-    found = heads_in(opened.found)
+    found = heads_of(source, **options)
     if len(found) > 1:
         raise InputError(
             f"{source}: config.json does not say which head the model has, and its weights are those of "
             f"{' and '.join(found)}; name one (head=..., on the command line --head)"
         )
-    return found[0] if found else "encoder"
+    return found[0]
 
 
 def check_new(directory: Path) -> None:

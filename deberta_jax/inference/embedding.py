@@ -53,6 +53,7 @@ class Embedder:
         ignore: Sequence[str] = (),
         base_model: str | Path | None = None,
         revision: str | None = None,
+        mesh_fsdp: int = 1,
     ):
         """Loads the encoder of a model on all devices.
 
@@ -61,7 +62,7 @@ class Embedder:
           pooling, normalize: see the class; by default what the directory of a SentenceTransformer says, else ``mean``
             and False.
           max_length: by default that of a SentenceTransformer or of the training run, else 512.
-          dtype, attention, ignore, base_model, revision: as for ``pipeline``. Embeddings are float32.
+          dtype, attention, ignore, base_model, revision, mesh_fsdp: as for ``pipeline``. Embeddings are float32.
 
         Raises:
           InputError: the directory is not a model, or names a pooling or a layer that is not known here.
@@ -69,7 +70,9 @@ class Embedder:
         if pooling is not None and pooling not in get_args(Pooling):
             raise InputError(f"pooling={pooling!r}: must be one of {listed(map(repr, get_args(Pooling)))}")
         runtime = Runtime(dtype=dtype, attention=attention)
-        loaded = load_for_inference("encoder", model, runtime, ignore=ignore, base_model=base_model, revision=revision)
+        loaded = load_for_inference(
+            "encoder", model, runtime, ignore=ignore, base_model=base_model, revision=revision, mesh_fsdp=mesh_fsdp
+        )
         self.model, self.params, self.tokenizer = loaded.model, loaded.params, loaded.tokenizer
         saved = _saved_settings(loaded.directory) if pooling is None else {}
         self.pooling: Any = saved.get("pooling", "mean") if pooling is None else pooling

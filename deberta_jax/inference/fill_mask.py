@@ -49,10 +49,9 @@ class MaskPredictor:
 
     def __init__(self, model: Model, vocab_size: int, mesh: Mesh | None = None):
         self.model, self.vocab_size = model, vocab_size
+        self.mesh = make_mesh() if mesh is None else mesh
 
-        @functools.partial(
-            jax.jit, static_argnames="top_k", out_shardings=batch_sharding(make_mesh() if mesh is None else mesh)
-        )
+        @functools.partial(jax.jit, static_argnames="top_k", out_shardings=batch_sharding(self.mesh))
         def forward(params, batch, targets, *, top_k):
             logits = model.apply({"params": params}, **batch).logits  # pyright: ignore
             probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[..., :vocab_size]
@@ -64,7 +63,12 @@ class MaskPredictor:
         self.forward = forward
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MaskPredictor, (self.model, self.vocab_size)
+        return _masks_on_all_devices, (self.model, self.vocab_size, self.mesh.shape["fsdp"])
+
+
+def _masks_on_all_devices(model: Model, vocab_size: int, mesh_fsdp: int) -> MaskPredictor:
+    """Returns a predictor on the devices of this process, as many of which share the weights as before."""
+    return MaskPredictor(model, vocab_size, make_mesh(fsdp=mesh_fsdp))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

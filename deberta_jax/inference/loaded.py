@@ -14,11 +14,10 @@ from deberta_jax.data.features import Features, LongTexts, check_vocabulary
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.inference.devices import Device
-from deberta_jax.inference.loading import load_for_inference
+from deberta_jax.inference.loading import load_for_inference, placed, specs_of
 from deberta_jax.inference.long_texts import HOW_READ, LongText, WindowScore, joined_logits, long_features
 from deberta_jax.inference.predict import Predictor, Progress
 from deberta_jax.models import Model, Runtime
-from deberta_jax.sharding import replicated
 from deberta_jax.tasks import TASK_KINDS, NonFinite, Task, check_finite_rows, finite_answers
 from deberta_jax.tasks.text_classification import TextTask
 from deberta_jax.text import Tokenizer
@@ -56,10 +55,11 @@ class Loaded:
         return dataclasses.replace(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"params": jax.device_get(self.params)}
+        return self.__dict__ | {"params": jax.device_get(self.params), "specs": specs_of(self.params)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, params=replicated(state["params"], state["predictor"].mesh))
+        params = placed(state["params"], state.pop("specs"), state["predictor"].mesh)
+        self.__dict__.update(state, params=params)
 
     def answers_for(self, task: Task, table: Table, progress: Progress | None = None) -> list[dict[str, Any]]:
         """Returns the task's answer to each row of a table. ``progress`` is as for ``Predictor.logits``.
@@ -158,6 +158,7 @@ def load_head(
     check: Check = "sampled",
     tokenizer: str | Path | Tokenizer | None = None,
     device: Device = None,
+    mesh_fsdp: int = 1,
 ) -> Loaded:
     """Loads a trained model with a head, a key of ``models.HEADS``.
 
@@ -175,6 +176,7 @@ def load_head(
         check=check,
         tokenizer=tokenizer,
         device=device,
+        mesh_fsdp=mesh_fsdp,
     )
     limit = trained_length(directory) if max_length is None else max_length
     predictor = Predictor(network, tokenizer.pad_id, max_length=limit, batch_size=batch_size, mesh=mesh)

@@ -53,6 +53,7 @@ class PipelineOptions(TypedDict, total=False):
     check: Check
     tokenizer: str | Path | Tokenizer | None
     device: Device
+    mesh_fsdp: int
 
 
 class _Text(PipelineOptions, TextOptionsOfPipeline, total=False): ...
@@ -116,6 +117,7 @@ def pipeline(
     check: Check = "sampled",
     tokenizer: Any = None,
     device: Any = None,
+    mesh_fsdp: int = 1,
     **settings: Any,
 ) -> Any:
     """Loads a model for a task, ready to be called, as transformers' ``pipeline`` does.
@@ -135,6 +137,8 @@ def pipeline(
         ``refuse`` them, or answer ``null`` for such inputs: None, or a dict with None for each value.
       tokenizer: a tokenizer of ``load_tokenizer``, or the directory or hub id of one; by default the model's.
       device: one device: a number or a name such as ``cpu``, ``cuda:0`` or ``tpu``; by default all devices.
+      mesh_fsdp: number of devices that share a copy of the weights, for models larger than the memory of one; the
+        weights of a layer are gathered when they are used.
       **settings: arguments of calls, such as ``top_k`` or ``aggregation_strategy``, which calls may replace.
 
     Returns:
@@ -169,6 +173,7 @@ def pipeline(
         check=check,
         tokenizer=tokenizer,
         device=device,
+        mesh_fsdp=mesh_fsdp,
     )
     return _make(name, kind, parts, settings)
 

@@ -86,8 +86,8 @@ class Predictor:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leaves out the devices and the compiled programs, which belong to this process."""
-        make = functools.partial(Predictor, max_length=self.max_length, batch_size=self.rows)
-        return make, (self.model, self.pad_id)
+        sizes = {"max_length": self.max_length, "batch_size": self.rows, "mesh_fsdp": self.mesh.shape["fsdp"]}
+        return functools.partial(_on_all_devices, **sizes), (self.model, self.pad_id)
 
     def resized(self, batch_size: int) -> "Predictor":
         """Returns a predictor with batches of another size that shares the compiled programs.
@@ -237,3 +237,8 @@ def gather(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:
         return np.asarray(jax.device_get(array))
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _on_all_devices(model: Model, pad_id: int, *, mesh_fsdp: int, **sizes: int) -> Predictor:
+    """Returns a predictor on the devices of this process, as many of which share the weights as before."""
+    return Predictor(model, pad_id, mesh=make_mesh(fsdp=mesh_fsdp), **sizes)

@@ -1,7 +1,8 @@
 """Loads the models to serve, and answers the requests of each endpoint with the ordinary pipelines."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import deberta_jax
-from deberta_jax import hub, storage
+from deberta_jax import hub
 from deberta_jax.data.features import Features
 from deberta_jax.errors import InputError
 from deberta_jax.inference.calls import Items
@@ -23,14 +24,15 @@ from deberta_jax.inference.question_answering import QuestionAnswerer
 from deberta_jax.inference.text_classification import TextClassifier
 from deberta_jax.inference.token_classification import TokenClassifier
 from deberta_jax.inference.zero_shot import ZeroShotClassifier, entailment_id
-from deberta_jax.models import HEADS, Model
+from deberta_jax.models import Model
 from deberta_jax.serving.batching import Batcher, BatchingPredictor, BatchLimits, Program
 from deberta_jax.serving.metrics import ModelMetrics
 from deberta_jax.serving.options import ModelRequest, ServeOptions
 from deberta_jax.serving.parsing import MOST_CHOICES
 from deberta_jax.sharding import batch_sharding
-from deberta_jax.tasks import TASK_KINDS, kind_of_model
 from deberta_jax.text import Tokenizer
+from deberta_jax.weights.heads import heads_of
+from deberta_jax.weights.opening import open_source
 
 Answer = Callable[[Mapping[str, Any]], Any]
 """Returns the answer of an endpoint, which JSON can represent, given the fields of the request."""
@@ -75,6 +77,7 @@ def load_served(request: ModelRequest, options: ServeOptions, metrics: ModelMetr
       InputError: the directory is not a model, or cannot do the task.
     """
     task = task_of(request.source) if request.task == "auto" else request.task
+    options = dataclasses.replace(options, mesh_fsdp=options.mesh_fsdp or devices_needed(request.source))
     limits = BatchLimits(
         batch_tokens=options.max_batch_tokens,
         wait=options.max_wait_ms / 1000,
@@ -97,22 +100,40 @@ def load_served(request: ModelRequest, options: ServeOptions, metrics: ModelMetr
 
 
 def task_of(source: str) -> str:
-    """Returns what a model does, from the class that its config.json names.
+    """Returns what a model does, from its head.
 
     Raises:
-      InputError: the file cannot be used, or the model's head is not served.
+      InputError: the model cannot be opened, its head is not served, or it may have several heads.
     """
-    directory = hub.resolve(source)
-    config = directory / "config.json"
-    classes = storage.read_json_object(config).get("architectures") if config.is_file() else None
-    for name in classes if isinstance(classes, list) else ():
-        for head, spec in HEADS.items():
-            if head in _HEADS and spec.transformers and str(name).endswith(spec.transformers):
-                return _HEADS[head]
-    head = TASK_KINDS[kind_of_model(directory)].head
-    if head not in _HEADS:
-        raise InputError(f"{source}: models with the head {head} are not served; there are {', '.join(_HEADS)}")
-    return _HEADS[head]
+    found = heads_of(source)
+    served = [head for head in found if head in _HEADS]
+    if len(served) > 1:
+        tasks = " and ".join(_HEADS[head] for head in served)
+        raise InputError(
+            f"{source}: config.json does not say what the model does, {tasks} fit its weights; give --task"
+        )
+    if not served:
+        raise InputError(f"{source}: models with the head {found[0]} are not served; there are {', '.join(_HEADS)}")
+    return _HEADS[served[0]]
+
+
+def devices_needed(source: str, devices: Sequence[Any] | None = None) -> int:
+    """Returns the number of devices that must share a copy of a model's weights in float32.
+
+    It is 1 where devices do not tell how much memory they have, as CPUs. A third of the memory is left for the
+    computation.
+
+    Args:
+      source: a model directory or a hub id.
+      devices: those that will compute; None: all.
+    """
+    devices = jax.devices() if devices is None else devices
+    limit = min(int((device.memory_stats() or {}).get("bytes_limit") or 0) for device in devices)
+    if len(devices) == 1 or not limit:
+        return 1
+    size = 4 * sum(math.prod(tensor.shape) for tensor in open_source(source, check=None).found.values())
+    divisors = [count for count in range(1, len(devices) + 1) if len(devices) % count == 0]
+    return next((count for count in divisors if size / count <= limit * 2 / 3), divisors[-1])
 
 
 _Parts = tuple[Model, Tokenizer, Batcher, dict[str, Answer], str]
@@ -120,7 +141,12 @@ _Parts = tuple[Model, Tokenizer, Batcher, dict[str, Answer], str]
 
 def _load_pipeline(task: str, source: str, options: ServeOptions, limits: BatchLimits, metrics: ModelMetrics) -> _Parts:
     pipe: Any = deberta_jax.pipeline(
-        task, source, dtype=options.dtype, max_length=options.max_length, batch_size=options.max_rows
+        task,
+        source,
+        dtype=options.dtype,
+        max_length=options.max_length,
+        batch_size=options.max_rows,
+        mesh_fsdp=options.mesh_fsdp or 1,
     )
     predictor: Predictor = pipe.predictor
     program = Program(predictor.forward, pipe.params, predictor.per_token)
@@ -137,7 +163,12 @@ def _load_pipeline(task: str, source: str, options: ServeOptions, limits: BatchL
 
 def _load_masks(task: str, source: str, options: ServeOptions, limits: BatchLimits, metrics: ModelMetrics) -> _Parts:
     pipe = deberta_jax.pipeline(
-        "fill-mask", source, dtype=options.dtype, max_length=options.max_length, batch_size=options.max_rows
+        "fill-mask",
+        source,
+        dtype=options.dtype,
+        max_length=options.max_length,
+        batch_size=options.max_rows,
+        mesh_fsdp=options.mesh_fsdp or 1,
     )
     program = mask_program(pipe)
     batcher = Batcher(program, pipe.predictor, limits, metrics)
@@ -337,7 +368,13 @@ class ServedEmbedder(Embedder):
     """
 
     def __init__(self, source: str, options: ServeOptions, limits: BatchLimits, metrics: ModelMetrics):
-        super().__init__(source, normalize=False, max_length=options.max_length, dtype=options.dtype)
+        super().__init__(
+            source,
+            normalize=False,
+            max_length=options.max_length,
+            dtype=options.dtype,
+            mesh_fsdp=options.mesh_fsdp or 1,
+        )
         mesh = self._mesh
 
         def forward(params: Any, batch: dict[str, jax.Array]) -> jax.Array:

@@ -42,6 +42,8 @@ class ServeOptions:
     """Port to listen on; 0 takes a free one, which the log names."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation."""
+    mesh_fsdp: int | None = None
+    """Devices that share a copy of the weights; by default the fewest in whose memory it fits."""
     max_length: int | None = None
     """Longest text in tokens; by default that of the training run, else 512."""
     max_rows: int = 32
@@ -90,6 +92,8 @@ class ServeOptions:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name):g}: give seconds, above 0")
         if not 0 <= self.max_wait_ms <= 1000:
             raise InputError(f"--max-wait-ms {self.max_wait_ms:g}: give 0 to 1000")
+        if self.mesh_fsdp is not None and self.mesh_fsdp < 1:
+            raise InputError(f"--mesh-fsdp {self.mesh_fsdp}: must be at least 1")
         if not 0 <= self.port <= 65535:
             raise InputError(f"--port {self.port}: give 0 to 65535")
         self.requested()

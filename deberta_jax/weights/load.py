@@ -102,9 +102,9 @@ def load(
 
     Args:
       runtime: how the model is computed, and the dtype of its parameters.
-      shardings: a tree like that of the parameters with a ``jax.sharding.Sharding`` for each; every array is put on its
-        devices before the next is read. Where they span several processes, all must call, and each reads the parts of
-        its own devices. None: the default device.
+      shardings: a tree like that of the parameters with a ``jax.sharding.Sharding`` for each, or a function that
+        returns it for the model; every array is put on its devices before the next is read. Where they span several
+        processes, all must call, and each reads the parts of its own devices. None: the default device.
       All others: as for ``from_pretrained``.
 
     Raises:
@@ -122,7 +122,7 @@ def load(
         new_head = random_key(new_head)
     plan = plan_head(source, HeadRequest(head, num_labels, id2label, new_head is not None))
     model = spec.model.create(plan.config, runtime)
-    sharding_of = _flatten(shardings, head)
+    sharding_of = _flatten(shardings(model) if callable(shardings) else shardings, head)
     leaves: dict[str, Any] = {}
     broken: list[str] = []
     if options is not None and (others := other_schemes(plan, options.scheme)):

@@ -13,7 +13,7 @@ import pytest
 import deberta_jax
 from deberta_jax import InputError
 from deberta_jax.serving.options import TOKEN_VARIABLE
-from tests.made import rows
+from tests.made import TINY, make_tokenizer, rows, saved_model
 from tests.serving.served import MAX_LENGTH, options, running
 
 TEXTS = [" ".join(text.split()[:3]) for text, _ in rows(6, seed=5)]
@@ -284,3 +284,11 @@ def test_models_have_one_name_each(models):
         ("classifier", str(models["classifier"])),
         ("other", str(models["classifier"])),
     ]
+
+
+def test_a_discriminator_is_no_embedder(tmp_path):
+    """transformers has no class for it, so config.json names the encoder's."""
+    model = deberta_jax.DebertaForReplacedTokenDetection(TINY)
+    directory = saved_model(tmp_path / "discriminator", model, make_tokenizer(tmp_path / "tokenizer"), seed=3)
+    with pytest.raises(InputError, match="models with the head replaced-token-detection are not served"):
+        running(options(directory)).__enter__()
