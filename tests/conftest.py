@@ -34,6 +34,19 @@ from tests.made import Task, Trained, alone, binary_files, blank_model, stdout_o
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--first-cases", action="store_true", help="run only the first case of each parametrized test")
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    if not config.getoption("--first-cases"):
+        return
+    firsts = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+    left = [item for item in items if firsts[item.nodeid.partition("[")[0]] is not item]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in set(left)]
+
+
 @pytest.fixture
 def unchecked(monkeypatch) -> None:
     """Calls as users make them: without the tests' check of annotated types, which would refuse first."""

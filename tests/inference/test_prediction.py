@@ -275,9 +275,11 @@ def test_parquet_without_its_library(trained, data, tmp_path, capsys, monkeypatc
 
 @pytest.mark.system
 @pytest.mark.timeout(600)
-def test_killed_ten_times_at_random_moments(trained, tmp_path):
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.long)])
+def test_killed_at_random_moments(trained, tmp_path, kills):
     """Real processes and SIGKILL. The output is the same as without."""
-    data = write_table(tmp_path / "texts.jsonl", ("sentence",), [(text,) for text, _ in rows(60_000, seed=4)])
+    texts = [(text,) for text, _ in rows(60_000, seed=4)]
+    data = write_table(tmp_path / "texts.jsonl", ("sentence",), texts)
     run = [sys.executable, "-m", "deberta_jax.cli.main"]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "DEBERTA_JAX_PROGRESS": "none"}
     began = time.monotonic()
@@ -286,7 +288,7 @@ def test_killed_ten_times_at_random_moments(trained, tmp_path):
     draw = np.random.default_rng(0)
     kept, killed = tmp_path / ".out.jsonl.unfinished" / "lines", 0
     left = []
-    for _ in range(10):
+    for _ in range(kills):
         process = subprocess.Popen([*run, *command(trained, data, tmp_path / "out.jsonl")], env=env)
         try:
             process.wait(timeout=draw.uniform(0.3, 0.8) * whole)

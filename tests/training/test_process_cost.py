@@ -105,16 +105,8 @@ def alone(home) -> dict[str, int]:
     return cost
 
 
-@pytest.mark.system
-@pytest.mark.parametrize(
-    ("processes", "mesh"),
-    [
-        (2, "data"),
-        pytest.param(4, "data", marks=LONG),
-        pytest.param(2, "fsdp", marks=LONG),
-        pytest.param(4, "fsdp", marks=LONG),
-    ],
-)
+@LONG
+@pytest.mark.parametrize(("processes", "mesh"), [(2, "data"), (4, "data"), (2, "fsdp"), (4, "fsdp")])
 def test_more_processes_cost_each_no_more(home, alone, tmp_path, processes, mesh):
     for cost in costs(home, tmp_path / "run", processes, mesh):
         print(processes, mesh, {name: round(cost[name] / alone[name], 3) for name in cost}, cost)

@@ -43,7 +43,9 @@ def run_two(source: Path, target: Path, mesh: str, block: int = 4096) -> list[st
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("mesh", ["1,2,1", "1,1,2", "2,1,1"])
+@pytest.mark.parametrize(
+    "mesh", ["1,2,1", *(pytest.param(mesh, marks=pytest.mark.long) for mesh in ("1,1,2", "2,1,1"))]
+)
 def test_two_processes_write_the_bytes_that_they_read(tmp_path, mesh):
     source = weighted_model(tmp_path / "source")
     run_two(source, tmp_path / "target", mesh)
