@@ -113,6 +113,13 @@ def tweets(data_dir, count):
     return [text for text in texts if text.isascii()][:count]
 
 
+def web_texts(data_dir, count):
+    """Returns raw texts of the English Web Treebank as they were written, the longest of its first ones."""
+    lines = (data_dir / "ner" / "ud_ewt" / "en_ewt-ud-dev.conllu").read_text(encoding="utf-8").splitlines()
+    texts = [line.removeprefix("# text = ") for line in lines if line.startswith("# text = ")]
+    return sorted(texts[: 10 * count], key=len)[-count:]
+
+
 def test_text_classification(make, data_dir):
     theirs, ours = make("text-classification", "DebertaForSequenceClassification", id2label=_NLI)
     texts = RAW + sentences(data_dir, 20)
@@ -168,7 +175,7 @@ def test_zero_shot_classification(make, data_dir, labels):
 
 def test_token_classification(make, generation, data_dir):
     theirs, ours = make("ner", "DebertaForTokenClassification", id2label=_TAGS)
-    texts = RAW + tweets(data_dir, 20)
+    texts = RAW + tweets(data_dir, 16) + web_texts(data_dir, 4)
     for strategy in ("none", "simple", "first", "average", "max"):
         for options in ({}, {"ignore_labels": []}, {"ignore_labels": ["PER", "B-PER"]}):
             options = {"aggregation_strategy": strategy, **options}
