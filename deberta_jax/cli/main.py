@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "compare runs: settings that differ, metrics with mean and deviation over seeds, a plot",
     "predict": "write a model's answers for a file of any length, as jsonl, csv or parquet",
     "plan": "does a run fit on TPUs or GPUs, what limits it, what does it cost: from the compiler, without the devices",
+    "preflight": "check devices, versions, mesh, output and clocks of all processes, before a run on many hosts",
     "serve": "answer requests over HTTP with models, and try them on a page",
     "convert": "convert a checkpoint of any form to a model directory or an Orbax checkpoint",
     "export": "write a model as ONNX or StableHLO, compared with the model",

@@ -7,7 +7,8 @@ import jax
 from deberta_jax.cli.progress import prediction_bar
 from deberta_jax.inference.prediction import PredictOptions, Share, predict
 from deberta_jax.training.distributed import start
-from deberta_jax.training.experiment import RunOptions, compute_dtype
+from deberta_jax.training.experiment import compute_dtype
+from deberta_jax.training.process_options import ProcessOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Args(PredictOptions):
 def run(args: Args) -> None:
     """Writes the answers, whole or not at all."""
     if args.distributed:
-        start(RunOptions(distributed=True))
+        start(ProcessOptions(distributed=True))
         share = Share(jax.process_index(), jax.process_count())
     else:
         share = Share(args.process, args.processes)

@@ -76,6 +76,7 @@ from deberta_jax.storage.readers import (
     read_text,
 )
 from deberta_jax.storage.resumable import Lines, change_json, resumable_lines
+from deberta_jax.storage.trial import sees_trial_file, trial_file
 
 __all__ = [
     "CHECKSUMS",
@@ -134,7 +135,9 @@ __all__ = [
     "rename",
     "resumable_lines",
     "scratch",
+    "sees_trial_file",
     "staged",
+    "trial_file",
     "write_bytes",
     "write_checksums",
     "write_json",

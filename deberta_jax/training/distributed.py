@@ -1,13 +1,14 @@
 """Joins several processes to one run with JAX's distributed runtime, checks them, and stops them together."""
 
 import contextlib
+import json
 import logging
 import os
 import platform
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from deberta_jax import storage
 from deberta_jax.errors import RUN_AGAIN, InputError, RunAgainError
-from deberta_jax.training.experiment import RunOptions
+from deberta_jax.training.process_options import ProcessOptions
 
 _log = logging.getLogger(__name__)
 
@@ -28,10 +29,19 @@ NO_CLUSTER = (
 )
 
 
-def start(r: RunOptions) -> None:
+def start(r: ProcessOptions) -> None:
+    """Joins the other processes, if the run has any, and checks that they are alike. Raises as ``join``."""
+    if join(r):
+        check_processes(r.deadline)
+
+
+def join(r: ProcessOptions) -> bool:
     """Joins the other processes, if the run has any. Must be called before the first use of a device.
 
     Ends the process with a message and code 42 where another one does not arrive within the deadline.
+
+    Returns:
+      True if there are others, and this call has joined them.
 
     Raises:
       InputError: flags that do not belong together, or no cluster that JAX knows.
@@ -39,11 +49,11 @@ def start(r: RunOptions) -> None:
     """
     given = (r.coordinator != "", r.processes > 0, r.process >= 0)
     if not any(given) and not r.distributed:
-        return
+        return False
     if any(given) and not all(given):
         raise InputError("--coordinator, --processes and --process belong together; give all three, or --distributed")
     if jax.distributed.is_initialized():
-        return
+        return False
     options: dict[str, Any] = {"heartbeat_timeout_seconds": r.heartbeat, "initialization_timeout": r.deadline + 60}
     if all(given):
         options |= {"coordinator_address": r.coordinator, "num_processes": r.processes, "process_id": r.process}
@@ -63,7 +73,7 @@ def start(r: RunOptions) -> None:
             raise InputError(f"the processes could not be joined: {' '.join(str(error).split())[:300]}") from None
         raise InputError(NO_CLUSTER) from None
     _results_alone_on_stdout()
-    check_processes(r.deadline)
+    return True
 
 
 @contextlib.contextmanager
@@ -97,54 +107,91 @@ def _results_alone_on_stdout() -> None:
     sys.stdout = os.fdopen(before, "w", encoding="utf-8")
 
 
-def check_processes(deadline: int) -> list[dict[str, Any]]:
-    """Checks that all processes are alike. Returns a report of each; process 0 logs them.
+def check_processes(deadline: int) -> None:
+    """Checks that all processes are alike. Process 0 logs a line about each.
 
     Ends the process with a message if the others do not report within ``deadline`` seconds.
 
     Raises:
       InputError: a process that has another number or kind of devices, or another JAX, than the first.
     """
+    with reporting(deadline):
+        found = device_reports(jax.devices())
+        _check_alike(found, ("devices", "kind"))  # the exchange below needs them alike
+        found = exchange({"host": platform.node(), **found[jax.process_index()], "jax": jax.__version__})
+    if is_writer():
+        for process, report in enumerate(found):
+            _log.info("process %d: %s", process, ", ".join(f"{name} {value}" for name, value in report.items()))
+    _check_alike(found, ("jax",))
+
+
+@contextlib.contextmanager
+def reporting(deadline: int) -> Iterator[None]:
+    """Ends the process with a message if the block, in which all processes exchange reports, takes too long.
+
+    Args:
+      deadline: seconds.
+
+    Raises:
+      RunAgainError: the exchange failed, as it does where another process has ended.
+    """
+    # The number of processes is not known yet: JAX asks the devices for it, and they may not answer.
+    joined = "the processes are joined, but not all reported their devices"
     silent = (
-        f"the {jax.process_count()} processes are joined, but not all reported their devices within {deadline} s; an "
+        f"{joined if jax.distributed.is_initialized() else 'the devices did not answer'} within {deadline} s; an "
         "accelerator may be held by another program"
     )
     with _deadline(deadline, silent):
         try:
-            found = _reports(jax.devices())
-            _check_alike(found, ("devices", "kind"))  # the exchange below needs them alike
-            names = np.zeros((2, 64), np.uint8)
-            for row, text in zip(names, (platform.node(), jax.__version__), strict=True):
-                encoded = text.encode()[:64]
-                row[: len(encoded)] = list(encoded)
-            everywhere = multihost_utils.process_allgather(names)
+            yield
+        except RunAgainError:
+            raise
         except RuntimeError as error:
             raise RunAgainError(f"{silent} ({' '.join(str(error).split())[:200]})") from None
-    for report, texts in zip(found, everywhere.reshape(-1, 2, 64), strict=True):
-        report["host"], report["jax"] = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in texts)
-    if is_writer():
-        for process, report in enumerate(found):
-            _log.info(
-                "process %d: %s", process, ", ".join(f"{k} {report[k]}" for k in ("host", "devices", "kind", "jax"))
-            )
-    _check_alike(found, ("jax",))
-    return found
 
 
-def _reports(devices: Sequence[jax.Device]) -> list[dict[str, Any]]:
+_REPORT_BYTES = 8192
+"""Largest size of what a process gives to ``exchange``, as JSON."""
+
+
+def exchange(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the reports of all processes, in their order. All must call, and have devices that are alike.
+
+    All return at nearly the same moment.
+
+    Args:
+      report: what JSON can represent, in at most 8192 bytes.
+    """
+    if jax.process_count() == 1:
+        return [dict(report)]
+    encoded = json.dumps(report).encode()
+    row = np.zeros(_REPORT_BYTES, np.uint8)
+    row[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    everywhere = multihost_utils.process_allgather(row)
+    return [json.loads(bytes(theirs).rstrip(b"\0")) for theirs in everywhere]
+
+
+def device_reports(devices: Sequence[jax.Device]) -> list[dict[str, Any]]:
     """Returns the number and kind of each process's devices."""
     by_process = [[d for d in devices if d.process_index == process] for process in range(jax.process_count())]
     return [{"devices": len(own), "kind": own[0].device_kind if own else "none"} for own in by_process]
 
 
-def _check_alike(reports: list[dict[str, Any]], names: tuple[str, ...]) -> None:
+def differences(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """Returns a line for each name of which a process reports another value than process 0."""
+    found = []
     for name in names:
-        odd = [i for i, report in enumerate(reports) if report[name] != reports[0][name]]
-        if odd:
-            raise InputError(
-                f"process {odd[0]} has {name} {reports[odd[0]][name]}, process 0 has {reports[0][name]}; "
-                "all must be alike"
-            )
+        odd = next((i for i, report in enumerate(reports) if report[name] != reports[0][name]), None)
+        if odd is not None:
+            ours, theirs = reports[0][name], reports[odd][name]
+            found.append(f"process {odd} has {name} {theirs}, process 0 has {ours}; all must be alike")
+    return found
+
+
+def _check_alike(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    found = differences(reports, names)
+    if found:
+        raise InputError(found[0])
 
 
 def leave_behind(error: Exception) -> NoReturn:

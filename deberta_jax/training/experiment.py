@@ -19,6 +19,7 @@ from deberta_jax.ops.quantized_matrix import check_scheme
 from deberta_jax.tasks import TaskOptions
 from deberta_jax.training.distillation_options import Distillation
 from deberta_jax.training.experiment_checks import check_common
+from deberta_jax.training.process_options import ProcessOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,15 +58,9 @@ class Optimization:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(ProcessOptions):
     """Configures devices, memory, logging and checkpoints. These options may change when a run is continued."""
 
-    mesh_data: int = -1
-    """Number of devices along the mesh axis ``data``, each with a part of the batch; -1 for all remaining devices."""
-    mesh_fsdp: int = 1
-    """Number of devices that the parameters are sharded over; each also has a part of the batch."""
-    mesh_tensor: int = 1
-    """Number of devices that attention heads, feed-forward layers and vocabulary are sharded over."""
     attention: str = "auto"
     """Implementation of attention: auto, reference, xla, blocked (CPU) or pallas (TPU, GPU)."""
     remat: Literal["none", "dots", "full"] = "none"
@@ -86,18 +81,6 @@ class RunOptions:
     With 0 none is saved, and a run that is stopped begins again at the first step."""
     resume: Literal["auto", "never"] = "auto"
     """Continue a run that the output directory holds (auto), or refuse to (never)."""
-    distributed: bool = False
-    """Run as one of several processes, which JAX finds itself on TPU pods, SLURM and Kubernetes."""
-    coordinator: str = ""
-    """Address host:port of process 0, if JAX does not find the processes itself; needs --processes and --process."""
-    processes: int = 0
-    """Number of processes, with --coordinator."""
-    process: int = -1
-    """Index of this process, counted from 0, with --coordinator."""
-    heartbeat: int = 100
-    """Seconds without a heartbeat after which a process is considered lost and the run ends."""
-    deadline: int = 1200
-    """Seconds within which all processes must have started; hosts of a cluster may start minutes apart."""
     dry_run: bool = False
     """Describe the run (guesses, shapes, parameters, memory, steps) without training or writing anything."""
     plan: str = ""

@@ -6,8 +6,7 @@ import numpy as np
 
 from deberta_jax.errors import InputError
 from deberta_jax.tasks import check_options
-
-_LONGEST_WAIT = 1_000_000  # seconds; timers cannot wait much longer
+from deberta_jax.training.process_options import LONGEST_WAIT
 
 
 def check_common(e: Any) -> None:
@@ -37,16 +36,14 @@ def check_common(e: Any) -> None:
         raise InputError(f"--layer-decay {o.layer_decay}: must lie in (0, 1]")
     if r.log_every < 1 or r.checkpoint_every < 1:
         raise InputError("--log-every and --checkpoint-every: must be at least 1")
-    if not 0 <= r.checkpoint_minutes <= _LONGEST_WAIT:
-        raise InputError(f"--checkpoint-minutes {r.checkpoint_minutes}: must lie in [0, {_LONGEST_WAIT}]")
+    if not 0 <= r.checkpoint_minutes <= LONGEST_WAIT:
+        raise InputError(f"--checkpoint-minutes {r.checkpoint_minutes}: must lie in [0, {LONGEST_WAIT}]")
     if r.keep_state < 0:
         raise InputError(f"--keep-state {r.keep_state}: must not be below 0")
-    for name in ("accumulate", "heartbeat", "deadline"):
-        if getattr(r, name) < 1:
-            raise InputError(f"--{name} {getattr(r, name)}: must be at least 1")
+    if r.accumulate < 1:
+        raise InputError(f"--accumulate {r.accumulate}: must be at least 1")
     if r.peak_tflops < 0:
         raise InputError(f"--peak-tflops {r.peak_tflops}: must not be below 0")
-    if max(r.heartbeat, r.deadline) > _LONGEST_WAIT:
-        raise InputError(f"--heartbeat and --deadline: must be at most {_LONGEST_WAIT} seconds")
+    r.check_times()
     if r.profile and not (len(r.profile) == 2 and 0 <= r.profile[0] <= r.profile[1]):
         raise InputError(f"--profile {' '.join(map(str, r.profile))}: give a first and a last step")

@@ -18,7 +18,7 @@ from deberta_jax.tasks import Task, resolve_task
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.training.distributed import is_writer, wait_for_all
 from deberta_jax.training.experiment import Finetune
-from deberta_jax.training.loop import mesh_of
+from deberta_jax.training.process_options import mesh_of
 from deberta_jax.training.resolve import ResolvedExperiment, check_same_tokenizer, resolve_config, resolve_tokenizer
 
 _log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from deberta_jax import storage
 from deberta_jax.compilation import use_compilation_cache
 from deberta_jax.data.batches import Size, read_ahead
 from deberta_jax.errors import InputError
-from deberta_jax.sharding import global_batch, make_mesh, row_share
+from deberta_jax.sharding import global_batch, row_share
 from deberta_jax.tasks import Metrics
 from deberta_jax.training.checkpoints import Checkpoints
 from deberta_jax.training.directory import Result, check_directory, incomplete_model, lost_model, record_problem
@@ -97,11 +97,6 @@ class Job:
     save_best: Callable[[Any], None]
     eval_every: int
     evaluate_first: bool = False
-
-
-def mesh_of(runtime: RunOptions) -> Mesh:
-    """Returns the mesh that the run's options describe, over this run's devices."""
-    return make_mesh(runtime.mesh_data, runtime.mesh_fsdp, runtime.mesh_tensor)
 
 
 def prepare_job(job: Job) -> PreparedStep:

@@ -11,10 +11,11 @@ from deberta_jax.training.directory import Result
 from deberta_jax.training.distributed import start
 from deberta_jax.training.experiment import Pretraining, PretrainMLM, PretrainRTD, require, run_record
 from deberta_jax.training.language_metrics import masked_lm_evaluation, replaced_token_evaluation
-from deberta_jax.training.loop import Job, mesh_of, run_job
+from deberta_jax.training.loop import Job, run_job
 from deberta_jax.training.objective import Objective
 from deberta_jax.training.pretrain_data import PretrainData, read_pretrain_data
 from deberta_jax.training.pretrain_objectives import masked_lm_config, mlm_objective, rtd_configs, rtd_objective
+from deberta_jax.training.process_options import mesh_of
 from deberta_jax.training.resolve import resolve_tokenizer
 from deberta_jax.weights import save_pretrained
 
