@@ -94,7 +94,7 @@ lock: $(BIN)/uv
 	  --python-version 3.11 --no-annotate --custom-compile-command 'make lock' --quiet --upgrade \
 	  --output-file locks/lowest.txt
 	for version in $(LOCKED_PYTHONS); do \
-	  $(BIN)/uv pip compile pyproject.toml --extra dev --extra tpu $$([ $$version = 3.11 ] && echo --extra parity) \
+	  $(BIN)/uv pip compile pyproject.toml --extra dev --extra tpu --extra gcs --extra k8s $$([ $$version = 3.11 ] && echo --extra parity) \
 	    --universal --python-version $$version --no-annotate --custom-compile-command 'make lock' --quiet --upgrade \
 	    --output-file locks/python$$version.txt || exit 1; \
 	done

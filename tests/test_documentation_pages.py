@@ -29,7 +29,7 @@ QUESTIONS = {
     "how fast is it": ("docs/benchmarks/cpu.md", "times as fast as"),
     "convert my .bin": ("docs/tutorials/convert.md", "deberta-jax convert mymodel/pytorch_model.bin"),
     "change the attention": ("docs/tutorials/research.md", "## Change the attention scores"),
-    "run on a pod": ("docs/tutorials/pods.md", "train/launch/tpu_pod.sh"),
+    "run on a pod": ("docs/tutorials/pods.md", "train/launch/xpk.sh mnli"),
     "resume": ("docs/guides/resume.md", "Run the same command again."),
     "rerank": ("docs/guides/rerank.md", "deberta_jax.CrossEncoder("),
     "embed texts": ("docs/guides/embed.md", "deberta_jax.encode("),
