@@ -197,6 +197,10 @@ def test_an_unknown_tpu_is_refused_and_a_slice_that_is_not_coming_ends_the_wait(
     machine.stand_in("gcloud", "echo SUSPENDED")
     assert machine.script("tpu_vm.sh", "slice", "us-east1-d", "create", "v99-8") == (2, [])
     assert machine.script("tpu_vm.sh", "slice", "us-east1-d", "wait")[0] == 42
+    machine.stand_in("gcloud", "echo 'no account' >&2; exit 1")
+    done = machine.run("/bin/bash", LAUNCH / "tpu_vm.sh", "slice", "us-east1-d", "wait")
+    assert done.returncode == 42
+    assert done.stderr.splitlines()[0] == "no account"
 
 
 def test_the_checkout_is_copied_and_installed(machine):
@@ -219,11 +223,15 @@ def test_the_checkout_is_copied_and_installed(machine):
     assert (code, calls) == (0, [ssh("mkdir -p deberta_jax && chmod 700 deberta_jax"), copy])
 
 
-# A cloud in shell: the slice is asked for, then taken away once while the run is at work; its second run ends.
+# A cloud in shell: not reached at first; the slice is taken away while the first run is at work; the second run ends.
 CLOUD = """
 cd {folder}
 case "$*" in
-  *describe*) [ -e slice ] && cat slice || exit 1 ;;
+  *describe*)
+    echo ask >> asked
+    if [ $(grep -c ask asked) = 1 ]; then echo "no network" >&2; exit 1; fi
+    if [ ! -e slice ]; then echo "NOT_FOUND: no such slice" >&2; exit 1; fi
+    cat slice ;;
   *" create "*) echo ACTIVE > slice ;;
   *" delete "*) rm slice started ;;
   *detach.sh\\ start*) echo run >> runs; touch started ;;

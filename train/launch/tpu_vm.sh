@@ -25,7 +25,18 @@ name=$1 zone=$2 action=$3
 shift 3
 
 queued() { gcloud compute tpus queued-resources "$1" "$name" --zone "$zone" "${@:2}"; }
-state() { queued describe --format 'value(state.state)' 2>/dev/null || echo NONE; }
+# NONE: there is no such slice. UNKNOWN: gcloud could not ask, for a reason that it prints.
+state() {
+  local text
+  if text=$(queued describe --format 'value(state.state)' 2>&1); then
+    tail -n 1 <<<"$text"
+  elif grep -qi 'not[_ ]found' <<<"$text"; then
+    echo NONE
+  else
+    echo "$text" >&2
+    echo UNKNOWN
+  fi
+}
 workers() { gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker=all --command "$1"; }
 copy() { gcloud compute tpus tpu-vm scp "$1" "$name:deberta_jax/$2" --zone "$zone" --worker=all; }
 detach() { workers "cd deberta_jax/source && PATH=\$HOME/deberta_jax/env/bin:\$PATH train/launch/detach.sh $1"; }
@@ -51,7 +62,7 @@ wait_for_slice() {
   local now
   until now=$(state) && [ "$now" = ACTIVE ]; do
     case "$now" in
-      FAILED | SUSPENDED | SUSPENDING | NONE)
+      FAILED | SUSPENDED | SUSPENDING | NONE | UNKNOWN)
         echo "$0: the slice is not coming ($now)" >&2
         return 42
         ;;
@@ -101,12 +112,16 @@ prepare() {
   start "$@"
 }
 keep() {
-  local type=$1 code attempt found
+  local type=$1 code=42 attempt found
   shift
   for ((attempt = 0; attempt <= ${RESTARTS:-20}; attempt++)); do
     case "$(state)" in
       FAILED | SUSPENDED | SUSPENDING) delete && create "$type" ;;
       NONE) create "$type" ;;
+      UNKNOWN)
+        sleep "${POLL_SECONDS:-60}"
+        continue
+        ;;
     esac
     code=0
     found=$(detach status 2>/dev/null || true)
