@@ -1,4 +1,4 @@
-"""Finds the local directory of a model, and downloads models from the Hugging Face hub.
+"""Finds the local directory of a model, and downloads models from the Hugging Face hub and from buckets.
 
 Downloads use ``huggingface_hub``: its cache (``HF_HOME``), ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` apply,
 it shows a progress bar, and an interrupted download is resumed.
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 
 TEXT_FILES = ("*.json", "*.txt", "spm.model", "bpe_encoder.bin")
@@ -21,14 +22,19 @@ _WEIGHT_FILES = (
     ("adapter_model.bin",),
 )
 
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
 _REPO_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 
 
 def split_file(name: str) -> tuple[str, str | None]:
     """Splits a name into a directory or hub id and a file, which is None unless the name includes one.
 
-    ``org/model/weights.bin`` gives ``org/model`` and ``weights.bin``.
+    ``org/model/weights.bin`` gives ``org/model`` and ``weights.bin``, and ``gs://bucket/model/weights.bin`` likewise.
     """
+    if storage.is_remote(name):
+        with storage.reaching(name) as remote:
+            return (str(remote.parent), remote.name) if remote.is_file() else (name, None)
     path = Path(name).expanduser()
     if not name or path.is_dir():
         return name, None
@@ -41,17 +47,21 @@ def split_file(name: str) -> tuple[str, str | None]:
 
 
 def resolve(name: str | Path, *, revision: str | None = None, files: Sequence[str] | None = None) -> Path:
-    """Returns the local directory of a model, after downloading it if it is on the hub.
+    """Returns the local directory of a model, after downloading it if it is on the hub or in a bucket.
 
     Args:
-      name: a directory, a file in one, a hub id ``org/model``, or ``org/model/file``.
+      name: a directory, a file in one, a hub id ``org/model``, or ``org/model/file``; or the URL of a directory or a
+        file in a bucket, which is copied into the cache of this user.
       revision: branch, tag or commit of a hub id; only a commit always gives the same files.
       files: glob patterns of the files to download; None: config, tokenizer and one format of weights.
 
     Raises:
       InputError: the name is no directory, and no hub id that can be downloaded.
+      RunAgainError: a bucket cannot be reached now.
     """
     where, file = split_file(str(name))
+    if storage.is_remote(where):
+        return storage.local_copy(where, lambda names: _chosen(names, files, file))
     if where and Path(where).expanduser().is_dir():
         return Path(where).expanduser()
     if not _REPO_ID.fullmatch(where):
@@ -63,6 +73,22 @@ def resolve(name: str | Path, *, revision: str | None = None, files: Sequence[st
         return Path(huggingface_hub.snapshot_download(where, revision=revision, allow_patterns=wanted))
     except Exception as error:  # of the client, its transport or the file system
         raise InputError(f"{name}: {_why(where, revision, error)}") from None
+
+
+def _chosen(names: Sequence[str], files: Sequence[str] | None, file: str | None) -> list[str]:
+    """Returns the files of a directory in a bucket to copy: as those of a hub id, or all weights of other names.
+
+    Checkpoints and states below the directory are left: they are read from the bucket itself.
+    """
+    own = [name for name in names if not name.startswith(("params/", "state/"))]
+    if files is not None:
+        return storage.matching_names(own, [*TEXT_FILES, *files])  # one copy for all that reads text alone
+    if file is not None:
+        return storage.matching_names(own, [*TEXT_FILES, file])
+    for patterns in _WEIGHT_FILES:
+        if storage.matching_names([name for name in own if "/" not in name], patterns):
+            return storage.matching_names(own, [*TEXT_FILES, *patterns])
+    return storage.matching_names(own, [*TEXT_FILES, *(f"*{suffix}" for suffix in _SUFFIXES)])
 
 
 def _patterns(repo: str, revision: str | None, file: str | None) -> list[str]:

@@ -232,12 +232,21 @@ def test_the_home_directory_in_names(tmp_path, monkeypatch):
     assert names_in(tmp_path) == ["a.txt"]
 
 
-@pytest.mark.parametrize("name", ["gs://bucket/run", "s3://bucket/run", "gs:/bucket/run"])
-def test_outputs_that_need_a_disk_refuse_a_bucket(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gs:/bucket/run", "--output gs:/bucket/run: pathlib has cut this URL short; give it as text, gs://bucket/run"),
+        ("https://host/run", "--output https://host/run: of URLs only gs://bucket/directory, s3://bucket/directory"),
+        ("gs://", "of URLs only"),
+    ],
+)
+def test_outputs_refuse_what_is_no_url_of_a_bucket(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for check in (storage.check_output_file, storage.check_output_directory, storage.output_directory):
-        with pytest.raises(InputError, match="must be on a local disk; mount the bucket, or give a local path"):
+        with pytest.raises(InputError, match=message):
             check("--output", name)
+    with pytest.raises(InputError, match="must be on a local disk"):
+        storage.local_directory("--output", "gs://bucket/run")
     assert names_in(tmp_path) == []
 
 

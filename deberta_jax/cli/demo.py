@@ -16,5 +16,5 @@ class Args:
 
 def run(args: Args) -> None:
     """Runs the demonstration and prints its report."""
-    output = storage.output_directory("--output", args.output)
+    output = storage.local_directory("--output", args.output)
     print(format_report(run_demo(output), output))

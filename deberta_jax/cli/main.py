@@ -79,9 +79,15 @@ def _run(argv: list[str]) -> None:
         sys.stderr.close()
         sys.exit(141)
     except OSError as error:
-        _fail(storage.explain(error), code=RUN_AGAIN if storage.may_pass(error) else 2)
+        known = storage.client_error(error)
+        _fail(str(known or storage.explain(error)), code=RUN_AGAIN if storage.may_pass(error) else 2)
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
+    except Exception as error:
+        known = storage.client_error(error)
+        if known is None:
+            raise
+        _fail(str(known), code=RUN_AGAIN if isinstance(known, RunAgainError) else 2)
 
 
 def parse(kind, argv: Sequence[str], default=None, description: str | None = None):
@@ -101,7 +107,9 @@ def show_messages() -> None:
     if not log.handlers:
         log.addHandler(_ToStandardError())
     # Orbax's tasks that fail are reported by the error that ends the run; asyncio would print their tracebacks too.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    # gcsfs logs each failure with its traceback too, before it raises the error.
+    for name in ("asyncio", "gcsfs"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class _ToStandardError(logging.Handler):

@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-from pathlib import Path
 from signal import Signals
 from typing import Any
 
@@ -50,5 +49,5 @@ def exit_stopped(experiment: Experiment, signal: Signals, step: int | None = Non
     if is_writer():
         after = "" if step is None else f" after step {step}"
         rest = "to go on" if experiment.runtime.keep_state else "to begin it again: --keep-state 0 saved no state"
-        _log.info("%s: stopped by %s%s; run the same command %s", Path(experiment.output), signal.name, after, rest)
+        _log.info("%s: stopped by %s%s; run the same command %s", experiment.output, signal.name, after, rest)
     sys.exit(128 + signal)

@@ -1,4 +1,4 @@
-"""Finds and reads data files: local ones, files in a zip (``CoLA.zip/CoLA/train.tsv``), and ``gs://`` objects.
+"""Finds and reads data files, local or in a bucket, also in a zip: ``CoLA.zip/CoLA/train.tsv``, ``gs://b/train.tsv``.
 
 All of them may be compressed with gzip (``.gz``) or Zstandard (``.zst``).
 """
@@ -34,7 +34,7 @@ def matching_files(path: str) -> list[str]:
 
 def found(path: str) -> list[str]:
     """Returns the sorted names of existing files that match a path or pattern. Raises InputError for a damaged zip."""
-    inside = None if storage.is_remote(path) else _split(path)
+    inside = _split(path)
     if inside is None:
         return storage.matching(path)
     archive, member = inside
@@ -48,7 +48,7 @@ def stored_file(path: str) -> Path | None:
         return None
     inside = _split(path)
     file = Path(path).expanduser() if inside is None else inside[0]
-    return file if file.is_file() else None
+    return file if isinstance(file, Path) and file.is_file() else None
 
 
 def ending(path: str) -> str:
@@ -128,7 +128,7 @@ def packed(path: str) -> Iterator[tuple[BinaryIO, bool]]:
     Raises:
       InputError: it cannot be read, or would be far larger than its zip.
     """
-    inside = None if storage.is_remote(path) else _split(path)
+    inside = _split(path)
     if inside is None:
         with stored(path) as stream:
             yield stream, False
@@ -163,14 +163,14 @@ def hashed(path: str, *, text: bool) -> str:
     return digest.hexdigest()
 
 
-def members(archive: Path) -> list[str]:
+def members(archive: storage.AnyPath) -> list[str]:
     """Returns the sorted names of the files in a zip. Raises InputError if it cannot be read."""
     with _opened(archive) as file:
         return sorted(name for name in file.namelist() if not name.endswith("/"))
 
 
 @contextmanager
-def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
+def _opened(archive: storage.AnyPath) -> Iterator[zipfile.ZipFile]:
     try:
         with storage.opened(archive) as content, zipfile.ZipFile(content) as file:
             yield file
@@ -187,11 +187,14 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
         raise InputError(f"{archive}: cannot be read as zip ({brief(error, 200)})") from None
 
 
-def _split(path: str) -> tuple[Path, str] | None:
+def _split(path: str) -> tuple[storage.AnyPath, str] | None:
     """Splits a path into a zip and the name in it; None if no part of the path is a zip."""
-    for parent in Path(path).parents:
-        if parent.suffix == ".zip" and parent.is_file():
-            return parent, Path(path).relative_to(parent).as_posix()
+    if ".zip" not in path:  # asks no bucket for what cannot be there
+        return None
+    with storage.reaching(path) as whole:
+        for parent in whole.parents:
+            if parent.suffix == ".zip" and parent.is_file():
+                return parent, PurePosixPath(*whole.parts[len(parent.parts) :]).as_posix()
     return None
 
 

@@ -116,7 +116,7 @@ def prepare(options: Prepare, tokenizer: Tokenizer, progress: PrepareProgress | 
         "shard_tokens": options.shard_tokens,
         "inputs": samples,
     }
-    directory = storage.output_directory("--output", options.output)
+    directory = storage.local_directory("--output", options.output)
     with _locked(directory, record, tokenizer):
         run = _Run(directory, files, [entry["bytes"] for entry in samples], options, tokenizer, progress)
         run.keep_finished()

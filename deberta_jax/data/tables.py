@@ -87,7 +87,9 @@ def read_table(path: str | Path, reader: Reader | None = None, reading: Reading 
     if not kind and storage.is_stream(path):
         kind = ".jsonl"
     if kind == ".zip":
-        raise InputError(f"{path}: is an archive; name a file in it, as in {path}/{[*members(Path(path)), 'FILE'][0]}")
+        raise InputError(
+            f"{path}: is an archive; name a file in it, as in {path}/{[*members(storage.as_path(path)), 'FILE'][0]}"
+        )
     reader = reader or _reader(str(path), kind, reading)
     if reader is None:
         return checked(read_parquet(str(path)))

@@ -159,7 +159,7 @@ def _head_of(source: str | Path, head: str | None, **options: Any) -> str:
     return found[0]
 
 
-def check_new(directory: Path) -> None:
+def check_new(directory: storage.AnyPath) -> None:
     """Raises InputError for a destination that has contents or cannot be written."""
     storage.check_output_directory("", directory)
     if directory.is_dir() and any(directory.iterdir()):
@@ -167,7 +167,7 @@ def check_new(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def export_directory(directory: Path, exported: Exportable, dtype: str) -> Iterator[Path]:
+def export_directory(directory: storage.AnyPath, exported: Exportable, dtype: str) -> Iterator[Path]:
     """Yields a temporary directory that becomes ``directory``, with config.json and the tokenizer, if the block ends.
 
     Args:

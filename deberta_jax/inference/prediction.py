@@ -66,11 +66,11 @@ class Share:
         if self.processes == 1:
             return name
         path = Path(name)
-        return str(path.with_name(f"{path.stem}-{self.process:05d}-of-{self.processes:05d}{path.suffix}"))
+        return storage.beside(name, f"{path.stem}-{self.process:05d}-of-{self.processes:05d}{path.suffix}")
 
     def index(self, name: str) -> str:
         """Returns the name of the file that lists all parts: ``answers.index.json``."""
-        return str(Path(name).with_name(f"{Path(name).stem}.index.json"))
+        return storage.beside(name, f"{Path(name).stem}.index.json")
 
 
 Told = Callable[[int, int], object]
@@ -94,6 +94,8 @@ def predict(o: PredictOptions, *, dtype: Any, share: Share, progress: Told | Non
     """
     if share.processes > 1 and ("-" in (o.output, o.input) or storage.is_stream(o.input)):
         raise InputError("--processes: needs files for --input and --output; a stream is read by one process")
+    if share.processes > 1 and storage.is_remote(o.output):
+        raise InputError(f"--output {o.output}: --processes needs a disk that all share; give a local path")
     output = share.output(o.output)
     finish = answer_format(o.output)
     storage.check_output_file("--output", output)

@@ -107,7 +107,7 @@ def load_for_table(
     recorded = trained_experiment(directory) or {}
     options = dataclasses.replace(merge_options(o, recorded, table), task=task_given)
     options = resolve_options(options, table, labelled=labelled)
-    source = o.model if hub.split_file(o.model)[1] else directory
+    source = o.model if storage.is_remote(o.model) or hub.split_file(o.model)[1] else directory
     config = model_config(kind_name(options.task), source, ignore=o.ignore, base_model=o.base_model)
     if labelled:
         table = without_unlabelled(options, table, config.id2label)
@@ -175,6 +175,12 @@ def check_overwrites_nothing(option: str, output: str, data: str, model: str) ->
     Raises:
       InputError: it is one of them, or the pattern of the data matches it.
     """
+    if storage.is_remote(output):
+        if output == data or (storage.is_pattern(data) and matches(output, data)):
+            raise InputError(f"{option} {output}: is the input, or would be one; give another file")
+        if output.startswith(f"{model.rstrip('/')}/") and storage.matching(output):
+            raise InputError(f"{option} {output}: is a file of the model; give another file")
+        return
     path = Path(output).expanduser()
     if storage.is_pattern(data) and output and matches(os.path.abspath(path), os.path.abspath(data)):
         raise InputError(f"{option} {output}: would be an input, as {data} matches it; give another file")

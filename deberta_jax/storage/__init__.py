@@ -1,7 +1,8 @@
 """Reads, lists, writes, renames and locks files on a local disk and objects in a bucket such as ``gs://bucket/name``.
 
 All other modules access files through this package. Local files are written under a temporary name in the target
-directory and then renamed, so a killed process leaves either the old file or the new one, never a part of it. Errors
+directory and then renamed, so a killed process leaves either the old file or the new one, never a part of it. Objects
+appear when they are complete; a directory in a bucket is written to a local disk first, and uploaded. Errors
 of the operating system are raised as ``OSError``; ``explain`` makes one line with cause and advice of them.
 """
 
@@ -16,6 +17,7 @@ from deberta_jax.storage.checksums import (
     read_checksums,
     write_checksums,
 )
+from deberta_jax.storage.copies import files_below, local_copy, matching_names
 from deberta_jax.storage.files import (
     StagedFile,
     append_json_line,
@@ -36,6 +38,8 @@ from deberta_jax.storage.outputs import (
     check_output_directory,
     check_output_file,
     fill_standard_streams,
+    is_url,
+    local_directory,
     locked,
     locked_directory,
     made_once,
@@ -48,6 +52,8 @@ from deberta_jax.storage.outputs import (
 from deberta_jax.storage.paths import (
     AnyPath,
     as_path,
+    beside,
+    client_error,
     explain,
     files_in,
     is_pattern,
@@ -93,12 +99,15 @@ __all__ = [
     "StagedFile",
     "append_json_line",
     "as_path",
+    "beside",
     "cache_directory",
     "change_json",
     "check_output_directory",
     "check_output_file",
+    "client_error",
     "compare_checksums",
     "explain",
+    "files_below",
     "files_in",
     "fill_standard_streams",
     "find_damage",
@@ -106,6 +115,9 @@ __all__ = [
     "is_pattern",
     "is_remote",
     "is_stream",
+    "is_url",
+    "local_copy",
+    "local_directory",
     "locked",
     "locked_directory",
     "made_once",
@@ -115,6 +127,7 @@ __all__ = [
     "mapped_array",
     "mapped_npy",
     "matching",
+    "matching_names",
     "may_pass",
     "opened",
     "output_directory",

@@ -7,16 +7,23 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from deberta_jax.storage.paths import AnyPath, check_file_kind, descriptor, is_remote, reaching
+from deberta_jax.errors import InputError
+from deberta_jax.storage.paths import AnyPath, check_file_kind, descriptor, file_system, is_remote, reaching
 
 _RANDOM = 8
 """Number of random characters in a temporary name."""
+
+_IN_MEMORY = 16 << 20
+"""Larger objects are kept in a temporary file until they are uploaded."""
+
+_UPLOAD_BLOCK = 8 << 20
 
 _OLD_SECONDS = 3600
 """Age after which the temporary file of another process is taken for the rest of a killed one."""
@@ -27,15 +34,18 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yields a file opened for writing bytes, which appears under its name when the block ends without an error.
 
     It is written under another name and renamed; after an error it is removed. A symbolic link is kept, and its target
-    is replaced. Pipes and character devices are written directly.
+    is replaced. Pipes and character devices are written directly. An object in a bucket is uploaded at the end.
 
     Raises:
-      InputError: the path is a directory or a block device.
+      InputError: the path is a directory or a block device; an object cannot be written.
+      RunAgainError: an object cannot be written now.
       OSError: the path cannot be written.
     """
     if is_remote(path):
-        with reaching(path) as remote, remote.open("wb") as file:
-            yield cast(BinaryIO, file)
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spooled:  # after an error nothing is uploaded
+            yield cast(BinaryIO, spooled)
+            spooled.seek(0)
+            upload(cast(BinaryIO, spooled), path)
         return
     local = Path(path).expanduser()
     try:
@@ -56,14 +66,39 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
+def upload(file: BinaryIO, url: str | os.PathLike[str]) -> None:
+    """Uploads the rest of an opened file. The object appears, or replaces the old one, when it is complete.
+
+    Raises:
+      InputError: the bucket does not exist, or a permission is missing.
+      RunAgainError: the bucket cannot be reached now.
+    """
+    try:
+        with reaching(url) as remote:
+            target: Any = remote.open("wb")
+            try:
+                shutil.copyfileobj(file, target, _UPLOAD_BLOCK)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    target.discard()  # closing would upload what is there
+                raise
+            target.close()
+    except InputError as error:
+        if str(error).endswith("there is nothing of that name"):  # an object needs no directory
+            raise InputError(f"{url}: its bucket does not exist, or this account may not see it; make it") from None
+        raise
+
+
 def partial_pattern(name: str) -> str:
     """Returns the pattern of the temporary names under which a file or directory is written before it is renamed."""
     return f".{name}.partial-*"
 
 
-def partials(directory: Path, name: str) -> list[Path]:
-    """Returns what processes that were killed have left of a file or directory in ``directory``."""
+def partials(directory: AnyPath, name: str) -> list[Path]:
+    """Returns what killed processes have left of a file or directory in ``directory``; in a bucket nothing."""
     pattern = partial_pattern(name)
+    if not isinstance(directory, Path):
+        return []
     return [path for path in directory.iterdir() if _is_partial(path.name, pattern)] if directory.is_dir() else []
 
 
@@ -166,8 +201,9 @@ def append_json_line(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def make_directory(path: AnyPath) -> None:
-    """Makes a directory and its parents if they do not exist. Raises OSError."""
-    path.mkdir(parents=True, exist_ok=True)
+    """Makes a directory and its parents if they do not exist; in a bucket there are none to make. Raises OSError."""
+    if isinstance(path, Path):  # a client would make the bucket if it does not exist
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def make_private_directory(path: Path) -> None:
@@ -183,14 +219,27 @@ def make_private_directory(path: Path) -> None:
         raise PermissionError(errno.EPERM, "other users may write to it", str(path))
 
 
-def rename(path: Path, new: Path) -> None:
-    """Renames a local file or directory; a file of the new name is replaced. Raises OSError."""
-    path.rename(new)
+def rename(path: AnyPath, new: AnyPath) -> None:
+    """Renames a file or directory; a file of the new name is replaced. Raises OSError.
+
+    In a bucket all objects are copied, and then removed: a process that is killed leaves both.
+    """
+    if isinstance(path, Path):
+        path.rename(new)
+        return
+    with reaching(path):
+        client, name = file_system(str(path))
+        client.copy(name, file_system(str(new))[1], recursive=True)
+        client.rm(name, recursive=True)
 
 
 def remove(path: AnyPath) -> None:
-    """Removes a file, or a directory with its contents, if it exists. Raises OSError."""
-    if path.is_dir() and not (isinstance(path, Path) and path.is_symlink()):
-        shutil.rmtree(path) if isinstance(path, Path) else path.rmtree()
+    """Removes a file, or a directory and its contents, if it exists. Raises OSError, or for a bucket as ``writing``."""
+    if not isinstance(path, Path):
+        with reaching(path):
+            path.rmtree(missing_ok=True) if path.is_dir() else path.unlink(missing_ok=True)
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

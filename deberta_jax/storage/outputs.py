@@ -4,7 +4,6 @@ import contextlib
 import fnmatch
 import logging
 import os
-import re
 import shutil
 import stat
 import sys
@@ -17,9 +16,18 @@ from typing import IO, BinaryIO, TextIO, cast
 
 import filelock
 
-from deberta_jax.errors import InputError
-from deberta_jax.storage.files import make_directory, partials, remove, temporary_name, writing
-from deberta_jax.storage.paths import check_file_kind, descriptor, explain, is_stream
+from deberta_jax.errors import InputError, RunAgainError
+from deberta_jax.storage.files import make_directory, partials, remove, temporary_name, upload, write_bytes, writing
+from deberta_jax.storage.paths import (
+    AnyPath,
+    as_path,
+    check_file_kind,
+    descriptor,
+    explain,
+    is_remote,
+    is_stream,
+    reaching,
+)
 
 LOCK = ".lock"
 """Name of the lock file in a directory that only one process at a time may write."""
@@ -58,6 +66,10 @@ def output_file(option: str, name: str | os.PathLike[str]) -> Iterator[BinaryIO]
       InputError: the file cannot be written, or another process is writing it.
     """
     check_output_file(option, name)
+    if is_remote(name):
+        with writing(name) as file:
+            yield file
+        return
     path = Path(name).expanduser()
     with contextlib.ExitStack() as stack:
         try:
@@ -89,8 +101,13 @@ def check_output_file(option: str, name: str | os.PathLike[str]) -> None:
 
     Raises:
       InputError: it cannot be written.
+      RunAgainError: a bucket cannot be reached now.
     """
-    _check_local(f"{option} {name}", str(name))
+    if is_url(option, name):
+        if str(name).endswith("/"):
+            raise InputError(f"{option} {name}: is the name of a directory; give a file")
+        _check_bucket(f"{option} {name}", as_path(name).parent)
+        return
     path = Path(name).expanduser()
     if str(name) == "-" or descriptor(path) is not None:
         return
@@ -116,9 +133,16 @@ def check_output_directory(option: str, name: str | os.PathLike[str]) -> None:
 
     Raises:
       InputError: they cannot be written, or the path is not a directory.
+      RunAgainError: a bucket cannot be reached now.
     """
-    directory, named = Path(name).expanduser(), f"{option} {name}".lstrip()
-    _check_local(named, str(name))
+    named = f"{option} {name}".lstrip()
+    if is_url(option, name):
+        with reaching(name) as remote:
+            if remote.is_file():
+                raise InputError(f"{named}: is an object; give the name of a directory")
+        _check_bucket(named, as_path(name))
+        return
+    directory = Path(name).expanduser()
     nearest = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
         kind = "is a symbolic link that leads to no directory" if nearest.is_symlink() else "is a file"
@@ -127,15 +151,35 @@ def check_output_directory(option: str, name: str | os.PathLike[str]) -> None:
     _check_writable(named, nearest)
 
 
-def output_directory(option: str, name: str) -> Path:
-    """Returns the path of a local directory, with ``~`` expanded. Raises InputError for a URL."""
-    _check_local(f"{option} {name}", name)
+def output_directory(option: str, name: str) -> AnyPath:
+    """Returns the path of a directory, with ``~`` expanded. Raises InputError for a URL that cannot be used."""
+    is_url(option, name)
+    return as_path(name)
+
+
+def local_directory(option: str, name: str) -> Path:
+    """Returns the path of a directory on a local disk, with ``~`` expanded. Raises InputError for a URL."""
+    if is_url(option, name):
+        raise InputError(f"{option} {name}: must be on a local disk; give a local path")
     return Path(name).expanduser()
 
 
-def _check_local(named: str, name: str) -> None:
-    if re.match(r"[a-z][a-z0-9]+:/", name):
-        raise InputError(f"{named}: must be on a local disk; mount the bucket, or give a local path")
+def is_url(option: str, name: str | os.PathLike[str], schemes: tuple[str, ...] = ("gs", "s3")) -> bool:
+    """Returns whether an option has the URL of a bucket as its value. Raises InputError for a URL of another scheme."""
+    try:
+        return is_remote(name, schemes)
+    except InputError as error:
+        raise InputError(f"{option} {error}".lstrip()) from None
+
+
+def _check_bucket(named: str, directory: AnyPath) -> None:
+    """Writes an object into a bucket and removes it: nothing else shows which permissions are there."""
+    probe = directory / temporary_name("probe")
+    try:
+        write_bytes(probe, b"")
+        remove(probe)
+    except (InputError, RunAgainError) as error:
+        raise type(error)(f"{named}: {str(error).removeprefix(f'{probe}: ')}") from None
 
 
 def _check_writable(named: str, folder: Path) -> None:
@@ -184,15 +228,20 @@ def locked(file: Path, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def locked_directory(option: str, directory: Path) -> Iterator[None]:
+def locked_directory(option: str, directory: AnyPath) -> Iterator[None]:
     """Locks a directory for the time of the block.
 
-    The directory is made if it does not exist; what was made and is still empty at the end is removed.
+    The directory is made if it does not exist; what was made and is still empty at the end is removed. A directory in a
+    bucket cannot be locked, which is logged.
 
     Raises:
       InputError: the directory cannot be written, or another process holds the lock.
     """
     check_output_directory(option, directory)
+    if not isinstance(directory, Path):
+        _log.info("%s %s: a bucket has no locks; do not write there with two commands at once", option, directory)
+        yield
+        return
     with _made(directory), locked(directory / LOCK, f"{option} {directory}"):
         yield
 
@@ -211,11 +260,12 @@ def _made(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def staged(directory: Path, *, last: str, stale: tuple[str, ...] = ()) -> Iterator[Path]:
+def staged(directory: AnyPath, *, last: str, stale: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yields a temporary directory that replaces ``directory`` when the block ends without an error.
 
     A new directory appears in one rename. If ``directory`` exists, the files are renamed into it one by one. A process
-    that is killed in between leaves a directory without the file ``last``, which readers treat as incomplete.
+    that is killed in between leaves a directory without the file ``last``, which readers treat as incomplete. The files
+    for a bucket are written to a local disk, and uploaded at the end.
 
     Args:
       directory: the target, which may exist.
@@ -226,6 +276,11 @@ def staged(directory: Path, *, last: str, stale: tuple[str, ...] = ()) -> Iterat
       InputError: another process is writing there.
       OSError: the directory cannot be written.
     """
+    if not isinstance(directory, Path):
+        with scratch() as stage:
+            yield stage
+            _upload(stage, directory, last, stale)
+        return
     directory = Path(os.path.realpath(directory))
     # An existing directory is not replaced even if it is empty: it may be a mount, or have its own permissions.
     existing = directory.is_dir()
@@ -244,6 +299,22 @@ def staged(directory: Path, *, last: str, stale: tuple[str, ...] = ()) -> Iterat
             _sync(parent)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+def _upload(stage: Path, directory: AnyPath, last: str, stale: tuple[str, ...]) -> None:
+    """Replaces a directory in a bucket as ``_move_files`` does."""
+    remove(directory / last)
+    new = {path.name: path for path in stage.iterdir()}
+    with reaching(directory):
+        old = list(directory.iterdir()) if directory.is_dir() else []
+        for path in old:
+            replaced = path.name in new and new[path.name].is_dir()
+            if replaced or (path.name not in new and any(fnmatch.fnmatchcase(path.name, name) for name in stale)):
+                remove(path)
+    files = sorted((path for path in stage.rglob("*") if path.is_file()), key=lambda path: (path == stage / last, path))
+    for path in files:
+        with open(path, "rb") as file:
+            upload(file, directory / path.relative_to(stage).as_posix())
 
 
 def _move_files(stage: Path, directory: Path, last: str, stale: tuple[str, ...]) -> None:

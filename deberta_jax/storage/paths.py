@@ -1,5 +1,6 @@
 """Handles local and remote paths, lists what they hold, and explains errors of the operating system."""
 
+import contextlib
 import errno
 import fnmatch
 import glob
@@ -70,11 +71,21 @@ def may_pass(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _PASSING
+    if _is_forbidden(error):
+        return False
     # Clients of buckets: those of HTTP have a status, and their errors of connections are an OSError without a number.
     code = getattr(error, "code", None) or getattr(error, "status", None)
     if isinstance(code, int):
         return code in (408, 429) or code >= 500
     return isinstance(error, OSError) and not isinstance(error, PermissionError | FileNotFoundError)
+
+
+def _is_forbidden(error: BaseException) -> bool:
+    """Returns whether a client of a bucket says that a permission or the credentials are missing."""
+    return str(error).startswith("Forbidden") or type(error).__name__ in (
+        "DefaultCredentialsError",
+        "NoCredentialsError",
+    )
 
 
 def is_remote(path: str | os.PathLike[str], schemes: tuple[str, ...] = ("gs", "s3")) -> bool:
@@ -98,17 +109,38 @@ def as_path(name: str | os.PathLike[str]) -> AnyPath:
         return Path(name).expanduser()
     from etils import epath  # slow to import; only remote paths need it
 
+    _ask_always()
     return epath.Path(str(name))
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """Returns the client of a bucket, as fsspec has it, and the name of a URL in it. Raises ImportError."""
+    import fsspec  # slow to import; only remote paths need it
+
+    _ask_always()
+    return fsspec.core.url_to_fs(url)
+
+
+def _ask_always() -> None:
+    """Makes the clients of buckets list a directory anew each time: other processes write there too."""
+    with contextlib.suppress(ImportError):  # the client that is missing is named when it is used
+        from fsspec.config import conf
+
+        for scheme in ("gs", "gcs", "s3"):
+            conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
 
 
 @contextmanager
 def reaching(path: str | os.PathLike[str]) -> Iterator[AnyPath]:
-    """Yields a remote path. Converts errors of the remote client inside the block to errors of one line.
+    """Yields a path. If it is remote, errors of the client inside the block are converted to errors of one line.
 
     Raises:
       InputError: there is nothing of that name, a permission is missing, or the client is not installed.
       RunAgainError: the network or the service fails, which may be over when the same command is run again.
     """
+    if not is_remote(path):
+        yield as_path(path)
+        return
     try:
         yield as_path(path)
     except (InputError, RunAgainError, TypeError, AttributeError, LookupError, AssertionError):
@@ -116,10 +148,40 @@ def reaching(path: str | os.PathLike[str]) -> Iterator[AnyPath]:
     except FileNotFoundError:
         raise InputError(f"{path}: there is nothing of that name") from None
     except ImportError as error:
-        raise InputError(f"{path}: {error}; pip install 'deberta_jax[gcs]', or use a local directory") from None
+        extra = str(path).partition(":")[0].replace("gs", "gcs")
+        raise InputError(f"{path}: {error}; pip install 'deberta_jax[{extra}]', or use a local directory") from None
     except Exception as error:  # from the client, its transport or its credentials: the path cannot be reached
         kind = RunAgainError if may_pass(error) else InputError
-        raise kind(f"{path}: cannot be reached ({' '.join(str(error).split())[:200]})") from None
+        raise kind(f"{path}: {_unreachable(error)}") from None
+
+
+# The packages whose errors are those of a bucket's client, its transport or its credentials.
+_CLIENTS = {"gcsfs", "s3fs", "aiohttp", "google", "botocore", "aiobotocore", "requests", "urllib3"}
+
+
+def client_error(error: BaseException) -> InputError | RunAgainError | None:
+    """Converts an error that the client of a bucket raised to one of one line; returns None for other errors."""
+    names = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    if not names & _CLIENTS and not _is_forbidden(error):
+        return None
+    return (RunAgainError if may_pass(error) else InputError)(f"a bucket {_unreachable(error)}")
+
+
+def _unreachable(error: BaseException) -> str:
+    """Returns why a bucket cannot be used and what to do, as a phrase."""
+    why = " ".join(str(error).split())[:200] or type(error).__name__
+    if may_pass(error):
+        return f"cannot be reached ({why}); run the same command again"
+    if _is_forbidden(error) or isinstance(error, PermissionError):
+        return f"cannot be used ({why}); give this account the permission to read, write, list and delete objects"
+    return f"cannot be reached ({why})"
+
+
+def beside(path: str, name: str) -> str:
+    """Returns the path or URL of another file in the same directory."""
+    if not is_remote(path):
+        return str(Path(path).with_name(name))
+    return f"{path.rpartition('/')[0]}/{name}"
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:

@@ -208,7 +208,7 @@ def read_json_lines(path: str | os.PathLike[str], most: int = LOG) -> list[dict[
       InputError: as ``read_bytes``.
     """
     values = []
-    if os.path.lexists(path) or is_remote(path):
+    if _is_there(path):
         for line in read_bytes(path, most).splitlines():
             try:
                 value = parse_json(line.decode("utf-8"), str(path))
@@ -218,6 +218,11 @@ def read_json_lines(path: str | os.PathLike[str], most: int = LOG) -> list[dict[
                 break
             values.append(value)
     return values
+
+
+def _is_there(path: str | os.PathLike[str]) -> bool:
+    with reaching(path) as found:
+        return found.exists() if is_remote(path) else os.path.lexists(path)
 
 
 def mapped_array(path: str | os.PathLike[str], dtype: np.dtype) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Writes lines that take hours to compute, so that a command that was killed goes on where it was."""
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -9,13 +10,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from deberta_jax.errors import InputError
-from deberta_jax.storage.files import make_private_directory, remove, write_json, writing
-from deberta_jax.storage.outputs import check_output_file, lock_beside, locked, output_text
-from deberta_jax.storage.paths import descriptor, explain, is_stream
+from deberta_jax.storage.files import make_private_directory, remove, upload, write_json, writing
+from deberta_jax.storage.outputs import cache_directory, check_output_file, lock_beside, locked, output_text, scratch
+from deberta_jax.storage.paths import descriptor, explain, is_remote, is_stream
 from deberta_jax.storage.readers import read_json
 
 _log = logging.getLogger(__name__)
@@ -65,9 +66,9 @@ def resumable_lines(
 ) -> Iterator[Lines]:
     """Yields lines that become the file ``name`` when the block ends without an error.
 
-    Until then they are kept in the directory ``.NAME.unfinished`` beside it. If the process is killed or interrupted,
-    the same command finds them there. After an InputError they are removed. ``-``, pipes and devices are written as the
-    lines come.
+    Until then they are kept in the directory ``.NAME.unfinished`` beside it, or for an object in a bucket in the cache
+    of this user. If the process is killed or interrupted, the same command finds them there. After an InputError they
+    are removed. ``-``, pipes and devices are written as the lines come.
 
     Args:
       option: the option that the name was given by, for messages.
@@ -84,9 +85,10 @@ def resumable_lines(
             yield Lines(stream)
         return
     check_output_file(option, name)
-    target = Path(os.path.realpath(path))
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    with locked(lock_beside(target), f"{option} {name}"):
+    with contextlib.ExitStack() as stack:
+        target = _name_in_cache(stack, name) if is_remote(name) else Path(os.path.realpath(path))
+        unfinished = target.with_name(f".{target.name}.unfinished")
+        stack.enter_context(locked(lock_beside(target), f"{option} {name}"))
         try:
             begun = _begun(unfinished, command)
             with _removed_after_bad_input(unfinished):
@@ -95,13 +97,24 @@ def resumable_lines(
                     if lines.count:
                         _log.info("%s %s: an interrupted command has left %d lines", option, name, lines.count)
                     yield lines
-                _put(unfinished / _LINES, target, finish)
+                _put(unfinished / _LINES, name if is_remote(name) else target, finish)
         except OSError as error:
             raise InputError(f"{option} {explain(error)}") from None
         except KeyboardInterrupt:
             _log.info("%s %s: the same command goes on where it was", option, name)
             raise
         remove(unfinished)
+
+
+def _name_in_cache(stack: contextlib.ExitStack, url: str) -> Path:
+    """Returns a path in the cache of this user that stands for an object; without a cache in a temporary directory."""
+    cache = cache_directory()
+    home = stack.enter_context(scratch()) if cache is None else cache / "unfinished"
+    try:
+        make_private_directory(home)
+    except OSError as error:
+        raise InputError(explain(error)) from None
+    return home / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{PurePosixPath(url).name}"
 
 
 @contextmanager
@@ -114,11 +127,19 @@ def _removed_after_bad_input(unfinished: Path) -> Iterator[None]:
         raise
 
 
-def _put(lines: Path, target: Path, finish: Finish | None) -> None:
-    """Puts complete lines, or the file made of them, in place. It takes the permissions of a file that it replaces."""
+def _put(lines: Path, target: str | Path, finish: Finish | None) -> None:
+    """Puts complete lines, or the file made of them, in place. It takes the permissions of a file that it replaces.
+
+    Args:
+      target: a local path, or the URL of an object.
+    """
     if finish is not None:
         with lines.open("rb") as file, writing(target) as out:
             finish(file, out)
+        return
+    if not isinstance(target, Path):
+        with lines.open("rb") as file:
+            upload(file, target)
         return
     if target.exists():
         shutil.copymode(target, lines)

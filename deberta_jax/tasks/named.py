@@ -10,9 +10,10 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
+from deberta_jax import storage
 from deberta_jax.data import conversions
 from deberta_jax.data.conll import read_conll
 from deberta_jax.data.delimited import tab_separated, table_of_lines
@@ -223,7 +224,7 @@ def find_file(task: str, directory: str, split: str) -> str:
     if path:
         return path
     hits: dict[int, list[str]] = {}
-    for archive in _archives(task, Path(directory)):
+    for archive in _archives(task, storage.as_path(directory)):
         for folder in sorted({folder for name in members(archive) for folder in PurePosixPath(name).parents}):
             path = _find(str(archive / folder), stems)
             if path:
@@ -245,11 +246,13 @@ def _find(directory: str, stems: Sequence[str]) -> str | None:
     return next((path for path in paths if found(path)), None)
 
 
-def _archives(task: str, directory: Path) -> list[Path]:
+def _archives(task: str, directory: storage.AnyPath) -> list[storage.AnyPath]:
     """Returns a zip, or the zips in a directory whose names begin with the task's: SST-2.zip, QQP-clean.zip."""
-    if directory.suffix == ".zip" and directory.is_file():
-        return [directory]
-    return [file for file in sorted(directory.glob("*.zip")) if re.sub(r"\W", "", file.stem.lower()).startswith(task)]
+    with storage.reaching(directory):
+        if directory.suffix == ".zip" and directory.is_file():
+            return [directory]
+        archives = sorted(directory.glob("*.zip"))
+    return [file for file in archives if re.sub(r"\W", "", file.stem.lower()).startswith(task)]
 
 
 def read_task(task: str, paths: Sequence[str], delimiter: str = "") -> Table:

@@ -1,7 +1,8 @@
 """Saves and restores states of a run with Orbax: in the background, whole or not at all, onto any mesh.
 
 The digests of a state's files are listed in its ``checksums.json`` in the background as well, after Orbax has written
-the last file. A state is compared with them, in full, before it is restored.
+the last file. A state is compared with them, in full, before it is restored. In a bucket, which compares the digests of
+what it receives and returns by itself, there is no such list.
 """
 
 import contextlib
@@ -28,7 +29,10 @@ from deberta_jax.weights.orbax_library import ocp
 _log = logging.getLogger(__name__)
 
 # Orbax's form of a JSON item is this one file.
-_RECORD = Path("record", "metadata")
+_RECORD = "record/metadata"
+
+# Orbax marks a state in a bucket as complete with this object, as nothing can be renamed there.
+_MARK = "commit_success.txt"
 
 # What the reason of a failed write has where nothing but a user can change it.
 _STAYS = ("no space", "quota", "denied", "not permitted", "read-only", "too large", "not_found", "not found")
@@ -45,9 +49,12 @@ class Checkpoints:
       InputError: the directory cannot be used.
     """
 
-    def __init__(self, directory: str | Path, keep: int = 1):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self.directory = Path(directory).absolute()
+    def __init__(self, directory: str | storage.AnyPath, keep: int = 1):
+        remote = storage.is_remote(directory)
+        # Objects are removed one by one: see ``_drop_old``.
+        options = ocp.CheckpointManagerOptions(max_to_keep=None if remote else keep, create=True)
+        self._keep = keep if remote else 0
+        self.directory: storage.AnyPath = storage.as_path(directory) if remote else Path(directory).absolute()
         self._background: threading.Thread | None = None
         self._failed: BaseException | None = None
         # Orbax logs each error of a thread with several tracebacks before it raises the error.
@@ -110,6 +117,7 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record or {}))  # pyright: ignore
         with self._writing():
             self._wait()
+            self._drop_old()
             self.manager.save(step, args=items)
         self._background = threading.Thread(target=self._list_digests, args=(step,), name=f"digests of state {step}")
         self._background.start()
@@ -152,9 +160,20 @@ class Checkpoints:
                     # A state without a list is used; one that differs from its list is not.
                     storage.remove(directory / storage.CHECKSUMS)
                     storage.write_json(directory / _RECORD, record)
-                storage.write_checksums(directory)
+                if isinstance(directory, Path):
+                    storage.write_checksums(directory)
         except BaseException as error:
             self._failed = error
+
+    def _drop_old(self) -> None:
+        """Removes the states of a bucket that are not kept. All processes must call.
+
+        The object that marks a state as complete is removed first, so that no reader takes a part for a state.
+        """
+        for step in sorted(self.manager.all_steps())[: -self._keep] if self._keep else ():
+            if is_writer():
+                storage.remove(self.directory / str(step) / _MARK)
+            self.manager.delete(step)
 
     def _wait(self) -> None:
         """Waits until the last state is written. Raises the error that prevented it."""
@@ -170,6 +189,8 @@ class Checkpoints:
         """Converts errors of writing inside the block to a one-line InputError or RunAgainError."""
         try:
             yield
+        except RunAgainError as error:
+            raise RunAgainError(f"{self.directory}: a state could not be written ({error})") from error
         except (OSError, ValueError) as error:
             why = storage.explain(error) if isinstance(error, OSError) else brief(error, 200)
             latest = self.latest()
@@ -241,7 +262,7 @@ class Checkpoints:
         if is_writer():
             try:
                 why = storage.find_damage(directory)
-                if not (directory / storage.CHECKSUMS).is_file():
+                if isinstance(directory, Path) and not (directory / storage.CHECKSUMS).is_file():
                     _log.info("%s: no %s there; its files are not compared", directory, storage.CHECKSUMS)
             except InputError as error:
                 why = str(error)
@@ -299,6 +320,7 @@ class Checkpoints:
             with self._writing():
                 self._wait()
                 self.manager.wait_until_finished()
+                self._drop_old()
         except BaseException:
             with contextlib.suppress(OSError, ValueError):  # the same error once more
                 self.manager.close()
@@ -341,7 +363,7 @@ def _without_unraisable() -> Iterator[None]:
             sys.unraisablehook = before
 
 
-def _check_arrays(directory: Path, like: TrainState) -> None:
+def _check_arrays(directory: storage.AnyPath, like: TrainState) -> None:
     """Checks shapes and dtypes of the saved arrays; Orbax would convert dtypes without a word.
 
     Raises:

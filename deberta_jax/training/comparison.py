@@ -35,7 +35,7 @@ class Run:
       metric: the metric that selected that checkpoint.
     """
 
-    directory: Path
+    directory: storage.AnyPath
     settings: Mapping[str, Any]
     seed: int
     metrics: Mapping[str, float | None] | None
@@ -54,7 +54,7 @@ class Group:
 
     settings: Mapping[str, Any]
     runs: tuple[Run, ...]
-    unfinished: tuple[Path, ...]
+    unfinished: tuple[storage.AnyPath, ...]
 
     @property
     def seeds(self) -> list[int]:
@@ -187,7 +187,7 @@ def check_ending(path: str) -> str:
     return kind
 
 
-def compare(directories: Sequence[str | Path]) -> Comparison:
+def compare(directories: Sequence[str | storage.AnyPath]) -> Comparison:
     """Compares runs by the files in their directories.
 
     Args:
@@ -198,7 +198,7 @@ def compare(directories: Sequence[str | Path]) -> Comparison:
     """
     if isinstance(directories, str | Path) or not directories:
         raise InputError("compare: give the directories of one or more runs")
-    found = {path.resolve(): path for name in directories for path in run_directories(Path(name))}
+    found = {path.resolve(): path for name in directories for path in run_directories(storage.as_path(name))}
     runs = [read_run(path) for path in found.values()]
     kinds = {run.settings["job"] for run in runs}
     if len(kinds) > 1:
@@ -222,17 +222,18 @@ def compare(directories: Sequence[str | Path]) -> Comparison:
     return Comparison(metric, ordered, _best_first(made, metric))
 
 
-def run_directories(directory: Path) -> list[Path]:
+def run_directories(directory: storage.AnyPath) -> list[storage.AnyPath]:
     """Returns the directory of a run, or those of all runs below it. Raises InputError if there are none."""
-    if (directory / "experiment.json").is_file():
-        return [directory]
-    below = sorted(path.parent for path in directory.rglob("experiment.json"))
+    with storage.reaching(directory):
+        if (directory / "experiment.json").is_file():
+            return [directory]
+    below = [path.parent for path in storage.files_below(directory, "experiment.json")]
     if not below:
         raise InputError(f"{directory}: holds no run, nor does a directory below it; give directories of runs")
     return below
 
 
-def read_run(directory: Path) -> Run:
+def read_run(directory: storage.AnyPath) -> Run:
     """Reads what a run's directory says of it. Raises InputError if its files are damaged."""
     record = storage.read_record(directory / "experiment.json", {"job": str, "experiment": dict, "data": dict})
     kinds = {kind.__name__: kind for kind in (Finetune, PretrainMLM, PretrainRTD)}

@@ -6,7 +6,6 @@ import math
 import os
 import signal
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from deberta_jax import storage
@@ -46,7 +45,7 @@ class Result:
     stopped: signal.Signals | None = None
 
 
-def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None:
+def check_directory(directory: storage.AnyPath, record: Mapping[str, Any]) -> Result | None:
     """Checks that a run may write to a directory.
 
     Returns:
@@ -55,8 +54,16 @@ def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None
     Raises:
       InputError: the directory holds something else, another run or damaged files, or ``--resume never`` forbids to
         continue.
+      RunAgainError: a bucket cannot be reached now.
     """
+    _check_bucket(directory, record)
     storage.check_output_directory("--output", directory)
+    with storage.reaching(directory):
+        return _found(directory, record)
+
+
+def _found(directory: storage.AnyPath, record: Mapping[str, Any]) -> Result | None:
+    """Returns what ``check_directory`` does, of a directory that can be written."""
     if not directory.exists():
         return None
     saved = directory / "experiment.json"
@@ -93,7 +100,19 @@ def check_directory(directory: Path, record: Mapping[str, Any]) -> Result | None
     return found
 
 
-def _check_files(directory: Path) -> None:
+def _check_bucket(directory: storage.AnyPath, record: Mapping[str, Any]) -> None:
+    """Checks that a run can write all that it writes to a bucket. Raises InputError for what goes to disks alone.
+
+    Orbax writes states to ``gs://`` and to disks.
+    """
+    if not storage.is_url("--output", directory, ("gs",)):
+        return
+    for name in ("profile", "tensorboard"):
+        if record["runtime"].get(name):
+            raise InputError(f"--{name}: is written to local disks alone; leave it out, or give a local --output")
+
+
+def _check_files(directory: storage.AnyPath) -> None:
     """Checks that the files that a run writes, where they exist, are files. Raises InputError for another thing."""
     for name in _FILES:
         path = directory / name
@@ -104,7 +123,7 @@ def _check_files(directory: Path) -> None:
         raise InputError(f"{states}: is no directory; delete it, and run the same command again")
 
 
-def result_of(finished: Path) -> Result | None:
+def result_of(finished: storage.AnyPath) -> Result | None:
     """Returns the result of a run that has finished, or None. Raises InputError if the file is damaged."""
     if not finished.is_file():
         return None
@@ -120,14 +139,14 @@ def result_of(finished: Path) -> Result | None:
     return Result(found["step"], found["metrics"])
 
 
-def incomplete_model(directory: Path, record: Mapping[str, Any]) -> str | None:
+def incomplete_model(directory: storage.AnyPath, record: Mapping[str, Any]) -> str | None:
     """Returns what the best model of a run lacks, as a phrase that names the file; None if it is complete."""
     names = ("generator", "discriminator") if record["job"] == "PretrainRTD" else (".",)
     found = (find_incomplete(directory / name) for name in names)
     return next((phrase for phrase in found if phrase is not None), None)
 
 
-def lost_model(directory: Path, incomplete: str, step: int, state: int | None) -> str:
+def lost_model(directory: storage.AnyPath, incomplete: str, step: int, state: int | None) -> str:
     """Returns the message for a best model that cannot be made again.
 
     Args:

@@ -226,7 +226,7 @@ def any_process(found: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(found))))
 
 
-def check_shared(directory: Path, found: bool) -> None:
+def check_shared(directory: storage.AnyPath, found: bool) -> None:
     """Checks that all processes found the same in the run's directory. All must call.
 
     Raises:
@@ -244,7 +244,7 @@ def check_shared(directory: Path, found: bool) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
+def alone_in(directory: storage.AnyPath) -> Iterator[None]:
     """Locks a run's directory against other runs; the writer does so for all processes of this run.
 
     Raises:

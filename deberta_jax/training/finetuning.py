@@ -1,7 +1,6 @@
 """Fine-tunes a model on a task of any kind: makes the run's ``Job`` from files and a model directory, and runs it."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ def plan_finetune(experiment: Finetune) -> tuple[Finetune, Job]:
     return resolved.experiment, make_job(resolved, directory)
 
 
-def make_job(resolved: ResolvedExperiment, directory: Path) -> Job:
+def make_job(resolved: ResolvedExperiment, directory: storage.AnyPath) -> Job:
     """Returns a job that is ready for its first step. Writes only the cache of tokens."""
     e, held_out, inputs = resolved.experiment, resolved.held_out, read_inputs(resolved)
     task, tokenizer, mesh, batches = inputs.task, inputs.tokenizer, inputs.mesh, inputs.batches

@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -43,7 +42,7 @@ class RunLog:
     log.jsonl has one object a line. Every ``every`` steps: ``step``, ``learning_rate``, the means since the last line
     of ``loss``, ``gradient_norm`` and ``padding``, and the speed since then: ``tokens_per_second`` without padding,
     ``examples_per_second``, and ``mfu`` and ``peak_memory`` where they are known. After each evaluation:
-    ``{"step", "eval": {...}}``.
+    ``{"step", "eval": {...}}``. In a bucket, whose objects cannot be appended to, ``flush`` writes the lines.
 
     Args:
       learning_rate: the schedule.
@@ -59,7 +58,7 @@ class RunLog:
 
     def __init__(
         self,
-        directory: Path,
+        directory: storage.AnyPath,
         total: int,
         every: int,
         learning_rate: Callable[[int], Any],
@@ -76,7 +75,7 @@ class RunLog:
         self.every = every
         self.learning_rate = learning_rate
         self.flops, self.peak, self.writer, self.sinks = flops, peak, writer, sinks
-        self.entries = _read_entries(self.path, start, evaluated)
+        self.entries, self.flushed = _read_entries(self.path, start, evaluated), True
         if writer:
             storage.write_json_lines(self.path, self.entries)
         self.bar = progress_bar(
@@ -155,9 +154,16 @@ class RunLog:
         if self.writer:
             tqdm.write(f"step {step}: {shown}", file=sys.stderr)
 
+    def flush(self) -> None:
+        """Writes the lines that are kept in memory. Raises as ``storage.write_json_lines``."""
+        if not self.flushed:
+            storage.write_json_lines(self.path, self.entries)
+            self.flushed = True
+
     def close(self) -> None:
-        """Closes the progress bar and the sinks."""
+        """Writes what ``flush`` does, and closes the progress bar and the sinks."""
         self.bar.close()
+        self.flush()
         for sink in self.sinks:
             sink.close()
 
@@ -165,19 +171,22 @@ class RunLog:
         self.entries.append(entry)
         if not self.writer:
             return
-        storage.append_json_line(self.path, entry)
+        if storage.is_remote(self.path):
+            self.flushed = False
+        else:
+            storage.append_json_line(self.path, entry)
         flat = {f"eval/{k}": v for k, v in entry["eval"].items()} if "eval" in entry else dict(entry)
         figures = {name: value for name, value in flat.items() if value is not None and name != "step"}
         for sink in self.sinks:
             sink.write(entry["step"], figures)
 
-    def draw(self, path: Path, metric: str) -> None:
+    def draw(self, path: storage.AnyPath, metric: str) -> None:
         """Writes the curves as a PNG, or logs why it cannot."""
         if self.writer:
             write_curves(path, self.entries, metric)
 
 
-def _read_entries(path: Path, start: int, evaluated: int) -> list[dict[str, Any]]:
+def _read_entries(path: storage.AnyPath, start: int, evaluated: int) -> list[dict[str, Any]]:
     """Returns the entries of a log up to the steps that a run continues from.
 
     A line that a kill cut short is left out; its step is taken again. Of a log that is damaged before its end the lines

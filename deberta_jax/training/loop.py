@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -85,7 +84,7 @@ class Job:
       evaluate_first: whether to evaluate before the first step as well.
     """
 
-    directory: Path
+    directory: storage.AnyPath
     record: dict[str, Any]
     objective: Objective
     mesh: Mesh
@@ -111,7 +110,7 @@ def prepare_job(job: Job) -> PreparedStep:
     return prepare_step(job.objective, job.mesh, len(job.batches), accumulate=job.runtime.accumulate)
 
 
-def run_job(directory: Path, record: Mapping[str, Any], make_job: Callable[[], Job]) -> Result:
+def run_job(directory: storage.AnyPath, record: Mapping[str, Any], make_job: Callable[[], Job]) -> Result:
     """Starts or continues the run in a directory; for one that has finished, returns its result.
 
     Args:
@@ -208,7 +207,7 @@ class _Run:
         _log.info("going on from step %d of %d", self.step, self.total)
         return state
 
-    def _open_checkpoints(self, saved: Checkpoints | None, states: Path) -> Checkpoints | None:
+    def _open_checkpoints(self, saved: Checkpoints | None, states: storage.AnyPath) -> Checkpoints | None:
         """Returns the manager of the run's states; None where none are to be saved."""
         keep = self.job.runtime.keep_state
         if keep:
@@ -376,6 +375,7 @@ class _Run:
 
     def _save(self) -> None:
         self._check_finite()
+        self.log.flush()  # before the state: the lines up to its step are there when a run goes on from it
         self.session.update(self.step)
         if self.checkpoints is None:
             return
@@ -387,7 +387,7 @@ class _Run:
             self.saved_step = self.step
         self.saved_at = time.perf_counter()
 
-    def _keep_batch(self, step: int) -> Path:
+    def _keep_batch(self, step: int) -> storage.AnyPath:
         """Writes this process's rows of the batch of a step."""
         path = self.job.directory / f"not_finite_step_{step + 1}.npz"
         if is_writer():

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +18,9 @@ from deberta_jax.weights.safetensors_file import Pending, write_safetensors
 _log = logging.getLogger(__name__)
 
 
-def save_adapter(directory: Path, model: Model, params: Mapping[str, Any], lora: Lora, base_model: str) -> None:
+def save_adapter(
+    directory: storage.AnyPath, model: Model, params: Mapping[str, Any], lora: Lora, base_model: str
+) -> None:
     """Writes a peft adapter. With several processes all must call.
 
     Logs a message and writes nothing if a kernel with an update is part of a larger matrix in PyTorch, as query, key
@@ -41,28 +42,26 @@ def save_adapter(directory: Path, model: Model, params: Mapping[str, Any], lora:
     tensors = _updates(params, lora, of_leaf) | _head(params, model, rows)
     if not is_writer():
         return
-    storage.make_directory(directory)
     pending = [Pending(name, a.shape, a.dtype, lambda a=a: a) for name, a in tensors.items()]
-    write_safetensors(directory / "adapter_model.safetensors", pending, {"format": "pt"})
     # The pattern contains the names in front of a module: "output.dense" must not match "attention.output.dense".
     modules = sorted({of_leaf[path].torch.removesuffix(".weight").partition("{i}.")[2] for path in lora.kernels})
-    storage.write_json(
-        directory / "adapter_config.json",
-        {
-            "peft_type": "LORA",
-            "task_type": spec.peft_task,
-            "base_model_name_or_path": base_model,
-            "r": lora.rank,
-            "lora_alpha": lora.alpha,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "inference_mode": True,
-            "fan_in_fan_out": False,
-            "target_modules": rf".*\.layer\.\d+\.({'|'.join(name.replace('.', chr(92) + '.') for name in modules)})",
-            "modules_to_save": list(spec.parts_in(model.config)),
-        },
-    )
-    storage.write_checksums(directory, [directory / "adapter_model.safetensors", directory / "adapter_config.json"])
+    config = {
+        "peft_type": "LORA",
+        "task_type": spec.peft_task,
+        "base_model_name_or_path": base_model,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+        "target_modules": rf".*\.layer\.\d+\.({'|'.join(name.replace('.', chr(92) + '.') for name in modules)})",
+        "modules_to_save": list(spec.parts_in(model.config)),
+    }
+    with storage.staged(directory, last="adapter_config.json") as stage:
+        write_safetensors(stage / "adapter_model.safetensors", pending, {"format": "pt"})
+        storage.write_json(stage / "adapter_config.json", config)
+        storage.write_checksums(stage)
 
 
 def _updates(params: Mapping[str, Any], lora: Lora, of_leaf: Mapping[str, Row]) -> dict[str, np.ndarray]:

@@ -4,7 +4,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ _NAMED_LABELS, _COUNTED_LABELS = 60, 20
 
 
 @contextmanager
-def never_failing(path: Path) -> Iterator[None]:
+def never_failing(path: storage.AnyPath) -> Iterator[None]:
     """Turns any error in its block, which writes ``path``, into a warning of one line."""
     try:
         yield
@@ -48,7 +47,7 @@ def plain(text: object, longest: int = 30) -> str:
     return brief(text, longest).replace("$", r"\$")
 
 
-def write_curves(path: Path, entries: Sequence[Mapping[str, Any]], metric: str) -> None:
+def write_curves(path: storage.AnyPath, entries: Sequence[Mapping[str, Any]], metric: str) -> None:
     """Writes the curves of the entries of a log as a PNG, or logs why it cannot."""
     with never_failing(path):
         figure = curves(entries, metric)

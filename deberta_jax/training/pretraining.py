@@ -46,12 +46,12 @@ def plan_pretrain(experiment: PretrainMLM | PretrainRTD) -> Job:
     return make_job(experiment, record, directory)
 
 
-def make_job(e: PretrainMLM | PretrainRTD, record: dict[str, Any], directory: Path) -> Job:
+def make_job(e: PretrainMLM | PretrainRTD, record: dict[str, Any], directory: storage.AnyPath) -> Job:
     """Returns the job with everything up to its first step; writes nothing."""
     return mlm_job(e, record, directory) if isinstance(e, PretrainMLM) else rtd_job(e, record, directory)
 
 
-def begin(e: Pretraining) -> tuple[dict[str, Any], Path]:
+def begin(e: Pretraining) -> tuple[dict[str, Any], storage.AnyPath]:
     """Checks an experiment and joins its processes. Returns its record and its directory."""
     require(e, "model", "train", "eval", "output")
     start(e.runtime)
@@ -61,7 +61,7 @@ def begin(e: Pretraining) -> tuple[dict[str, Any], Path]:
     return record, storage.output_directory("--output", e.output)
 
 
-def mlm_job(e: PretrainMLM, record: dict[str, Any], directory: Path) -> Job:
+def mlm_job(e: PretrainMLM, record: dict[str, Any], directory: storage.AnyPath) -> Job:
     """Returns the job of a masked-LM pre-training."""
     config = masked_lm_config(e)
     mesh = mesh_of(e.runtime)
@@ -73,7 +73,7 @@ def mlm_job(e: PretrainMLM, record: dict[str, Any], directory: Path) -> Job:
     )
 
 
-def rtd_job(e: PretrainRTD, record: dict[str, Any], directory: Path) -> Job:
+def rtd_job(e: PretrainRTD, record: dict[str, Any], directory: storage.AnyPath) -> Job:
     """Returns the job of a pre-training by replaced-token detection."""
     generator, discriminator = rtd_configs(e)
     mesh = mesh_of(e.runtime)
@@ -101,7 +101,7 @@ def masking_of(e: Pretraining, shown: Literal["80-10-10", "mask"]) -> Masking:
 def language_job(
     e: Pretraining,
     record: dict[str, Any],
-    directory: Path,
+    directory: storage.AnyPath,
     data: PretrainData,
     objective: Objective,
     evaluate: Any,

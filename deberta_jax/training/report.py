@@ -4,7 +4,6 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +29,7 @@ th { text-align: left; background: #f4f4f4; font-weight: 600; } img { max-width:
 """
 
 
-def write_report(directory: Path, metric: str) -> None:
+def write_report(directory: storage.AnyPath, metric: str) -> None:
     """Writes the report, or logs why it cannot.
 
     It reads experiment.json, log.jsonl, result.json, sessions.jsonl and, if it exists, evaluation.json.
@@ -43,7 +42,7 @@ def write_report(directory: Path, metric: str) -> None:
         storage.write_text(path, _page(directory, metric))
 
 
-def complete_report(directory: Path, record: Mapping[str, Any]) -> None:
+def complete_report(directory: storage.AnyPath, record: Mapping[str, Any]) -> None:
     """Writes the report of a run that has finished, and its curves, if the report is missing.
 
     Args:
@@ -61,7 +60,7 @@ def complete_report(directory: Path, record: Mapping[str, Any]) -> None:
         write_report(directory, metric)
 
 
-def _page(directory: Path, metric: str) -> str:
+def _page(directory: storage.AnyPath, metric: str) -> str:
     experiment = storage.read_json(directory / "experiment.json")
     result = storage.read_json(directory / "result.json")
     entries = storage.read_json_lines(directory / "log.jsonl")

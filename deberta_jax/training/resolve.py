@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from deberta_jax import hub, storage
+from deberta_jax import hub
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
@@ -77,8 +77,6 @@ def check_same_tokenizer(option: str, name: str, tokenizer_name: str, tokenizer:
     Raises:
       InputError: it has another tokenizer, so that its ids mean other tokens.
     """
-    if storage.is_remote(name, ("gs",)):  # weights alone are read from there
-        return
     directory = hub.resolve(name, files=hub.TEXT_FILES)
     if not any(all((directory / file).is_file() for file in files) for rule in FILES.values() for files in rule):
         return

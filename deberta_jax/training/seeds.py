@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import statistics
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from deberta_jax import storage
@@ -62,7 +61,7 @@ def spread(values: Mapping[str, float | None], *, lowest_is_best: bool = False) 
     }
 
 
-def read_details(directory: Path) -> dict[str, Any]:
+def read_details(directory: storage.AnyPath) -> dict[str, Any]:
     """Returns the details of a run's last evaluation; {} with a warning if the file is missing or damaged."""
     try:
         return storage.read_json_object(directory / "evaluation.json", storage.LARGE)

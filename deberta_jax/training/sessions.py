@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from deberta_jax import storage
@@ -22,7 +21,9 @@ class SessionLog:
       writer: True for the one process that writes.
     """
 
-    def __init__(self, directory: Path, step: int, facts: Mapping[str, Any], *, began: float, writer: bool = True):
+    def __init__(
+        self, directory: storage.AnyPath, step: int, facts: Mapping[str, Any], *, began: float, writer: bool = True
+    ):
         self._path, self._writer = directory / "sessions.jsonl", writer
         self._earlier = storage.read_json_lines(self._path) if writer else []
         self._began, self._training = began, 0.0

@@ -1,9 +1,9 @@
 """Sends a run's figures to TensorBoard and Weights & Biases; each needs an extra of the package."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.training.experiment import RunOptions
 from deberta_jax.training.logging import Sink
@@ -12,7 +12,7 @@ from deberta_jax.training.logging import Sink
 class TensorBoard:
     """Writes event files to ``directory``."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: storage.AnyPath):
         try:
             from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
         except ImportError:
@@ -48,7 +48,7 @@ class Wandb:
         self.run.finish()
 
 
-def make_sinks(r: RunOptions, directory: Path, identity: str, record: Mapping[str, Any]) -> tuple[Sink, ...]:
+def make_sinks(r: RunOptions, directory: storage.AnyPath, identity: str, record: Mapping[str, Any]) -> tuple[Sink, ...]:
     """Returns the sinks that the run's options ask for. Raises InputError where an extra is not installed."""
     sinks: list[Sink] = []
     if r.tensorboard:

@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from signal import Signals
 from typing import Any
 
@@ -34,7 +33,7 @@ class SweepResult:
     """
 
     comparison: Comparison | None
-    diverged: tuple[Path, ...] = ()
+    diverged: tuple[storage.AnyPath, ...] = ()
     stopped: Signals | None = None
 
 
@@ -77,8 +76,8 @@ def sweep(experiment: Experiment, grid: Mapping[str, Sequence[Any]], *, seeds: i
     experiments = [(d, with_settings(experiment, {**s, "output": str(d)})) for d, s in runs]
     for _, e in experiments:
         e.check()
-    done: list[Path] = []
-    diverged: list[Path] = []
+    done: list[storage.AnyPath] = []
+    diverged: list[storage.AnyPath] = []
     for i, (directory, e) in enumerate(experiments):
         _log.info("run %d of %d: %s", i + 1, len(experiments), directory)
         try:

@@ -17,7 +17,6 @@ modification time that were listed. Anything else that differs is logged.
 
 import logging
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from deberta_jax import storage
@@ -77,7 +76,7 @@ def check_files(directory: AnyPath, check: Check, names: Iterable[str] | None = 
     return _result(directory, entries, full)
 
 
-def find_incomplete(directory: Path) -> str | None:
+def find_incomplete(directory: AnyPath) -> str | None:
     """Returns what a model directory lacks, as a phrase that names the file; None if it can be loaded.
 
     Missing files, and those that are cut short, are found. Other damage is found when the model is loaded.

@@ -54,7 +54,7 @@ def convert(
     Args:
       source: a directory, a file of weights beside its config, an Orbax checkpoint or training state, a peft adapter,
         or a hub id.
-      destination: a new directory, or a model directory, whose files are replaced; for ``orbax`` also ``gs://...``.
+      destination: a new directory, or a model directory, whose files are replaced; for ``orbax`` local or ``gs://``.
       to: ``hf`` writes config.json, model.safetensors and the tokenizer files; ``orbax`` writes config.json, the
         tokenizer files and ``params/``, an Orbax checkpoint of the parameter tree.
       dtype: f32, bf16 or f16; None keeps the dtypes of the file.
@@ -76,8 +76,8 @@ def convert(
       InputError: as ``load``; nothing is written then.
     """
     kind = None if dtype is None else as_dtype(dtype)
-    target = Path(destination).expanduser()
-    _check_destination(destination, target, to, max_shard_size)
+    target = storage.as_path(destination)
+    _check_destination(target, to, max_shard_size)
     key = _head_key(head, id2label, new_head)
     opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model, check="full", rename=rename)
     plan = _plan(opened, head, id2label, key)
@@ -91,11 +91,11 @@ def convert(
     known = opened.architectures if head is None else ()
     config = json_text(hf_config(plan.config, plan.parts, plan.sizes["C"], _widest(tensors), known))
     files = [opened.directory / name for name in TOKENIZER_FILES if (opened.directory / name).is_file()]
-    if storage.is_remote(destination, ("gs",)):
-        with storage.reaching(destination) as path:
-            _to_bucket(path, orbax_leaves(plan, kind, broken, step))
+    if to == "orbax" and not isinstance(target, Path):
+        with storage.reaching(target):
+            _to_bucket(target, orbax_leaves(plan, kind, broken, step))
             _check(broken, opened, strict)
-            write_other_files(path, files, config)
+            write_other_files(target, files, config)
     else:
         with staged_model(target, PARAMS, *TOKENIZER_FILES) as stage:
             if to == "hf":
@@ -120,13 +120,12 @@ def _plan(
     return _with_new_leaves(plan_head(source, request), head, new_head)
 
 
-def _check_destination(destination: str | Path, target: Path, to: str, max_shard_size: str | int) -> None:
+def _check_destination(target: AnyPath, to: str, max_shard_size: str | int) -> None:
     """Raises InputError for a destination that cannot be written, or a size that is not one."""
-    remote = storage.is_remote(destination, ("gs",))
-    if remote and to != "orbax":
-        raise InputError(f"{destination}: a directory for transformers is written to a local disk; give one")
     parse_size(max_shard_size)
-    if not remote:
+    if to == "orbax" and storage.is_remote(target, ("gs",)):  # Orbax writes to no other bucket
+        storage.check_output_directory("", target)
+    else:
         check_free(target, overwrite=False)
 
 

@@ -88,16 +88,13 @@ def load_config(
     """Loads the config of a model directory or hub id without its weights. An adapter has the config of its base.
 
     Args:
-      name: a directory, a file in one, a hub id, or a ``gs://`` URL.
+      name: a directory, a file in one, a hub id, or the URL of one in a bucket.
       revision: branch, tag or commit of a hub id.
       base_model: the base of an adapter; None is the one that its adapter_config.json names.
 
     Raises:
       InputError: there is no such directory or hub id, or its config.json cannot be used.
     """
-    if storage.is_remote(name, ("gs",)):
-        with storage.reaching(name) as path:
-            return _read_config(path, "", None)[0]
     file = hub.split_file(str(name))[1]
     directory = hub.resolve(name, revision=revision, files=["*.json"])
     if _config_file(directory, file or "") is None and (directory / adapters.CONFIG).is_file():
@@ -136,7 +133,7 @@ def open_source(
     check: Check | None = "sampled",
     rename: Sequence[str] = (),
 ) -> Source:
-    """Opens a directory, a file in one, a hub id, or an Orbax checkpoint at ``gs://...``. Reads no weights yet.
+    """Opens a directory or a file in one, local or in a bucket, or a hub id. Reads no weights yet.
 
     Args:
       name: the name of the model.
@@ -154,9 +151,10 @@ def open_source(
     for option, value in (("ignore", ignore), ("rename", rename)):
         if isinstance(value, str):
             raise InputError(f"{option}={value!r}: give a list of patterns")
-    if storage.is_remote(name, ("gs",)):
+    orbax = _orbax_in_bucket(name)
+    if orbax is not None:
         with storage.reaching(name) as path:
-            source = _open_cloud(path, ignore, check)
+            source = _open_orbax(path, orbax, ignore, check)
     else:
         file = hub.split_file(str(name))[1]
         directory = hub.resolve(name, revision=revision)
@@ -194,12 +192,12 @@ def _open_whole(
     return dataclasses.replace(source, checked=checked, notes=(*notes, *source.notes), renamed=bool(rename))
 
 
-def _open_cloud(directory: AnyPath, ignore: Sequence[str], check: Check | None) -> Source:
-    """Opens an Orbax checkpoint in a bucket."""
-    orbax = find_orbax(directory)
-    if orbax is None:
-        raise InputError(f"{directory}: no Orbax checkpoint there; files of any other form must be on a local disk")
-    return _open_orbax(directory, orbax, ignore, check)
+def _orbax_in_bucket(name: str | Path) -> AnyPath | None:
+    """Returns the Orbax checkpoint in a bucket, which is read there; None for files, which are copied first."""
+    if not storage.is_remote(name):
+        return None
+    with storage.reaching(name) as path:
+        return None if path.is_file() or has_standard(path) else find_orbax(path)
 
 
 def _open_orbax(directory: AnyPath, orbax: AnyPath, ignore: Sequence[str], check: Check | None) -> Source:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError
+from deberta_jax.storage import AnyPath
 
 _CONFIG = "config.json"
 _WEIGHTS = (
@@ -18,7 +19,7 @@ _WEIGHTS = (
 )
 
 
-def check_free(directory: Path, *, overwrite: bool) -> None:
+def check_free(directory: AnyPath, *, overwrite: bool) -> None:
     """Checks that a model can be written to a directory.
 
     Args:
@@ -30,14 +31,16 @@ def check_free(directory: Path, *, overwrite: bool) -> None:
     """
     # A process was killed while it replaced a model: config.json, which is removed first, is missing.
     interrupted = any(path.is_dir() for path in storage.partials(directory, directory.resolve().name))
-    there = directory.is_dir() and any(directory.iterdir())
-    if there and not overwrite and not interrupted and not (directory / _CONFIG).is_file():
+    with storage.reaching(directory):
+        there = directory.is_dir() and any(directory.iterdir())
+        model = there and (directory / _CONFIG).is_file()
+    if there and not overwrite and not interrupted and not model:
         raise InputError(f"{directory}: not empty and not a model directory; give a new directory")
     storage.check_output_directory("", directory)
 
 
 @contextmanager
-def staged_model(directory: Path, *stale: str) -> Iterator[Path]:
+def staged_model(directory: AnyPath, *stale: str) -> Iterator[Path]:
     """Yields a temporary directory that becomes or replaces a model directory, as ``storage.staged``.
 
     The digests of its files are listed when the block ends. config.json is moved last. Weights and files named in

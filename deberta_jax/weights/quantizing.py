@@ -74,13 +74,13 @@ def quantize_model(
       InputError: as ``load``; the destination is the source; the model is quantized already; it has NaN or infinity;
         a matrix has no whole blocks; nothing is left to quantize. Nothing is written then.
     """
-    target = Path(destination).expanduser()
+    target = storage.as_path(destination)
     parse_size(max_shard_size)
     check_free(target, overwrite=False)
     opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model, check="full")
     # The float weights would be lost, and no copy of 4 or 8 bits gives them back.
     origins = [opened.directory, *(file.parent for file in opened.checkpoint.files)]
-    if target.resolve() in [Path(origin).resolve() for origin in origins if not storage.is_remote(origin, ("gs",))]:
+    if str(target).rstrip("/") == str(source).rstrip("/") or target.resolve() in [path.resolve() for path in origins]:
         raise InputError(f"{destination}: has the float weights, which would be lost; give another directory")
     plan = plan_all(opened)
     _check_float(plan, opened)

@@ -30,7 +30,7 @@ _NO_WEIGHTS = (
 )
 
 
-def has_standard(directory: Path) -> bool:
+def has_standard(directory: storage.AnyPath) -> bool:
     """Returns whether a directory has weights under a standard name."""
     return any((directory / name).is_file() for name in STANDARD)
 

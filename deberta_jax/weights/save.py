@@ -16,6 +16,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.models import HEADS, Model, spec_of_model
 from deberta_jax.ops.quantization import QuantizedArray, is_compressed
 from deberta_jax.ops.quantized_matrix import QuantizedMatrix
+from deberta_jax.storage import AnyPath
 from deberta_jax.weights import names as table
 from deberta_jax.weights.gathering import on_first_process
 from deberta_jax.weights.output import check_free, staged_model
@@ -209,7 +210,7 @@ def hf_config(
 
 
 def save_pretrained(
-    directory: str | Path,
+    directory: str | AnyPath,
     model: Model,
     params: Mapping[str, Any],
     tokenizer: Any = None,
@@ -228,7 +229,7 @@ def save_pretrained(
     several processes all must call; the first one writes.
 
     Args:
-      directory: a new or empty directory, or one that holds a model.
+      directory: a new or empty directory, or one that holds a model; local, or the URL of one in a bucket.
       model: a model of any head; its config is written.
       params: its parameters, on any devices. Quantized ones are written as they are, as bitsandbytes does.
       tokenizer: an object with ``save(directory)``.
@@ -241,8 +242,9 @@ def save_pretrained(
     Raises:
       InputError: the directory holds other files, the parameters do not belong to the model, or ``max_shard_size`` is
         no size.
+      RunAgainError: a bucket cannot be reached now.
     """
-    target = Path(directory).expanduser()
+    target = storage.as_path(directory)
     check_free(target, overwrite=overwrite)
     head, spec = spec_of_model(model)
     tree = {table.ENCODER: params} if head == "encoder" else params

@@ -81,10 +81,9 @@ def test_back_from_a_bucket_with_the_tokenizer(cloud, source, tmp_path):
 def test_what_a_bucket_cannot_be_is_said_in_one_line(cloud, source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cases = {
-        "written to a local disk": lambda: convert(source, PLACE, to="hf"),
         "give it as text, gs://bucket/models": lambda: convert(source, Path("gs://bucket/models"), to="orbax"),
         "only gs://bucket/directory": lambda: convert(source, "s3://bucket/models", to="orbax"),
-        "no Orbax checkpoint there": lambda: load("gs://bucket/empty"),
+        "gs://bucket/empty: there is nothing of that name": lambda: load("gs://bucket/empty"),
     }
     for message, call in cases.items():
         with pytest.raises(InputError, match=message) as caught:

@@ -37,7 +37,7 @@ class OnnxExport:
         largest output.
     """
 
-    directory: Path
+    directory: storage.AnyPath
     head: str
     dtype: str
     nbytes: int
@@ -89,7 +89,7 @@ def export_onnx(
         raise InputError(f"keep_embeddings is for dtype int8; with {dtype} the embeddings have the dtype of the others")
     for name in ("onnx", "onnxruntime"):
         library(name)
-    target = Path(destination).expanduser()
+    target = storage.as_path(destination)
     check_new(target)
     exported = open_exportable(
         source,

@@ -51,7 +51,7 @@ class StableHloExport:
         the largest output.
     """
 
-    directory: Path
+    directory: storage.AnyPath
     head: str
     lengths: tuple[int, ...]
     nbytes: int
@@ -98,7 +98,7 @@ def export_stablehlo(
         model does.
     """
     check_choice("dtype", dtype, DTYPES)
-    target = Path(destination).expanduser()
+    target = storage.as_path(destination)
     _check_numbers(lengths)
     check_new(target)
     exported = open_exportable(source, head, tokenizer, revision=revision, ignore=ignore, base_model=base_model)
