@@ -222,7 +222,9 @@ def refused(arguments: Sequence[Any], capsys: Any) -> str:
     return lines[0]
 
 
-def start(arguments: Sequence[str], *, devices: int = 1, **environment: str) -> subprocess.Popen[str]:
+def start(
+    arguments: Sequence[str], *, devices: int = 1, cwd: Path | None = None, **environment: str
+) -> subprocess.Popen[str]:
     """The command in a process of its own, on this many simulated devices, compiled as the tests' own programs are."""
     env = {
         **os.environ,
@@ -233,9 +235,8 @@ def start(arguments: Sequence[str], *, devices: int = 1, **environment: str) -> 
         **environment,
     }
     command = [sys.executable, "-m", "deberta_jax.cli.main", *arguments]
-    return subprocess.Popen(
-        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=env, cwd=cwd, text=True, **pipes)
 
 
 def log_of(directory: Path) -> list[dict[str, Any]]:

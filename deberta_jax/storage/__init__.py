@@ -51,6 +51,7 @@ from deberta_jax.storage.outputs import (
 )
 from deberta_jax.storage.paths import (
     AnyPath,
+    absolute,
     as_path,
     beside,
     client_error,
@@ -97,6 +98,7 @@ __all__ = [
     "FileEntry",
     "Lines",
     "StagedFile",
+    "absolute",
     "append_json_line",
     "as_path",
     "beside",

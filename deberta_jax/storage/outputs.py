@@ -137,10 +137,10 @@ def check_output_directory(option: str, name: str | os.PathLike[str]) -> None:
     """
     named = f"{option} {name}".lstrip()
     if is_url(option, name):
+        _check_bucket(named, as_path(name))
         with reaching(name) as remote:
             if remote.is_file():
                 raise InputError(f"{named}: is an object; give the name of a directory")
-        _check_bucket(named, as_path(name))
         return
     directory = Path(name).expanduser()
     nearest = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))

@@ -113,6 +113,11 @@ def as_path(name: str | os.PathLike[str]) -> AnyPath:
     return epath.Path(str(name))
 
 
+def absolute(path: AnyPath) -> AnyPath:
+    """Returns a path that does not depend on the working directory; a URL does not."""
+    return path.absolute() if isinstance(path, Path) else path
+
+
 def file_system(url: str) -> tuple[Any, str]:
     """Returns the client of a bucket, as fsspec has it, and the name of a URL in it. Raises ImportError."""
     import fsspec  # slow to import; only remote paths need it

@@ -80,7 +80,7 @@ def resumable_lines(
       InputError: the file cannot be written, or another process is writing it.
     """
     path = Path(name).expanduser()
-    if name == "-" or descriptor(path) is not None or is_stream(path):
+    if not is_remote(name) and (name == "-" or descriptor(path) is not None or is_stream(path)):
         with output_text(option, name) as stream:
             yield Lines(stream)
         return

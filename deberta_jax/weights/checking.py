@@ -112,7 +112,7 @@ def _result(directory: AnyPath, entries: dict[str, FileEntry], full: bool) -> Ch
         return Checked(line, stale=True)
     what = "every byte" if full else "a sample of the bytes"
     text = f"{directory}: {what} of {found.files} files ({found.size:,} bytes) is as it was written"
-    return Checked(text, frozenset(directory.absolute() / name for name in entries))
+    return Checked(text, frozenset(storage.absolute(directory) / name for name in entries))
 
 
 def _damaged(differences: Sequence[Difference], full: bool) -> list[Difference]:

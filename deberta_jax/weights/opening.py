@@ -74,7 +74,7 @@ class Source:
           InputError: a file is not listed.
         """
         files = [file for checked in self.checked for file in checked.files]
-        for weights in (file.absolute() for file in self.checkpoint.files):
+        for weights in map(storage.absolute, self.checkpoint.files):
             known = any(weights == file or weights in file.parents for file in files)
             if not known and not any(checked.stale for checked in self.checked):
                 raise InputError(
@@ -202,16 +202,16 @@ def _orbax_in_bucket(name: str | Path) -> AnyPath | None:
 
 def _open_orbax(directory: AnyPath, orbax: AnyPath, ignore: Sequence[str], check: Check | None) -> Source:
     """Opens an Orbax checkpoint; its config is in the directory or at most three levels above."""
-    above = (directory, *directory.absolute().parents[:3])
+    above = (directory, *storage.absolute(directory).parents[:3])
     home = next((path for path in above if _config_file(path, "")), directory)
     checked: tuple[Checked, ...] = ()
     if check is not None:
         # The list of a converted checkpoint, and of a step of a training state, is beside the directory of the arrays.
         arrays = next(
-            (path for path in (orbax, orbax.absolute().parent) if (path / storage.CHECKSUMS).is_file()), orbax
+            (path for path in (orbax, storage.absolute(orbax).parent) if (path / storage.CHECKSUMS).is_file()), orbax
         )
         checked = (check_files(arrays, check),)
-        if arrays.absolute() != home.absolute():
+        if storage.absolute(arrays) != storage.absolute(home):
             checked = (*checked, check_files(home, check, ("config.json", *TOKENIZER_FILES)))
     config, raw = _read_config(home, "", None)
     return dataclasses.replace(_make_source(directory, read_orbax(orbax, config), config, raw, ignore), checked=checked)

@@ -108,12 +108,17 @@ def find_orbax(directory: AnyPath) -> AnyPath | None:
     for path in (directory, directory / PARAMS, directory / "state"):
         if (path / _METADATA).is_file():
             return path
-        steps = [step for step in path.iterdir() if step.name.isdecimal()] if path.is_dir() else []
+        steps = [step for step in path.iterdir() if _is_step(step)] if path.is_dir() else []
         for step in sorted(steps, key=lambda step: int(step.name), reverse=True):
             for item in (step, *sorted(p for p in step.iterdir() if p.is_dir())):
                 if (item / _METADATA).is_file() and _leaves_of(item):
                     return item
     return None
+
+
+def _is_step(path: AnyPath) -> bool:
+    """Returns whether a directory is that of a step of a training state. One in a bucket is marked when complete."""
+    return path.name.isdecimal() and (isinstance(path, Path) or (path / "commit_success.txt").is_file())
 
 
 def _leaves_of(directory: AnyPath) -> dict[str, dict[str, Any]]:

@@ -38,6 +38,14 @@ class Bucket(http.server.ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.generation = 0
 
+    def copy(self) -> dict[str, tuple[bytes, int]]:
+        """All objects at one moment."""
+        with self.lock:
+            return dict(self.objects)
+
+    def names(self) -> list[str]:
+        return list(self.copy())
+
     def put(self, name: str, raw: bytes) -> int:
         with self.lock:
             self.generation += 1
@@ -104,8 +112,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def list_objects(self, bucket: str, query: dict[str, str]):
         """With a delimiter, names below a further one are listed as what they begin with."""
         prefix = bucket + query.get("prefix", "")
-        with self.server.lock:
-            found = [(name, *value) for name, value in sorted(self.server.objects.items()) if name.startswith(prefix)]
+        found = [(name, *value) for name, value in sorted(self.server.copy().items()) if name.startswith(prefix)]
         first, end = bucket + query.get("startOffset", ""), query.get("endOffset")
         found = [item for item in found if item[0] >= first and (end is None or item[0] < bucket + end)]
         below = lambda name: query.get("delimiter") and query["delimiter"] in name[len(prefix) :]
