@@ -12,7 +12,6 @@ import json
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from deberta_jax import storage
@@ -154,7 +153,7 @@ class Contents(NamedTuple):
     extra: dict[str, Any]
 
 
-def read_json_object(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def read_json_object(source: str | storage.AnyPath | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Reads a JSON object from a file; a mapping is returned as it is.
 
     Returns:
@@ -165,8 +164,9 @@ def read_json_object(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, 
     """
     if isinstance(source, Mapping):
         return dict(source), "config"
-    path = Path(source)
-    if not path.exists():
+    with storage.reaching(source) as path:
+        there = path.exists()
+    if not there:
         raise InputError(f"{path}: no such file; a model directory needs a config.json")
     return storage.read_json_object(path), str(path)
 

@@ -71,3 +71,49 @@ def test_every_other_module_reads_and_writes_through_this_one():
     assert found == ALLOWED
     own = [accesses(ast.parse(path.read_text(encoding="utf-8"))) for path in (PACKAGE / "storage").glob("*.py")]
     assert len(set().union(*own)) > 10, "the test sees accesses"
+
+
+# Paths that no user gives, and names of files on local disks alone.
+LOCAL = {
+    ("planning/child.py", "Path(sys.argv[1])"),
+    ("serving/app.py", "Path(__file__)"),
+    ("training/demo_text.py", "Path(sysconfig.get_paths()['stdlib'])"),
+    ("compilation.py", "Path('/proc/cpuinfo')"),
+    ("compilation.py", "Path(given)"),  # after a look for "://"
+    ("weights/verification.py", "Path('memory')"),
+    ("weights/orbax_writer.py", "Path(directory)"),  # after is_remote
+    ("weights/orbax_files.py", "Path(directory)"),  # likewise
+    ("training/checkpoints.py", "Path(directory)"),  # likewise
+    ("inference/trained.py", "Path(output)"),  # likewise
+    ("inference/trained.py", "Path(model)"),  # that an output on a local disk may be in
+    ("text/loading.py", "Path(directory)"),  # likewise
+    ("hub.py", "Path(name)"),  # after is_remote
+    ("hub.py", "Path(where)"),  # likewise
+    ("hub.py", "Path(huggingface_hub.snapshot_download(where, revision=revision, allow_patterns=wanted))"),
+    ("inference/prediction.py", "Path(name)"),  # its stem and suffix
+    ("inference/prediction.py", "Path(share.index(output))"),  # is refused in a bucket
+    ("data/files.py", "Path(path)"),  # after is_remote
+    ("data/documents.py", "Path(file)"),  # its suffix
+    ("data/hub_datasets.py", "Path(path)"),  # that the library datasets reads
+    ("data/corpus.py", "Path(names[0])"),  # that is a directory
+    ("training/pretraining.py", "Path(path)"),  # likewise
+}
+PARTS = {"suffix", "stem", "name", "is_dir", "is_file", "parents", "parent"}
+
+
+def conversions(tree: ast.AST) -> set[str]:
+    """Calls of ``Path`` whose result is more than looked at: they cut gs:// to gs:/."""
+    calls = lambda node: isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Path"
+    looked_at = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in PARTS}
+    return {ast.unparse(n) for n in ast.walk(tree) if calls(n) and id(n) not in looked_at}
+
+
+def test_no_name_that_a_user_gives_is_made_a_local_path():
+    found = {
+        (path.relative_to(PACKAGE).as_posix(), call)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if "storage" not in path.parts
+        for call in conversions(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found - LOCAL == set()
+    assert LOCAL - found == set(), "the list is no longer than the code needs"

@@ -49,7 +49,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         )
 
 
-def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def plot(rows: Sequence[dict[str, Any]], path: str) -> None:
     """Draws tokens a second as one bar for each row; the file's suffix chooses the format."""
     done = [r for r in rows if "error" not in r]
     figure = new_figure(9, 1.2 + 0.32 * max(1, len(done)))
@@ -61,4 +61,4 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.margins(x=0.12)
     axes.set_xlabel("tokens of text a second; beside each bar, the share of what matrix products reach here")
     with storage.output_file("--plot", path) as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=150)
+        figure.savefig(file, format=Path(path).suffix[1:], dpi=150)

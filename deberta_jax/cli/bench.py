@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Literal
 
 from deberta_jax.benchmarking.cases import make_cases
@@ -58,4 +57,4 @@ def run(args: Args) -> None:
     if args.record:
         write_rows(rows, args.record)
     if args.plot:
-        plot(rows, Path(args.plot))
+        plot(rows, args.plot)

@@ -1,7 +1,6 @@
 """``deberta-jax plan``: estimates memory, speed and cost of a run by compiling it for devices that are not here."""
 
 import dataclasses
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -35,7 +34,7 @@ def run(args: Args) -> None:
     if args.html:
         with _bar(1) as bar:
             points = scaling_points(found.best, tick=bar.refresh)
-        write_page(Path(args.html), args.model, found.text(), found.best, points)
+        write_page(args.html, args.model, found.text(), found.best, points)
     print_text(json_text(found.to_json()) if args.json else found.text())
 
 

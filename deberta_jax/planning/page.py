@@ -4,7 +4,6 @@ import base64
 import html
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deberta_jax import storage
@@ -21,7 +20,7 @@ pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; } img { max-width: 1
 """
 
 
-def write_page(path: Path, model: str, text: str, plan: Plan, scaling: Sequence[Point]) -> None:
+def write_page(path: str, model: str, text: str, plan: Plan, scaling: Sequence[Point]) -> None:
     """Writes the page, whole or not at all.
 
     Args:

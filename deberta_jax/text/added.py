@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError, brief
@@ -106,7 +105,7 @@ class AddedTokens:
         return json.dumps([asdict(token) for token in self.tokens])
 
 
-def write_tokenizer_json(path: Path, value: object) -> None:
+def write_tokenizer_json(path: storage.AnyPath, value: object) -> None:
     """Writes a value as indented JSON that keeps non-ASCII characters. Raises as `storage.writing`."""
     storage.write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 

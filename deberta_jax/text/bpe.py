@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import tokenizers
@@ -144,9 +143,9 @@ class ByteLevelTokenizer(Tokenizer):
         yield "\n".join(map(" ".join, self.merges)).encode()
         yield bytes([self.add_prefix_space])
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | storage.AnyPath) -> None:
         """Writes vocab.json, merges.txt and tokenizer_config.json."""
-        directory = Path(directory)
+        directory = storage.as_path(directory)
         storage.make_directory(directory)
         special = {name: token.id for name, token in self.added.by_content.items()}
         entries = sorted((self.vocab | special).items(), key=lambda entry: entry[1])

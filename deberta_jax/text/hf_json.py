@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,9 +125,9 @@ class JsonTokenizer(Tokenizer):
     def _identity(self) -> Iterable[bytes]:
         return [json.dumps(self.content, sort_keys=True).encode()]
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | storage.AnyPath) -> None:
         """Writes tokenizer.json and tokenizer_config.json."""
-        directory = Path(directory)
+        directory = storage.as_path(directory)
         storage.make_directory(directory)
         write_tokenizer_json(directory / "tokenizer.json", self.content)
         name = "DebertaTokenizer" if self.kind == "bpe" else "DebertaV2Tokenizer"

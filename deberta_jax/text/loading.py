@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from deberta_jax import storage
+from deberta_jax import hub, storage
 from deberta_jax.errors import InputError, shown
 from deberta_jax.text.added import SPECIALS
 from deberta_jax.text.bpe import ByteLevelTokenizer
@@ -32,7 +32,7 @@ def load_tokenizer(directory: str | Path, *, rule: Rule | None = None) -> Tokeni
     """Loads the tokenizer of a model directory.
 
     Args:
-        directory: a local directory.
+        directory: a directory, local or in a bucket.
         rule: which files to use: "sentencepiece" (spm.model), "bpe" (vocab.json with merges.txt, or bpe_encoder.bin) or
             "tokenizer.json". None uses the first of these, in this order, whose files exist.
 
@@ -42,7 +42,7 @@ def load_tokenizer(directory: str | Path, *, rule: Rule | None = None) -> Tokeni
     Raises:
         InputError: the files are missing, unreadable, or disagree about an id.
     """
-    directory = Path(directory)
+    directory = hub.resolve(directory, files=hub.TEXT_FILES) if storage.is_remote(directory) else Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory; give one that holds spm.model, vocab.json or tokenizer.json")
     if rule is not None and rule not in FILES:

@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Iterable
 from functools import cache
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
@@ -132,9 +131,9 @@ class SentencePieceTokenizer(Tokenizer):
     def _identity(self) -> Iterable[bytes]:
         return [self._processor.serialized_model_proto(), bytes([self.do_lower_case, self.split_by_punct])]
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | storage.AnyPath) -> None:
         """Writes spm.model, added_tokens.json and tokenizer_config.json."""
-        directory = Path(directory)
+        directory = storage.as_path(directory)
         storage.make_directory(directory)
         storage.write_bytes(directory / "spm.model", self._processor.serialized_model_proto())
         # Special tokens that are pieces of the model need no entry. [MASK] is no piece of a released model.

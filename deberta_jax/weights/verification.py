@@ -106,7 +106,7 @@ def verify(
         storage.check_output_file("--record", record)
     opened = open_source(source, revision=revision, ignore=ignore, base_model=base_model, check="full")
     checked = [result.text for result in opened.checked]
-    recorded = _recording(Path(against)) if against is not None and str(against).endswith(".npz") else None
+    recorded = _recording(against) if against is not None and str(against).endswith(".npz") else None
     mine = outputs(opened)
     broken = [name for name, value in mine.items() if not np.isfinite(value).all()]
     if broken:
@@ -163,8 +163,11 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
     return largest if np.isfinite(largest) else float("inf")
 
 
-def _recording(path: Path) -> dict[str, np.ndarray]:
+def _recording(path: str | Path) -> dict[str, np.ndarray]:
     """Returns the arrays of a recording. Each is as large as its part of the file: nothing in it is compressed."""
+    if storage.is_remote(path):
+        folder, _, name = str(path).rpartition("/")
+        path = storage.local_copy(folder, lambda names: [name for found in names if found == name]) / name
     try:
         with storage.mapped(path) as data:
             return {

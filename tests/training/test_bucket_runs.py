@@ -37,7 +37,7 @@ OPTIONS = [
     "--learning-rate",
     "3e-3",
 ]
-OPTIONS += ["--epochs", "2", "--log-every", "1", "--checkpoint-every", "3"]  # 12 steps
+OPTIONS += ["--epochs", "2", "--log-every", "1", "--checkpoint-every", "3", "--batching", "buckets"]  # 12 steps
 IN_BUCKET = ["--model", "gs://bucket/in/model", "--train", "gs://bucket/in/data.zip/train.csv"]
 IN_BUCKET += ["--eval", "gs://bucket/in/eval.csv", "--output", f"gs://{RUN}"]
 
@@ -167,7 +167,7 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_anywhere(home, served, cache, t
     np.testing.assert_allclose(curve(tmp_path), curve(tmp_path / "local"), rtol=1e-5)
     sessions = [json.loads(line) for line in served.objects[f"{RUN}/sessions.jsonl"][0].splitlines()]
     assert [session["processes"] for session in sessions] == [2, 1, 2]
-    assert not [path for path in tmp_path.rglob("gs:*")], "no local directory of that name"
+    assert not list(tmp_path.rglob("gs:*")), "no local directory of that name"
 
     for name, value in bucket.environment(served).items():
         monkeypatch.setenv(name, value)
