@@ -21,7 +21,7 @@ from tests.training.processes import curve, finish, port, wait
 from tests.weights import bucket
 
 pytest.importorskip("gcsfs")
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.long, pytest.mark.system]  # four minutes of two cores
 
 ROOT = str(Path(__file__).parents[2])
 RUN = "bucket/out/run"
