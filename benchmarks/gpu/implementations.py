@@ -62,10 +62,16 @@ def or_interpreted(name: str, request: Request, run: Callable[[Attend], Any]) ->
 
 
 def _interpreted(name: str) -> Attend | None:
-    """Returns the GPU kernel in Pallas' interpreter; None for a name that is not the kernel's."""
+    """Returns the GPU kernel in Pallas' interpreter; None for another name, and where JAX lacks what it needs."""
     if name != "pallas":
         return None
     from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
+    from deberta_jax.ops.attention.pallas.platforms import import_kernels
+
+    try:
+        import_kernels("gpu")
+    except InputError:
+        return None
 
     def run(*arrays: Any, attention_mask: Any, segment_ids: Any, **options: Any) -> jax.Array:
         given = dict(zip(("query", "key", "value", "pos_key", "pos_query", "relative_index"), arrays, strict=True))

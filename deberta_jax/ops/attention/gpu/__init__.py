@@ -1,1 +1,1 @@
-"""Holds the Pallas kernels for GPUs, written for Triton."""
+"""Holds the Pallas kernels for GPUs, written for Mosaic GPU."""

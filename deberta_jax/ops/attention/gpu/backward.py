@@ -1,14 +1,14 @@
-"""Implements the GPU's backward kernels: one for queries, one for keys and values, one for the tables.
+"""Implements the GPU's backward kernels: one for queries and the key table, one for keys, values and the query table.
 
 With dS = P (dP - delta) scale, U = rel_unshift(dS) and W = rel_unshift(dS^T):
 
     d_query = dS k + U table_key        d_table_key = U^T q
     d_key = dS^T q + W table_query      d_table_query = W^T k
 
-There are no atomic additions. Each kernel computes dS again and sums, in a fixed order, what it keeps: a block of
-queries meets all keys, a block of keys all queries, and a window of the tables all pairs of blocks at its offset, of
-all examples. Between far blocks a table's gradient is that of one row: the kernels for queries and keys also return the
-sums of dS along each query, or key, for it.
+There are no atomic additions. A program visits outer blocks of one head, one after the other, and adds what its table
+owes them to an array that is its own; these are summed over the programs afterwards. All sums therefore have a fixed
+order, and the arrays' size depends on the number of programs alone, not on that of tokens. Between far blocks a table's
+gradient is that of one row: the kernels also return the sums of dS along each outer token for it.
 """
 
 from typing import Any
@@ -18,139 +18,105 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from deberta_jax.ops.attention.gpu import block_pair
-from deberta_jax.ops.attention.gpu.block_pair import KernelProgram
-from deberta_jax.ops.attention.pallas.layout import contract
+from deberta_jax.ops.attention.gpu.block_pair import LOG2E, KernelProgram
+from deberta_jax.ops.attention.gpu.warpgroup import Chunks
 from deberta_jax.ops.products import F32
 
 
-def query_gradients(program: KernelProgram) -> None:
-    """Stores d_query of one block of queries."""
-    query, cotangent = (program.load_block(name, program.outer) for name in ("query", "cotangent"))
+def clear_table_gradient(program: KernelProgram, halves: int) -> None:
+    """Stores zeros in the program's own part of the gradient of its table."""
+    if program.has("d_table"):
 
-    def step(state, number, key, scores, after):
-        accumulator, far_sums = state
-        value = program.load_block("value", number)
-        _, d_scores = _weights_and_d_scores(program, number, scores, cotangent, value)
-        rounded = d_scores.astype(key.dtype)
-        accumulator += contract(rounded, key, 1, 0)
-        d_scores = rounded if after is None else d_scores
-        return _add_through_table(program, number, d_scores, after, accumulator, far_sums)
+        def clear(half, nothing):
+            for ref, zeros in zip(_table_sums(program, half), program.group.zeros(), strict=True):
+                program.group.store(ref, zeros)
+            return nothing
 
-    accumulator, far_sums = block_pair.for_each_inner(program, query, step, _zeros(program))
-    program.store_block("d_query", program.outer, accumulator)
-    _store_far_sums(program, far_sums)
+        lax.fori_loop(0, halves, clear, jnp.int32(0))
 
 
-def key_value_gradients(program: KernelProgram) -> None:
-    """Stores d_key and d_value of one block of keys."""
-    key, value = (program.load_block(name, program.outer) for name in ("key", "value"))
-
-    def step(state, number, query, scores, after):
-        (accumulator, far_sums), d_value = state
-        cotangent = program.load_block("cotangent", number)
-        dropped, d_scores = _weights_and_d_scores(program, number, scores, cotangent, value)
-        rounded = d_scores.astype(query.dtype)
-        d_value += contract(dropped.astype(query.dtype), cotangent, 1, 0)
-        accumulator += contract(rounded, query, 1, 0)
-        d_scores = rounded if after is None else d_scores
-        return _add_through_table(program, number, d_scores, after, accumulator, far_sums), d_value
-
-    zeros = _zeros(program)
-    (accumulator, far_sums), d_value = block_pair.for_each_inner(program, key, step, (zeros, zeros[0]))
-    program.store_block("d_key", program.outer, accumulator)
-    program.store_block("d_value", program.outer, d_value)
-    _store_far_sums(program, far_sums)
+def _table_sums(program: KernelProgram, half: Any) -> list[Any]:
+    size, group = program.tiling.block_size, program.group
+    ref, chunk, rows = program.refs["d_table"], group.chunk, pl.ds(half * size, size)
+    return [ref.at[program.part, program.head, rows, pl.ds(n * chunk, chunk)] for n in range(group.chunks)]
 
 
-def table_gradients(make_program: Any, examples: int, offset: Any, part: Any, parts: int) -> dict[str, Any]:
-    """Returns the gradients of the windows at one block offset, [2S,H] float32 by table, over one part of the pairs.
+def gradients(program: KernelProgram) -> None:
+    """Stores d_query of one block of queries, or d_key and d_value of one block of keys, and adds to the table's."""
+    group, refs = program.group, program.refs
+    names = ("query", "cotangent") if program.query_outer else ("key", "value")
+    blocks = [program.block(name, program.outer) for name in names]
+    outer, other = (group.left if group.chunks == 1 else group.left_anew)(blocks[0]), group.left_anew(blocks[1])
+    own = None
+    if program.query_outer:  # one number for each query, the same for all keys
+        own = tuple(group.spread_rows(group.rows(program.numbers(name, program.outer))) for name in _PER_QUERY)
 
-    Args:
-      make_program: (example, query block) -> KernelProgram.
-      examples: number of examples.
-      offset: key block - query block.
-      part, parts: number of this part of the pairs, and of all parts.
-    """
-    first_program = make_program(jnp.int32(0), jnp.int32(0))
-    tiling, refs = first_program.tiling, first_program.refs
-    pairs = tiling.blocks - jnp.abs(offset)
+    def step(state, number, scores, after):
+        gradient, d_value, far_sums = state
+        scores, mask = block_pair.mask_scores(program, scores(outer), number)
+        logsumexp, delta = own or (group.spread_columns(program.numbers(name, number)) for name in _PER_QUERY)
+        weights = jnp.exp2(scores - logsumexp * LOG2E)
+        if mask is not None:
+            weights = jnp.where(mask, weights, 0.0)
+        d_weights, keep = group.times(other, refs["inner_value_buffer"]), block_pair.kept_weights(program, number)
+        if keep is not None:
+            d_weights = jnp.where(keep, d_weights * _inverse(program), 0.0)
+        d_scores = weights * (d_weights - delta) * program.tiling.scale
+        if not program.query_outer:
+            dropped = weights if keep is None else jnp.where(keep, weights * _inverse(program), 0.0)
+            left = group.left_of(refs["tile_buffer"], dropped)
+            d_value = group.add_times(d_value, left, refs["inner_value_buffer"])
+        gradient = group.add_times(gradient, group.left_of(refs["tile_buffer"], d_scores), refs["inner_buffer"])
+        if program.has(program.outer_table):
+            if after is None:
+                gradient = _add_through_table(program, number, d_scores, gradient)
+            else:
+                total = d_scores.sum(axis=1)
+                far_sums = tuple(x + jnp.where(after == side, total, 0.0) for side, x in enumerate(far_sums))
+        return gradient, d_value, far_sums
 
-    def add(sums, program, number):
-        outer, inner = program.load_block("query", program.outer), program.load_block("key", number)
-        block_pair.store_outer_half(program, outer, program.first_halves(number)[0])
-        scores = block_pair.near_scores(program, outer, inner, number)
-        others = program.load_block("cotangent", program.outer), program.load_block("value", number)
-        _, d_scores = _weights_and_d_scores(program, number, scores, *others)
-        block_pair.store_d_scores(program, d_scores.astype(outer.dtype))
-        blocks = {"table_key": outer, "table_query": inner}
-        by_distance = lambda name: block_pair.rel_unshift(program, of_outer=name == "table_key")
-        return {name: total + contract(by_distance(name), blocks[name], 0, 0) for name, total in sums.items()}
-
-    def visit(n, sums):
-        pair = part + n * parts
-        query_block = pair % pairs + jnp.maximum(-offset, 0)
-        program = make_program(pair // pairs, query_block)
-        number = query_block + offset
-        if "ranges" not in refs:
-            return add(sums, program, number)
-        first, end = (refs["ranges"][program.example, query_block, side] for side in (0, 1))
-        has_work = (number >= first) & (number < end)
-        return lax.cond(has_work, lambda s: add(s, program, number), lambda s: s, sums)
-
-    zeros = jnp.zeros((2 * tiling.block_size, tiling.lanes_per_head), F32)
-    sums = {name: zeros for name in ("table_key", "table_query") if name in refs}
-    return lax.fori_loop(0, pl.cdiv(pairs * examples - part, parts), visit, sums)
-
-
-def _weights_and_d_scores(
-    program: KernelProgram, number: Any, scores: Any, cotangent: Any, value: Any
-) -> tuple[Any, Any]:
-    """Returns the weights after dropout and dS, [outer, inner].
-
-    Args:
-      cotangent, value: blocks of the query side and of the key side.
-    """
-    broadcast = (lambda x: x[:, None]) if program.query_outer else (lambda x: x[None, :])
-    queries = program.outer if program.query_outer else number
-    scores, mask = block_pair.mask_scores(program, scores, number)
-    weights = jnp.exp(scores - broadcast(program.load_numbers("logsumexp", queries)))
-    if mask is not None:
-        weights = jnp.where(mask, weights, 0.0)
-    sides = (cotangent, value) if program.query_outer else (value, cotangent)
-    d_weights, dropped = contract(*sides, 1, 1), weights
-    keep = block_pair.kept_weights(program, number)
-    if keep is not None:
-        factor = 1.0 / (1.0 - program.tiling.dropout_rate)
-        dropped, d_weights = jnp.where(keep, weights * factor, 0.0), jnp.where(keep, d_weights * factor, 0.0)
-    d_scores = weights * (d_weights - broadcast(program.load_numbers("delta", queries))) * program.tiling.scale
-    return dropped, d_scores
+    zeros = group.full_rows(0.0)
+    start = (
+        group.zeros(),
+        () if program.query_outer else group.zeros(),
+        (zeros, zeros) if program.has("far_sums") else (),
+    )
+    gradient, d_value, far_sums = block_pair.for_each_inner(program, step, start)
+    for side, total in enumerate(far_sums):
+        group.store(program.far_numbers("far_sums", program.outer, side), total)
+        for number, lanes in enumerate(program.lanes()):
+            row = group.spread_columns(refs["far_rows"].at[side, lanes], (group.size, group.chunk))
+            added = gradient[number] + group.spread_rows(total, group.chunk) * row
+            gradient = (*gradient[:number], added, *gradient[number + 1 :])
+    for name, chunks in ((f"d_{names[0]}", gradient), ("d_value", d_value)):
+        for number, x in enumerate(chunks):
+            group.store(program.block(name, program.outer)[number], x)
 
 
-def _add_through_table(
-    program: KernelProgram, number: Any, d_scores: Any, after: Any, accumulator: Any, far_sums: tuple[Any, Any]
-) -> tuple[Any, tuple[Any, Any]]:
-    """Returns the outer block's gradient with the part through its table, and the sums of dS of far blocks."""
-    if program.outer_table not in program.refs:
-        return accumulator, far_sums
-    if after is None:
-        half, _ = program.first_halves(number)
-        block_pair.store_d_scores(program, d_scores)
-        by_distance = block_pair.rel_unshift(program, of_outer=True)
-        return accumulator + contract(by_distance, program.load_window(program.outer_table, half, 2), 1, 0), far_sums
-    d_sum = d_scores.sum(axis=1)
-    row = program.load_row(program.outer_table, block_pair.far_rows(program, after=after)[0])
-    far_sums = tuple(total + d_sum if side == after else total for side, total in enumerate(far_sums))
-    return accumulator + d_sum[:, None] * row.astype(F32)[None, :], far_sums
+_PER_QUERY = ("logsumexp", "delta")
 
 
-def _zeros(program: KernelProgram) -> tuple[Any, tuple[Any, Any]]:
-    size = program.tiling.block_size
-    zeros = jnp.zeros((size,), F32)
-    return jnp.zeros((size, program.tiling.lanes_per_head), F32), (zeros, zeros)
+def _inverse(program: KernelProgram) -> float:
+    return 1.0 / (1.0 - program.tiling.dropout_rate)
 
 
-def _store_far_sums(program: KernelProgram, far_sums: tuple[Any, Any]) -> None:
-    if "far_sums" in program.refs:
-        for side, total in enumerate(far_sums):
-            tokens = program.tokens(program.outer)
-            program.refs["far_sums"][program.example, program.head, side, tokens] = total
+def _add_through_table(program: KernelProgram, number: Any, d_scores: Any, gradient: Chunks) -> Chunks:
+    """Returns the outer block's gradient with the part through its table, and adds to that table's gradient."""
+    group, refs = program.group, program.refs
+    products, tile = refs["products_buffer"], refs["tile_buffer"]
+    first, _ = program.first_halves(number)
+    rounded = d_scores.astype(group.dtype).astype(F32)
+    group.put_scores(products, rounded)
+    window = refs["window_buffer"]
+    sums = [gradient]
+
+    def through_rows(half, block):
+        sums[0] = group.add_times(sums[0], group.left_half(products, half, tile), window, block)
+
+    block_pair.for_each_half(program, program.outer_table, first, through_rows)
+    outer = program.block("query" if program.query_outer else "key", program.outer)
+    group.fetch(outer, refs["inner_buffer"])
+    for half in range(2):
+        left = group.left_half(products, half, tile, transposed=True)
+        group.add_in_memory(_table_sums(program, first + half), left, refs["inner_buffer"])
+    return sums[0]

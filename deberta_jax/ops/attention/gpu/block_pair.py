@@ -2,29 +2,26 @@
 
     score[i,j] = scale * (q_i.k_j + q_i.table_key[i-j] + k_j.table_query[i-j])
 
-One block is *outer*, kept by a program; the other is *inner*, its loop variable. Score arrays are [outer, inner], S by
-S. Which of the two holds the queries differs from kernel to kernel; everything here is the same for both. The outer
-block meets its table in windows that advance by S rows with each inner block, so each step needs only the new half of
-its products by distance. The inner block is new each time and needs both halves.
-
-Triton has no relative shift within registers. Products by distance are stored in memory that belongs to the program,
-[S,2S] float32, and row a is loaded from column S-1-a on. That memory is small and is rewritten all the time, so that
-most of it should stay in the second-level cache.
+One block is *outer*, kept by a program; the other is *inner*, its loop variable. Score tiles are [outer, inner], S by
+S. Which of the two holds the queries differs from kernel to kernel; everything here is the same for both. Scores are
+in units of log 2: their scale has the factor log2(e), and the softmax takes powers of 2.
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from deberta_jax.ops.attention.dropout import head_random_bits, is_weight_kept
+from deberta_jax.ops.attention.gpu.warpgroup import Chunks, Warpgroup
 from deberta_jax.ops.attention.masks import MASKED_SCORE
-from deberta_jax.ops.attention.pallas.layout import contract
 from deberta_jax.ops.attention.pallas.tiling import Tiling
-from deberta_jax.ops.products import F32
+
+LOG2E = math.log2(math.e)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,43 +29,37 @@ class KernelProgram:
     """Describes what a program works on: one outer block of one example and head.
 
     Attributes:
-      refs: whole arrays by name; ``outer_products`` and ``inner_products`` [programs * S * 2S] and ``d_scores``
-        [programs * S * S] are scratch.
+      refs: whole arrays and the program's buffers, by name.
       query_outer: True if the outer block is one of queries.
-      interpret: True in Pallas' interpreter.
-      slot: number of the program, and of its part of the scratch.
+      group: the operations of this program's threads.
+      part: number of the program among those of its head.
       example, head, outer: numbers of the example, the head and the outer block.
     """
 
     tiling: Tiling
     refs: dict[str, Any]
     query_outer: bool
-    interpret: bool
-    slot: Any
+    group: Warpgroup
+    part: Any
     example: Any
     head: Any
     outer: Any
 
-    def load_block(self, name: str, number: Any) -> Any:
-        """Returns a block [S,H] of query, key or the like."""
-        return self.refs[name][self.example, self.tokens(number), self._lanes()]
+    def block(self, name: str, number: Any) -> list[Any]:
+        """Returns the chunks of a block [S,H] of query, key or the like, in the device's memory."""
+        return [self.refs[name].at[self.example, self.tokens(number), lanes] for lanes in self.lanes()]
 
-    def load_numbers(self, name: str, number: Any) -> Any:
+    def numbers(self, name: str, number: Any) -> Any:
         """Returns a block [S] of an array with one number for each token and head."""
-        return self.refs[name][self.example, self.head, self.tokens(number)]
+        return self.refs[name].at[self.example, self.head, self.tokens(number)]
 
-    def store_block(self, name: str, number: Any, value: Any) -> None:
-        """Stores a block [S,H] of an output."""
-        self.refs[name][self.example, self.tokens(number), self._lanes()] = value.astype(self.refs[name].dtype)
+    def far_numbers(self, name: str, number: Any, side: Any) -> Any:
+        """Returns a block [S] of an array with numbers for each token, head and end of a table, 0 or 1."""
+        return self.refs[name].at[self.example, self.head, side, self.tokens(number)]
 
-    def load_window(self, table: str, half: Any, halves: int = 1) -> Any:
-        """Returns [S * halves, H] of a table by distance, from its half ``half`` on."""
-        size = self.tiling.block_size
-        return self.refs[table][pl.ds(half * size, halves * size), self._lanes()]
-
-    def load_row(self, table: str, number: int) -> Any:
-        """Returns one row [H] of a table by distance."""
-        return self.refs[table][number, self._lanes()]
+    def has(self, name: str) -> bool:
+        """Returns whether there is an array of this name."""
+        return name in self.refs
 
     @property
     def outer_table(self) -> str:
@@ -97,101 +88,73 @@ class KernelProgram:
         """Returns the slice of a block's tokens."""
         return pl.ds(number * self.tiling.block_size, self.tiling.block_size)
 
-    def _lanes(self) -> Any:
-        lanes = self.tiling.lanes_per_head
-        return pl.ds(self.head * lanes, lanes)
+    def lanes(self) -> list[Any]:
+        """Returns the slices of the head's chunks in arrays with all heads side by side."""
+        size, first = self.group.chunk, self.head * self.tiling.lanes_per_head
+        return [pl.ds(first + number * size, size) for number in range(self.group.chunks)]
 
 
-def barrier(program: KernelProgram) -> None:
-    """Waits until all threads of the program have finished their loads and stores so far."""
-    if not program.interpret:
-        plgpu.debug_barrier()
+def for_each_half(program: KernelProgram, table: str, first: Any, visit: Callable[[int, int], Any]) -> None:
+    """Calls ``visit(half, block of the buffer)`` with each half of a window of a table in the window's buffer."""
+    size, group = program.tiling.block_size, program.group
+    buffer = program.refs["window_buffer"]
+
+    def fetch(half, blocks):
+        rows = pl.ds((first + half) * size, blocks * size)
+        group.fetch([program.refs[table].at[rows, lanes] for lanes in program.lanes()], buffer)
+
+    for half in range(2):
+        if half == 0 or group.window_blocks == 1:
+            fetch(half, group.window_blocks)
+        visit(half, half % group.window_blocks)
 
 
-def _indices(rows: int, columns: int) -> tuple[Any, Any]:
-    shape = (rows, columns)
-    return lax.broadcasted_iota(jnp.int32, shape, 0), lax.broadcasted_iota(jnp.int32, shape, 1)
+def near_scores(program: KernelProgram, outer: Chunks, number: Any) -> Any:
+    """Returns the sum of the three terms [S,S], unscaled. The inner block is in its buffer.
 
-
-def store_outer_half(program: KernelProgram, outer: Any, half: Any) -> None:
-    """Stores the products of the outer block with one half of its table; halves alternate in the scratch."""
-    if program.outer_table not in program.refs:
-        return
-    size = program.tiling.block_size
-    row, column = _indices(size, size)
-    at = program.slot * (2 * size * size) + (half & 1) * size + row * (2 * size) + column
-    products = contract(outer, program.load_window(program.outer_table, half), 1, 1)
-    plgpu.store(program.refs["outer_products"].at[at], products)
-
-
-def store_inner(program: KernelProgram, inner: Any, half: Any) -> None:
-    """Stores the products of the inner block with both halves of its window."""
-    if program.inner_table not in program.refs:
-        return
-    size = program.tiling.block_size
-    row, column = _indices(size, 2 * size)
-    at = program.slot * (2 * size * size) + row * (2 * size) + column
-    products = contract(inner, program.load_window(program.inner_table, half, 2), 1, 1)
-    plgpu.store(program.refs["inner_products"].at[at], products)
-
-
-def _add_position_scores(program: KernelProgram, scores: Any, half: Any) -> Any:
-    """Returns the scores plus both position terms, which are loaded from the scratch with a relative shift."""
-    size = program.tiling.block_size
-    row, column = _indices(size, size)
-    start = program.slot * (2 * size * size)
-    if program.outer_table in program.refs:
-        shifted = ((half & 1) * size + size - 1 - row + column) & (2 * size - 1)
-        scores += plgpu.load(program.refs["outer_products"].at[start + row * (2 * size) + shifted])
-    if program.inner_table in program.refs:
-        shifted = size - 1 - column + row
-        scores += plgpu.load(program.refs["inner_products"].at[start + column * (2 * size) + shifted])
+    Leaves the last half of the outer block's window, or both, in the window's buffer.
+    """
+    group, inner, products = program.group, program.refs["inner_buffer"], program.refs["products_buffer"]
+    scores = group.times(outer, inner)
+    halves = dict(zip((program.outer_table, program.inner_table), program.first_halves(number), strict=True))
+    for table, transposed in ((program.inner_table, True), (program.outer_table, False)):
+        if not program.has(table):
+            continue
+        left = group.left_anew([inner.at[n] for n in range(group.chunks)]) if transposed else outer
+        put = lambda half, block, left=left: group.put_products(
+            products, half, group.times(left, program.refs["window_buffer"], block)
+        )
+        for_each_half(program, table, halves[table], put)
+        scores += group.take_scores(products, transposed=transposed)
     return scores
 
 
-def near_scores(program: KernelProgram, outer: Any, inner: Any, number: Any) -> Any:
-    """Returns the sum of the three terms [S,S]. The scratch must hold the first half of the outer block's window."""
-    outer_half, inner_half = program.first_halves(number)
-    store_outer_half(program, outer, outer_half + 1)
-    store_inner(program, inner, inner_half)
-    barrier(program)
-    scores = _add_position_scores(program, contract(outer, inner, 1, 1), outer_half)
-    barrier(program)
-    return scores
-
-
-def far_rows(program: KernelProgram, *, after: bool) -> tuple[int, int]:
-    """Returns the row of the outer and of the inner block's table that far blocks read, after or before the outer."""
-    last = program.tiling.table_rows - 1
-    return (last, 0) if after else (0, last)
-
-
-def far_scores(program: KernelProgram, outer: Any, inner: Any, *, after: bool) -> Any:
+def far_scores(program: KernelProgram, outer: Chunks, number: Any, *, after: Any) -> Any:
     """Returns the sum of the three terms where all distances read one row: a number per row and one per column."""
-    scores = contract(outer, inner, 1, 1)
-    outer_row, inner_row = far_rows(program, after=after)
-    if program.outer_table in program.refs:
-        scores += _dot(outer, program.load_row(program.outer_table, outer_row))[:, None]
-    if program.inner_table in program.refs:
-        scores += _dot(inner, program.load_row(program.inner_table, inner_row))[None, :]
+    group = program.group
+    scores = group.times(outer, program.refs["inner_buffer"])
+    if program.has(f"far_{program.outer_table}"):
+        rows = group.rows(program.far_numbers(f"far_{program.outer_table}", program.outer, after))
+        scores += group.spread_rows(rows)
+    if program.has(f"far_{program.inner_table}"):
+        inner = program.far_numbers(f"far_{program.inner_table}", number, 1 - after)
+        scores += group.spread_columns(inner)
     return scores
-
-
-def _dot(x: Any, row: Any) -> Any:
-    return (x.astype(F32) * row.astype(F32)[None, :]).sum(axis=1)
 
 
 def mask_scores(program: KernelProgram, scores: Any, number: Any) -> tuple[Any, Any]:
     """Returns the scaled and masked scores, and the mask (None if nothing is masked)."""
-    scores, mask, refs = scores * program.tiling.scale, None, program.refs
-    if "segment_ids" in refs:
-        outer, inner = (refs["segment_ids"][program.example, 0, program.tokens(n)] for n in (program.outer, number))
-        mask = (outer[:, None] == inner[None, :]) & (outer[:, None] != 0)
-    if "attention_mask" in refs:
+    group, refs, mask = program.group, program.refs, None
+    scores = scores * (program.tiling.scale * LOG2E)
+    if program.has("segment_ids"):
+        ids = lambda block: refs["segment_ids"].at[program.example, 0, program.tokens(block)]
+        outer, inner = group.spread_rows(group.rows(ids(program.outer))), group.spread_columns(ids(number))
+        mask = jnp.logical_and(outer == inner, outer != 0)
+    if program.has("attention_mask"):
         blocks = (program.outer, number) if program.query_outer else (number, program.outer)
-        allowed = refs["attention_mask"][program.example, *(program.tokens(n) for n in blocks)].astype(jnp.int32)
-        allowed = (allowed if program.query_outer else allowed.T) != 0
-        mask = allowed if mask is None else mask & allowed
+        allowed = refs["attention_mask"].at[program.example, *(program.tokens(block) for block in blocks)]
+        allowed = group.tile(allowed, transposed=not program.query_outer) != 0
+        mask = allowed if mask is None else jnp.logical_and(mask, allowed)
     return (scores if mask is None else jnp.where(mask, scores, MASKED_SCORE)), mask
 
 
@@ -203,63 +166,42 @@ def kept_weights(program: KernelProgram, number: Any) -> Any:
     unsigned = lambda x: x.astype(jnp.uint32)
     example, head = unsigned(program.example) + seeds[2], unsigned(program.head) + seeds[3]
     random_bits = head_random_bits((seeds[0], seeds[1]), example * jnp.uint32(tiling.all_heads) + head)
-    row, column = _indices(tiling.block_size, tiling.block_size)
-    outer, inner = unsigned(program.outer * tiling.block_size + row), unsigned(number * tiling.block_size + column)
+    row, column = (program.group.positions(axis, jnp.uint32) for axis in (0, 1))
+    outer, inner = (unsigned(n * tiling.block_size) for n in (program.outer, number))
+    outer, inner = row + outer, column + inner
     query, key = (outer, inner) if program.query_outer else (inner, outer)
     return is_weight_kept(random_bits, query, key, tiling.dropout_rate)
 
 
-def store_d_scores(program: KernelProgram, d_scores: Any) -> None:
-    """Stores dS of the pair in the scratch."""
-    size = program.tiling.block_size
-    row, column = _indices(size, size)
-    plgpu.store(program.refs["d_scores"].at[program.slot * (size * size) + row * size + column], d_scores)
-    barrier(program)
-
-
-def rel_unshift(program: KernelProgram, *, of_outer: bool) -> Any:
-    """Returns dS from the scratch in the order of the distances, [S,2S], zero where a row has no such distance.
-
-    Args:
-      of_outer: one row for each token of the outer block; otherwise of the inner one, from the transpose of dS.
-    """
-    size = program.tiling.block_size
-    row, column = _indices(size, 2 * size)
-    other = column - (size - 1) + row
-    exists = (other >= 0) & (other < size)
-    other = jnp.clip(other, 0, size - 1)
-    at = row * size + other if of_outer else other * size + row
-    ref = program.refs["d_scores"]
-    return plgpu.load(ref.at[program.slot * (size * size) + at], mask=exists, other=jnp.zeros((), ref.dtype))
-
-
-def for_each_inner(program: KernelProgram, outer: Any, step: Any, state: Any) -> Any:
-    """Returns the state after ``state = step(state, number, inner block, scores, after)`` for each inner block.
+def for_each_inner(program: KernelProgram, step: Any, state: Any) -> Any:
+    """Returns the state after ``state = step(state, number, scores, after)`` for each inner block, far ones first.
 
     Blocks that are masked before the first or after the last one with a pair are skipped. ``after`` is None for near
-    blocks, else whether the far block comes after the outer one.
+    blocks, else whether the far block comes after the outer one, an int32. ``scores`` is a function of the outer block.
     """
-    tiling, name = program.tiling, "key" if program.query_outer else "query"
+    tiling, group = program.tiling, program.group
+    names = ("key", "value") if program.query_outer else ("query", "cotangent")
     first, end = jnp.int32(0), jnp.int32(tiling.blocks)
-    if "ranges" in program.refs:
+    if program.has("ranges"):
         first, end = (program.refs["ranges"][program.example, program.outer, side] for side in (0, 1))
-    near = jnp.clip(program.outer + program.far[0] + 1, first, end)
-    far = jnp.clip(program.outer + program.far[1], near, end)
+    clip = lambda x, low, high: jnp.minimum(jnp.maximum(x, low), high)
+    near = clip(program.outer + (program.far[0] + 1), first, end)
+    far = clip(program.outer + program.far[1], near, end)
 
-    def far_step(after, number, state):
-        inner = program.load_block(name, number)
-        return step(state, number, inner, far_scores(program, outer, inner, after=after), after)
+    def fetch(number):
+        for name, buffer in zip(names, ("inner_buffer", "inner_value_buffer"), strict=True):
+            group.fetch(program.block(name, number), program.refs[buffer])
+
+    def far_step(n, state):
+        after = (n >= near - first).astype(jnp.int32)
+        number = first + n + after * (far - near)
+        fetch(number)
+        return step(state, number, lambda outer: far_scores(program, outer, number, after=after), after)
 
     def near_step(number, state):
-        inner = program.load_block(name, number)
-        return step(state, number, inner, near_scores(program, outer, inner, number), None)
+        fetch(number)
+        return step(state, number, lambda outer: near_scores(program, outer, number), None)
 
-    if program.far[0] > -tiling.blocks:
-        state = lax.fori_loop(first, near, lambda n, s: far_step(False, n, s), state)
-    # A block without an inner block has no window; any half will do.
-    last_half = tiling.table_rows // tiling.block_size - 1
-    store_outer_half(program, outer, jnp.clip(program.first_halves(near)[0], 0, last_half))
-    state = lax.fori_loop(near, far, near_step, state)
-    if program.far[1] < tiling.blocks:
-        state = lax.fori_loop(far, end, lambda n, s: far_step(True, n, s), state)
-    return state
+    if tiling.has_far:
+        state = lax.fori_loop(0, (near - first) + (end - far), far_step, state)
+    return lax.fori_loop(near, far, near_step, state)

@@ -1,48 +1,42 @@
 """Implements the GPU's forward kernel: one pass over the keys by online softmax (Milakov and Gimelshein 2018)."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from deberta_jax.ops.attention.gpu import block_pair
-from deberta_jax.ops.attention.gpu.block_pair import KernelProgram
+from deberta_jax.ops.attention.gpu.block_pair import LOG2E, KernelProgram
 from deberta_jax.ops.attention.masks import MASKED_SCORE
-from deberta_jax.ops.attention.pallas.layout import contract
 from deberta_jax.ops.products import F32
 
 
 def attend(program: KernelProgram) -> None:
     """Stores the context and the logsumexp of one block of queries."""
-    tiling = program.tiling
-    query = program.load_block("query", program.outer)
+    group, tiling, refs = program.group, program.tiling, program.refs
+    query = (group.left if group.chunks == 1 else group.left_anew)(program.block("query", program.outer))
 
-    def step(state, number, _, scores, __):
+    def step(state, number, scores, _):
         before, running_sum, accumulator = state
-        scores, mask = block_pair.mask_scores(program, scores, number)
+        scores, mask = block_pair.mask_scores(program, scores(query), number)
         running_max = jnp.maximum(before, scores.max(axis=1))
-        weights = jnp.exp(scores - running_max[:, None])
+        weights = jnp.exp2(scores - group.spread_rows(running_max))
         if mask is not None:  # where all keys so far were masked, a masked score equals the maximum
             weights = jnp.where(mask, weights, 0.0)
-        rescale = jnp.exp(before - running_max)
+        rescale = jnp.exp2(before - running_max)
         running_sum = running_sum * rescale + weights.sum(axis=1)
         keep = block_pair.kept_weights(program, number)
         if keep is not None:
             weights = jnp.where(keep, weights, 0.0)
-        value = program.load_block("value", number)
-        accumulator = accumulator * rescale[:, None] + contract(weights.astype(value.dtype), value, 1, 0)
-        return running_max, running_sum, accumulator
+        accumulator = tuple(x * group.spread_rows(rescale, group.chunk) for x in accumulator)
+        left = group.left_of(refs["tile_buffer"], weights)
+        return running_max, running_sum, group.add_times(accumulator, left, refs["inner_value_buffer"])
 
-    start: Any = (
-        jnp.full((tiling.block_size,), MASKED_SCORE, F32),
-        jnp.zeros((tiling.block_size,), F32),
-        jnp.zeros((tiling.block_size, tiling.lanes_per_head), F32),
-    )
-    running_max, running_sum, accumulator = block_pair.for_each_inner(program, query, step, start)
+    start = group.full_rows(MASKED_SCORE), group.full_rows(0.0), group.zeros()
+    running_max, running_sum, accumulator = block_pair.for_each_inner(program, step, start)
     running_sum = jnp.where(running_sum == 0.0, 1.0, running_sum)
-    context = accumulator / (running_sum * (1.0 - tiling.dropout_rate))[:, None]
-    program.store_block("context", program.outer, context)
-    if "context_rest" in program.refs:
-        rounded = context.astype(program.refs["context"].dtype).astype(F32)
-        program.store_block("context_rest", program.outer, context - rounded)
-    tokens = program.tokens(program.outer)
-    program.refs["logsumexp"][program.example, program.head, tokens] = running_max + jnp.log(running_sum)
+    divisor = group.spread_rows(running_sum * (1.0 - tiling.dropout_rate), group.chunk)
+    for number, total in enumerate(accumulator):
+        context = total / divisor
+        store = lambda name, x, number=number: group.store(program.block(name, program.outer)[number], x)
+        store("context", context)
+        if program.has("context_rest"):
+            store("context_rest", context - context.astype(refs["context"].dtype).astype(F32))
+    group.store(program.numbers("logsumexp", program.outer), (running_max + jnp.log2(running_sum)) * (1.0 / LOG2E))

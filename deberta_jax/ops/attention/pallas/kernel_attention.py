@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from deberta_jax.errors import InputError
 from deberta_jax.ops.attention.dropout import MAX_LENGTH
 from deberta_jax.ops.attention.inputs import AttentionInputs
-from deberta_jax.ops.attention.pallas.platforms import KERNEL_PLATFORMS, import_kernels
+from deberta_jax.ops.attention.pallas.platforms import KERNEL_DTYPES, KERNEL_PLATFORMS, import_kernels
 from deberta_jax.ops.attention.pallas.tiling import (
     AUTOMATIC_SIZES,
     KernelSizes,
@@ -56,10 +56,9 @@ def pallas_attention(
     names = ("query", "key", "value", "pos_key", "pos_query", "segment_ids", "attention_mask")
     arrays = {name: getattr(inputs, name) for name in names}
     dtypes = sorted({str(arrays[name].dtype) for name in names[:5] if arrays[name] is not None})
-    supported = KERNEL_PLATFORMS["gpu"].dtypes
-    if len(dtypes) > 1 or dtypes[0] not in supported:
+    if len(dtypes) > 1 or dtypes[0] not in KERNEL_DTYPES:
         raise InputError(
-            f"attention='pallas' computes in {_listed(supported)}, all arrays alike, not {', '.join(dtypes)}; "
+            f"attention='pallas' computes in {_listed(KERNEL_DTYPES)}, all arrays alike, not {', '.join(dtypes)}; "
             "use another dtype, or attention='xla'"
         )
     length = inputs.query.shape[1]
@@ -106,9 +105,9 @@ def _dividing_axes(mesh: Mapping[str, int], axes: MeshAxes, size: int) -> tuple[
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """Holds what is fixed when a call is traced: for each platform the tilings of its forward and backward kernels."""
+    """Holds what is fixed when a call is traced: for each platform the tiling of its kernels."""
 
-    tilings: tuple[tuple[Platform, tuple[Tiling, Tiling]], ...]
+    tilings: tuple[tuple[Platform, Tiling], ...]
     interpret: Platform | None
 
 
@@ -136,11 +135,7 @@ def _attend_on_device(
         all_heads=inputs.query.shape[2],
         sizes=sizes,
     )
-    on_gpu = functools.partial(make_gpu_tiling, tiling, relative_index, query.dtype.itemsize, sizes=sizes)
-    tilings: dict[Platform, tuple[Tiling, Tiling]] = {
-        "tpu": (tiling, tiling),
-        "gpu": (on_gpu(backward=False), on_gpu(backward=True)),
-    }
+    tilings: dict[Platform, Tiling] = {"tpu": tiling, "gpu": make_gpu_tiling(tiling, relative_index, sizes=sizes)}
     platforms: tuple[Platform, ...] = ("tpu", "gpu") if interpret is None else (interpret,)
     call = _Call(tuple((platform, tilings[platform]) for platform in platforms), interpret)
     seeds = arrays.get("seeds", jnp.zeros((2,), jnp.uint32))
@@ -161,7 +156,7 @@ def _attend(call, differentiable, constant, relative_index):
 def _attend_forward(call, differentiable, constant, relative_index):
     query = differentiable["query"]
     batch, length, _ = query.shape
-    logsumexp = jax.ShapeDtypeStruct((batch, call.tilings[0][1][0].heads, length), F32)
+    logsumexp = jax.ShapeDtypeStruct((batch, call.tilings[0][1].heads, length), F32)
     like = {"context": query, "logsumexp": logsumexp}
     like |= {"context_rest": query} if query.dtype != F32 else {}
     results = _on_platform(call, "forward", differentiable | constant, relative_index, like=like)
@@ -179,7 +174,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 def _on_platform(call: _Call, part: str, arrays: dict[str, jax.Array], relative_index: Any, *, like: Any) -> Any:
     """Returns what ``forward`` or ``backward`` gives, of the platform that the program is lowered for."""
-    kernels = {platform: _kernel(call, part, platform, tilings, arrays, like) for platform, tilings in call.tilings}
+    kernels = {platform: _kernel(call, part, platform, tiling, arrays, like) for platform, tiling in call.tilings}
     if call.interpret is not None:
         return kernels[call.interpret](arrays, relative_index)
     no_kernel = _refusing(
@@ -190,9 +185,7 @@ def _on_platform(call: _Call, part: str, arrays: dict[str, jax.Array], relative_
     return lax.platform_dependent(arrays, relative_index, tpu=kernels["tpu"], cuda=kernels["gpu"], default=no_kernel)
 
 
-def _kernel(
-    call: _Call, part: str, platform: Platform, tilings: tuple[Tiling, Tiling], arrays: Any, like: Any
-) -> Callable:
+def _kernel(call: _Call, part: str, platform: Platform, tiling: Tiling, arrays: Any, like: Any) -> Callable:
     """Returns the ``forward`` or ``backward`` of a platform, or a function that refuses to be lowered."""
     dtype, supported = str(arrays["query"].dtype), KERNEL_PLATFORMS[platform].dtypes
     if call.interpret is None and dtype not in supported:
@@ -205,8 +198,20 @@ def _kernel(
         kernel = getattr(import_kernels(platform), part)
     except InputError as error:  # the program may be for another platform
         return _refusing(str(error), like)
-    tiling = tilings[0] if part == "forward" else tilings[1]
-    return functools.partial(kernel, tiling, interpret=call.interpret is not None)
+    if call.interpret is not None:
+        return functools.partial(kernel, tiling, interpret=True)
+
+    def traced(arrays, relative_index):
+        try:
+            return kernel(tiling, arrays, relative_index, interpret=False)
+        except Exception as error:  # whatever another JAX raises; the program may be for another platform
+            return _refusing(
+                f"attention='pallas' on a {platform.upper()}: JAX {jax.__version__} cannot trace its kernel "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); use attention='xla'",
+                like,
+            )(arrays, relative_index)
+
+    return traced
 
 
 def _refusing(message: str, like: Any) -> Callable:

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 import jax
 
@@ -22,13 +23,13 @@ class KernelPlatform:
       module: name of our module with their ``forward`` and ``backward``.
       requires: name of the JAX module that they are written with.
       dtypes: names of the dtypes they compute in.
-      untested_jax: the first JAX release that they were not tested with.
+      tested_jax: the JAX releases that they were tested with, as a requirement.
     """
 
     module: str
     requires: str
     dtypes: tuple[str, ...]
-    untested_jax: str = "0.13"
+    tested_jax: str = "<0.13"
 
 
 KERNEL_PLATFORMS: Mapping[str, KernelPlatform] = {
@@ -36,9 +37,14 @@ KERNEL_PLATFORMS: Mapping[str, KernelPlatform] = {
         "deberta_jax.ops.attention.tpu.kernels", "jax.experimental.pallas.tpu", ("float32", "bfloat16")
     ),
     "gpu": KernelPlatform(
-        "deberta_jax.ops.attention.gpu.kernels", "jax.experimental.pallas.triton", ("float32", "bfloat16", "float16")
+        "deberta_jax.ops.attention.gpu.kernels",
+        "jax.experimental.pallas.mosaic_gpu",
+        ("bfloat16", "float16"),
+        ">=0.12,<0.13",
     ),
 }
+KERNEL_DTYPES = tuple(dict.fromkeys(dtype for kernels in KERNEL_PLATFORMS.values() for dtype in kernels.dtypes))
+_OLDEST_CAPABILITY = 8  # major: Ampere, whose matrix units multiply bfloat16
 
 
 def import_kernels(platform: str) -> ModuleType:
@@ -54,6 +60,23 @@ def import_kernels(platform: str) -> ModuleType:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"attention='pallas' on a {platform.upper()} needs {kernels.requires}, which JAX {jax.__version__} does "
-            f"not provide ({type(error).__name__}: {reason}); install 'jax<{kernels.untested_jax}', or use "
+            f"not provide ({type(error).__name__}: {reason}); install 'jax{kernels.tested_jax}', or use "
             "attention='xla'"
         ) from None
+
+
+def check_device(device: Any) -> None:
+    """Checks that kernels can be compiled for ``device``: an older GPU has no instruction that they need.
+
+    Raises:
+      InputError: a GPU before Ampere, or one that is not NVIDIA's.
+    """
+    if device.platform != "gpu":
+        return
+    capability = str(device.compute_capability)
+    major = capability.partition(".")[0]
+    if not major.isdigit() or int(major) < _OLDEST_CAPABILITY:
+        raise InputError(
+            f"attention='pallas' needs an NVIDIA GPU of compute capability {_OLDEST_CAPABILITY}.0 or later, not "
+            f"{capability} ({device.device_kind}); use attention='xla'"
+        )

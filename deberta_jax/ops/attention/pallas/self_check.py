@@ -22,6 +22,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from deberta_jax.ops.attention.dropout import keep_mask
 from deberta_jax.ops.attention.inputs import AttentionInputs
 from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
+from deberta_jax.ops.attention.pallas.platforms import check_device
 from deberta_jax.ops.attention.reference import reference_attention
 from deberta_jax.ops.attention.relative_position import make_relative_index
 from deberta_jax.ops.dropout import dropout_seeds
@@ -114,6 +115,7 @@ def _check(dtype: str, attend: Callable, length: int, interpret: Any) -> bool:
     name, start = f"attention kernel on {device.device_kind} in {dtype}", time.perf_counter()
     try:
         with _deprecated_kernels_refused():
+            check_device(device)
             attend = functools.partial(attend, interpret=interpret)
             largest, array = _largest_difference(dtype, attend, device, length)
     except Exception as error:  # whatever a compiler or a driver may raise: the kernel is not used, and that is logged

@@ -14,7 +14,8 @@ import functools
 import numpy as np
 
 TILE = 128  # lanes of a TPU's vector register
-MAX_PROGRAMS = 1024  # of a GPU: several for each of the 132 multiprocessors of an H100; their scratch is at most 64 MiB
+GPU_BLOCK = 64  # tokens of a GPU's block: the rows of a warpgroup's product
+MAX_PROGRAMS = 264  # of a GPU's backward kernels: two for each of the 132 multiprocessors of an H100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +23,9 @@ class KernelSizes:
     """Holds sizes that are chosen automatically unless given.
 
     Attributes:
-      block_size: tokens of a block; a multiple of 128 on a TPU, a power of two from 16 on a GPU. None: automatic.
-      max_programs: most programs that run on a GPU at once.
+      block_size: tokens of a block; a multiple of 128 on a TPU, 64 on a GPU; any in Pallas' interpreter of the latter.
+        None: automatic.
+      max_programs: most programs of a GPU's backward kernel, each of which has sums of its own.
     """
 
     block_size: int | None = None
@@ -48,7 +50,7 @@ class Tiling:
       far: largest negative and smallest positive block offset from which on all distances read one row.
       scale, dropout_rate: of the scores and of the dropout.
       all_heads: heads on all devices together, by which dropout numbers them.
-      max_programs: most programs that run on a GPU at once.
+      max_programs: most programs of a GPU's backward kernel.
     """
 
     length: int
@@ -144,27 +146,23 @@ def make_tpu_tiling(
 def make_gpu_tiling(
     tiling: Tiling,
     relative_index: np.ndarray,
-    itemsize: int,
     *,
-    backward: bool,
     sizes: KernelSizes = AUTOMATIC_SIZES,
 ) -> Tiling:
-    """Returns ``tiling`` for a GPU: one head per program, its size a power of two as Triton's arrays must be.
+    """Returns ``tiling`` for a GPU: one head per program, its size a power of two from 32 on.
 
     Args:
       tiling: of the same call on a TPU.
       relative_index: table row of each distance.
-      itemsize: bytes of a number of query, key and value.
-      backward: for the backward kernels.
       sizes: given sizes.
     """
-    lanes = max(16, 1 << (tiling.head_size - 1).bit_length())
+    lanes = max(32, 1 << (tiling.head_size - 1).bit_length())
     return _divide(
         tiling.length,
         tiling.heads,
         tiling.head_size,
         relative_index,
-        block_size=sizes.block_size or gpu_block_size(itemsize, lanes, backward=backward),
+        block_size=sizes.block_size or GPU_BLOCK,
         lanes_per_head=lanes,
         group=1,
         scale=tiling.scale,
@@ -184,16 +182,6 @@ def tpu_block_size(length: int) -> int:
         return tiles * TILE
     counts = {m: -(-tiles // m) for m in (4, 3, 2, 1)}
     return TILE * min(counts, key=lambda m: counts[m] ** 2 * (m * m + 1))
-
-
-def gpu_block_size(itemsize: int, lanes: int, *, backward: bool) -> int:
-    """Returns the tokens of a block on a GPU: as many as fit the registers.
-
-    Float32 products do not run on the matrix units and need more registers.
-    """
-    if itemsize == 4:
-        return 16
-    return 32 if backward or lanes > 64 else 64
 
 
 def _divide(
