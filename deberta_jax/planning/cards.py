@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from jax.sharding import AbstractDevice
+
 from deberta_jax.planning.chips import Chip
 
 
@@ -57,6 +59,23 @@ CARDS = {
         1.965,
     ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class CardDevice(AbstractDevice):
+    """Describes a card for Pallas, which takes a device without a compute capability for a Hopper.
+
+    Attributes:
+      compute_capability: as ``jax.Device`` has it, such as 8.0.
+    """
+
+    compute_capability: str = ""
+
+
+def card_device(card: Card) -> CardDevice:
+    """Returns the device of a mesh of such cards that are not there."""
+    capability = ".".join(map(str, card.capability))
+    return CardDevice(device_kind=card.kind, num_cores=card.cores, platform="gpu", compute_capability=capability)
 
 
 def target_config(card: Card) -> str:

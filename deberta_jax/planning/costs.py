@@ -136,11 +136,12 @@ def count(
         if i.opcode == "send" and "megascale" in i.rest:
             network[0] += times * network_bytes(i, slices)
             network[1] += times
-        if i.opcode == "custom-call" and "tpu_custom_call" in i.rest:
-            kernels[re.sub(r"[.\d]+$", "", i.name)] += times
-            if kernel is not None:
-                operands = tuple(a for name in i.operands for a in computation.by_name[name].arrays)
-                flops, moved = kernel(i, operands)
+        for owner, part in ((computation, i), *program.inside(i)):  # on a GPU within a fusion that slices its operands
+            if part.opcode == "custom-call" and ("tpu_custom_call" in part.rest or "mosaic_gpu" in part.rest):
+                kernels[re.sub(r"[.\d]+$", "", part.name)] += times
+                if kernel is not None:
+                    operands = tuple(a for name in part.operands for a in owner.by_name[name].arrays)
+                    flops, moved = kernel(part, operands)
         if flops or moved:
             pairs.append((flops * times, moved * times))
     flops, moved = (float(sum(pair[n] for pair in pairs)) for n in (0, 1))

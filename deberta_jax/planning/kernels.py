@@ -4,7 +4,9 @@ A program of a kernel computes one block of queries against one block of keys. M
 head size. Every pair of blocks is counted, although packed rows skip pairs that the mask hides.
 """
 
-from deberta_jax.ops.attention.pallas.tiling import TILE, tpu_block_size
+import re
+
+from deberta_jax.ops.attention.pallas.tiling import GPU_BLOCK, TILE, tpu_block_size
 from deberta_jax.planning.hlo import Array, Instruction
 
 
@@ -35,6 +37,31 @@ def kernel_cost(call: Instruction, operands: tuple[Array, ...]) -> tuple[float, 
     programs = batch * groups * heads
     flops = programs * (products * content * blocks**2 + per_table * len(tables) * position * near)
     return flops, float(_moved(call, operands, query, tables, blocks, backward))
+
+
+def gpu_kernel_cost(call: Instruction, operands: tuple[Array, ...]) -> tuple[float, float]:
+    """Returns (FLOPs, bytes of operands and results) of one run of a GPU kernel's custom call.
+
+    Raises:
+      ValueError: an unknown kernel.
+    """
+    part = re.search(r"disentangled_attention_(forward|backward_query|backward_key)\b", call.op_name)
+    if part is None:
+        raise ValueError(f"{call.name}: a kernel whose cost is not known; add it to planning.kernels")
+    is_forward = part[1] == "forward"
+    batch, length, width = operands[0].dims
+    heads = call.arrays[1].dims[1] if is_forward else operands[-1].dims[1]  # logsumexp, delta
+    tables = [a for a in operands if a.dtype != "f32" and len(a.dims) == 2]
+    blocks = length // GPU_BLOCK
+    windows = tables[0].dims[0] // GPU_BLOCK - 1 if tables else 0
+    near = _near_pairs(blocks, windows - 2 if windows < 2 * blocks - 1 else windows) if tables else 0
+    # Forward: scores and context. Backward: scores, gradients of weights, of the outer block, and of values. A table
+    # takes two products; its gradient two, and what it adds to that of the outer block two.
+    every = {"forward": 2, "backward_query": 3, "backward_key": 4}[part[1]]
+    of_tables = 2 * len(tables) + (4 if any(len(a.dims) == 4 and a.dtype == "f32" for a in call.arrays) else 0)
+    product = 2.0 * GPU_BLOCK**2 * (width // heads)
+    flops = batch * heads * product * (every * blocks**2 + (of_tables if tables else 0) * near)
+    return flops, float(sum(a.bytes for a in (*operands, *call.arrays)))
 
 
 def _near_pairs(blocks: int, windows: int) -> int:

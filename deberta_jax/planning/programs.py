@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from deberta_jax.inference.predict import Predictor
 from deberta_jax.models import HEADS, abstract_params, logical_axes
 from deberta_jax.ops.attention.pallas.self_check import lower_kernel
+from deberta_jax.planning.cards import Card, card_device
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.hlo import parse_hlo
 from deberta_jax.planning.request import Request
@@ -34,17 +35,22 @@ class MadeProgram:
       arguments: its abstract arguments, with shardings.
       held: bytes of the arguments on one chip, by cause.
       mesh: the mesh to lower it with.
+      card: the card of its devices, where they are cards that are not there.
     """
 
     program: Any
     arguments: tuple[Any, Any]
     held: dict[str, int]
     mesh: Mesh
+    card: Card | None = None
 
     @functools.cached_property
     def compiled(self) -> Any:
         """Returns the compiled program. Raises jax.errors.JaxRuntimeError where the compiler refuses it."""
-        with jax.set_mesh(self.mesh):
+        described = self.mesh.abstract_mesh
+        if self.card is not None:
+            described = described.update(abstract_device=card_device(self.card))
+        with jax.set_mesh(self.mesh), jax.sharding.use_abstract_mesh(described):
             return self.program.lower(*self.arguments).compile()
 
 
@@ -78,7 +84,9 @@ def make_program(request: Request, devices: Sequence[Any]) -> MadeProgram:
         return _predict_program(request, mesh)
     prepared = prepared_of(request, mesh)
     program, batch = jit_step(prepared.step, prepared.shardings, shapes_of(request), mesh)
-    return MadeProgram(program, (prepared.state, batch), held_by_state(prepared, request, mesh), mesh)
+    return MadeProgram(
+        program, (prepared.state, batch), held_by_state(prepared, request, mesh), mesh, request.target.card
+    )
 
 
 def request_mesh(request: Request, devices: Sequence[Any]) -> Mesh:
@@ -142,4 +150,6 @@ def _predict_program(request: Request, mesh: Mesh) -> MadeProgram:
     batch = {name: sharded(a, batch_sharding(mesh)) for name, a in shapes_of(request).items()}
     sizes = {"parameters": held(shapes, shardings), "optimizer": 0}
     sizes["batch"] = held(batch, {name: batch_sharding(mesh) for name in batch})
-    return MadeProgram(predictor.forward, (jax.tree.map(sharded, shapes, shardings), batch), sizes, mesh)
+    return MadeProgram(
+        predictor.forward, (jax.tree.map(sharded, shapes, shardings), batch), sizes, mesh, request.target.card
+    )

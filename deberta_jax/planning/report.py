@@ -8,7 +8,7 @@ from deberta_jax.planning.chips import Chip
 from deberta_jax.planning.compiling import Compiled
 from deberta_jax.planning.costs import Costs, count
 from deberta_jax.planning.hlo import HloProgram, parse_hlo
-from deberta_jax.planning.kernels import kernel_cost
+from deberta_jax.planning.kernels import gpu_kernel_cost, kernel_cost
 from deberta_jax.planning.programs import objective_of
 from deberta_jax.planning.request import Request
 from deberta_jax.training.flops import forward_flops
@@ -89,7 +89,7 @@ def plan_of(request: Request, compiled: Compiled, *, capacity: float = 0.0) -> P
         memory, needed = memory_without_program(facts)
         return Plan(request, compiled, memory, needed, capacity, None, {}, model_flops)
     program = parse_hlo(compiled.hlo)
-    kernel = kernel_cost if request.target.platform == "tpu" else None
+    kernel = kernel_cost if request.target.platform == "tpu" else gpu_kernel_cost
     several = request.target.slices
     if request.target.card is None:
         costs = count(program, request.slice_mesh, kernel, slices=several)
@@ -179,8 +179,6 @@ def as_json(plan: Plan, *, tokens: float = 0.0, price: float = 0.0) -> dict[str,
     notes = []
     if r.attention == "pallas":
         notes.append("a run asks the device first whether the pallas kernel computes rightly there; if not, xla")
-        if q.target.card is not None:
-            notes.append("FLOPs of the pallas kernel are not counted on GPUs")
     if q.target.card is not None and 0.75 * plan.capacity < plan.needed <= plan.capacity:
         notes.append("JAX takes 75 % of a GPU's memory; set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 for this run")
     if plan.seconds:

@@ -9,6 +9,7 @@ from deberta_jax.errors import InputError
 from deberta_jax.planning.cards import CARDS, target_config
 from deberta_jax.planning.costs import count
 from deberta_jax.planning.hlo import parse_hlo
+from deberta_jax.planning.kernels import gpu_kernel_cost
 from deberta_jax.planning.report import roofline
 from deberta_jax.planning.targets import target_of
 
@@ -36,6 +37,33 @@ def test_a_product_by_the_library_counts_as_any_other():
     (sum_over_all,) = costs.collectives
     assert (sum_over_all.kind, sum_over_all.axes, sum_over_all.bytes) == ("all-reduce", ("data", "fsdp"), BYTES)
     assert (costs.network_sent, costs.network_count) == (0, 0)
+
+
+# As XLA writes the attention kernels of 2 rows of 512 tokens and 12 heads of 64; U stands for the rows of a table.
+KERNELS = """HloModule step
+
+ENTRY %main (x: bf16[2,512,768], t: bf16[U,768], l: f32[2,12,512]) -> bf16[2,512,768] {
+  %x = bf16[2,512,768]{2,1,0} parameter(0)
+  %t = bf16[U,768]{1,0} parameter(1)
+  %l = f32[2,12,512]{2,1,0} parameter(2)
+  %mpmd_map.1 = (bf16[2,512,768]{2,1,0}, f32[2,12,512]{2,1,0}, bf16[2,512,768]{2,1,0}) custom-call(%x, %x, %x, %t, \
+%t), custom_call_target="mosaic_gpu_v2", metadata={op_name="jit(f)/disentangled_attention_forward/mpmd_map"}
+  %mpmd_map.2 = (bf16[2,512,768]{2,1,0}, f32[16,12,U,64]{3,2,1,0}) custom-call(%x, %x, %x, %x, %t, %t, \
+%l, %l), custom_call_target="mosaic_gpu_v2", metadata={op_name="jit(f)/disentangled_attention_backward_query/mpmd_map"}
+  %mpmd_map.3 = (bf16[2,512,768]{2,1,0}, bf16[2,512,768]{2,1,0}, f32[16,12,U,64]{3,2,1,0}) custom-call(%x, %x, %x, %x, \
+%t, %t, %l, %l), custom_call_target="mosaic_gpu_v2", \
+metadata={op_name="jit(f)/disentangled_attention_backward_key/mpmd_map"}
+  ROOT %y = bf16[2,512,768]{2,1,0} get-tuple-element(%mpmd_map.3), index=0
+}
+"""
+
+
+@pytest.mark.parametrize(("rows", "near"), [(1024, 64), (384, 22)])  # of all distances, of neighbours
+def test_attention_kernels_count_what_they_multiply(rows, near):
+    costs = count(parse_hlo(KERNELS.replace("U", str(rows))), {"data": 1}, gpu_kernel_cost)
+    product = 2 * 12 * 2 * 64 * 64 * 64
+    assert costs.flops == product * ((2 + 3 + 4) * 64 + (4 + 8 + 8) * near)
+    assert sum(costs.kernels.values()) == 3
 
 
 @pytest.mark.parametrize(("hosts", "sent"), [(2, 2 * BYTES / 4 / 2), (4, 2 * BYTES / 2 * 3 / 4)])
