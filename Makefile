@@ -24,7 +24,9 @@ DOCS_VENV ?= .venv-docs
 LOCK ?= locks/python$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
 LOCKED_PYTHONS := 3.11 3.12 3.13 3.14
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
-INSTALL := $(BIN)/pip install --quiet $(if $(LOCK),--constraint $(LOCK))
+# uv installs in seconds what takes pip minutes; wheels in the directories that pip is told of are found too.
+UV := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python
+INSTALL := $(UV) $(if $(LOCK),--constraint $(LOCK))
 FAST := not (slow or long or system or parity or tpu_aot or gpu_aot)
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --durations=30 --durations-min=5
 
@@ -72,7 +74,7 @@ test-long: $(VENV)/.installed-parity
 docs: $(DOCS_VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/$(notdir $(BIN))/mkdocs build --strict
 
-wheel: $(BIN)/python
+wheel: $(BIN)/uv
 	$(INSTALL) hatchling
 	rm -rf dist
 	$(BIN)/python -m hatchling build
@@ -110,19 +112,19 @@ $(BIN)/python:
 $(BIN)/uv: | $(BIN)/python
 	$(BIN)/pip install --quiet uv
 
-$(VENV)/.installed: pyproject.toml $(LOCK) | $(BIN)/python
+$(VENV)/.installed: pyproject.toml $(LOCK) | $(BIN)/uv
 	$(INSTALL) --editable .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml $(LOCK) | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml $(LOCK) | $(BIN)/uv
 	$(INSTALL) --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
 # torch first and by its exact version: a looser requirement would fetch a CUDA build of several gigabytes.
 $(VENV)/.installed-parity: $(VENV)/.installed-dev
-	$(BIN)/pip install --quiet torch==2.13.0
+	$(UV) torch==2.13.0
 	$(INSTALL) --editable '.[dev,parity]'
-	$(BIN)/pip install --quiet --no-deps deberta==0.1.12
+	$(UV) --no-deps deberta==0.1.12
 	touch $@
 
 # The extra alone: the package and its dependencies are not needed to read its source. No lock has these packages.
