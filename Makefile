@@ -24,7 +24,7 @@ DOCS_VENV ?= .venv-docs
 LOCK ?= locks/python$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
 LOCKED_PYTHONS := 3.11 3.12 3.13 3.14
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
-# uv installs in seconds what takes pip minutes; wheels in the directories that pip is told of are found too.
+# uv installs in seconds what takes pip minutes. Directories of wheels that pip is configured with are used too.
 UV := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python
 INSTALL := $(UV) $(if $(LOCK),--constraint $(LOCK))
 FAST := not (slow or long or system or parity or tpu_aot or gpu_aot)
