@@ -150,13 +150,13 @@ def _head_of(source: str | Path, head: str | None, **options: Any) -> str:
     if head is not None:
         head_spec(head)
         return head
-    found = heads_of(source, **options)
-    if len(found) > 1:
+    found, *others = heads_of(source, **options)
+    if others:
         raise InputError(
             f"{source}: config.json does not say which head the model has, and its weights are those of "
-            f"{' and '.join(found)}; name one (head=..., on the command line --head)"
+            f"{' and '.join([found, *others])}; name one (head=..., on the command line --head)"
         )
-    return found[0]
+    return found
 
 
 def check_new(directory: storage.AnyPath) -> None:
