@@ -35,11 +35,12 @@ PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --durations=30 --durations-m
 demo: $(VENV)/.installed
 	JAX_PLATFORMS=cpu $(BIN)/deberta-jax demo --output demo-output
 
+# QUICK=1 leaves out the tests that are marked slow.
 # Types are checked against the libraries' newest stubs; the oldest releases have fewer and other ones.
 # With them slow tests and all but the first case of each test are left out: behaviour is the same, only the interfaces
 # of the libraries differ.
 test: $(VENV)/.installed-dev lint $(if $(findstring lowest,$(LOCK)),,types)
-	$(PYTEST) -n 2 --dist worksteal $(if $(findstring lowest,$(LOCK)),-m '$(FAST)' --first-cases)
+	$(PYTEST) -n 2 --dist worksteal $(if $(QUICK)$(findstring lowest,$(LOCK)),-m '$(FAST)') $(if $(findstring lowest,$(LOCK)),--first-cases)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -53,7 +54,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python --project examples
 
 test-system: $(VENV)/.installed-dev
-	$(PYTEST) -n 2 --dist worksteal -m 'system and not long'
+	$(PYTEST) -n 2 --dist worksteal -m 'system and not long$(if $(QUICK), and not slow)'
 
 # One process at a time: libtpu keeps others out.
 test-tpu: $(VENV)/.installed-dev
@@ -65,7 +66,7 @@ test-gpu: $(VENV)/.installed-dev
 	JAX_ENABLE_COMPILATION_CACHE=false $(PYTEST) -m 'gpu_aot and not long' tests/aot_gpu
 
 parity: $(VENV)/.installed-parity
-	$(PYTEST) -n 2 --dist worksteal -m 'parity and not long' tests/parity
+	$(PYTEST) -n 2 --dist worksteal -m 'parity and not long$(if $(QUICK), and not slow)' tests/parity
 
 test-long: $(VENV)/.installed-parity
 	$(PYTEST) -m long --timeout 5400

@@ -44,6 +44,7 @@ def test_a_batch_has_the_rows_it_is_named_by(texts):
         assert (np.diff(batch["segment_ids"][row], prepend=0)[starts] != 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_the_command(tmp_path, capsys):
     model, record, plot = tmp_path / "model", tmp_path / "bench.json", tmp_path / "bench.png"

@@ -18,6 +18,7 @@ ABSENT = [
 NO_KERNEL = "kernels for TPUs and for NVIDIA's GPUs, and this program is for neither"
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_all_parts_on_a_cpu(tmp_path):
     output = tmp_path / "kit.json"

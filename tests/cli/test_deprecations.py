@@ -18,6 +18,7 @@ def finish(arguments: list[str]) -> str:
     return errors
 
 
+@pytest.mark.slow
 def test_training_resuming_predicting_and_converting_use_nothing_deprecated(task, tmp_path):
     run, log = tmp_path / "run", tmp_path / "run" / "log.jsonl"
     arguments = task.arguments(run, "--epochs", "40", "--log-every", "1", "--checkpoint-every", "5")

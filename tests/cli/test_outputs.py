@@ -224,6 +224,7 @@ def test_a_run_directory_that_another_process_holds(task, tmp_path, capsys):
     assert not run.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_of_two_runs_at_once_the_second_is_refused_and_the_first_ends_well(task, tmp_path):
     run = tmp_path / "run"

@@ -96,6 +96,7 @@ def test_a_saved_model_is_loaded_to_the_bit(trained, tmp_path):
     assert (tmp_path / "copy" / name).read_bytes() == (trained.directory / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_three_classes_of_pairs_from_jsonl_in_bfloat16(task, tmp_path, one_device):
     body = [(*text.split(" ", 1), label) for text, label in rows(96, 3, seed=11)]
@@ -134,6 +135,7 @@ def test_three_classes_of_pairs_from_jsonl_in_bfloat16(task, tmp_path, one_devic
     assert metrics["f1"] == pytest.approx(printed["f1"])
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_a_regression_from_tsv_by_a_config_file(tmp_path, capsys, one_device):
     """From a file of weights, whose classifier, of two labels, is initialised again."""

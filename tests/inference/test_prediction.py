@@ -273,6 +273,7 @@ def test_parquet_without_its_library(trained, data, tmp_path, capsys, monkeypatc
     assert "parquet needs pyarrow" in refused(command(trained, data, tmp_path / "o.parquet"), capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.system
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.long)])

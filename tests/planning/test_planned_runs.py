@@ -19,6 +19,7 @@ from tests.made import stdout_of
 FEW = 64 << 10
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_a_planned_run_ends_as_the_same_run_without_a_plan(task, tmp_path, capsys):
     ends = []

@@ -138,20 +138,14 @@ def commands(tmp_path_factory) -> Path:
     return directory
 
 
-OFTEN = (
-    "README.md",
-    "docs/quickstart.md",
-    "docs/tutorials/finetune.md",
-    "docs/tutorials/convert.md",
-    "docs/guides/python.md",
-)
-"""What most readers try first. The other pages take a quarter of an hour together."""
+OFTEN = ("README.md", "docs/quickstart.md")
+"""What readers try first. The other pages take half an hour together."""
 
 RUNNING = [page for page in PAGES if any(block.runs for block in blocks(page))]
 
 
 @pytest.mark.parametrize(
-    "page", [page if page in OFTEN else pytest.param(page, marks=pytest.mark.long) for page in RUNNING]
+    "page", [page if page in OFTEN else pytest.param(page, marks=pytest.mark.slow) for page in RUNNING]
 )
 def test_the_blocks_of_a_page_run(page, home, commands, tmp_path):
     provide(page, home, tmp_path)

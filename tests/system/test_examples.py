@@ -66,12 +66,16 @@ def printed(name: str, environment: dict[str, str]) -> str:
     return found.stdout
 
 
-@pytest.mark.parametrize("name", sorted(RUNS))
+SLOW = {"distillation_lora_sweep.py", "nnx_jvp_vmap_sharding.py", "training_loop.py"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in sorted(RUNS)])
 def test_an_example_prints_what_it_shows(name):
     pattern, environment = RUNS[name]
     assert re.search(pattern, printed(name, environment))
 
 
+@pytest.mark.slow
 def test_the_loop_has_the_same_losses_on_eight_devices():
     alone, eight = printed("training_loop.py", {}), printed("training_loop.py", _EIGHT)
     losses = lambda text: [float(number) for number in re.findall(r"loss (\d\.\d+)", text)]
@@ -86,6 +90,7 @@ def test_every_example_is_run_and_short():
     assert all(len((EXAMPLES / name).read_text().splitlines()) <= 60 for name in files)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.ipynb")))
 def test_the_cells_of_a_notebook_run(name, tmp_path):
     notebook = json.loads((EXAMPLES / name).read_text(encoding="utf-8"))

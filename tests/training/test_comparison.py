@@ -122,6 +122,7 @@ def test_settings_of_a_grid_reach_the_parts_of_an_experiment():
     assert odd != point_name({"freeze": ("a/_", "../b")})
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_a_sweep_runs_every_combination_once_and_grows(task, tmp_path, one_device):
     e = task.experiment(tmp_path / "sweep", max_length=16, epochs=1)

@@ -133,6 +133,7 @@ def test_the_report_shows_both_figures_of_each_seed_and_their_spread(data):
     assert f"--model {data.parent}/articles/pretrained/seed-2 " in report
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_a_short_demonstration_runs_and_goes_on(tmp_path):
     result = run_demo(tmp_path / "demo", pretraining_steps=2, epochs=1, seeds=1)

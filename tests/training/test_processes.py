@@ -219,6 +219,7 @@ def with_dropout(home: Path) -> Task:
     return Task(home)
 
 
+@pytest.mark.slow
 @pytest.mark.system
 @pytest.mark.parametrize("interruptions", [1, pytest.param(20, marks=LONG)])
 def test_stopped_at_random_moments_all_processes_end_with_the_same_bits(cache, tmp_path, interruptions):

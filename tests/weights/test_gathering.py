@@ -54,6 +54,7 @@ def test_two_processes_write_the_bytes_that_they_read(tmp_path, mesh):
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_a_weight_that_one_process_finds_broken_is_refused_by_all(tmp_path):
     source = weighted_model(tmp_path / "source")
