@@ -55,6 +55,6 @@ if __name__ == "__main__":
     ids = np.full((2, 11), 7, np.int32)
     with tempfile.TemporaryDirectory() as folder:
         done = deberta_jax.export_stablehlo((model, params), f"{folder}/exported", lengths=(16, 32))
-        logits = load(done.directory)({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"]
+        logits = load(f"{folder}/exported")({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"]
     difference = np.abs(np.asarray(logits) - model(params, ids).logits).max()
     print(f"programs for {done.lengths} tokens, logits {logits.shape}, equal: {difference < 1e-6}")
