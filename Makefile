@@ -27,6 +27,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 # uv installs in seconds what takes pip minutes. Directories of wheels that pip is configured with are used too.
 UV := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python
 INSTALL := $(UV) $(if $(LOCK),--constraint $(LOCK))
+LOWEST := $(wildcard tests/test_*.py) $(addprefix tests/,data export inference models ops text training weights)
 FAST := not (slow or long or system or parity or tpu_aot or gpu_aot)
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --durations=30 --durations-min=5
 
@@ -37,10 +38,10 @@ demo: $(VENV)/.installed
 
 # QUICK=1 leaves out the tests that are marked slow.
 # Types are checked against the libraries' newest stubs; the oldest releases have fewer and other ones.
-# With them slow tests and all but the first case of each test are left out: behaviour is the same, only the interfaces
-# of the libraries differ.
+# With them slow tests, all but the first case of each test, and commands, servers and plans are left out: behaviour is
+# the same, only the interfaces of the libraries differ.
 test: $(VENV)/.installed-dev lint $(if $(findstring lowest,$(LOCK)),,types)
-	$(PYTEST) -n 2 --dist worksteal $(if $(QUICK)$(findstring lowest,$(LOCK)),-m '$(FAST)') $(if $(findstring lowest,$(LOCK)),--first-cases)
+	$(PYTEST) -n 2 --dist worksteal $(if $(QUICK)$(findstring lowest,$(LOCK)),-m '$(FAST)') $(if $(findstring lowest,$(LOCK)),--first-cases $(LOWEST))
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from deberta_jax.training.state import make_state, parameters_of, state_sharding
 from deberta_jax.training.step import compile_step, make_step
 from tests.made import rows, weighted_model, without_dropout
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 STEPS, PEAK, WARMUP, DECAY = 20, 2e-3, 5.0, 0.05
 

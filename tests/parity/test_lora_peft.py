@@ -12,7 +12,7 @@ from deberta_jax.sharding import make_mesh
 from deberta_jax.training import finetune_data
 from tests.made import rows, stdout_of, weighted_model, write_table
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # between peft and transformers

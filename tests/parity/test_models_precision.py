@@ -10,7 +10,7 @@ from deberta_jax.ops.activations import ACTIVATIONS
 from tests.cases import Case, apply, to_tree
 from tests.parity import hugging_face
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 _WIDE = {"hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 128}
 MODELS = [

@@ -9,7 +9,7 @@ from tests.cases import Case, real_part, to_tree
 from tests.parity import hugging_face
 from tests.parity.matrix import CASES
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 # The graph takes token ids, attention mask and token types; positions are those of the tokens.
 _CASES = [case for case in CASES if not {"inputs_embeds", "position_ids"} & set(case.inputs)]

@@ -18,7 +18,7 @@ from deberta_jax.training.state import make_state
 from deberta_jax.training.step import compile_step
 from tests.made import TINY
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 STEPS, PEAK, WARMUP, DECAY = 200, 2e-3, 20, 0.01
 WORDS, ROWS, LENGTH, TARGETS = 96, 8, 24, 4

@@ -25,7 +25,7 @@ from deberta_jax.training.step import StepOptions, make_step
 from tests.made import TINY, blank_model, rows, stdout_of
 from tests.parity import definition
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 WEIGHT, RATE = 50.0, 0.5
 CONFIG = dataclasses.replace(

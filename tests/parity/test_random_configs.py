@@ -15,7 +15,7 @@ from deberta_jax.ops.attention.relative_position import log_bucket
 from tests.cases import Case, apply, to_tree
 from tests.parity import hugging_face
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 COUNT, QUICK = 120, 24
 TOLERANCE = 2e-5

@@ -12,7 +12,7 @@ from deberta_jax import DebertaConfig, DebertaForSequenceClassification, init_pa
 from deberta_jax.weights import from_pretrained, save_pretrained, verify
 from tests.weights.files import raw_config
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 HEAD = "sequence-classification"
 

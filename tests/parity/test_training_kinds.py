@@ -26,7 +26,7 @@ from deberta_jax.training.state import make_state, parameters_of, state_sharding
 from deberta_jax.training.step import compile_step, make_step
 from tests.made import LABELS, WORDS, make_tokenizer, text_of, without_dropout
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 STEPS, PEAK, WARMUP, DECAY, BATCH, LENGTH = 100, 1e-3, 10.0, 0.05, 8, 40
 ROWS = 80  # ten batches, in another order in each of ten epochs
