@@ -111,7 +111,7 @@ def test_the_page_is_named_and_has_no_empty_plot(tmp_path):
         plan = quick(request(topology))
         if topology == "cuda:8":
             plan = dataclasses.replace(plan, costs=None, seconds={})
-        write_page(tmp_path / "plan.html", "deberta-v3-base", "text", plan, [])
+        write_page(str(tmp_path / "plan.html"), "deberta-v3-base", "text", plan, [])
         page = (tmp_path / "plan.html").read_text()
         title = f"Plan: deberta-v3-base, finetune on {plan.request.target.topology}"
         assert page.count(title) == 2

@@ -39,7 +39,7 @@ def test_goodput_counts_the_steps_that_were_kept(sessions, expected):
 def test_the_line_of_a_session_is_there_before_it_ends(tmp_path):
     path = tmp_path / "sessions.jsonl"
     path.write_text(json.dumps({"from_step": 0, "to_step": 4, "seconds": 1.0}) + "\n")  # of an older version
-    log = SessionLog(tmp_path, 4, {"devices": 8}, began=time.perf_counter())
+    log = SessionLog(tmp_path, 4, {"devices": 8}, began=time.perf_counter() - 1)
     lines = lambda: [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["from_step"], line["to_step"]) for line in lines()] == [(0, 4), (4, 4)]
     log.trained(0.25)
