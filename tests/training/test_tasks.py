@@ -202,6 +202,7 @@ def test_multiple_choice_of_two_and_three(blank, tmp_path):
     assert pipe({"text": body[0][0], "choices": body[0][1]})["text"] == answers[0]["text"]
 
 
+@pytest.mark.slow
 def test_several_labels_a_text(blank, tmp_path):
     rng, body = np.random.default_rng(4), []
     for _ in range(160):
