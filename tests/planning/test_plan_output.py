@@ -149,6 +149,7 @@ def test_help_names_every_attention_implementation_and_how_the_rest_is_chosen(ca
     assert "the least that fits by estimate; --sweep compares" in text
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_where_no_time_is_known_a_sweep_and_tokens_say_so(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_hf()))

@@ -146,6 +146,7 @@ def test_candidates_have_more_rows_where_those_are_free():
     assert begin == [r, r.with_runtime(remat="dots"), r.with_rows(2 * ROWS), r.with_rows(4 * ROWS)]
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_a_sweep_through_the_command_line_tries_more_rows(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_hf()))
@@ -156,7 +157,9 @@ def test_a_sweep_through_the_command_line_tries_more_rows(tmp_path, capsys):
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("job", ["finetune", "mlm", "rtd", "predict"])
+@pytest.mark.parametrize(
+    "job", ["finetune", *(pytest.param(j, marks=pytest.mark.slow) for j in ("mlm", "rtd", "predict"))]
+)
 def test_every_job_through_the_command_line_and_again_from_the_cache(job, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_hf()))

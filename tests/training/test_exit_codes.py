@@ -57,7 +57,7 @@ def two(task, output: Path, cache, *more: str):
     return [start([*task.arguments(output, *more), *joined, "--process", str(i)], **cache) for i in range(2)]
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_survivor_of_a_killed_process_asks_to_be_run_again(task, cache, tmp_path, killed):
     processes = two(task, tmp_path / "run", cache, "--epochs", "400", "--log-every", "1")
     wait(lambda: steps_logged(tmp_path / "run", 4), processes)
