@@ -6,7 +6,7 @@ it shows a progress bar, and an interrupted download is resumed.
 
 import re
 from collections.abc import Sequence
-from fnmatch import fnmatch
+from fnmatch import fnmatch, fnmatchcase
 from pathlib import Path
 
 from deberta_jax import storage
@@ -22,7 +22,7 @@ _WEIGHT_FILES = (
     ("adapter_model.bin",),
 )
 
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 _REPO_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 
@@ -82,13 +82,18 @@ def _chosen(names: Sequence[str], files: Sequence[str] | None, file: str | None)
     """
     own = [name for name in names if not name.startswith(("params/", "state/"))]
     if files is not None:
-        return storage.matching_names(own, [*TEXT_FILES, *files])  # one copy for all that reads text alone
+        return _matching(own, [*TEXT_FILES, *files])  # one copy for all that reads text alone
     if file is not None:
-        return storage.matching_names(own, [*TEXT_FILES, file])
+        return _matching(own, [*TEXT_FILES, file])
     for patterns in _WEIGHT_FILES:
-        if storage.matching_names([name for name in own if "/" not in name], patterns):
-            return storage.matching_names(own, [*TEXT_FILES, *patterns])
-    return storage.matching_names(own, [*TEXT_FILES, *(f"*{suffix}" for suffix in _SUFFIXES)])
+        if _matching([name for name in own if "/" not in name], patterns):
+            return _matching(own, [*TEXT_FILES, *patterns])
+    return _matching(own, [*TEXT_FILES, *(f"*{suffix}" for suffix in WEIGHT_SUFFIXES)])
+
+
+def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Returns the names that match any pattern, in which ``*`` matches ``/`` too."""
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _patterns(repo: str, revision: str | None, file: str | None) -> list[str]:

@@ -17,7 +17,7 @@ from deberta_jax.storage.checksums import (
     read_checksums,
     write_checksums,
 )
-from deberta_jax.storage.copies import files_below, local_copy, matching_names
+from deberta_jax.storage.copies import files_below, local_copy
 from deberta_jax.storage.files import (
     StagedFile,
     append_json_line,
@@ -129,7 +129,6 @@ __all__ = [
     "mapped_array",
     "mapped_npy",
     "matching",
-    "matching_names",
     "may_pass",
     "opened",
     "output_directory",

@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import fnmatch
 import hashlib
 import json
 import logging
@@ -110,8 +109,3 @@ def _temporary() -> Path:
         _made.append(Path(tempfile.mkdtemp(prefix="deberta_jax-")))
         atexit.register(shutil.rmtree, _made[0], ignore_errors=True)
     return _made[0]
-
-
-def matching_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """Returns the names that match any pattern, in which ``*`` matches ``/`` too."""
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]

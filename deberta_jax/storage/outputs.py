@@ -308,8 +308,7 @@ def _upload(stage: Path, directory: AnyPath, last: str, stale: tuple[str, ...]) 
     with reaching(directory):
         old = list(directory.iterdir()) if directory.is_dir() else []
         for path in old:
-            replaced = path.name in new and new[path.name].is_dir()
-            if replaced or (path.name not in new and any(fnmatch.fnmatchcase(path.name, name) for name in stale)):
+            if new[path.name].is_dir() if path.name in new else _is_stale(path.name, stale):
                 remove(path)
     files = sorted((path for path in stage.rglob("*") if path.is_file()), key=lambda path: (path == stage / last, path))
     for path in files:
@@ -322,13 +321,16 @@ def _move_files(stage: Path, directory: Path, last: str, stale: tuple[str, ...])
     _sync(directory)
     new = {path.name for path in stage.iterdir()}
     for path in list(directory.iterdir()):
-        replaced = path.name in new and path.is_dir()
-        if replaced or (path.name not in new and any(fnmatch.fnmatchcase(path.name, name) for name in stale)):
+        if path.is_dir() if path.name in new else _is_stale(path.name, stale):
             remove(path)
     for name in sorted(new, key=lambda name: name == last):
         if (directory / name).is_file() and not (directory / name).is_symlink():
             shutil.copymode(directory / name, stage / name)
         (stage / name).rename(directory / name)
+
+
+def _is_stale(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _sync(path: Path) -> None:

@@ -32,7 +32,7 @@ def trial_file(option: str, directory: str, name: str) -> Iterator[None]:
         if is_remote(directory):
             target = f"{directory.rstrip('/')}/{name}"
             with reaching(target) as path:
-                stack.callback(_remove_remote, target)
+                stack.callback(remove, path)
                 path.write_bytes(content)
                 returned = path.read_bytes()
         else:
@@ -59,16 +59,8 @@ def sees_trial_file(directory: str, name: str) -> bool:
     Raises:
       InputError, RunAgainError: a bucket cannot be reached.
     """
-    path = as_path(directory) / name
-    if not is_remote(directory):
+    with reaching(as_path(directory) / name) as path:
         return path.is_file()
-    with reaching(str(path)) as remote:
-        return remote.is_file()
-
-
-def _remove_remote(target: str) -> None:
-    with reaching(target) as path:
-        path.unlink(missing_ok=True)
 
 
 def _remove_empty(directories: list[Path]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from deberta_jax import storage
 from deberta_jax.errors import InputError, brief, listed
+from deberta_jax.hub import WEIGHT_SUFFIXES
 from deberta_jax.weights.safetensors_file import read_safetensors
 from deberta_jax.weights.source import Checkpoint, Tensor, check_count
 from deberta_jax.weights.torch_file import read_legacy, read_zip
@@ -12,7 +13,6 @@ from deberta_jax.weights.torch_file import read_legacy, read_zip
 STANDARD = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 GENERATOR = ("pytorch_model.generator.bin", "model.generator.safetensors")
 _LONGEST_FILE_NAME = 255
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 # Files with these suffixes that trainers and other programs write beside a model.
 _NO_WEIGHTS = (
@@ -37,7 +37,7 @@ def has_standard(directory: storage.AnyPath) -> bool:
 
 def weight_files(directory: Path) -> list[Path]:
     """Returns the files of a directory whose suffix is one of files of weights, except known other files."""
-    files = (file for file in directory.iterdir() if file.suffix in _SUFFIXES and file.is_file())
+    files = (file for file in directory.iterdir() if file.suffix in WEIGHT_SUFFIXES and file.is_file())
     return sorted(file for file in files if not any(fnmatchcase(file.name, pattern) for pattern in _NO_WEIGHTS))
 
 
