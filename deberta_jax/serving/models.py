@@ -139,8 +139,8 @@ def devices_needed(source: str, devices: Sequence[Any] | None = None) -> int:
 _Parts = tuple[Model, Tokenizer, Batcher, dict[str, Answer], str]
 
 
-def _load_pipeline(task: str, source: str, options: ServeOptions, limits: BatchLimits, metrics: ModelMetrics) -> _Parts:
-    pipe: Any = deberta_jax.pipeline(
+def _pipeline(task: str, source: str, options: ServeOptions) -> Any:
+    return deberta_jax.pipeline(
         task,
         source,
         dtype=options.dtype,
@@ -148,6 +148,10 @@ def _load_pipeline(task: str, source: str, options: ServeOptions, limits: BatchL
         batch_size=options.max_rows,
         mesh_fsdp=options.mesh_fsdp or 1,
     )
+
+
+def _load_pipeline(task: str, source: str, options: ServeOptions, limits: BatchLimits, metrics: ModelMetrics) -> _Parts:
+    pipe = _pipeline(task, source, options)
     predictor: Predictor = pipe.predictor
     program = Program(predictor.forward, pipe.params, predictor.per_token)
     batcher = Batcher(program, predictor, limits, metrics)
@@ -162,14 +166,7 @@ def _load_pipeline(task: str, source: str, options: ServeOptions, limits: BatchL
 
 
 def _load_masks(task: str, source: str, options: ServeOptions, limits: BatchLimits, metrics: ModelMetrics) -> _Parts:
-    pipe = deberta_jax.pipeline(
-        "fill-mask",
-        source,
-        dtype=options.dtype,
-        max_length=options.max_length,
-        batch_size=options.max_rows,
-        mesh_fsdp=options.mesh_fsdp or 1,
-    )
+    pipe = _pipeline(task, source, options)
     program = mask_program(pipe)
     batcher = Batcher(program, pipe.predictor, limits, metrics)
     filler = ServedMaskFiller(**_fields_of(MaskFiller, pipe), batcher=batcher)
