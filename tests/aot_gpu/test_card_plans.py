@@ -1,6 +1,5 @@
 """Train steps compiled for GPUs that are not there: what they hold, compute and exchange, and what they must not do."""
 
-import importlib.util
 import math
 
 import jax
@@ -17,15 +16,9 @@ from deberta_jax.planning.targets import target_of
 from deberta_jax.presets import PRESETS
 from deberta_jax.training.experiment import RunOptions
 from deberta_jax.training.flops import forward_flops
+from tests.aot_gpu.needs import GPU_COMPILER
 
-pytestmark = [
-    pytest.mark.gpu_aot,
-    pytest.mark.skipif(
-        importlib.util.find_spec("jax_plugins") is None,
-        reason="no compiler for GPUs: pip install 'deberta_jax[cuda12]'",
-    ),
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = GPU_COMPILER
 SMALL = PRESETS["deberta-v3-xsmall"].replace(num_hidden_layers=2, vocab_size=2000)
 ROWS, LENGTH = 4, 256  # of a GPU
 

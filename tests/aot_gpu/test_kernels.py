@@ -1,6 +1,5 @@
 """Attention kernels compiled for GPUs that are not there: what they need of each card."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,15 +7,9 @@ import pytest
 
 from benchmarks.gpu_aot import Case, compile_case
 from deberta_jax.planning.cards import CARDS
+from tests.aot_gpu.needs import GPU_COMPILER
 
-pytestmark = [
-    pytest.mark.gpu_aot,
-    pytest.mark.skipif(
-        importlib.util.find_spec("jax_plugins") is None,
-        reason="no compiler for GPUs: pip install 'deberta_jax[cuda12]'",
-    ),
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = GPU_COMPILER
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "gpu_aot.json"
 SPILLS = {"forward": 16, "backward_query": 256, "backward_key": 256}  # bytes that a thread may keep in memory
 

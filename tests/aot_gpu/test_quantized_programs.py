@@ -1,6 +1,5 @@
 """The forward pass of a quantized model, compiled for a GPU that is not there."""
 
-import importlib.util
 import re
 
 import jax
@@ -14,16 +13,10 @@ from deberta_jax.planning.child import devices
 from deberta_jax.planning.request import make_request
 from deberta_jax.planning.targets import target_of
 from deberta_jax.training.experiment import RunOptions
+from tests.aot_gpu.needs import GPU_COMPILER
 from tests.made import TINY, saved_model
 
-pytestmark = [
-    pytest.mark.gpu_aot,
-    pytest.mark.skipif(
-        importlib.util.find_spec("jax_plugins") is None,
-        reason="no compiler for GPUs: pip install 'deberta_jax[cuda12]'",
-    ),
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = GPU_COMPILER
 LAYERS, WIDTH, INNER = 5, 256, 320
 CONFIG = TINY.replace(hidden_size=WIDTH, num_attention_heads=4, intermediate_size=INNER, num_hidden_layers=LAYERS)
 
