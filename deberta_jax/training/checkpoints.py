@@ -6,7 +6,6 @@ what it receives and returns by itself, there is no such list.
 """
 
 import contextlib
-import functools
 import gc
 import logging
 import os
@@ -14,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -59,18 +59,13 @@ class Checkpoints:
         self._failed: BaseException | None = None
         # Orbax logs each error of a thread with several tracebacks before it raises the error.
         logging.getLogger("absl").addFilter(_is_not_of_orbax)
-        self._hooks = sys.excepthook, functools.partial(_tell_unless_late, sys.excepthook)
-        sys.excepthook = self._hooks[1]
+        self._late = _LateErrors()
         try:
             self.manager = self._open(options)
         except BaseException:
-            self._speak_again()
+            logging.getLogger("absl").removeFilter(_is_not_of_orbax)
+            self._late.show_again()
             raise
-
-    def _speak_again(self) -> None:
-        logging.getLogger("absl").removeFilter(_is_not_of_orbax)
-        if sys.excepthook is self._hooks[1]:
-            sys.excepthook = self._hooks[0]
 
     def _open(self, options: ocp.CheckpointManagerOptions, *, again: bool = False) -> ocp.CheckpointManager:
         """Opens the directory with Orbax, which reads the metadata of all states; damaged ones are set aside first."""
@@ -324,25 +319,47 @@ class Checkpoints:
         except BaseException:
             with contextlib.suppress(OSError, ValueError):  # the same error once more
                 self.manager.close()
-            raise
+            raise  # late errors stay hidden: writes beside the failed one may still end
         else:
             self.manager.close()
+            self._late.show_again()
         finally:
-            self._speak_again()
+            logging.getLogger("absl").removeFilter(_is_not_of_orbax)
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
-def _tell_unless_late(tell: Callable[..., object], kind: type, error: BaseException, trace: Any) -> None:
-    """Prints an error that no code catches, unless it is of a write that ends after one beside it has failed.
+class _LateErrors:
+    """Hides the errors of writes that end after one beside them has failed, and closed their event loop.
 
-    TensorStore prints it from a thread of its own, once for each file; the failure itself is raised.
+    TensorStore reports each from a thread of its own, some releases as an error that no code catches, others as one
+    that cannot be raised; Python prints a traceback for both. The failure itself is raised.
     """
-    late = kind is RuntimeError and str(error) == "Event loop is closed"
-    if not late or threading.current_thread() is threading.main_thread():
-        tell(kind, error, trace)
+
+    def __init__(self) -> None:
+        self._before = sys.excepthook, sys.unraisablehook
+        self._ours = self._uncaught, self._unraisable
+        sys.excepthook, sys.unraisablehook = self._ours
+
+    def show_again(self) -> None:
+        if sys.excepthook is self._ours[0]:
+            sys.excepthook = self._before[0]
+        if sys.unraisablehook is self._ours[1]:
+            sys.unraisablehook = self._before[1]
+
+    def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not _is_late(error) or threading.current_thread() is threading.main_thread():
+            self._before[0](kind, error, trace)
+
+    def _unraisable(self, told: Any) -> None:
+        if not _is_late(told.exc_value):
+            self._before[1](told)
+
+
+def _is_late(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 @contextlib.contextmanager
