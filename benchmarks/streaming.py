@@ -1,8 +1,8 @@
 """Memory and time of ``predict`` on files of very different lengths, and of its parts alone.
 
-    python benchmarks/streaming.py [--rows 10000 1000000] [--layers 2] [--record FILE.json]
+    python benchmarks/streaming.py [--rows 10000 1000000] [--layers 2] [--width 64] [--record FILE.json]
 
-A model with few layers answers short made-up texts, in a process of its own for each length. Given are the peak memory
+A small model answers short made-up texts, in a process of its own for each length. Given are the peak memory
 of each process; and for the longest file the time of the whole command over that of its two necessary parts, measured
 in one process: tokenization of all texts, and the forward passes on ready tokens.
 """
@@ -31,11 +31,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 """
 
 
-def write_model(directory: Path, layers: int) -> None:
+def write_model(directory: Path, layers: int, width: int) -> None:
     """A classifier with random weights and a tokenizer of the made-up texts' words."""
     tokenizer = deberta_jax.train_tokenizer([" ".join(WORDS)] * 50, 360, directory / "tokenizer")
     config = deberta_jax.PRESETS["deberta-v3-xsmall"].replace(
-        vocab_size=tokenizer.vocab_size, num_hidden_layers=layers, id2label=("no", "yes")
+        vocab_size=tokenizer.vocab_size,
+        num_hidden_layers=layers,
+        hidden_size=width,
+        num_attention_heads=max(1, width // 64),
+        intermediate_size=4 * width,
+        id2label=("no", "yes"),
     )
     model = deberta_jax.DebertaForSequenceClassification(config)
     params = jax.jit(lambda: deberta_jax.init_params(model, jax.random.key(0)))()
@@ -83,12 +88,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--record", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        write_model(directory, args.layers)
-        found: dict[str, object] = {"layers": args.layers, "jax": jax.__version__, "peak MB": {}}
+        write_model(directory, args.layers, args.width)
+        found: dict[str, object] = {"layers": args.layers, "width": args.width, "jax": jax.__version__, "peak MB": {}}
         for rows in args.rows:
             write_texts(directory / f"{rows}.jsonl", rows)
             found["peak MB"][rows] = round(peak_megabytes(directory, rows))
