@@ -41,10 +41,15 @@ class HopperWarpgroup(Warpgroup):
         return 3 - self.arrays
 
     def left(self, refs: Sequence[Any]) -> Chunks:
+        """Returns chunks in shared memory as the left side of products: in registers, where a program has enough.
+
+        Products then read only their right side from shared memory.
+        """
+        return super().left(refs) if self.arrays == 1 and self.chunks == 1 else tuple(refs)
+
+    def left_anew(self, refs: Sequence[Any]) -> Chunks:
         """Returns chunks in shared memory as the left side of products, which read them there."""
         return tuple(refs)
-
-    left_anew = left
 
     def left_of(self, buffer: Any, x: Any) -> Any:
         """Returns a tile [S,S] as the left side of a product in ``dtype``; it stays in registers."""
