@@ -3,8 +3,8 @@
     pip install 'deberta_jax[cuda12]'      # the compiler; no GPU is needed, and none was used
     python benchmarks/gpu_aot.py [--cards h100 a100-80 l4 b200] [--output benchmarks/results/gpu_aot.json]
 
-Figures are those of ptxas, not measured. A spill is a register that a thread keeps in memory. ``instructions`` are those
-of products and of copies by TMA. ``temporaries`` are the bytes that XLA sets aside for forward and backward together.
+Figures are those of ptxas, not measured. A spill is a register that a thread keeps in memory. ``instructions`` are
+those of products and of copies by TMA. ``temporaries`` are the bytes that XLA sets aside for forward and backward.
 """
 
 import argparse

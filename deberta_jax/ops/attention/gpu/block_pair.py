@@ -268,8 +268,8 @@ def for_each_inner(program: KernelProgram, step: Any, state: Any) -> Any:
         else:
             pl.when(n + 1 < end - first)(lambda: fetch(n + 1))
         group.wait(program.barrier("inner", slot))
-        stages = (program.stage(name, slot) for name in ("inner", "inner_value"))
-        return Inner(number, *stages, after, lambda: release(number))
+        content, value = (program.stage(name, slot) for name in ("inner", "inner_value"))
+        return Inner(number, content, value, after, lambda: release(number))
 
     def fetch(n: Any) -> None:
         number = jnp.where(n < before, first + n, jnp.where(n < count, far + (n - before), near + (n - count)))

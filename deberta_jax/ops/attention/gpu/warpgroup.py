@@ -32,7 +32,8 @@ CHUNK = 64
 Chunks = tuple[Any, ...]
 
 # Named here, so that a JAX without one of them fails when this module is imported.
-_mma, _load, _inline, _kernel = plgpu.mma, plgpu.load, plgpu.inline_mgpu, plgpu.kernel
+_mma, _load, _kernel = plgpu.mma, plgpu.load, plgpu.kernel
+_INLINE: Any = plgpu.inline_mgpu
 _LEFT, _RIGHT, _COPY = plgpu.Layout.MMA_LHS, plgpu.Layout.MMA_RHS, plgpu.Layout.SMEM_GMEM_COPY
 _TILES: Any = plgpu.TilingTransform
 _SWIZZLE: Any = plgpu.SwizzleTransform
@@ -48,7 +49,7 @@ def _put(ref: Any, x: Any, layout: Any) -> None:
     Through Mosaic itself, as Pallas has no such store before JAX 0.12.
     """
 
-    @_inline(arg_types=(plgpu.RefType(), layout))
+    @_INLINE(arg_types=(plgpu.RefType(), layout))
     def put(context, ref, x):
         warpgroup_barrier()  # as around Pallas' own stores
         x.store_untiled(ref, optimized=False)

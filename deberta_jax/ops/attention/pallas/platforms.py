@@ -71,10 +71,11 @@ def gpu_capability() -> str:
 
     That is the device of the mesh that is set, or this process's. As Pallas does, takes a GPU that says none for 9.0.
     """
-    own, described = jax.local_devices()[0], jax.sharding.get_abstract_mesh().abstract_device
+    device: Any = jax.local_devices()[0]
+    described = jax.sharding.get_abstract_mesh().abstract_device
     # A mesh describes its devices by their kind, which is all that is known of those of this process.
-    is_own = described is None or described.device_kind == own.device_kind
-    device = own if is_own else described
+    if described is not None and described.device_kind != device.device_kind:
+        device = described
     return str(device.compute_capability) if hasattr(device, "compute_capability") else HOPPER
 
 
