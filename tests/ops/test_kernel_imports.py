@@ -10,7 +10,7 @@ import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OLD_JAX = jax.__version_info__ < (0, 11)  # without what the GPU kernels need
+OLD_JAX = jax.__version_info__ < (0, 11, 2)  # without what the GPU kernels need
 
 # Run in a process of its own: there the named modules cannot be imported, from the first moment on.
 SCRIPT = """

@@ -38,7 +38,7 @@ from tests.kernel_cases import (
     run,
 )
 
-needs_kernels = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="JAX before 0.11 has no mma of Mosaic GPU")
+needs_kernels = pytest.mark.skipif(jax.__version_info__ < (0, 11, 2), reason="JAX before 0.11.2 has no mma of Mosaic GPU")
 each_kernel = pytest.mark.parametrize("kernel", ["hopper", "portable"])
 
 
