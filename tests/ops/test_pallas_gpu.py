@@ -38,7 +38,7 @@ from tests.kernel_cases import (
     run,
 )
 
-needs_kernels = pytest.mark.skipif(jax.__version_info__ < (0, 11, 2), reason="JAX before 0.11.2 has no mma of Mosaic GPU")
+needs_kernels = pytest.mark.skipif(jax.__version_info__ < (0, 11, 2), reason="the GPU kernels need JAX 0.11.2")
 each_kernel = pytest.mark.parametrize("kernel", ["hopper", "portable"])
 
 
@@ -75,6 +75,7 @@ MASKS = ("none", "padding", "segments", "pairwise", "all")
     ("length", "heads", "size", "generation", "mask", "without", "block"),
     [
         (130, 1, 256, "v3", "segments", NEITHER, 16),
+        (130, 3, 32, "v3", "segments", BOTH, 64),
         *(
             (length, heads, size, generation, mask, without, block)
             for n, length in enumerate(LENGTHS)
