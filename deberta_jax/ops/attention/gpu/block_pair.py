@@ -241,19 +241,24 @@ def kept_weights(program: KernelProgram, number: Any) -> Any:
     return is_weight_kept(random_bits, query, key, tiling.dropout_rate)
 
 
+def _inner_ranges(program: KernelProgram) -> tuple[Any, Any, Any, Any]:
+    """Returns the first inner block, the first near one, the first far one after it, and one past the last."""
+    first, end = jnp.int32(0), jnp.int32(program.tiling.blocks)
+    if program.has("ranges"):
+        first, end = (program.refs["ranges"][program.example, program.outer, side] for side in (0, 1))
+    clip = lambda x, low, high: jnp.minimum(jnp.maximum(x, low), high)
+    near = clip(program.outer + (program.far[0] + 1), first, end)
+    return first, near, clip(program.outer + program.far[1], near, end), end
+
+
 def for_each_inner(program: KernelProgram, step: Any, state: Any) -> Any:
     """Returns the state after ``state = step(state, inner, scores)`` for each inner block, far ones first.
 
     Blocks that are masked before the first or after the last one with a pair are skipped. ``scores`` is a function of
     the outer block.
     """
-    tiling, group = program.tiling, program.group
-    first, end = jnp.int32(0), jnp.int32(tiling.blocks)
-    if program.has("ranges"):
-        first, end = (program.refs["ranges"][program.example, program.outer, side] for side in (0, 1))
-    clip = lambda x, low, high: jnp.minimum(jnp.maximum(x, low), high)
-    near = clip(program.outer + (program.far[0] + 1), first, end)
-    far = clip(program.outer + program.far[1], near, end)
+    group = program.group
+    first, near, far, end = _inner_ranges(program)
     before, count = near - first, (near - first) + (end - far)  # of far blocks
     windows = group.keeps_blocks and bool(group.tables)
     names = ("key", "value") if program.query_outer else ("query", "cotangent")
@@ -300,6 +305,6 @@ def for_each_inner(program: KernelProgram, step: Any, state: Any) -> Any:
         pl.when(first < end)(lambda: fetch(jnp.int32(0)))
     if windows:
         pl.when(near < far)(first_windows)
-    if tiling.has_far:
+    if program.tiling.has_far:
         state = lax.fori_loop(0, count, far_step, state)
     return lax.fori_loop(count, end - first, near_step, state)
