@@ -3,8 +3,8 @@
     pip install 'deberta_jax[cuda12]'      # the compiler; no GPU is needed, and none was used
     python benchmarks/gpu_aot.py [--cards h100 a100-80 l4 b200] [--output benchmarks/results/gpu_aot.json]
 
-Figures are those of ptxas, not measured. A spill is a register that a thread keeps in memory. ``temporaries`` are the
-bytes that XLA sets aside for forward and backward together.
+Figures are those of ptxas, not measured. A spill is a register that a thread keeps in memory. ``instructions`` are
+those of products and of copies by TMA. ``temporaries`` are the bytes that XLA sets aside for forward and backward.
 """
 
 import argparse
@@ -105,8 +105,11 @@ def _facts(path: Path) -> dict[str, Any]:
     name = path.stem.rpartition("_")[0]  # the number differs between the two files
     (resources,) = path.parent.glob(f"{name}_*.resources.txt")
     shared = re.search(r"smem_scratch_bytes=(\d+)", resources.read_text())
+    (program,) = [file.read_text() for file in path.parent.glob(f"{name}_*.ptx")]
+    instructions = [part for part in ("wgmma.mma_async", "mma.sync", "cp.async.bulk.tensor") if f"{part}." in program]
     return {
         "name": name,
+        "instructions": instructions,
         "architecture": re.search(r"for '(sm_\w+)'", said)[1],
         "registers": number(r"Used (\d+) registers"),
         "spilled_bytes": number(r"(\d+) bytes spill stores"),

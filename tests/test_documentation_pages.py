@@ -167,6 +167,18 @@ def test_estimates_for_tpus_are_those_recorded():
         assert f"| {batch} x {length} | {ratios[0]:.2f} | {ratios[1]:.2f} |" in page
 
 
+def test_figures_of_gpu_kernels_are_those_recorded():
+    page = (DOCS / "benchmarks" / "tpu.md").read_text(encoding="utf-8")
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "gpu_aot.json").read_text(encoding="utf-8"))
+    for program in recorded["programs"]:
+        kernels = {kernel["name"].removeprefix("disentangled_attention_"): kernel for kernel in program["kernels"]}
+        parts = [kernels[name] for name in ("forward", "backward_query", "backward_key")]
+        shown = " | ".join(f"{part['registers']}, {part['spilled_bytes']} B" for part in parts)
+        shared = max(part["shared_bytes"] for part in parts) / 1000
+        card = program["card"].removesuffix("-80").upper()
+        assert f"| {card} | {program['size']} | {shown} | {shared:.0f} KB |" in page
+
+
 def test_training_results_are_those_recorded():
     page = (DOCS / "benchmarks" / "training.md").read_text(encoding="utf-8")
     results = ROOT / "benchmarks" / "results"

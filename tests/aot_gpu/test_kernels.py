@@ -20,12 +20,15 @@ def test_kernels_fit_the_card(card):
     found = compile_case(Case(card))
     kernels = {kernel["name"].removeprefix("disentangled_attention_"): kernel for kernel in found["kernels"]}
     assert kernels.keys() == SPILLS.keys()
+    major, minor = CARDS[card].capability
+    hopper = (major, minor) == (9, 0)
     for name, kernel in kernels.items():
-        major, minor = CARDS[card].capability
+        assert kernel["instructions"] == (["wgmma.mma_async", "cp.async.bulk.tensor"] if hopper else ["mma.sync"])
         assert kernel["architecture"].removesuffix("a") == f"sm_{major}{minor}"
         assert kernel["spilled_bytes"] <= SPILLS[name], (name, kernel)
         assert kernel["shared_bytes"] <= CARDS[card].shared - 1024
         assert kernel["registers"] * 128 <= 65536
+        assert not hopper or 2 * (kernel["shared_bytes"] + 1024) <= CARDS[card].shared  # two on a multiprocessor
     assert recorded(card) == pytest.approx(found["temporaries"], rel=0.05)
 
 

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OLD_JAX = jax.__version_info__ < (0, 12)  # without what the GPU kernels need
+OLD_JAX = jax.__version_info__ < (0, 11, 2)  # without what the GPU kernels need
 
 # Run in a process of its own: there the named modules cannot be imported, from the first moment on.
 SCRIPT = """
@@ -96,7 +96,7 @@ def test_without_a_kernels_backend_all_else_works(missing, platforms):
             continue
         name = "GPU" if platform == "cuda" else "TPU"
         assert line.startswith(f"{platform} refused: attention='pallas' on a {name} needs {platforms[platform]}, which")
-        tested = {"cuda": ">=0.12,<0.13", "tpu": "<0.13"}[platform]
+        tested = {"cuda": ">=0.11.2,<0.13", "tpu": "<0.13"}[platform]
         assert line.endswith(f"; install 'jax{tested}', or use attention='xla'")
         backend = name.lower()
         assert f"{backend} auto would be xla" in lines

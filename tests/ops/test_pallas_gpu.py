@@ -17,11 +17,12 @@ from deberta_jax.errors import InputError
 from deberta_jax.ops.attention import disentangled_attention, expected_implementation
 from deberta_jax.ops.attention.dropout import keep_mask
 from deberta_jax.ops.attention.pallas.kernel_attention import pallas_attention
-from deberta_jax.ops.attention.pallas.platforms import KERNEL_PLATFORMS, check_device, import_kernels
+from deberta_jax.ops.attention.pallas.platforms import KERNEL_PLATFORMS, check_device, gpu_capability, import_kernels
 from deberta_jax.ops.attention.pallas.self_check import kernel_agrees, kernel_lowers
 from deberta_jax.ops.attention.pallas.tiling import KernelSizes, make_gpu_tiling, make_tpu_tiling
 from deberta_jax.ops.attention.relative_position import compact_relative_index, make_relative_index
 from deberta_jax.ops.dropout import dropout_seeds
+from deberta_jax.planning.cards import CARDS, card_device
 from deberta_jax.sharding import make_mesh
 from tests.kernel_cases import (
     ARRAYS,
@@ -37,26 +38,28 @@ from tests.kernel_cases import (
     run,
 )
 
-needs_kernels = pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="JAX before 0.12 has no mma of Mosaic GPU")
-interpreted = functools.partial(pallas_attention, interpret="gpu")
+needs_kernels = pytest.mark.skipif(jax.__version_info__ < (0, 11, 2), reason="the GPU kernels need JAX 0.11.2")
+each_kernel = pytest.mark.parametrize("kernel", ["hopper", "portable"])
 
 
-def interpreted_in_blocks(block_size):
+def interpreted(kernel, block_size=None, **sizes):
     """The kernel in blocks of one size; a GPU has 64, and of smaller ones short texts have far pairs."""
-    return functools.partial(interpreted, sizes=KernelSizes(block_size=block_size))
+    sizes = KernelSizes(block_size=block_size, hopper=kernel == "hopper", **sizes)
+    return functools.partial(pallas_attention, interpret="gpu", sizes=sizes)
 
 
 @needs_kernels
-def test_gradients_dropout_masks_and_far_blocks_together():
+@each_kernel
+def test_gradients_dropout_masks_and_far_blocks_together(kernel):
     """Packed texts with far blocks on both sides, against the formula with numpy's dropout mask; in several blocks."""
     arrays, masks, relative_index = make_case(130, 2, 20, mask="segments")
     tiling = make_tpu_tiling(130, 2, 20, relative_index, scale=1.0, dropout_rate=0.0)
-    tiling = make_gpu_tiling(tiling, relative_index, sizes=KernelSizes(block_size=16))
+    tiling = make_gpu_tiling(tiling, relative_index, capability="9.0", sizes=KernelSizes(block_size=16))
     assert (tiling.blocks, tiling.far) == (9, (-5, 5))
     key, rate = jax.random.key(5), 0.3
     keep = keep_mask(np.asarray(dropout_seeds(key)), 2, 2, 130, rate)
     expected = run(definition_dropping(keep, rate), arrays, masks, relative_index)
-    found = run(interpreted_in_blocks(16), arrays, masks, relative_index, dropout_rate=rate, dropout_key=key)
+    found = run(interpreted(kernel, 16), arrays, masks, relative_index, dropout_rate=rate, dropout_key=key)
     assert_agree(found, expected)
     assert not found["context"][hidden_queries(masks, arrays)].any()
 
@@ -67,10 +70,12 @@ MASKS = ("none", "padding", "segments", "pairwise", "all")
 
 @needs_kernels
 @pytest.mark.long
+@each_kernel
 @pytest.mark.parametrize(
     ("length", "heads", "size", "generation", "mask", "without", "block"),
     [
         (130, 1, 256, "v3", "segments", NEITHER, 16),
+        (130, 3, 32, "v3", "segments", BOTH, 64),
         *(
             (length, heads, size, generation, mask, without, block)
             for n, length in enumerate(LENGTHS)
@@ -83,9 +88,9 @@ MASKS = ("none", "padding", "segments", "pairwise", "all")
         ),
     ],
 )
-def test_forward_and_gradients_are_the_definition(length, heads, size, generation, mask, without, block):
+def test_forward_and_gradients_are_the_definition(kernel, length, heads, size, generation, mask, without, block):
     arrays, masks, relative_index = make_case(length, heads, size, generation, mask, without)
-    found = run(interpreted_in_blocks(block), arrays, masks, relative_index)
+    found = run(interpreted(kernel, block), arrays, masks, relative_index)
     assert_agree(found, run(definition, arrays, masks, relative_index))
     hidden = hidden_queries(masks, arrays)
     assert length <= 8 or hidden.any() == (mask != "none")
@@ -94,19 +99,21 @@ def test_forward_and_gradients_are_the_definition(length, heads, size, generatio
 
 @needs_kernels
 @pytest.mark.long
+@each_kernel
 @pytest.mark.parametrize("generation", ["v1", "hf", "v3"])
-def test_work_is_divided_among_few_programs(generation):
+def test_work_is_divided_among_few_programs(kernel, generation):
     """Programs that take several blocks in turn leave nothing behind in their buffers, and add up the tables."""
-    few_programs = functools.partial(interpreted, sizes=KernelSizes(block_size=16, max_programs=3))
+    few_programs = interpreted(kernel, 16, max_programs=3)
     arrays, masks, relative_index = make_case(100, 2, 16, generation, "all")
     assert_agree(run(few_programs, arrays, masks, relative_index), run(definition, arrays, masks, relative_index))
 
 
 @needs_kernels
 @pytest.mark.long
+@each_kernel
 @pytest.mark.parametrize(("mask", "factor"), [("segments", 1.0), ("none", 1.0), ("segments", 2.4)])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision_errs_no_more_than_the_definition(mask, factor, dtype):
+def test_half_precision_errs_no_more_than_the_definition(kernel, mask, factor, dtype):
     """Also where the largest score of a row is 20 to 40, as in trained models, and errors of scores show most."""
     arrays, masks, relative_index = make_case(256, 2, 64, mask=mask, dtype=dtype)
     for name in ("query", "key", "pos_key", "pos_query"):
@@ -114,7 +121,7 @@ def test_half_precision_errs_no_more_than_the_definition(mask, factor, dtype):
     exact = run(definition, {name: np.float32(a) for name, a in arrays.items()}, masks, relative_index)
     error = lambda found: {name: np.linalg.norm(found[name] - a) / np.linalg.norm(a) for name, a in exact.items()}
     ours, theirs = (
-        error(run(interpreted, arrays, masks, relative_index)),
+        error(run(interpreted(kernel), arrays, masks, relative_index)),
         error(run(definition, arrays, masks, relative_index)),
     )
     for name in exact:
@@ -123,13 +130,14 @@ def test_half_precision_errs_no_more_than_the_definition(mask, factor, dtype):
 
 @needs_kernels
 @pytest.mark.long
-def test_float16_products_beyond_its_largest_number():
+@each_kernel
+def test_float16_products_beyond_its_largest_number(kernel):
     arrays, masks, relative_index = make_case(40, 2, 16, mask="segments")
     arrays = {
         name: (a * (1 if name in ("value", "cotangent") else 200)).astype(np.float16) for name, a in arrays.items()
     }
     assert np.abs(np.einsum("btnh,bsnh->bnts", *(np.float32(arrays[name]) for name in ARRAYS[:2]))).max() > 65504
-    found = run(interpreted, arrays, masks, relative_index)
+    found = run(interpreted(kernel), arrays, masks, relative_index)
     assert all(np.isfinite(a).all() for a in found.values())
     exact = run(definition, {name: np.float32(a) for name, a in arrays.items()}, masks, relative_index)
     np.testing.assert_allclose(found["context"], exact["context"], atol=2e-2)
@@ -137,14 +145,15 @@ def test_float16_products_beyond_its_largest_number():
 
 @needs_kernels
 @pytest.mark.long
-def test_blocks_of_other_texts_are_not_computed():
+@each_kernel
+def test_blocks_of_other_texts_are_not_computed(kernel):
     """NaN in another text reaches a block that is computed, even under weight 0."""
     arrays, _, relative_index = make_case(96, 2, 16, batch=1)
     segment_ids = np.repeat(np.int32([[1, 2, 0]]), 32, axis=1)
     own = (segment_ids == 1)[..., None, None]
     arrays["value"] = np.where(own, arrays["value"], np.float32(np.nan))
     arrays["cotangent"] = np.where(own, arrays["cotangent"], 0)
-    found = run(interpreted_in_blocks(32), arrays, {"segment_ids": segment_ids, "attention_mask": None}, relative_index)
+    found = run(interpreted(kernel, 32), arrays, {"segment_ids": segment_ids, "attention_mask": None}, relative_index)
     first = {name: a if name.startswith("pos") else a[:, :32] for name, a in arrays.items()}
     expected = run(definition, first, {"segment_ids": None, "attention_mask": None}, relative_index[64:-64])
     for name in ("context", "query", "key", "value"):
@@ -153,10 +162,11 @@ def test_blocks_of_other_texts_are_not_computed():
 
 @needs_kernels
 @pytest.mark.long
-def test_devices_change_nothing():
+@each_kernel
+def test_devices_change_nothing(kernel):
     arrays, masks, relative_index = make_case(40, 4, 16, mask="all")
     options = {"dropout_rate": 0.2, "dropout_key": jax.random.key(3)}
-    attend = interpreted_in_blocks(32)
+    attend = interpreted(kernel, 32)
     whole = run(attend, arrays, masks, relative_index, **options)
     with jax.set_mesh(make_mesh(data=2, tensor=2, devices=jax.devices()[:4])):
         divided = run(attend, arrays, masks, relative_index, **options)
@@ -166,9 +176,12 @@ def test_devices_change_nothing():
 
 @needs_kernels
 @pytest.mark.long
-def test_self_check_agrees():
+@each_kernel
+def test_self_check_agrees(kernel):
     kernel_agrees.cache_clear()
-    assert all(kernel_agrees(dtype, length=100, interpret="gpu") for dtype in KERNEL_PLATFORMS["gpu"].dtypes)
+    attend = functools.partial(pallas_attention, sizes=KernelSizes(hopper=kernel == "hopper"))
+    options = {"attend": attend, "length": 100, "interpret": "gpu"}
+    assert all(kernel_agrees(dtype, **options) for dtype in KERNEL_PLATFORMS["gpu"].dtypes)
     kernel_agrees.cache_clear()
 
 
@@ -211,6 +224,27 @@ def test_gpus_without_the_instructions_are_not_asked(platform, capability, refus
         check_device(device)
 
 
+@pytest.mark.parametrize(
+    ("capability", "head_size", "hopper"),
+    [("9.0", 64, True), ("9.0", 128, True), ("9.0", 129, False), ("8.0", 64, False), ("10.0", 64, False)],
+)
+def test_the_kernel_is_chosen_by_capability(capability, head_size, hopper):
+    major, minor = capability.split(".")
+    card = next(card for card in CARDS.values() if card.capability == (int(major), int(minor)))
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=card_device(card))):
+        assert gpu_capability() == capability
+    relative_index = make_relative_index(100, 32, buckets=32, max_distance=64, clamp=True)
+    tiling = make_tpu_tiling(100, 2, head_size, relative_index, scale=1.0, dropout_rate=0.0)
+    assert make_gpu_tiling(tiling, relative_index, capability=capability).hopper == hopper
+
+
+def test_a_gpu_that_says_no_capability_is_taken_for_a_hopper():
+    assert gpu_capability() == "9.0"
+    device = AbstractDevice(device_kind="A card", num_cores=132, platform="gpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+        assert gpu_capability() == "9.0"
+
+
 def program(length, size, dtype, *, heads=2, batch=2, pairwise_mask=False):
     """Forward and backward with dropout of the released v3 index, and the shapes of its arguments."""
     relative_index = compact_relative_index(
@@ -233,6 +267,7 @@ QUICK_LOWERING = (2048, 32, jnp.bfloat16)
 
 
 @needs_kernels
+@pytest.mark.parametrize("card", ["h100", pytest.param("a100-80", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("length", "size", "dtype"),
     [
@@ -243,13 +278,12 @@ QUICK_LOWERING = (2048, 32, jnp.bfloat16)
         for case in [(length, size, dtype)]
     ],
 )
-def test_lowers_for_cuda(length, size, dtype):
+def test_lowers_for_cuda(length, size, dtype, card):
     """One forward and two backward kernels; around them nothing score-shaped, and no sum without a fixed order."""
     both, arguments = program(length, size, dtype, pairwise_mask=length == 384)
     mosaic = "mosaic_gpu_v2"
     checks = [jax.export.DisabledSafetyCheck.custom_call(mosaic)]
-    gpu = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu)):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=card_device(CARDS[card]))):
         exported = jax.export.export(both, platforms=["cuda"], disabled_checks=checks)(*arguments)
     lines = exported.mlir_module().splitlines()
     assert sum(f"custom_call @{mosaic}" in line for line in lines) == 3

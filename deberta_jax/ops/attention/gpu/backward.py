@@ -45,34 +45,34 @@ def gradients(program: KernelProgram) -> None:
     """Stores d_query of one block of queries, or d_key and d_value of one block of keys, and adds to the table's."""
     group, refs = program.group, program.refs
     names = ("query", "cotangent") if program.query_outer else ("key", "value")
-    blocks = [program.block(name, program.outer) for name in names]
-    outer, other = (group.left if group.chunks == 1 else group.left_anew)(blocks[0]), group.left_anew(blocks[1])
+    outer, other = block_pair.load_outer(program, *names)
     own = None
     if program.query_outer:  # one number for each query, the same for all keys
         own = tuple(group.spread_rows(group.rows(program.numbers(name, program.outer))) for name in _PER_QUERY)
 
-    def step(state, number, scores, after):
+    def step(state, inner, scores):
         gradient, d_value, far_sums = state
+        number, tile = inner.number, refs.get("tile_buffer")
         scores, mask = block_pair.mask_scores(program, scores(outer), number)
         logsumexp, delta = own or (group.spread_columns(program.numbers(name, number)) for name in _PER_QUERY)
         weights = jnp.exp2(scores - logsumexp * LOG2E)
         if mask is not None:
             weights = jnp.where(mask, weights, 0.0)
-        d_weights, keep = group.times(other, refs["inner_value_buffer"]), block_pair.kept_weights(program, number)
+        d_weights, keep = group.times(other, inner.value), block_pair.kept_weights(program, number)
         if keep is not None:
             d_weights = jnp.where(keep, d_weights * _inverse(program), 0.0)
         d_scores = weights * (d_weights - delta) * program.tiling.scale
         if not program.query_outer:
             dropped = weights if keep is None else jnp.where(keep, weights * _inverse(program), 0.0)
-            left = group.left_of(refs["tile_buffer"], dropped)
-            d_value = group.add_times(d_value, left, refs["inner_value_buffer"])
-        gradient = group.add_times(gradient, group.left_of(refs["tile_buffer"], d_scores), refs["inner_buffer"])
+            d_value = group.add_times(d_value, group.left_of(tile, dropped), inner.value)
+        gradient = group.add_times(gradient, group.left_of(tile, d_scores), inner.content)
         if program.has(program.outer_table):
-            if after is None:
+            if inner.after is None:
                 gradient = _add_through_table(program, number, d_scores, gradient)
             else:
                 total = d_scores.sum(axis=1)
-                far_sums = tuple(x + jnp.where(after == side, total, 0.0) for side, x in enumerate(far_sums))
+                far_sums = tuple(x + jnp.where(inner.after == side, total, 0.0) for side, x in enumerate(far_sums))
+        inner.release()
         return gradient, d_value, far_sums
 
     zeros = group.full_rows(0.0)
@@ -103,20 +103,15 @@ def _inverse(program: KernelProgram) -> float:
 def _add_through_table(program: KernelProgram, number: Any, d_scores: Any, gradient: Chunks) -> Chunks:
     """Returns the outer block's gradient with the part through its table, and adds to that table's gradient."""
     group, refs = program.group, program.refs
-    products, tile = refs["products_buffer"], refs["tile_buffer"]
+    products, tile = refs["products_buffer"], refs.get("tile_buffer")
     first, _ = program.first_halves(number)
     rounded = d_scores.astype(group.dtype).astype(F32)
     group.put_scores(products, rounded)
-    window = refs["window_buffer"]
-    sums = [gradient]
-
-    def through_rows(half, block):
-        sums[0] = group.add_times(sums[0], group.left_half(products, half, tile), window, block)
-
-    block_pair.for_each_half(program, program.outer_table, first, through_rows)
-    outer = program.block("query" if program.query_outer else "key", program.outer)
-    group.fetch(outer, refs["inner_buffer"])
+    for half in range(2):
+        left = group.left_half(products, half, tile)
+        gradient = group.add_times(gradient, left, block_pair.half_window(program, program.outer_table, first, half))
+    right = block_pair.outer_right(program, "query" if program.query_outer else "key")
     for half in range(2):
         left = group.left_half(products, half, tile, transposed=True)
-        group.add_in_memory(_table_sums(program, first + half), left, refs["inner_buffer"])
-    return sums[0]
+        group.add_in_memory(_table_sums(program, first + half), left, right)
+    return gradient

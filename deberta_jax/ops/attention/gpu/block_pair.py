@@ -49,6 +49,25 @@ class KernelProgram:
         """Returns the chunks of a block [S,H] of query, key or the like, in the device's memory."""
         return [self.refs[name].at[self.example, self.tokens(number), lanes] for lanes in self.lanes()]
 
+    def stage(self, name: str, slot: Any = 0) -> list[Any]:
+        """Returns the chunks of a block's place in shared memory: ``slot`` of the buffer of that name."""
+        chunks = self.group.chunks
+        return [self.refs[f"{name}_buffer"].at[slot * chunks + n] for n in range(chunks)]
+
+    def barrier(self, name: str, slot: Any = None) -> Any:
+        """Returns the barrier that copies to a buffer count on; None where copies are at once."""
+        barrier = self.refs.get(f"{name}_barrier")
+        return barrier if barrier is None or slot is None else barrier.at[slot]
+
+    def copies(self, name: str, number: Any, stage: str, slot: Any = 0) -> list[tuple[Any, Any]]:
+        """Returns source and target of each chunk of a block of tokens."""
+        return list(zip(self.block(name, number), self.stage(stage, slot), strict=True))
+
+    def table_copies(self, table: str, block: Any, stage: str, slot: Any) -> list[tuple[Any, Any]]:
+        """Returns source and target of each chunk of a block of a table by distance."""
+        source = [self.refs[table].at[self.tokens(block), lanes] for lanes in self.lanes()]
+        return list(zip(source, self.stage(stage, slot), strict=True))
+
     def numbers(self, name: str, number: Any) -> Any:
         """Returns a block [S] of an array with one number for each token and head."""
         return self.refs[name].at[self.example, self.head, self.tokens(number)]
@@ -94,51 +113,100 @@ class KernelProgram:
         return [pl.ds(first + number * size, size) for number in range(self.group.chunks)]
 
 
-def for_each_half(program: KernelProgram, table: str, first: Any, visit: Callable[[int, int], Any]) -> None:
-    """Calls ``visit(half, block of the buffer)`` with each half of a window of a table in the window's buffer."""
-    size, group = program.tiling.block_size, program.group
-    buffer = program.refs["window_buffer"]
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """Describes the inner block at hand.
 
-    def fetch(half, blocks):
-        rows = pl.ds((first + half) * size, blocks * size)
-        group.fetch([program.refs[table].at[rows, lanes] for lanes in program.lanes()], buffer)
-
-    for half in range(2):
-        if half == 0 or group.window_blocks == 1:
-            fetch(half, group.window_blocks)
-        visit(half, half % group.window_blocks)
-
-
-def near_scores(program: KernelProgram, outer: Chunks, number: Any) -> Any:
-    """Returns the sum of the three terms [S,S], unscaled. The inner block is in its buffer.
-
-    Leaves the last half of the outer block's window, or both, in the window's buffer.
+    Attributes:
+      number: of the block.
+      content, value: its keys and values, or queries and cotangent, in shared memory.
+      after: None for a near block, else whether the far block comes after the outer one, int32.
+      release: to be called when neither scores nor windows are read any more, once.
     """
-    group, inner, products = program.group, program.refs["inner_buffer"], program.refs["products_buffer"]
-    scores = group.times(outer, inner)
-    halves = dict(zip((program.outer_table, program.inner_table), program.first_halves(number), strict=True))
+
+    number: Any
+    content: list[Any]
+    value: list[Any]
+    after: Any
+    release: Callable[[], None]
+
+
+def load_outer(program: KernelProgram, *names: str) -> list[Chunks]:
+    """Returns arrays of the outer block as left sides of products."""
+    group, stages = program.group, ("outer", "outer_value")
+    if group.keeps_blocks:
+        named = zip(names, stages, strict=False)
+        pairs = [pair for name, stage in named for pair in program.copies(name, program.outer, stage)]
+        group.copy(pairs, program.barrier("outer"))
+        group.wait(program.barrier("outer"))
+        return [group.left(program.stage(stage)) for stage in stages[: len(names)]]
+    blocks = [program.block(name, program.outer) for name in names]
+    first = (group.left if group.chunks == 1 else group.left_anew)(blocks[0])
+    return [first, *map(group.left_anew, blocks[1:])]
+
+
+def outer_right(program: KernelProgram, name: str) -> list[Any]:
+    """Returns the first array of the outer block in shared memory, where it may take the inner block's place."""
+    if program.group.keeps_blocks:
+        return program.stage("outer")
+    program.group.copy(program.copies(name, program.outer, "inner"), None)
+    return program.stage("inner")
+
+
+def half_window(program: KernelProgram, table: str, first: Any, half: int) -> list[Any]:
+    """Returns one half of a pair's window of a table, block ``first + half``, in shared memory.
+
+    Halves are asked for in turn. Where shared memory does not keep windows, a second table takes the first one's place.
+    """
+    group = program.group
+    if group.keeps_blocks:
+        return program.stage(table, lax.rem(first + half, jnp.int32(2)))
+    if half % group.window_blocks == 0:
+        pairs = []
+        for slot in range(group.window_blocks):
+            pairs += program.table_copies(table, first + half + slot, "window", slot)
+        group.copy(pairs, None)
+    return program.stage("window", half % group.window_blocks)
+
+
+def fetch_windows(program: KernelProgram, number: Any, *, new: bool) -> None:
+    """Starts to fetch the halves of a pair's windows that the pair before it does not read; if not ``new``, the others.
+
+    From one inner block to the next the outer block's window ascends by a block, the inner block's descends.
+    """
+    pairs = []
+    for table, first in zip((program.outer_table, program.inner_table), program.first_halves(number), strict=True):
+        if program.has(table):
+            block = first + int((table == program.outer_table) == new)
+            pairs += program.table_copies(table, block, table, lax.rem(block, jnp.int32(2)))
+    program.group.copy(pairs, program.barrier("window"))
+
+
+def near_scores(program: KernelProgram, outer: Chunks, inner: Inner) -> Any:
+    """Returns the sum of the three terms [S,S], unscaled."""
+    group = program.group
+    scores = group.times(outer, inner.content)
+    halves = dict(zip((program.outer_table, program.inner_table), program.first_halves(inner.number), strict=True))
     for table, transposed in ((program.inner_table, True), (program.outer_table, False)):
         if not program.has(table):
             continue
-        left = group.left_anew([inner.at[n] for n in range(group.chunks)]) if transposed else outer
-        put = lambda half, block, left=left: group.put_products(
-            products, half, group.times(left, program.refs["window_buffer"], block)
-        )
-        for_each_half(program, table, halves[table], put)
+        products, left = program.refs["products_buffer"], group.left_anew(inner.content) if transposed else outer
+        for half in range(2):
+            group.put_products(products, half, group.times(left, half_window(program, table, halves[table], half)))
         scores += group.take_scores(products, transposed=transposed)
     return scores
 
 
-def far_scores(program: KernelProgram, outer: Chunks, number: Any, *, after: Any) -> Any:
+def far_scores(program: KernelProgram, outer: Chunks, inner: Inner) -> Any:
     """Returns the sum of the three terms where all distances read one row: a number per row and one per column."""
     group = program.group
-    scores = group.times(outer, program.refs["inner_buffer"])
+    scores = group.times(outer, inner.content)
     if program.has(f"far_{program.outer_table}"):
-        rows = group.rows(program.far_numbers(f"far_{program.outer_table}", program.outer, after))
+        rows = group.rows(program.far_numbers(f"far_{program.outer_table}", program.outer, inner.after))
         scores += group.spread_rows(rows)
     if program.has(f"far_{program.inner_table}"):
-        inner = program.far_numbers(f"far_{program.inner_table}", number, 1 - after)
-        scores += group.spread_columns(inner)
+        numbers = program.far_numbers(f"far_{program.inner_table}", inner.number, 1 - inner.after)
+        scores += group.spread_columns(numbers)
     return scores
 
 
@@ -173,35 +241,70 @@ def kept_weights(program: KernelProgram, number: Any) -> Any:
     return is_weight_kept(random_bits, query, key, tiling.dropout_rate)
 
 
-def for_each_inner(program: KernelProgram, step: Any, state: Any) -> Any:
-    """Returns the state after ``state = step(state, number, scores, after)`` for each inner block, far ones first.
-
-    Blocks that are masked before the first or after the last one with a pair are skipped. ``after`` is None for near
-    blocks, else whether the far block comes after the outer one, an int32. ``scores`` is a function of the outer block.
-    """
-    tiling, group = program.tiling, program.group
-    names = ("key", "value") if program.query_outer else ("query", "cotangent")
-    first, end = jnp.int32(0), jnp.int32(tiling.blocks)
+def _inner_ranges(program: KernelProgram) -> tuple[Any, Any, Any, Any]:
+    """Returns the first inner block, the first near one, the first far one after it, and one past the last."""
+    first, end = jnp.int32(0), jnp.int32(program.tiling.blocks)
     if program.has("ranges"):
         first, end = (program.refs["ranges"][program.example, program.outer, side] for side in (0, 1))
     clip = lambda x, low, high: jnp.minimum(jnp.maximum(x, low), high)
     near = clip(program.outer + (program.far[0] + 1), first, end)
-    far = clip(program.outer + program.far[1], near, end)
+    return first, near, clip(program.outer + program.far[1], near, end), end
 
-    def fetch(number):
-        for name, buffer in zip(names, ("inner_buffer", "inner_value_buffer"), strict=True):
-            group.fetch(program.block(name, number), program.refs[buffer])
 
-    def far_step(n, state):
-        after = (n >= near - first).astype(jnp.int32)
-        number = first + n + after * (far - near)
-        fetch(number)
-        return step(state, number, lambda outer: far_scores(program, outer, number, after=after), after)
+def for_each_inner(program: KernelProgram, step: Any, state: Any) -> Any:
+    """Returns the state after ``state = step(state, inner, scores)`` for each inner block, far ones first.
 
-    def near_step(number, state):
-        fetch(number)
-        return step(state, number, lambda outer: near_scores(program, outer, number), None)
+    Blocks that are masked before the first or after the last one with a pair are skipped. ``scores`` is a function of
+    the outer block.
+    """
+    group = program.group
+    first, near, far, end = _inner_ranges(program)
+    before, count = near - first, (near - first) + (end - far)  # of far blocks
+    windows = group.keeps_blocks and bool(group.tables)
+    names = ("key", "value") if program.query_outer else ("query", "cotangent")
+    slot_of = lambda n: lax.rem(n, jnp.int32(group.slots)) if group.slots > 1 else 0
 
-    if tiling.has_far:
-        state = lax.fori_loop(0, (near - first) + (end - far), far_step, state)
-    return lax.fori_loop(near, far, near_step, state)
+    def begin(n: Any, after: Any, release: Callable[[Any], None]) -> Inner:
+        """Returns the inner block of step ``n``, when it has been fetched."""
+        number = near + (n - count) if after is None else first + n + after * (far - near)
+        slot = slot_of(n)
+        if group.slots == 1:
+            fetch(n)
+        else:
+            pl.when(n + 1 < end - first)(lambda: fetch(n + 1))
+        group.wait(program.barrier("inner", slot))
+        content, value = (program.stage(name, slot) for name in ("inner", "inner_value"))
+        return Inner(number, content, value, after, lambda: release(number))
+
+    def fetch(n: Any) -> None:
+        number = jnp.where(n < before, first + n, jnp.where(n < count, far + (n - before), near + (n - count)))
+        slot, stages = slot_of(n), zip(names, ("inner", "inner_value"), strict=True)
+        pairs = [pair for name, stage in stages for pair in program.copies(name, number, stage, slot)]
+        group.copy(pairs, program.barrier("inner", slot))
+
+    def far_step(n: Any, state: Any) -> Any:
+        inner = begin(n, (n >= before).astype(jnp.int32), lambda number: None)
+        return step(state, inner, lambda outer: far_scores(program, outer, inner))
+
+    def next_windows(number: Any) -> None:
+        if windows:
+            pl.when(number + 1 < far)(lambda: fetch_windows(program, number + 1, new=True))
+
+    def near_step(n: Any, state: Any) -> Any:
+        inner = begin(n, None, next_windows)
+        if windows:
+            group.wait(program.barrier("window"))
+        return step(state, inner, lambda outer: near_scores(program, outer, inner))
+
+    def first_windows() -> None:
+        fetch_windows(program, near, new=False)
+        group.wait(program.barrier("window"))
+        fetch_windows(program, near, new=True)
+
+    if group.slots > 1:
+        pl.when(first < end)(lambda: fetch(jnp.int32(0)))
+    if windows:
+        pl.when(near < far)(first_windows)
+    if program.tiling.has_far:
+        state = lax.fori_loop(0, count, far_step, state)
+    return lax.fori_loop(count, end - first, near_step, state)

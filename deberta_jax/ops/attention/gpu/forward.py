@@ -11,23 +11,25 @@ from deberta_jax.ops.products import F32
 def attend(program: KernelProgram) -> None:
     """Stores the context and the logsumexp of one block of queries."""
     group, tiling, refs = program.group, program.tiling, program.refs
-    query = (group.left if group.chunks == 1 else group.left_anew)(program.block("query", program.outer))
+    (query,) = block_pair.load_outer(program, "query")
 
-    def step(state, number, scores, _):
+    def step(state, inner, scores):
         before, running_sum, accumulator = state
-        scores, mask = block_pair.mask_scores(program, scores(query), number)
+        scores = scores(query)
+        inner.release()
+        scores, mask = block_pair.mask_scores(program, scores, inner.number)
         running_max = jnp.maximum(before, scores.max(axis=1))
         weights = jnp.exp2(scores - group.spread_rows(running_max))
         if mask is not None:  # where all keys so far were masked, a masked score equals the maximum
             weights = jnp.where(mask, weights, 0.0)
         rescale = jnp.exp2(before - running_max)
         running_sum = running_sum * rescale + weights.sum(axis=1)
-        keep = block_pair.kept_weights(program, number)
+        keep = block_pair.kept_weights(program, inner.number)
         if keep is not None:
             weights = jnp.where(keep, weights, 0.0)
         accumulator = tuple(x * group.spread_rows(rescale, group.chunk) for x in accumulator)
-        left = group.left_of(refs["tile_buffer"], weights)
-        return running_max, running_sum, group.add_times(accumulator, left, refs["inner_value_buffer"])
+        left = group.left_of(refs.get("tile_buffer"), weights)
+        return running_max, running_sum, group.add_times(accumulator, left, inner.value)
 
     start = group.full_rows(MASKED_SCORE), group.full_rows(0.0), group.zeros()
     running_max, running_sum, accumulator = block_pair.for_each_inner(program, step, start)

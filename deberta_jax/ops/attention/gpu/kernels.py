@@ -1,8 +1,8 @@
 """Computes disentangled attention by GPU kernels: scores, softmax, dropout and values in one pass.
 
-They are written for Pallas' Mosaic GPU backend (``warpgroup``): one text for every NVIDIA GPU from Ampere on, with
-``mma.sync`` for its matrix units. They are compiled ahead of time for such GPUs and verified in Pallas' interpreter.
-**No GPU has ever run them**: ``pallas.self_check`` asks the device before ``auto`` uses them.
+They are written for Pallas' Mosaic GPU backend: one text for every NVIDIA GPU from Ampere on, with the operations of a
+Hopper (``hopper``) or of any (``warpgroup``). They are compiled ahead of time for such GPUs and verified in Pallas'
+interpreter. **No GPU has ever run them**: ``pallas.self_check`` asks the device before ``auto`` uses them.
 
 Cost in products of S by S by H for a pair of near blocks, where plain attention needs 2 forward and 7 backward in two
 passes: forward 6, backward 23, namely queries 11, keys and values 12. Far blocks need those of plain attention.
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from deberta_jax.ops.attention.gpu.backward import clear_table_gradient, gradients
 from deberta_jax.ops.attention.gpu.block_pair import KernelProgram
 from deberta_jax.ops.attention.gpu.forward import attend
+from deberta_jax.ops.attention.gpu.hopper import HopperWarpgroup
 from deberta_jax.ops.attention.gpu.warpgroup import Warpgroup
 from deberta_jax.ops.attention.pallas import layout
 from deberta_jax.ops.attention.pallas.tiling import Tiling
@@ -167,7 +168,14 @@ def _call(
       parts: programs of each head, among which its blocks are divided in turn.
       start: what each of them does first.
     """
-    group = Warpgroup(inputs["query"].dtype, tiling.block_size, tiling.lanes_per_head, interpret)
+    group = (HopperWarpgroup if tiling.hopper else Warpgroup)(
+        inputs["query"].dtype,
+        tiling.block_size,
+        tiling.lanes_per_head,
+        interpret,
+        tables=tuple(name for name in ("table_key", "table_query") if name in inputs),
+        arrays=2 if "cotangent" in inputs else 1,
+    )
     work = tiling.blocks * inputs["query"].shape[0]
 
     def program(refs, head, part):

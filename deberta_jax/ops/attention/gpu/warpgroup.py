@@ -2,7 +2,8 @@
 
 A program is one warpgroup of 128 threads. Its tiles are S by S, S = 64 on a device, and tokens by head size; the latter
 are held in *chunks* of at most 64 columns. Products run on the matrix units by ``mma.sync``, which every NVIDIA GPU has
-from Ampere on. Nothing else imports Mosaic GPU, whose interface changes with JAX.
+from Ampere on; ``hopper`` has those of a Hopper. Only these two modules import Mosaic GPU, whose interface changes with
+JAX.
 
 The relative shift is a change of pitch. A product [S,2S] by distance is written to shared memory in rows of ``pitch``
 numbers. Read from number S-1 on in rows of ``pitch - 1`` numbers, element (i,j) is the one that was written at
@@ -16,12 +17,13 @@ holds which element; the interpreter has none.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic.gpu import warpgroup_barrier
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from deberta_jax.ops.products import F32
@@ -30,7 +32,8 @@ CHUNK = 64
 Chunks = tuple[Any, ...]
 
 # Named here, so that a JAX without one of them fails when this module is imported.
-_mma, _load, _store, _kernel = plgpu.mma, plgpu.load, plgpu.store, plgpu.kernel
+_mma, _load, _kernel = plgpu.mma, plgpu.load, plgpu.kernel
+_INLINE: Any = plgpu.inline_mgpu
 _LEFT, _RIGHT, _COPY = plgpu.Layout.MMA_LHS, plgpu.Layout.MMA_RHS, plgpu.Layout.SMEM_GMEM_COPY
 _TILES: Any = plgpu.TilingTransform
 _SWIZZLE: Any = plgpu.SwizzleTransform
@@ -40,21 +43,50 @@ _SINGLE = plgpu.Layout.TILED(  # the same in vectors of one number
 )
 
 
+def _put(ref: Any, x: Any, layout: Any) -> None:
+    """Stores an array of a layout where its numbers may meet in a bank, or in the device's memory.
+
+    Through Mosaic itself, as Pallas has no such store before JAX 0.12.
+    """
+
+    @_INLINE(arg_types=(plgpu.RefType(), layout))
+    def put(context, ref, x):
+        warpgroup_barrier()  # as around Pallas' own stores
+        x.store_untiled(ref, optimized=False)
+        warpgroup_barrier()
+
+    put(ref, x)
+
+
 @dataclasses.dataclass(frozen=True)
 class Warpgroup:
     """Describes the arrays that a program works on.
+
+    A block in shared memory, or in the device's, is given as a list of references to its chunks [S, at most 64].
 
     Attributes:
       dtype: of the operands of products.
       size: S, tokens of a block.
       columns: of the arrays [S,H]: lanes of a head.
       interpret: True in Pallas' interpreter, where sizes and dtypes are free.
+      tables: names of the tables by distance that there are.
+      arrays: of tokens that a program reads of each outer and each inner block: 2, or 1 of the outer one's.
     """
 
     dtype: Any
     size: int
     columns: int
     interpret: bool
+    tables: tuple[str, ...]
+    arrays: int
+
+    keeps_blocks: ClassVar[bool] = False
+    """Whether shared memory keeps the outer block, and of both tables the window of a pair of blocks."""
+
+    @property
+    def slots(self) -> int:
+        """Inner blocks that shared memory holds: of two, one is fetched while the other is worked on."""
+        return 1
 
     @property
     def chunk(self) -> int:
@@ -116,7 +148,7 @@ class Warpgroup:
 
     def left(self, refs: Sequence[Any]) -> Chunks:
         """Returns chunks in memory as the left side of products, held in registers."""
-        return tuple(self._load(ref, _LEFT(self.dtype)) for ref in refs)
+        return tuple(self._load(ref, self._left_layout()) for ref in refs)
 
     def left_anew(self, refs: Sequence[Any]) -> Chunks:
         """Returns chunks as the left side of products, each loaded again for every product: that spares registers."""
@@ -124,27 +156,33 @@ class Warpgroup:
 
     def left_of(self, buffer: Any, x: Any) -> Any:
         """Returns a tile [S,S] as the left side of a product in ``dtype``; it passes through shared memory."""
-        self._store(buffer, x.astype(self.dtype))
+        buffer[...] = x.astype(self.dtype)
         return self.left([buffer])[0]
 
-    def fetch(self, refs: Sequence[Any], buffer: Any) -> None:
-        """Copies chunks from the device's memory to a buffer of shared memory."""
-        loaded = [self._load(ref, self._copy_layout(ref.shape)) for ref in refs]
-        for number, x in enumerate(loaded):
-            buffer[number] = x
+    def copy(self, pairs: Sequence[tuple[Any, Any]], barrier: Any) -> None:
+        """Starts to copy chunks from the device's memory to shared memory.
 
-    def times(self, left: Chunks, buffer: Any, block: int = 0) -> Any:
-        """Returns left @ right^T, float32 [S,S], of ``left`` or ``left_anew`` and a block of a buffer."""
+        Args:
+          pairs: of source and target.
+          barrier: counts the chunks, for ``wait``.
+        """
+        loaded = [self._load(source, self._copy_layout(source.shape)) for source, _ in pairs]
+        for x, (_, target) in zip(loaded, pairs, strict=True):
+            target[...] = x
+
+    def wait(self, barrier: Any) -> None:
+        """Waits until as many chunks as ``barrier`` counts have been copied. Nothing to do where copies are at once."""
+
+    def times(self, left: Chunks, right: Sequence[Any]) -> Any:
+        """Returns left @ right^T, float32 [S,S], of ``left`` or ``left_anew`` and a block in shared memory."""
         total = self.full((self.size, self.size), 0.0)
-        for number, x in enumerate(left):
-            right = buffer.at[number, pl.ds(block * self.size, self.size)]
-            total = self._add(total, x() if callable(x) else x, right, transposed=True)
+        for x, y in zip(left, right, strict=True):
+            total = self._add(total, x() if callable(x) else x, y, transposed=True)
         return total
 
-    def add_times(self, sums: Chunks, left: Any, buffer: Any, block: int = 0) -> Chunks:
-        """Returns sums + left @ right, of ``left`` [S,S] and a block [S,H] of a buffer."""
-        right = lambda number: buffer.at[number, pl.ds(block * self.size, self.size)]
-        return tuple(self._add(total, left, right(n), transposed=False) for n, total in enumerate(sums))
+    def add_times(self, sums: Chunks, left: Any, right: Sequence[Any]) -> Chunks:
+        """Returns sums + left @ right, of a tile ``left`` [S,S] and a block [S,H] in shared memory."""
+        return tuple(self._add(total, left, y, transposed=False) for total, y in zip(sums, right, strict=True))
 
     def put_products(self, buffer: Any, half: int, x: Any) -> None:
         """Stores one half [S,S] of the products by distance."""
@@ -153,7 +191,7 @@ class Warpgroup:
             whole = whole.at[:, half * self.size : (half + 1) * self.size].set(x)
             buffer[...] = jnp.pad(whole.reshape(-1), (0, self.size))
         else:
-            _store(self._half(buffer, half), x, optimized=False)
+            _put(self._half(buffer, half), x, _SUM)
 
     def take_scores(self, buffer: Any, *, transposed: bool) -> Any:
         """Returns the products [S,S] where their keys stand, float32.
@@ -176,8 +214,8 @@ class Warpgroup:
             buffer[...] = jnp.pad(band, (self.size - 1, self.size * 2 + 1 - self.size))
             return
         for half in range(2):
-            _store(self._half(buffer, half), self.full((self.size, self.size), 0.0), optimized=False)
-        _store(self._band(buffer), plgpu.layout_cast(x, _SINGLE), optimized=False)
+            _put(self._half(buffer, half), self.full((self.size, self.size), 0.0), _SUM)
+        _put(self._band(buffer), plgpu.layout_cast(x, _SINGLE), _SINGLE)
 
     def left_half(self, buffer: Any, half: int, through: Any, *, transposed: bool = False) -> Any:
         """Returns one half [S,S] of what ``put_scores`` stored, by row and distance, as the left side of a product.
@@ -194,32 +232,40 @@ class Warpgroup:
             return x.T if transposed else x
         view = self._half(buffer, half)
         if not transposed:
-            return self._load(view, _LEFT(self.dtype)).astype(self.dtype)
+            return self._load(view, self._left_layout()).astype(self.dtype)
         x = _load(view.transpose((1, 0)), layout=_SINGLE, optimized=False)
         return self.left_of(through, plgpu.layout_cast(x, _SUM))
 
     def store(self, ref: Any, x: Any) -> None:
-        """Stores an array in the device's memory, in that memory's dtype."""
-        self._store(ref, x.astype(ref.dtype))
+        """Stores sums [S,H], or a number for each row [S], in the device's memory, in that memory's dtype."""
+        x = x.astype(ref.dtype)
+        if self.interpret:
+            ref[...] = x
+        else:
+            _put(ref, x, _SUM if x.ndim == 2 else _SUM.reduce(1))
 
-    def add_in_memory(self, refs: Sequence[Any], left: Any, buffer: Any) -> None:
-        """Adds left @ right, of ``left`` [S,S] and a buffer [S,H], to float32 chunks in the device's memory."""
-        for number, ref in enumerate(refs):
-            self._store(ref, self._add(self._load(ref, _SUM), left, buffer.at[number], transposed=False))
+    def add_in_memory(self, refs: Sequence[Any], left: Any, right: Sequence[Any]) -> None:
+        """Adds left @ right, of a tile ``left`` [S,S] and a block [S,H], to float32 chunks in the device's memory."""
+        for ref, y in zip(refs, right, strict=True):
+            (total,) = self.add_times((self._load(ref, _SUM),), left, [y])
+            self.store(ref, total)
 
     def scratch(self) -> dict[str, Any]:
         """Returns the buffers of a program in shared memory, by name."""
-        rows = self.window_blocks * self.size
-        buffer = lambda rows: plgpu.SMEM(
-            (self.chunks, rows, self.chunk), self.dtype, transforms=self._tiles(self.chunk)
-        )
-        return {
-            "inner": buffer(self.size),
-            "inner_value": buffer(self.size),
-            "window": buffer(rows),
-            "tile": plgpu.SMEM((self.size, self.size), self.dtype, transforms=self._tiles(self.size)),
-            "products": plgpu.SMEM((self.size * self.pitch + self.size,), F32),
-        }
+        tile = plgpu.SMEM((self.size, self.size), self.dtype, transforms=self._tiles(self.size))
+        buffers = {"inner_buffer": self.blocks(1), "inner_value_buffer": self.blocks(1), "tile_buffer": tile}
+        if self.tables:
+            buffers |= {"window_buffer": self.blocks(self.window_blocks), "products_buffer": self.products()}
+        return buffers
+
+    def blocks(self, count: int) -> Any:
+        """Returns a buffer for blocks [S,H]: their chunks one after the other."""
+        shape = (count * self.chunks, self.size, self.chunk)
+        return plgpu.SMEM(shape, self.dtype, transforms=self._tiles(self.chunk))
+
+    def products(self) -> Any:
+        """Returns a buffer for products by distance."""
+        return plgpu.SMEM((self.size * self.pitch + self.size,), F32)
 
     def call(
         self,
@@ -238,7 +284,7 @@ class Warpgroup:
           inputs: arrays by name.
           outputs: shapes by name.
         """
-        scratch = {f"{name}_buffer": buffer for name, buffer in self.scratch().items()}
+        scratch = self.scratch()
         names = (*inputs, *outputs, *scratch)
         axes = ("first", "second", "third")[: len(grid)]
 
@@ -262,23 +308,20 @@ class Warpgroup:
             )
         return dict(zip(outputs, run(*inputs.values()), strict=True))
 
+    def _left_layout(self) -> Any:
+        return None if self.interpret else _LEFT(self.dtype)
+
     def _cast(self, x: Any, layout: Any) -> Any:
         return x if self.interpret else plgpu.layout_cast(x, layout)
 
     def _load(self, ref: Any, layout: Any) -> Any:
         return ref[...] if self.interpret else _load(ref, layout=layout, optimized=False)
 
-    def _store(self, ref: Any, x: Any) -> None:
-        if self.interpret:
-            ref[...] = x
-        else:
-            _store(ref, x, optimized=False)
-
     def _add(self, total: Any, left: Any, right: Any, *, transposed: bool) -> Any:
         if self.interpret:
             precision = lax.Precision.HIGHEST if self.dtype == F32 else None
             right = right[...].T if transposed else right[...]
-            return total + jnp.dot(left, right, precision=precision, preferred_element_type=F32)
+            return total + jnp.dot(left[...], right, precision=precision, preferred_element_type=F32)
         right = right.transpose((1, 0)) if transposed else right
         return _mma(total, left, self._load(right, _RIGHT(self.dtype)))
 

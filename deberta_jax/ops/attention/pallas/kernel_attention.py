@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from deberta_jax.errors import InputError
 from deberta_jax.ops.attention.dropout import MAX_LENGTH
 from deberta_jax.ops.attention.inputs import AttentionInputs
-from deberta_jax.ops.attention.pallas.platforms import KERNEL_DTYPES, KERNEL_PLATFORMS, import_kernels
+from deberta_jax.ops.attention.pallas.platforms import KERNEL_DTYPES, KERNEL_PLATFORMS, gpu_capability, import_kernels
 from deberta_jax.ops.attention.pallas.tiling import (
     AUTOMATIC_SIZES,
     KernelSizes,
@@ -135,7 +135,8 @@ def _attend_on_device(
         all_heads=inputs.query.shape[2],
         sizes=sizes,
     )
-    tilings: dict[Platform, Tiling] = {"tpu": tiling, "gpu": make_gpu_tiling(tiling, relative_index, sizes=sizes)}
+    of_gpu = make_gpu_tiling(tiling, relative_index, capability=gpu_capability(), sizes=sizes)
+    tilings: dict[Platform, Tiling] = {"tpu": tiling, "gpu": of_gpu}
     platforms: tuple[Platform, ...] = ("tpu", "gpu") if interpret is None else (interpret,)
     call = _Call(tuple((platform, tilings[platform]) for platform in platforms), interpret)
     seeds = arrays.get("seeds", jnp.zeros((2,), jnp.uint32))

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from deberta_jax.errors import InputError
+from deberta_jax.ops.attention.pallas.tiling import HOPPER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ KERNEL_PLATFORMS: Mapping[str, KernelPlatform] = {
         "deberta_jax.ops.attention.gpu.kernels",
         "jax.experimental.pallas.mosaic_gpu",
         ("bfloat16", "float16"),
-        ">=0.12,<0.13",
+        ">=0.11.2,<0.13",
     ),
 }
 KERNEL_DTYPES = tuple(dict.fromkeys(dtype for kernels in KERNEL_PLATFORMS.values() for dtype in kernels.dtypes))
@@ -63,6 +64,19 @@ def import_kernels(platform: str) -> ModuleType:
             f"not provide ({type(error).__name__}: {reason}); install 'jax{kernels.tested_jax}', or use "
             "attention='xla'"
         ) from None
+
+
+def gpu_capability() -> str:
+    """Returns the compute capability of the GPU that a program traced now is for, such as "9.0".
+
+    That is the device of the mesh that is set, or this process's. As Pallas does, takes a GPU that says none for 9.0.
+    """
+    device: Any = jax.local_devices()[0]
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    # A mesh describes its devices by their kind, which is all that is known of those of this process.
+    if described is not None and described.device_kind != device.device_kind:
+        device = described
+    return str(device.compute_capability) if hasattr(device, "compute_capability") else HOPPER
 
 
 def check_device(device: Any) -> None:

@@ -15,21 +15,25 @@ import numpy as np
 
 TILE = 128  # lanes of a TPU's vector register
 GPU_BLOCK = 64  # tokens of a GPU's block: the rows of a warpgroup's product
+HOPPER = "9.0"  # compute capability of H100 and H200, the only one with wgmma
+MOST_HOPPER_LANES = 128  # of a head
 MAX_PROGRAMS = 264  # of a GPU's backward kernels: two for each of the 132 multiprocessors of an H100
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelSizes:
-    """Holds sizes that are chosen automatically unless given.
+    """Holds what is chosen automatically unless given.
 
     Attributes:
       block_size: tokens of a block; a multiple of 128 on a TPU, 64 on a GPU; any in Pallas' interpreter of the latter.
         None: automatic.
       max_programs: most programs of a GPU's backward kernel, each of which has sums of its own.
+      hopper: whether a GPU's kernels take the operations of a Hopper; None: by its compute capability.
     """
 
     block_size: int | None = None
     max_programs: int = MAX_PROGRAMS
+    hopper: bool | None = None
 
 
 AUTOMATIC_SIZES = KernelSizes()
@@ -51,6 +55,7 @@ class Tiling:
       scale, dropout_rate: of the scores and of the dropout.
       all_heads: heads on all devices together, by which dropout numbers them.
       max_programs: most programs of a GPU's backward kernel.
+      hopper: whether a GPU's kernels take the operations of a Hopper.
     """
 
     length: int
@@ -67,6 +72,7 @@ class Tiling:
     dropout_rate: float
     all_heads: int
     max_programs: int = MAX_PROGRAMS
+    hopper: bool = False
 
     @property
     def padded_length(self) -> int:
@@ -147,17 +153,22 @@ def make_gpu_tiling(
     tiling: Tiling,
     relative_index: np.ndarray,
     *,
+    capability: str,
     sizes: KernelSizes = AUTOMATIC_SIZES,
 ) -> Tiling:
     """Returns ``tiling`` for a GPU: one head per program, its size a power of two from 32 on.
 
+    The operations of a Hopper are for capability 9.0 and heads of at most 128: shared memory holds no larger ones.
+
     Args:
       tiling: of the same call on a TPU.
       relative_index: table row of each distance.
+      capability: compute capability of the GPU, such as "9.0".
       sizes: given sizes.
     """
     lanes = max(32, 1 << (tiling.head_size - 1).bit_length())
-    return _divide(
+    hopper = capability == HOPPER if sizes.hopper is None else sizes.hopper
+    divided = _divide(
         tiling.length,
         tiling.heads,
         tiling.head_size,
@@ -170,6 +181,7 @@ def make_gpu_tiling(
         all_heads=tiling.all_heads,
         max_programs=sizes.max_programs,
     )
+    return dataclasses.replace(divided, hopper=hopper and lanes <= MOST_HOPPER_LANES)
 
 
 def tpu_block_size(length: int) -> int:
