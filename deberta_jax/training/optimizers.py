@@ -271,7 +271,8 @@ def rounded_moments(adam: optax.GradientTransformation) -> optax.GradientTransfo
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
         wide = state._replace(mu=cast(state.mu, jnp.float32), nu=cast(state.nu, jnp.float32))
-        scaled, new = adam.update(updates, wide, params)
+        found: Any = adam.update(updates, wide, params)
+        scaled, new = found
         leaves, structure = jax.tree.flatten((new.mu, new.nu))
         step = new.count.astype(jnp.uint32)
         rounded = [round_at_random(leaf, (step, np.uint32(number))) for number, leaf in enumerate(leaves)]
