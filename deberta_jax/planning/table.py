@@ -118,7 +118,7 @@ def format_ranking(plans: Sequence[Plan], failed: Iterable[tuple[Request, str]])
 
 def format_flags(plans: Sequence[Plan], failed: Iterable[tuple[Request, str]]) -> str:
     """Returns the plans of one request by the compiler's options as a table, and why other options failed."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("compiler options", "memory", "temporaries", "HBM traffic", "collectives", "sent", "step, at least", "binds")
     ]
     for plan in plans:
