@@ -4,7 +4,7 @@ The table of docs/benchmarks/plans.md is made of its results.
 
     pip install 'deberta_jax[tpu]'      # libtpu, the compiler; no TPU is needed, and none was used
     pip install 'deberta_jax[cuda12]'   # the same for GPUs (--only h100, --only a100)
-    python benchmarks/plan.py [--parts presets claims scaling] [--output benchmarks/results/plan.json]
+    python benchmarks/plan.py [--parts presets claims scaling slices] [--output benchmarks/results/plan.json]
     python benchmarks/plan.py --table   # print the recorded figures as a table
 
 All figures are the compiler's estimates, not measurements. What is recorded already is not compiled again.
@@ -33,8 +33,10 @@ LENGTH, ROWS = 512, 8  # of a chip
 MODELS = [name for name in PRESETS if not name.endswith("-mnli")]
 
 
-def request(model: str, topology: str, job: str, rows: int, length: int = LENGTH, **runtime: Any) -> Request:
-    target = target_of(topology)
+def request(
+    model: str, topology: str, job: str, rows: int, length: int = LENGTH, *, slices: int = 1, **runtime: Any
+) -> Request:
+    target = target_of(topology, slices=slices)
     return make_request(
         job,
         PRESETS[model],
@@ -88,6 +90,20 @@ def scaling(job: str) -> Iterator[tuple[str, Any]]:
         )
 
 
+def two_slices() -> Iterator[tuple[str, Any]]:
+    """Two slices that a network joins, gradients added up in float32 and in bfloat16."""
+    for model, fsdp in (("deberta-v3-base", 8), ("deberta-v2-xxlarge", 16)):
+        for topology in ("v5e-16", "v5e-256"):
+            data = 2 * target_of(topology).chips // fsdp
+            mesh = {"mesh_data": data, "mesh_fsdp": fsdp, "mesh_tensor": 1, "remat": "dots" if fsdp > 8 else "none"}
+            for dtype in ("float32", "bfloat16"):
+                given = {**mesh, "gradient_dtype": dtype}
+                yield (
+                    f"slices/{model}/2 x {topology}/finetune, {dtype} gradients",
+                    lambda m=model, t=topology, g=given: make_plan(request(m, t, "finetune", ROWS, slices=2, **g)),
+                )
+
+
 def table(recorded: dict[str, Any]) -> str:
     """Every preset by slice, then what is claimed of single runs, then the same work a chip on more chips."""
     lines = [
@@ -95,7 +111,7 @@ def table(recorded: dict[str, Any]) -> str:
         "| collectives | step, at least |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    parts, presets, slices = ("presets", "claims", "scaling"), list(PRESETS), list(SLICES)
+    parts, presets, slices = ("presets", "claims", "scaling", "slices"), list(PRESETS), list(SLICES)
 
     def place(name: str) -> tuple[int, ...]:
         part, model, topology, _ = name.split("/")
@@ -105,12 +121,13 @@ def table(recorded: dict[str, Any]) -> str:
     for name in sorted(recorded, key=place):
         p, (_, model, topology, job) = recorded[name], name.split("/")
         mesh = ", ".join(str(size) for size in p["mesh"].values())
+        between = f", {p['network_sent_bytes'] / 1e9:.2f} between slices" if p.get("slices", 1) > 1 else ""
         step = f"{1e3 * p['seconds']['step']:.0f} ms, {p['bound_by']}" if p["seconds"] else "-"
         lines.append(
             f"| {model} | {job} | {topology} | {mesh} | {p['remat']} "
             f"| {p['hbm_bytes_per_chip'] / 1e9:.1f} of {p['hbm_capacity'] / 1e9:.0f} GB"
             f"{'' if p['fits'] else ', DOES NOT FIT'} | {p['hbm_traffic_bytes'] / 1e9:.0f} GB "
-            f"| {p['collective_bytes'] / 1e9:.2f} GB, {p['collective_sent_bytes'] / 1e9:.2f} sent | {step} |"
+            f"| {p['collective_bytes'] / 1e9:.2f} GB, {p['collective_sent_bytes'] / 1e9:.2f} sent{between} | {step} |"
         )
     return "\n".join(lines)
 
@@ -118,7 +135,10 @@ def table(recorded: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--parts", nargs="+", choices=("presets", "claims", "scaling"), default=["scaling", "presets", "claims"]
+        "--parts",
+        nargs="+",
+        choices=("presets", "claims", "scaling", "slices"),
+        default=["scaling", "presets", "claims", "slices"],
     )
     parser.add_argument("--job", default="finetune", choices=("mlm", "finetune"))
     parser.add_argument("--only", default="", help="names that contain this")
@@ -130,7 +150,12 @@ def main() -> None:
         print(table(recorded.get("plans", {})))
         return
     plans = recorded.get("plans", {})
-    parts = {"presets": lambda: presets(args.job), "claims": claims, "scaling": lambda: scaling(args.job)}
+    parts = {
+        "presets": lambda: presets(args.job),
+        "claims": claims,
+        "scaling": lambda: scaling(args.job),
+        "slices": two_slices,
+    }
     for part in args.parts:
         for name, make in parts[part]():
             if name in plans or args.only not in name:

@@ -19,17 +19,29 @@ _SETTING = "JAX_COMPILATION_CACHE_DIR"
 _MOST_BYTES = 4 << 30
 
 
-def use_compilation_cache() -> Path | None:
-    """Turns on JAX's persistent compilation cache, in ``~/.cache/deberta_jax/programs``.
+def use_compilation_cache(given: str = "") -> Path | None:
+    """Turns on JAX's persistent compilation cache, in ``~/.cache/deberta_jax/programs`` if no directory is given.
 
-    The command line, ``pipeline``, ``finetune``, ``pretrain`` and ``sweep`` call it. JAX's own setting
-    ``JAX_COMPILATION_CACHE_DIR`` names another directory, and turns the cache off if it is empty; a directory set by
-    ``jax.config`` is left too. The cache holds at most 4 GB, of which the programs unused for longest are removed.
+    The command line, ``pipeline``, ``finetune``, ``pretrain`` and ``sweep`` call it. Without ``given`` JAX's own
+    setting ``JAX_COMPILATION_CACHE_DIR`` names another directory, and turns the cache off if it is empty; a directory
+    set by ``jax.config`` is left too. The package's own directory holds at most 4 GB, of which the programs unused for
+    longest are removed.
+
+    Args:
+      given: a directory, or a URL such as gs://bucket/programs that all hosts of a run share. It goes before all
+        settings. Nothing is removed from it. Programs in it are run as they are found, so nobody else may write there.
 
     Returns:
-      The directory; None if the setting or a program decides otherwise, or if it cannot be written.
+      The package's own directory; None if it is not used.
+
+    Raises:
+      InputError: ``given`` cannot be written.
+      RunAgainError: it cannot be reached now.
     """
     config: Any = jax.config  # its attributes are not declared in every version of JAX
+    if given:
+        _use_given(config, given)
+        return None
     if _SETTING in os.environ or config.jax_compilation_cache_dir is not None:
         _check_given(config)
         return None
@@ -51,6 +63,18 @@ def use_compilation_cache() -> Path | None:
     # Without this JAX goes on as it was set when the process compiled its first program.
     compilation_cache.reset_cache()
     return directory
+
+
+def _use_given(config: Any, given: str) -> None:
+    """Turns the cache on in a directory or a bucket that an option names. Raises as ``use_compilation_cache``."""
+    storage.check_output_directory("--compile-cache", given)
+    directory = storage.output_directory("--compile-cache", given)
+    if not storage.is_remote(given):
+        storage.make_directory(directory)
+    config.update("jax_compilation_cache_dir", str(directory))
+    # JAX would lock the directory to count its bytes, which a bucket does not do.
+    config.update("jax_compilation_cache_max_size", -1)
+    compilation_cache.reset_cache()
 
 
 def _check_given(config: Any) -> None:

@@ -114,7 +114,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     if math.prod(sizes.values()) != len(devices):
         raise InputError(f"mesh {sizes} does not fit {len(devices)} devices; sizes must multiply to that number")
     shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(MESH_AXES)
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    # Descriptions of a single slice whose devices are not here have no number of their slice.
+    tpu = devices[0].platform == "tpu"
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if tpu else 1
     if slices > 1:
         return Mesh(_grid_of_slices(sizes, slices, devices), MESH_AXES, axis_types=types)
     try:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from deberta_jax.compilation import use_compilation_cache
+from deberta_jax.errors import InputError
+from tests.weights import bucket
+
 COUNT = """
 import json, sys
 import jax
@@ -15,17 +19,17 @@ misses = []
 jax.monitoring.register_event_listener(lambda name, **_: misses.append(name.endswith("/cache_misses")))
 {before}
 from deberta_jax.compilation import use_compilation_cache
-used = use_compilation_cache()
+used = use_compilation_cache({given!r})
 jax.jit(lambda x: x * 3 + 1)(jax.numpy.ones(7)).block_until_ready()
 print(json.dumps([str(used), sum(misses)]))
 """
 
 
-def run(home: Path, before: str = "", says: str = "", **environment: str) -> tuple[str, int]:
+def run(home: Path, before: str = "", says: str = "", given: str = "", **environment: str) -> tuple[str, int]:
     """What the function returns in a new process, and how many programs were compiled for the cache."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XDG_"))}
     found = subprocess.run(
-        [sys.executable, "-c", COUNT.format(before=before)],
+        [sys.executable, "-c", COUNT.format(before=before, given=given)],
         env=clean | {"HOME": str(home), "JAX_PLATFORMS": "cpu"} | environment,
         capture_output=True,
         text=True,
@@ -82,6 +86,48 @@ def test_a_home_that_cannot_be_written_changes_nothing(tmp_path, blocked):
     (tmp_path / blocked).parent.mkdir(exist_ok=True)
     (tmp_path / blocked).write_text("a file where the directory belongs")
     assert run(tmp_path) == ("None", 0)
+
+
+def test_a_directory_that_is_given_goes_before_all_settings(tmp_path):
+    given = str(tmp_path / "given")
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "named"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    assert run(tmp_path, given=given, **environment)[1] > 0
+    assert run(tmp_path, given=given, **environment)[1] == 0
+    assert list((tmp_path / "given").glob("*-cache"))
+    assert not (tmp_path / "named").exists()
+
+
+@pytest.mark.slow
+def test_hosts_share_programs_in_a_bucket(tmp_path):
+    pytest.importorskip("gcsfs")
+    with bucket.running() as served:
+        environment = bucket.environment(served) | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        homes = [tmp_path / name for name in "ab"]
+        misses = []
+        for home in homes:
+            home.mkdir()
+            misses.append(run(home, given="gs://bucket/programs", **environment)[1])
+            assert not list(home.iterdir())
+        names = served.names()
+    assert misses[0] > 0
+    assert misses[1] == 0
+    assert names
+    assert all(name.startswith("bucket/programs/jit_") and name.endswith("-cache") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("file/x", "--compile-cache {}: {} is a file"), ("gs:/bucket/x", "--compile-cache {}: pathlib has cut")],
+)
+def test_a_cache_that_cannot_be_used_is_refused(tmp_path, monkeypatch, given, message):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as refused:
+        use_compilation_cache(given)
+    assert str(refused.value).startswith(message.format(given, tmp_path / "file")[:40])
 
 
 @pytest.mark.system

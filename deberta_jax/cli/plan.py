@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import tyro
 from tqdm import tqdm
 
 from deberta_jax import storage
@@ -19,6 +20,9 @@ class Args(PlanOptions):
 
     All figures are the compiler's estimates, not measurements. A TPU slice needs libtpu: `pip install 'jax[tpu]'`."""
 
+    xla_flags: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Options of the compiler, such as "xla_a=true xla_b=4"; may be given several times. Each set is compiled and
+    compared with the compiler's defaults."""
     json: bool = False
     """Print one JSON object."""
     html: str = ""
@@ -29,7 +33,7 @@ def run(args: Args) -> None:
     """Makes the plan and prints it."""
     storage.check_output_file("--html", args.html or "-")
     check_options(args)
-    with _bar(args.candidates if args.sweep else 1) as bar:
+    with _bar(args.candidates if args.sweep else 1 + len(args.xla_flags)) as bar:
         found = make_plans(args, done=bar.update, tick=bar.refresh)
     if args.html:
         with _bar(1) as bar:

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from deberta_jax.data.features import Features
 from deberta_jax.data.text_batches import TextBatch, pad_texts, padded_length, plan_in_order
 from deberta_jax.errors import InputError, listed
+from deberta_jax.inference.row_exchange import RowExchange
 from deberta_jax.models import Model, spec_of_model
-from deberta_jax.sharding import batch_sharding, check_not_forked, global_batch, make_mesh, row_share
+from deberta_jax.sharding import batch_sharding, check_not_forked, global_batch, make_mesh
 
 Progress = Callable[[int], object]
 Sent = TypeVar("Sent")
@@ -39,8 +40,9 @@ class Predictor:
     Few texts get batches of few rows, and rows are little longer than the longest text of their batch. The device
     computes a batch while the results of the one before are read.
 
-    With several processes all must call. Each computes a part of the rows, and all get the logits of all rows. Threads
-    may share one. A pickle of it is loaded for all devices of the process that loads it.
+    With several processes all must call. Each computes a part of the rows and keeps its logits; when all batches are
+    done, they exchange them, so that all have the logits of all rows. Threads may share one. A pickle of it is loaded
+    for all devices of the process that loads it.
 
     Args:
       model: a model with a head.
@@ -74,7 +76,7 @@ class Predictor:
         self.per_token = spec.per_token
         self.split = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.rows = -(-batch_size // self.split) * self.split
-        self.share = row_share(self.mesh)
+        self.exchange = RowExchange(self.mesh)
 
         def forward(params, batch):
             inputs = model_inputs(batch)
@@ -124,21 +126,33 @@ class Predictor:
         """
         check_not_forked()
         out: np.ndarray | None = None
+        batches = self.batches(features)
         with jax.set_mesh(self.mesh):
-            for members, logits in self._batches(params, features):
+            # The device computes a batch while the results of the one before are read.
+            for batch, logits in one_behind((batch, self._forward(params, features, *batch)) for batch in batches):
                 if out is None:
                     count = len(features.ids if self.per_token else features.lengths)
                     out = np.zeros((count, logits.shape[-1]), np.float32)
+                members = self.exchange.own(batch.members, batch.rows)
+                local = self.exchange.local(logits)
                 if self.per_token:
                     for row, text in enumerate(members):
                         start, end = features.starts[text], features.starts[text + 1]
-                        out[start:end] = logits[row, : end - start]
+                        out[start:end] = local[row, : end - start]
                 else:
-                    out[members] = logits
+                    out[members] = local[: len(members)]
                 if progress is not None:
-                    progress(len(members))
+                    progress(len(batch.members))
         assert out is not None, "features are never empty"
+        self.exchange.complete(out, self._owners(features, batches))
         return out
+
+    def _owners(self, features: Features, batches: Sequence[TextBatch]) -> np.ndarray:
+        """Returns for each row of the logits the process that sends it to the others."""
+        owners = np.full(len(features.lengths), -1, np.int32)
+        for batch in batches:
+            owners[batch.members] = self.exchange.owners(len(batch.members), batch.rows)
+        return np.repeat(owners, features.lengths) if self.per_token else owners
 
     def warm_up(self, params: Any, *, lengths: Sequence[int] | None = None, texts: Sequence[int] | None = None) -> int:
         """Compiles the programs that calls will need, by computing batches of padding.
@@ -158,7 +172,7 @@ class Predictor:
         shapes = self.shapes(lengths, texts)
         with jax.set_mesh(self.mesh):
             for rows, length in shapes:
-                gather(self._forward(params, _NO_TEXT, np.empty(0, np.int64), rows, length))
+                jax.block_until_ready(self._forward(params, _NO_TEXT, np.empty(0, np.int64), rows, length))
         return len(shapes)
 
     def shapes(self, lengths: Sequence[int] | None = None, texts: Sequence[int] | None = None) -> list[tuple[int, int]]:
@@ -193,15 +207,9 @@ class Predictor:
         longest = max(self.max_length, int(features.lengths.max()))
         return plan_in_order(features.lengths, self.sizes(len(features.lengths)), longest)
 
-    def _batches(self, params: Any, features: Features) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields the texts of each batch and their logits. The device computes a batch while one is read from it."""
-        sent = ((batch.members, self._forward(params, features, *batch)) for batch in self.batches(features))
-        for members, logits in one_behind(sent):
-            yield members, gather(logits)[: len(members)]
-
     def _forward(self, params: Any, features: Features, members: np.ndarray, rows: int, length: int) -> jax.Array:
-        local = self.share.rows(rows)
-        batch = pad_texts(features, members[local[local < len(members)]], len(local), length, self.pad_id)
+        own, local = self.exchange.own(members, rows), len(self.exchange.share.rows(rows))
+        batch = pad_texts(features, own, local, length, self.pad_id)
         return self.forward(params, global_batch(batch, self.mesh))
 
 

@@ -57,6 +57,9 @@ class Model(nn.Module, Generic[Output]):
         [1,1,T,1] and [1,1,1,T]. It needs ``auto``, or an implementation that holds whole scores (``reference``,
         ``xla``).
       prepared: the parameters come from ``prepare_for_inference``, which sets this field.
+      gradient_dtype: dtype in which devices that share the batch add up the gradients of kernels and of the word
+        embeddings: float32, or the dtype of the computation, which halves what they exchange. Those of biases,
+        LayerNorms and small tables are added up in float32 in any case.
     """
 
     config: DebertaConfig
@@ -67,6 +70,7 @@ class Model(nn.Module, Generic[Output]):
     scan: bool = True
     prepared: bool = False
     score_modifier: Callable[..., Any] | None = None
+    gradient_dtype: Any = jnp.float32
 
     reads_choices: ClassVar[bool] = False
     """True if the inputs have an axis of choices, [B,C,T], and the model scores each choice as one text."""

@@ -46,7 +46,7 @@ class Embeddings(nn.Module):
         )()
         x = inputs_embeds
         if input_ids is not None:
-            x = take_sharded_rows(word_embeddings, input_ids, run.dtype)
+            x = take_sharded_rows(word_embeddings, input_ids, run.dtype, gradient_dtype=run.gradient_dtype)
             # Like padding_idx in torch: the input embedding of the padding token gets no gradient.
             x = jnp.where((input_ids == c.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
         x = jnp.asarray(x, run.dtype)

@@ -86,11 +86,12 @@ class Convolution(nn.Module):
         kernel, bias = ConvolutionParams(c, run, name="conv")()
         y = token_convolution(
             x,
-            kernel.astype(x.dtype),
+            kernel,
             bias,
             groups=c.conv_groups,
             segment_ids=segment_ids,
             forward_mode=run.forward_mode,
+            gradient_dtype=run.gradient_dtype,
         )
         if token_mask is not None:
             y = jnp.where(token_mask[..., None], y, 0.0)

@@ -31,6 +31,7 @@ class Runtime:
     scan: bool = True
     prepared: bool = False
     score_modifier: Callable[..., jax.Array] | None = None
+    gradient_dtype: Any = jnp.float32
 
     @property
     def forward_mode(self) -> bool:
@@ -39,8 +40,9 @@ class Runtime:
 
     def __post_init__(self):
         check_choice("remat", self.remat, REMAT)
-        for name in ("dtype", "param_dtype"):
+        for name in ("dtype", "param_dtype", "gradient_dtype"):
             _check_dtype(name, getattr(self, name))
+        check_gradient_dtype(self.gradient_dtype, self.dtype, self.attention)
         for name in ("scan", "prepared"):
             if not isinstance(getattr(self, name), bool | np.bool):
                 raise InputError(f"{name}={shown(getattr(self, name))}: expected True or False")
@@ -54,6 +56,27 @@ def _check_dtype(name: str, value: Any) -> None:
         found = ""
     if found not in known:
         raise InputError(f"{name}={found or shown(value)}: expected one of {', '.join(known)}")
+
+
+def check_gradient_dtype(gradient_dtype: Any, dtype: Any, attention: str) -> None:
+    """Checks that devices can add up gradients in ``gradient_dtype``: float32, or the dtype of the computation.
+
+    Raises:
+      InputError: another dtype, or one that the derivatives of ``reference`` attention do not have.
+    """
+    asked = jnp.dtype(gradient_dtype)
+    if asked == jnp.float32:
+        return
+    if asked != jnp.dtype(dtype):
+        raise InputError(
+            f"gradient_dtype={asked.name}: the computation has dtype {jnp.dtype(dtype).name}; give float32, or a "
+            f"computation in {asked.name}"
+        )
+    if attention == "reference":
+        raise InputError(
+            f"gradient_dtype={asked.name}: with attention='reference' JAX derives the gradients; give another "
+            "implementation, or float32"
+        )
 
 
 def declare(initializer: Callable[..., Any], axes: tuple[str | None, ...]) -> Callable[..., Any]:
@@ -106,11 +129,12 @@ class Linear(nn.Module):
         new = letters[self.contract :]
         dtype = self.runtime.dtype
         spec = f"{lead}{letters[: self.contract]},{letters}->{lead}{new}"
-        multiply = functools.partial(product, spec, forward_mode=self.runtime.forward_mode)
+        modes = {"forward_mode": self.runtime.forward_mode, "gradient_dtype": self.runtime.gradient_dtype}
+        multiply = functools.partial(product, spec, **modes)
         if isinstance(kernel, Compressed):
             y = jax.checkpoint(lambda x, kernel: multiply(x, kernel.dequantize(dtype)))(x.astype(dtype), kernel)
         else:
-            y = multiply(x.astype(dtype), kernel.astype(dtype))
+            y = multiply(x.astype(dtype), kernel)
         if self.use_bias:
             bias = self.param(
                 "bias",

@@ -1,5 +1,7 @@
 """Implements the convolution over neighbouring tokens that v2-xlarge and v2-xxlarge add after their first layer."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -14,6 +16,7 @@ def token_convolution(
     groups: int,
     segment_ids: Int[Array, "B T"] | None,
     forward_mode: bool = False,
+    gradient_dtype: Any = jnp.float32,
 ) -> Float[Array, "B T D"]:
     """Returns the cross-correlation along T with a kernel of odd size, of the same length, float32.
 
@@ -22,11 +25,11 @@ def token_convolution(
 
     Args:
       x: token vectors, zero at padding.
-      kernel: taps, input features of a group (I = D / groups), output features.
+      kernel: taps, input features of a group (I = D / groups), output features; rounded to the dtype of x.
       bias: of the output features.
       groups: number of groups of features.
       segment_ids: text of each token in a packed row; None: one text per row.
-      forward_mode: as for ``ops.products.product``.
+      forward_mode, gradient_dtype: as for ``ops.products.product``.
     """
     taps, length = kernel.shape[0], x.shape[1]
     half = taps // 2
@@ -40,6 +43,8 @@ def token_convolution(
             same = segments[:, tap : tap + length] == segment_ids
             neighbour = jnp.where(same[..., None], neighbour, jnp.zeros((), x.dtype))
         neighbour = neighbour.reshape(*neighbour.shape[:2], groups, -1)
-        tap_product = product("BTGI,IGO->BTGO", neighbour, grouped_kernel[tap], forward_mode=forward_mode)
+        tap_product = product(
+            "BTGI,IGO->BTGO", neighbour, grouped_kernel[tap], forward_mode=forward_mode, gradient_dtype=gradient_dtype
+        )
         out = out + tap_product.reshape(x.shape)
     return out

@@ -31,12 +31,17 @@ def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float
     """
     if key is None or rate == 0.0:
         return x
-    # A sum of iotas, not one iota over all elements: each device then computes only its own part.
-    strides = [math.prod(x.shape[axis + 1 :]) for axis in range(x.ndim)]
-    offsets = (lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(s) for axis, s in enumerate(strides))
     seeds = dropout_seeds(key)
-    keep = is_kept((seeds[0], seeds[1]), sum(offsets, jnp.zeros(x.shape, jnp.uint32)), rate)
+    keep = is_kept((seeds[0], seeds[1]), element_index(x.shape), rate)
     return jnp.where(keep, x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
+
+
+def element_index(shape: tuple[int, ...]) -> UInt[Array, "..."]:
+    """Returns the index of each element of an array in row-major order, uint32, modulo 2**32."""
+    # A sum of iotas, not one iota over all elements: each device then computes only its own part.
+    strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
+    offsets = (lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(s) for axis, s in enumerate(strides))
+    return sum(offsets, jnp.zeros(shape, jnp.uint32))
 
 
 def dropout_seeds(key: jax.Array) -> UInt[Array, "2"]:

@@ -34,7 +34,11 @@ def take_rows(table: Float[Array, "V E"] | QuantizedArray, ids: Int[Array, "B T"
 
 
 def take_sharded_rows(
-    table: Float[Array, "V E"] | QuantizedArray, ids: Int[Array, "B T"], dtype: Any
+    table: Float[Array, "V E"] | QuantizedArray,
+    ids: Int[Array, "B T"],
+    dtype: Any,
+    *,
+    gradient_dtype: Any = jnp.float32,
 ) -> Float[Array, "B T E"]:
     """Returns ``take_rows`` in ``dtype``, from a table that is sharded over a mesh as parameters are.
 
@@ -46,6 +50,8 @@ def take_sharded_rows(
       table: sharded over vocabulary and embedding axis; or quantized, with a copy on every device.
       ids: sharded over the batch.
       dtype: of the result.
+      gradient_dtype: dtype in which devices that share the batch add up the table's gradient. Each computes its own
+        part in the table's dtype.
     """
     mesh = jax.sharding.get_abstract_mesh()
     data, embed, vocab = RULES.replica, RULES.embed, RULES.vocab
@@ -54,9 +60,13 @@ def take_sharded_rows(
     divided = (ids.shape[0], mesh.shape[data] * mesh.shape[embed]), (table.shape[1], mesh.shape[embed])
     if any(size % parts for size, parts in (*divided, (table.shape[0], mesh.shape[vocab]))):
         return take_rows(table, ids).astype(dtype)
-    size = table.shape[0]
+    size, own_dtype = table.shape[0], table.dtype
+    if jnp.dtype(gradient_dtype) != jnp.float32:
+        # ``shard_map`` adds up a gradient in the dtype of its argument. The rows are rounded to ``dtype`` in any case.
+        table = table.astype(gradient_dtype)
 
     def on_device(table, ids):
+        table = table.astype(own_dtype)  # so that a device adds up its own rows in this dtype
         ids = lax.all_gather(ids, embed, axis=0, tiled=True)
         local = ids - lax.axis_index(vocab) * table.shape[0]
         is_local = (local >= 0) & (local < table.shape[0])

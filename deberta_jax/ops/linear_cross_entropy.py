@@ -48,6 +48,7 @@ def linear_cross_entropy(
     *,
     uniform: Float[Array, "B P"] | None = None,
     chunk_size: int = CHUNK_SIZE,
+    gradient_dtype: Any = F32,
 ) -> TargetResults:
     """Computes cross-entropy, accuracy and samples of the logits ``states @ table.T + bias``.
 
@@ -62,22 +63,31 @@ def linear_cross_entropy(
       uniform: in [0, 1): samples the id at which the cumulative probability exceeds it (temperature 1). Except for
         rounding, samples do not depend on the mesh.
       chunk_size: logits held at once on a device.
+      gradient_dtype: dtype in which devices that share the batch add up the table's gradient. Each computes its own
+        part in float32.
     """
     counts = labels >= 0
-    results: Any = _fused(chunk_size, states, table, bias.astype(F32), labels, uniform)
+    results: Any = _fused(_Options(chunk_size, gradient_dtype), states, table, bias.astype(F32), labels, uniform)
     value, correct, sampled = results
     value = jnp.where(counts, value, 0.0)
     return TargetResults(value, counts.astype(F32), correct & counts, sampled)
 
 
+class _Options(NamedTuple):
+    """Holds ``chunk_size`` and ``gradient_dtype`` of ``linear_cross_entropy``."""
+
+    chunk_size: int
+    gradient_dtype: Any
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(chunk_size: int, states, table, bias, labels, uniform) -> Any:
-    return _fused_forward(chunk_size, states, table, bias, labels, uniform)[0]
+def _fused(options: _Options, states, table, bias, labels, uniform) -> Any:
+    return _fused_forward(options, states, table, bias, labels, uniform)[0]
 
 
-def _fused_forward(chunk_size, states, table, bias, labels, uniform):
+def _fused_forward(options, states, table, bias, labels, uniform):
     axes = _MeshAxes(states.shape, table.shape)
-    run = functools.partial(_forward_on_device, axes, chunk_size)
+    run = functools.partial(_forward_on_device, axes, options.chunk_size)
     optional = None if uniform is None else axes.targets
     value, correct, sampled, logsumexp = axes.on_each_device(
         run,
@@ -87,11 +97,11 @@ def _fused_forward(chunk_size, states, table, bias, labels, uniform):
     return (value, correct, sampled), (states, table, bias, labels, logsumexp)
 
 
-def _fused_backward(chunk_size, saved, cotangents):
+def _fused_backward(options, saved, cotangents):
     states, table, bias, labels, logsumexp = saved
     cotangent = jnp.where(labels >= 0, cotangents[0], 0.0)
     axes = _MeshAxes(states.shape, table.shape)
-    run = functools.partial(_backward_on_device, axes, chunk_size)
+    run = functools.partial(_backward_on_device, axes, options)
     d_states, d_table, d_bias = axes.on_each_device(
         run,
         (axes.targets, axes.table, axes.bias, axes.targets, axes.targets, axes.targets),
@@ -232,7 +242,7 @@ def _find_cumulative(
     return index, goal - before
 
 
-def _backward_on_device(axes: _MeshAxes, chunk_size: int, states, table, bias, labels, logsumexp, cotangent):
+def _backward_on_device(axes: _MeshAxes, options: _Options, states, table, bias, labels, logsumexp, cotangent):
     local_size, dtype = table.shape[0], states.dtype
     first = axes.first_id(local_size)
 
@@ -244,8 +254,9 @@ def _backward_on_device(axes: _MeshAxes, chunk_size: int, states, table, bias, l
         sums = (sums[0] + product("CV,CE->VE", rounded, states), sums[1] + d_logits.sum(axis=0))
         return sums, product("CV,VE->CE", rounded, table)
 
-    chunks, count = _chunks((states, labels, logsumexp, cotangent), local_size, chunk_size)
+    chunks, count = _chunks((states, labels, logsumexp, cotangent), local_size, options.chunk_size)
     zeros = jnp.zeros(table.shape, F32), jnp.zeros(bias.shape, F32)
     (d_table, d_bias), d_states = lax.scan(one_chunk, zeros, chunks)
     d_states = axes.sum_over_vocab(d_states.reshape(-1, states.shape[-1])[:count].reshape(states.shape))
-    return d_states, axes.sum_table_over_targets(d_table), axes.sum_over_targets(d_bias)
+    d_table = axes.sum_table_over_targets(d_table.astype(options.gradient_dtype))
+    return d_states, d_table, axes.sum_over_targets(d_bias)

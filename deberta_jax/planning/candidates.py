@@ -12,7 +12,8 @@ from deberta_jax.errors import InputError
 from deberta_jax.planning.programs import objective_of
 from deberta_jax.planning.request import Request, check_mesh
 
-_STATE = 12  # bytes of a parameter in float32 with Adam's two moments
+# Bytes of a parameter in float32 with Adam's two moments, by the dtype of these.
+_STATE = {"float32": 12, "bfloat16": 8}
 # Bytes that a token leaves in a layer for the backward pass, as multiples of D and of F: read off the loops of compiled
 # steps in bfloat16.
 _SAVED = {"none": (24.0, 4.0), "dots": (20.0, 2.0), "full": (2.0, 0.0)}
@@ -88,10 +89,10 @@ def _cost(candidate: Candidate) -> tuple[float, ...]:
 
 def _memory(request: Request, parameters: int) -> float:
     m, r, c = request.mesh, request.experiment.runtime, request.config
-    state = _STATE * parameters / (m["fsdp"] * m["tensor"])
-    gradient = 4 * parameters / (m["fsdp"] * m["tensor"])
+    held = _STATE[request.experiment.optimization.moment_dtype]
+    state, gradient = (size * parameters / (m["fsdp"] * m["tensor"]) for size in (held, 4))
     if request.job == "predict":
-        state, gradient = state / 3, 0.0
+        state, gradient = gradient, 0.0
     tokens = request.tokens / (m["data"] * m["fsdp"] * r.accumulate)
     per_width, per_mlp = _SAVED[r.remat] if request.job != "predict" else (0.0, 0.0)
     layers = c.num_hidden_layers * (1.5 if request.job == "rtd" else 1.0)

@@ -46,7 +46,11 @@ def main(stage: Path, pickled: bytes, plugins: Sequence[str] = ()) -> None:
         return
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
-            raise
+            if not request.compiler_options:
+                raise
+            why = str(error).splitlines()[0][:200]
+            storage.write_text(stage / "refusal", f"--xla-flags {request.xla_flags}: the compiler refuses them ({why})")
+            return
         facts["too_large"] = too_large(str(error))
     facts["seconds"] = round(time.perf_counter() - began, 1)
     storage.write_json(stage / FACTS, facts)

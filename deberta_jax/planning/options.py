@@ -1,6 +1,7 @@
 """Turns what a user asks of ``deberta-jax plan`` into requests, and requests into plans."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from deberta_jax.planning.planner import make_plan, rank_candidates
 from deberta_jax.planning.programs import objective_of
 from deberta_jax.planning.report import Plan, as_json
 from deberta_jax.planning.request import Request, check_mesh, make_request
-from deberta_jax.planning.table import format_plan, format_ranking, size
+from deberta_jax.planning.table import format_flags, format_plan, format_ranking, size
 from deberta_jax.planning.targets import target_of
 from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import MESH_AXES
@@ -50,12 +51,19 @@ class PlanOptions:
     """Activations to recompute in the backward pass. Not given: the least that fits by estimate; --sweep compares."""
     attention: Literal["auto", "reference", "xla", "blocked", "pallas"] = "auto"
     """Attention implementation. auto: what a run takes on such devices if they pass their check; --sweep compares."""
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype in which chips add up the gradients of kernels and word embeddings."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of Adam's two means."""
     accumulate: int = 1
     """Micro-batches of a step, computed one after the other to save memory."""
     sweep: bool = False
     """Try meshes, batches, remat and attention implementations, the most promising first, and rank them."""
     candidates: int = 6
     """Largest number of programs that --sweep compiles; each takes a minute or two."""
+    xla_flags: tuple[str, ...] = ()
+    """Sets of options of the compiler, such as "xla_tpu_scoped_vmem_limit_kib=65536". Each set is compiled and compared
+    with the compiler's defaults."""
     tokens: float = 0.0
     """Print time and chip hours of training on this many tokens."""
     price_per_chip_hour: float = 0.0
@@ -82,6 +90,9 @@ class Plans:
         o = self.options
         found: dict[str, Any] = as_json(self.best, tokens=o.tokens, price=o.price_per_chip_hour)
         found["model"] = o.model
+        if o.xla_flags:
+            found["compared"] = [as_json(plan) for plan in self.plans]
+            found["refused"] = [why for _, why in self.failed]
         if o.sweep:
             timed = bool(self.best.seconds)
             found |= {"ranked_by": "time" if timed else "memory", "ranked": [as_json(plan) for plan in self.plans]}
@@ -92,6 +103,8 @@ class Plans:
     def text(self) -> str:
         """Returns the same for a terminal."""
         text = format_plan(self.best, self.to_json())
+        if self.options.xla_flags:
+            return f"{text}\n\n{format_flags(self.plans, self.failed)}"
         return f"{format_ranking(self.plans, self.failed)}\n\n{text}" if self.options.sweep else text
 
 
@@ -122,6 +135,8 @@ def make_plans(
         free_rows=o.sweep and not o.batch,
         capacity=capacity,
     )
+    if o.xla_flags:
+        return _compare_flags(o, found[0].request, capacity=capacity, done=done, tick=tick)
     if not o.sweep:
         plan = make_plan(found[0].request, capacity=capacity, tick=tick)
         done()
@@ -130,6 +145,38 @@ def make_plans(
     if not plans:
         raise InputError(failed[0][1])
     return Plans(o, plans, failed)
+
+
+def _compare_flags(
+    o: PlanOptions, request: Request, *, capacity: float, done: Callable[[], object], tick: Callable[[], object]
+) -> Plans:
+    """Returns the plans of one request with the compiler's defaults, then with each set of ``--xla-flags``."""
+    plans, failed = [], []
+    for text in ("", *o.xla_flags):
+        asked = dataclasses.replace(request, compiler_options=parse_flags(text))
+        try:
+            plans.append(make_plan(asked, capacity=capacity, tick=tick))
+        except InputError as error:
+            if not text:
+                raise
+            failed.append((asked, str(error)))
+        done()
+    return Plans(o, plans, failed)
+
+
+def parse_flags(text: str) -> tuple[tuple[str, str], ...]:
+    """Returns the names and values in a text such as ``xla_a=true xla_b=4``; dashes before a name are left out.
+
+    Raises:
+      InputError: another form.
+    """
+    found = []
+    for word in text.split():
+        name, separator, value = word.removeprefix("--").partition("=")
+        if not re.fullmatch(r"xla_\w+", name) or not separator or not value:
+            raise InputError(f"--xla-flags {text}: {word} is not of the form xla_name=value")
+        found.append((name, value))
+    return tuple(found)
 
 
 def check_options(o: PlanOptions) -> None:
@@ -158,6 +205,13 @@ def check_options(o: PlanOptions) -> None:
     target = target_of(o.topology, slices=o.slices)
     if o.device_memory and target.chip:
         raise InputError(f"--device-memory: is for cuda and cpu; a chip of {o.topology} has {size(target.chip.hbm)}")
+    if o.xla_flags and o.sweep:
+        raise InputError("--xla-flags: compares one program; leave --sweep out")
+    if o.xla_flags and target.platform == "cuda" and target.card is None:
+        raise InputError(f"--xla-flags: nothing is compiled for {o.topology}; name the GPU, such as h100:8")
+    for text in o.xla_flags:
+        if not parse_flags(text):
+            raise InputError("--xla-flags: give options such as xla_name=value; the defaults are compiled in any case")
     if o.attention == "pallas" and target.platform == "cpu":
         raise InputError("--attention pallas: has no kernel for CPUs; give auto, blocked, xla or reference")
 
@@ -179,9 +233,19 @@ def request_of(o: PlanOptions) -> Request:
         remat=o.remat or "none",
         attention=o.attention,
         accumulate=o.accumulate,
+        gradient_dtype=o.gradient_dtype,
     )
     batch = o.batch or 8 * target.chips * o.accumulate
-    request = make_request(o.job, config, target, batch_size=batch, length=o.length, dtype=o.dtype, runtime=runtime)
+    request = make_request(
+        o.job,
+        config,
+        target,
+        batch_size=batch,
+        length=o.length,
+        dtype=o.dtype,
+        runtime=runtime,
+        moment_dtype=o.moment_dtype,
+    )
     for c in objective_of(request).configs:
         longest = c.max_position_embeddings
         if c.has_position_table and o.length > longest:

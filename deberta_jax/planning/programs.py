@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ class MadeProgram:
       held: bytes of the arguments on one chip, by cause.
       mesh: the mesh to lower it with.
       card: the card of its devices, where they are cards that are not there.
+      compiler_options: options for the compiler by name.
     """
 
     program: Any
@@ -43,6 +44,7 @@ class MadeProgram:
     held: dict[str, int]
     mesh: Mesh
     card: Card | None = None
+    compiler_options: Mapping[str, str | bool] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def compiled(self) -> Any:
@@ -51,7 +53,7 @@ class MadeProgram:
         if self.card is not None:
             described = described.update(abstract_device=card_device(self.card))
         with jax.set_mesh(self.mesh), jax.sharding.use_abstract_mesh(described):
-            return self.program.lower(*self.arguments).compile()
+            return self.program.lower(*self.arguments).compile(compiler_options=dict(self.compiler_options))
 
 
 def lower_for_cuda(request: Request, devices: Sequence[Any]) -> tuple[dict[str, int], float]:
@@ -81,12 +83,15 @@ def make_program(request: Request, devices: Sequence[Any]) -> MadeProgram:
     """
     mesh = request_mesh(request, devices)
     if request.job == "predict":
-        return _predict_program(request, mesh)
-    prepared = prepared_of(request, mesh)
-    program, batch = jit_step(prepared.step, prepared.shardings, shapes_of(request), mesh)
-    return MadeProgram(
-        program, (prepared.state, batch), held_by_state(prepared, request, mesh), mesh, request.target.card
-    )
+        program, arguments, held_bytes = _predict_program(request, mesh)
+    else:
+        prepared = prepared_of(request, mesh)
+        program, batch = jit_step(prepared.step, prepared.shardings, shapes_of(request), mesh)
+        arguments, held_bytes = (prepared.state, batch), held_by_state(prepared, request, mesh)
+    # Options of the kind true or false are taken as such alone, not as text.
+    truth = {"true": True, "false": False}
+    options = {name: truth.get(value.lower(), value) for name, value in request.compiler_options}
+    return MadeProgram(program, arguments, held_bytes, mesh, request.target.card, options)
 
 
 def request_mesh(request: Request, devices: Sequence[Any]) -> Mesh:
@@ -132,8 +137,8 @@ def held(shapes: Any, shardings: Any) -> int:
     return sum(math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize for a, s in pairs)
 
 
-def _predict_program(request: Request, mesh: Mesh) -> MadeProgram:
-    """Returns the forward pass of ``Predictor``."""
+def _predict_program(request: Request, mesh: Mesh) -> tuple[Any, tuple[Any, Any], dict[str, int]]:
+    """Returns the forward pass of ``Predictor``, its arguments, and the bytes of one chip that they take."""
     e, task = request.experiment, request.task
     assert isinstance(e, Finetune)
     assert task is not None
@@ -150,6 +155,4 @@ def _predict_program(request: Request, mesh: Mesh) -> MadeProgram:
     batch = {name: sharded(a, batch_sharding(mesh)) for name, a in shapes_of(request).items()}
     sizes = {"parameters": held(shapes, shardings), "optimizer": 0}
     sizes["batch"] = held(batch, {name: batch_sharding(mesh) for name in batch})
-    return MadeProgram(
-        predictor.forward, (jax.tree.map(sharded, shapes, shardings), batch), sizes, mesh, request.target.card
-    )
+    return predictor.forward, (jax.tree.map(sharded, shapes, shardings), batch), sizes

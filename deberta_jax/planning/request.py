@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class Request:
       target: the devices to compile for.
       batch: shape and dtype of each array of the global batch.
       steps: number of steps of the run.
+      compiler_options: names and values of options for the compiler, beside its defaults.
     """
 
     job: str
@@ -47,6 +48,7 @@ class Request:
     target: Target
     batch: BatchShapes
     steps: int = 1000
+    compiler_options: tuple[tuple[str, str], ...] = ()
 
     @property
     def mesh(self) -> dict[str, int]:
@@ -58,6 +60,11 @@ class Request:
     def slice_mesh(self) -> dict[str, int]:
         """Returns the size of each mesh axis within a slice; slices are the outer part of ``data``."""
         return self.mesh | {"data": self.mesh["data"] // self.target.slices}
+
+    @property
+    def xla_flags(self) -> str:
+        """Returns the compiler's options as they are typed; "" where there are none."""
+        return " ".join(f"{name}={value}" for name, value in self.compiler_options)
 
     @property
     def rows(self) -> int:
@@ -86,7 +93,15 @@ class Request:
 
 
 def make_request(
-    job: str, config: DebertaConfig, target: Target, *, batch_size: int, length: int, dtype: str, runtime: RunOptions
+    job: str,
+    config: DebertaConfig,
+    target: Target,
+    *,
+    batch_size: int,
+    length: int,
+    dtype: str,
+    runtime: RunOptions,
+    moment_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Request:
     """Returns a request for a job with rows of ``length`` tokens; a classification has two classes.
 
@@ -110,6 +125,8 @@ def make_request(
     else:
         experiment = (PretrainMLM if job == "mlm" else PretrainRTD)(**common, runtime=runtime)
         example = masked_batch(1, length, Masking(probability=experiment.mask_share).targets(length))
+    optimization = dataclasses.replace(experiment.optimization, moment_dtype=moment_dtype)
+    experiment = dataclasses.replace(experiment, optimization=optimization)
     experiment.check()
     # Shapes from one row: a large batch would take memory for nothing.
     request = Request(job=job, experiment=experiment, config=config, task=task, target=target, batch=shapes(example))

@@ -116,6 +116,27 @@ def format_ranking(plans: Sequence[Plan], failed: Iterable[tuple[Request, str]])
     return "\n".join([*lines, ESTIMATE])
 
 
+def format_flags(plans: Sequence[Plan], failed: Iterable[tuple[Request, str]]) -> str:
+    """Returns the plans of one request by the compiler's options as a table, and why other options failed."""
+    rows: list[tuple[str, ...]] = [
+        ("compiler options", "memory", "temporaries", "HBM traffic", "collectives", "sent", "step, at least", "binds")
+    ]
+    for plan in plans:
+        c = plan.costs
+        moved = [size(n) for n in (c.hbm_bytes, c.collective_bytes, c.collective_sent_bytes)] if c else ["-"] * 3
+        rows.append(
+            (
+                plan.request.xla_flags or "(defaults)",
+                _memory(plan),
+                size(plan.memory.get("temporaries", 0)),
+                *moved,
+                _time(plan.seconds["step"]) if plan.seconds else "-",
+                plan.bound_by or "-",
+            )
+        )
+    return "\n".join([columns(rows), *(why for _, why in failed), ESTIMATE])
+
+
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Returns rows of cells as lines with aligned columns."""
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]

@@ -39,6 +39,9 @@ class Optimization:
     """Decay rate of Adam's mean of gradients."""
     beta2: float = 0.999
     """Decay rate of Adam's mean of squared gradients."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of Adam's two means in memory and in saved states. They are computed in float32; bfloat16 rounds them at
+    random, so that changes below its precision add up as they should."""
     epsilon: float = 1e-6
     """Constant added to the denominator of Adam's update."""
     bias_correction: bool = True
@@ -70,6 +73,9 @@ class RunOptions(ProcessOptions):
     """Compile one layer and loop over it; --no-scan compiles all layers."""
     accumulate: int = 1
     """Number of parts of a batch that are computed one after the other to save memory."""
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype in which devices add up the gradients of kernels and word embeddings, whatever the mesh; bfloat16 halves
+    what they exchange, and goes with --dtype bfloat16."""
     log_every: int = 20
     """Number of steps between lines of log.jsonl."""
     checkpoint_every: int = 500
@@ -81,6 +87,9 @@ class RunOptions(ProcessOptions):
     With 0 none is saved, and a run that is stopped begins again at the first step."""
     resume: Literal["auto", "never"] = "auto"
     """Continue a run that the output directory holds (auto), or refuse to (never)."""
+    compile_cache: str = ""
+    """Directory, or bucket such as gs://bucket/programs, in which compiled programs are kept for all hosts and later
+    runs; ~/.cache/deberta_jax/programs if not given."""
     dry_run: bool = False
     """Describe the run (guesses, shapes, parameters, memory, steps) without training or writing anything."""
     plan: str = ""
@@ -312,8 +321,10 @@ class PretrainRTD(Pretraining):
 
 Experiment = Finetune | PretrainMLM | PretrainRTD
 
-# Fields that records of older runs lack. Records omit them at their defaults, so that older runs can be continued.
+# Fields that records of older runs lack, those of a group after a dot. Records omit them at their defaults, so that
+# older runs can be continued.
 _ADDED = {
+    "optimization.moment_dtype": "float32",
     "quantization": "",
     "delimiter": "",
     "skip_unlabelled": False,
@@ -341,7 +352,13 @@ def compute_dtype(name: str) -> Any:
 def model_runtime(experiment: Any) -> Runtime:
     """Returns the runtime choices of an experiment's models."""
     r = experiment.runtime
-    return Runtime(compute_dtype(experiment.dtype), attention=r.attention, remat=r.remat, scan=r.scan)
+    return Runtime(
+        compute_dtype(experiment.dtype),
+        attention=r.attention,
+        remat=r.remat,
+        scan=r.scan,
+        gradient_dtype=compute_dtype(r.gradient_dtype),
+    )
 
 
 def run_record(experiment: Finetune | Pretraining, files: dict[str, str]) -> dict[str, Any]:
@@ -356,7 +373,11 @@ def run_record(experiment: Finetune | Pretraining, files: dict[str, str]) -> dic
     # Where a run is, how many others there are, and where its settings come from are not part of the run.
     for name in ("output", "seeds", "recipe", "published_score"):
         fields.pop(name, None)
-    fields = {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
+    for name, default in _ADDED.items():
+        group, _, last = name.rpartition(".")
+        holder = fields[group] if group else fields
+        if last in holder and holder[last] == default:
+            del holder[last]
     runtime = fields.pop("runtime")
     paths = sorted({path for pattern in files.values() for path in matching_files(pattern)})
     digests = {path: digest(path) for path in paths}

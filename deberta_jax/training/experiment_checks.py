@@ -9,6 +9,19 @@ from deberta_jax.tasks import check_options
 from deberta_jax.training.process_options import LONGEST_WAIT
 
 
+def check_gradient_dtype(runtime: Any, dtype: str) -> None:
+    """Raises InputError where the gradients of a computation in ``dtype`` cannot be added up as the options say."""
+    asked = runtime.gradient_dtype
+    if asked == "float32":
+        return
+    if dtype != asked:
+        raise InputError(f"--gradient-dtype {asked}: goes with --dtype {asked}; leave it out, or compute in {asked}")
+    if runtime.attention == "reference":
+        raise InputError(
+            f"--gradient-dtype {asked}: --attention reference has float32 alone; give another, such as xla"
+        )
+
+
 def check_common(e: Any) -> None:
     """Raises InputError for the first value that cannot be used, of the fields that all experiments have."""
     check_options(e)
@@ -42,6 +55,7 @@ def check_common(e: Any) -> None:
         raise InputError(f"--keep-state {r.keep_state}: must not be below 0")
     if r.accumulate < 1:
         raise InputError(f"--accumulate {r.accumulate}: must be at least 1")
+    check_gradient_dtype(r, e.dtype)
     if r.peak_tflops < 0:
         raise InputError(f"--peak-tflops {r.peak_tflops}: must not be below 0")
     r.check_times()

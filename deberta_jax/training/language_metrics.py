@@ -1,6 +1,7 @@
 """Evaluates a pre-training on held-out text, and what a guess without reading would reach there."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deberta_jax.data.masked_batches import HeldOutBatches
+from deberta_jax.inference.predict import one_behind
+from deberta_jax.inference.row_exchange import RowExchange
 from deberta_jax.models import DebertaForMaskedLM
 from deberta_jax.ops.losses import replaced_token_loss
-from deberta_jax.sharding import WHOLE, global_batch
+from deberta_jax.sharding import WHOLE, batch_sharding, global_batch
 from deberta_jax.tasks import Metrics
 from deberta_jax.training.finite import ADVICE
 from deberta_jax.training.mlm import masked_lm_results
@@ -43,8 +46,8 @@ def masked_lm_evaluation(model: DebertaForMaskedLM, data: PretrainData, mesh: Me
     def evaluate(params, tick):
         sums = np.zeros(3)
         with jax.set_mesh(mesh):
-            for _, batch in _on_devices(data, mesh, tick):
-                sums += np.asarray(jax.device_get(measure(params, batch)), np.float64)
+            for found in one_behind(measure(params, batch) for _, batch in _on_devices(data, mesh, tick)):
+                sums += np.asarray(jax.device_get(found), np.float64)
         loss, accuracy = sums[:2] / sums[2]
         return {"loss": float(loss), "perplexity": math.exp(min(loss, 700.0)), "accuracy": float(accuracy), **guesses}
 
@@ -66,9 +69,10 @@ def replaced_token_evaluation(
 
     The random numbers behind the samples are the same at every evaluation.
     """
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    exchange = RowExchange(mesh)
+    everywhere, by_rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=(everywhere, by_rows, by_rows))
     def measure(params, batch, key):
         uniform = jax.random.uniform(key, batch["labels"].shape)
         found = masked_lm_results(models.generator, params["generator"], batch, uniform)
@@ -77,7 +81,7 @@ def replaced_token_evaluation(
         logits = models.discriminator_logits(models.discriminator_params(params), batch, ids)
         value, weight = replaced_token_loss(logits, labels)
         sums = [found.value.sum(), (found.correct * found.weight).sum(), found.weight.sum(), value.sum(), weight.sum()]
-        return jnp.stack(sums), *(jax.lax.with_sharding_constraint(a, everywhere) for a in (logits, labels))
+        return jnp.stack(sums), logits, labels
 
     @jax.jit
     def norms(params):
@@ -92,25 +96,31 @@ def replaced_token_evaluation(
     guesses = {f"generator_{name}": value for name, value in found.items()}
 
     def evaluate(params, tick):
-        sums, all_logits, truth = np.zeros(5), [], []
+        batches, rows = len(data.held_out), data.held_out.batch_size
+        shape = batches * rows, data.held_out.rows.length
+        sums, logits, labels = np.zeros(5), np.zeros(shape, np.float32), np.zeros(shape, np.int8)
         with jax.set_mesh(mesh):
-            for index, batch in _on_devices(data, mesh, tick):
-                found, logits, labels = jax.device_get(measure(params, batch, jax.random.key(index)))
-                sums += np.asarray(found, np.float64)
-                all_logits.append(logits[labels >= 0])
-                truth.append(labels[labels >= 0])
+            measured = (measure(params, b, jax.random.key(i)) for i, b in _on_devices(data, mesh, tick))
+            for index, (found, *by_row) in enumerate(one_behind(measured)):
+                sums += np.asarray(jax.device_get(found), np.float64)
+                own = index * rows + exchange.share.rows(rows)
+                logits[own], labels[own] = map(exchange.local, by_row)
+            owners = np.tile(exchange.owners(rows, rows), batches)
+            for array in (logits, labels):
+                exchange.complete(array, owners)
             table, difference = (float(x) for x in jax.device_get(norms(params)))
         generator, accuracy = sums[:2] / sums[2]
         discriminator = sums[3] / sums[4]
-        if not all(np.isfinite(part).all() for part in (sums, *all_logits)):
+        scores, truth = logits[labels >= 0], labels[labels >= 0].astype(np.int64)
+        if not (np.isfinite(sums).all() and np.isfinite(scores).all()):
             raise FloatingPointError(f"the scores of the evaluation are not finite: {ADVICE}")
-        found = detection_metrics(np.concatenate(all_logits), np.concatenate(truth))
+        found = detection_metrics(scores, truth)
         return {
             "loss": float(generator + discriminator_weight * discriminator),
             "discriminator_loss": float(discriminator),
             "gain": found["prior_entropy"] - float(discriminator),
             **found,
-            "replaced_targets": float(np.concatenate(truth).sum() / sums[2]),
+            "replaced_targets": float(truth.sum() / sums[2]),
             "generator_loss": float(generator),
             "generator_accuracy": float(accuracy),
             **guesses,

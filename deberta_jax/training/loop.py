@@ -118,10 +118,11 @@ def run_job(directory: storage.AnyPath, record: Mapping[str, Any], make_job: Cal
       make_job: called once the directory is locked.
 
     Raises:
-      InputError: as ``check_directory``, or the processes do not see the same directory.
+      InputError: as ``check_directory``; the processes do not see the same directory; or the cache of compiled
+        programs cannot be used.
       FloatingPointError: as ``fit``.
     """
-    use_compilation_cache()
+    use_compilation_cache(record["runtime"]["compile_cache"])
     finished = check_directory(directory, record)
     # No process writes there before all have looked.
     check_shared(directory, finished is None)

@@ -26,4 +26,5 @@ def masked_lm_results(
     """
     inputs = {name: batch[name] for name in _INPUTS if name in batch}
     out = model.apply({"params": params}, **inputs, return_projection_inputs=True, **options)  # pyright: ignore
-    return linear_cross_entropy(out.states, out.table, out.bias, batch["labels"], uniform=uniform)  # pyright: ignore
+    given: Any = out.states, out.table, out.bias, batch["labels"]
+    return linear_cross_entropy(*given, uniform=uniform, gradient_dtype=model.gradient_dtype)

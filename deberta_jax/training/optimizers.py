@@ -12,6 +12,7 @@ import optax
 
 from deberta_jax.errors import InputError
 from deberta_jax.ops.quantization import is_compressed
+from deberta_jax.ops.rounding import round_at_random
 from deberta_jax.training.experiment import Optimization
 
 
@@ -188,6 +189,7 @@ def adamw(
     clip_norm: float = 1.0,
     layer_decay: float = 1.0,
     freeze_layers: int = 0,
+    moment_dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> optax.GradientTransformation:
     """Returns AdamW (decoupled decay) for the parameters of the models: gradients are clipped by global norm first.
 
@@ -201,6 +203,7 @@ def adamw(
       bias_correction: False omits it, as Microsoft's code does.
       clip_norm: global norm to which larger gradients are scaled down.
       layer_decay, freeze_layers: as for ``rate_scales``; 1 and 0 train all layers alike.
+      moment_dtype: dtype of Adam's two means in the state. They are computed in float32, and rounded at random.
 
     Returns:
       An optimizer for the tree of ``init_params``, or for a part of it. Its ``init`` raises InputError if
@@ -210,6 +213,8 @@ def adamw(
         adam = optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon)
     else:
         adam = scale_by_plain_adam(beta1, beta2, epsilon)
+    if moment_dtype == "bfloat16":
+        adam = rounded_moments(adam)
     parts = [
         optax.clip_by_global_norm(clip_norm),
         adam,
@@ -243,7 +248,38 @@ def make_optimizer(o: Optimization, steps: int) -> optax.GradientTransformation:
         clip_norm=o.clip_norm,
         layer_decay=o.layer_decay,
         freeze_layers=o.freeze_layers,
+        moment_dtype=o.moment_dtype,
     )
+
+
+def rounded_moments(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns an optimizer that computes as ``adam`` does, and keeps its two means in bfloat16.
+
+    The second mean changes by a thousandth of itself in a step, less than half of bfloat16's precision: rounded to the
+    nearest number it would never change. Rounded up or down at random it has the right expectation (Gupta et al. 2015,
+    Deep Learning with Limited Numerical Precision). The random bits follow from the step, the array and the index of
+    the element, so they do not depend on the mesh.
+
+    Args:
+      adam: a transformation with the state ``optax.ScaleByAdamState``.
+    """
+    cast = lambda tree, dtype: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        state: Any = adam.init(params)
+        return state._replace(mu=cast(state.mu, jnp.bfloat16), nu=cast(state.nu, jnp.bfloat16))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        wide = state._replace(mu=cast(state.mu, jnp.float32), nu=cast(state.nu, jnp.float32))
+        found: Any = adam.update(updates, wide, params)
+        scaled, new = found
+        leaves, structure = jax.tree.flatten((new.mu, new.nu))
+        step = new.count.astype(jnp.uint32)
+        rounded = [round_at_random(leaf, (step, np.uint32(number))) for number, leaf in enumerate(leaves)]
+        mu, nu = jax.tree.unflatten(structure, rounded)
+        return scaled, new._replace(mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)
 
 
 def scale_by_plain_adam(beta1: float, beta2: float, epsilon: float) -> optax.GradientTransformation:

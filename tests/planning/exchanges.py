@@ -12,6 +12,7 @@ import math
 import jax
 
 from deberta_jax.planning.costs import COLLECTIVES
+from deberta_jax.planning.groups import axes_of, device_groups
 from deberta_jax.planning.hlo import Array, HloProgram, Instruction
 from deberta_jax.planning.programs import objective_of
 from deberta_jax.planning.request import Request
@@ -82,3 +83,15 @@ def _of_tokens(array: Array, request: Request) -> bool:
 
 def _without_ones(dims: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in dims if n != 1)
+
+
+def added_up(program: HloProgram, request: Request) -> list[Array]:
+    """What chips with other texts add up: the floating-point results of sums over data or fsdp, scalars left out."""
+    found, devices = [], math.prod(request.slice_mesh.values())
+    for computation, i, _ in program.executed():
+        for _, part in ((computation, i), *program.inside(i)):
+            if part.opcode.removesuffix("-start") in ("all-reduce", "reduce-scatter"):
+                axes = axes_of(device_groups(part.rest, devices), request.slice_mesh)
+                arrays = [a for a in part.arrays if math.prod(a.dims) > 1 and "f" in a.dtype]
+                found += arrays if {"data", "fsdp"} & set(axes) else []
+    return found

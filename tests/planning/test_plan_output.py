@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from deberta_jax.cli.main import main
+from deberta_jax.errors import InputError
 from deberta_jax.ops.attention import IMPLEMENTATIONS
-from deberta_jax.planning import child, scaling
+from deberta_jax.planning import child, options, scaling
 from deberta_jax.planning.compiling import Compiled
 from deberta_jax.planning.costs import Collective, Costs
 from deberta_jax.planning.page import write_page
@@ -187,3 +188,39 @@ def test_a_kernel_is_lowered_for_gpus(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["attention"] == "pallas"
     assert found["flops"] > 0
+
+
+def test_compiler_options_are_compared_with_the_defaults(monkeypatch):
+    asked = []
+
+    def plan(request, **_):
+        asked.append(request.compiler_options)
+        if request.xla_flags == "xla_bad=1":
+            raise InputError("--xla-flags xla_bad=1: the compiler refuses them (no such option)")
+        return quick(request)
+
+    monkeypatch.setattr(options, "make_plan", plan)
+    flags = ("xla_a=true --xla_b=4", "xla_bad=1")
+    found = options.make_plans(options.PlanOptions(model="deberta-v3-base", topology="cpu:4", xla_flags=flags))
+    told = found.text()
+    assert asked == [(), (("xla_a", "true"), ("xla_b", "4")), (("xla_bad", "1"),)]
+    table = told[told.index("compiler options") :].splitlines()
+    assert table[0].split("  ")[0] == "compiler options"
+    assert [row.split("  ")[0] for row in table[1:3]] == ["(defaults)", "xla_a=true xla_b=4"]
+    assert "the compiler refuses them" in table[3]
+    assert [plan["xla_flags"] for plan in found.to_json()["compared"]] == ["", "xla_a=true xla_b=4"]
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [pytest.param(("xla_cpu_enable_fast_math", "true"), marks=pytest.mark.slow), ("xla_no_such_option", "1")],
+)
+def test_compiler_options_reach_the_compiler(flag, tmp_path):
+    asked = dataclasses.replace(request("cpu:8", mesh_data=8), compiler_options=(flag,))
+    child.main(tmp_path, pickle.dumps(asked))
+    refusal = tmp_path / "refusal"
+    assert (tmp_path / "facts.json").is_file() == (flag[0] != "xla_no_such_option") == (not refusal.exists())
+    if refusal.exists():
+        told = refusal.read_text()
+        assert told.startswith("--xla-flags xla_no_such_option=1: the compiler refuses them (")
+        assert "xla_no_such_option" in told[30:]

@@ -46,6 +46,18 @@ def test_slices_by_shape_and_as_they_are_rented(topology, size, chips):
         (["--topology", "cpu:4", "--batch", "6", "--accumulate", "2", "--mesh", "data=4"], "give --batch 8"),
         (["--topology", "cpu:4", "--job", "predict", "--accumulate", "2"], "--accumulate: goes with training"),
         (["--topology", "cpu:4", "--sweep", "--candidates", "0"], "--candidates 0: must be at least 1"),
+        (["--topology", "cpu:4", "--xla-flags", "fast"], "--xla-flags fast: fast is not of the form xla_name=value"),
+        (
+            ["--topology", "cpu:4", "--xla-flags", "xla_a=1", "--xla-flags", "b=1"],
+            "--xla-flags b=1: b=1 is not of the form xla_name=value",
+        ),
+        (["--topology", "cpu:4", "--xla-flags", "xla_a=1", "--sweep"], "--xla-flags: compares one program"),
+        (["--topology", "cuda:4", "--xla-flags", "xla_a=1"], "--xla-flags: nothing is compiled for cuda:4"),
+        (["--topology", "cpu:4", "--xla-flags", " "], "--xla-flags: give options such as xla_name=value"),
+        (
+            ["--topology", "cpu:4", "--dtype", "float32", "--gradient-dtype", "bfloat16"],
+            "--gradient-dtype bfloat16: goes with --dtype bfloat16",
+        ),
     ],
 )
 def test_one_line_and_code_2(arguments, told, capsys):

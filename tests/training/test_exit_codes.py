@@ -52,6 +52,20 @@ def test_what_the_user_must_change_ends_with_2(task, cache, tmp_path):
     assert "--processes N" in line
 
 
+@pytest.mark.slow  # the client tries for a minute
+@pytest.mark.parametrize("option", ["--output", "--compile-cache"])
+def test_a_bucket_that_cannot_be_reached_asks_to_be_run_again(task, cache, tmp_path, option):
+    pytest.importorskip("gcsfs")
+    nobody = f"http://127.0.0.1:{port()}"
+    environment = {"STORAGE_EMULATOR_HOST": nobody, "TENSORSTORE_GCS_HTTP_URL": nobody}
+    arguments = task.arguments(tmp_path / "run", option, "gs://bucket/there")
+    code, line = code_of(arguments, GOOGLE_AUTH_TOKEN_FOR_TESTING="token", **environment, **cache)
+    assert code == 42
+    assert line.startswith(f"error: {option} gs://bucket/there: cannot be reached")
+    assert "run the same command again" in line
+    assert not (tmp_path / "run").exists()
+
+
 def two(task, output: Path, cache, *more: str):
     joined = ["--coordinator", f"localhost:{port()}", "--processes", "2", "--heartbeat", "10", "--mesh-data", "2"]
     return [start([*task.arguments(output, *more), *joined, "--process", str(i)], **cache) for i in range(2)]

@@ -180,3 +180,27 @@ def test_patterns_freeze_and_what_is_frozen_has_no_moments():
     assert sum(sizes) < 2.1 * sum(leaf.size for leaf in jax.tree.leaves(trained)) + 10
     with pytest.raises(InputError, match="leaves nothing to train"):
         frozen_paths(Optimization(freeze=("*",)), shapes)
+
+
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_moments_in_bfloat16_follow_those_in_float32(bias_correction):
+    """After 1000 steps, in which the second mean changes by less than bfloat16 can tell in each."""
+    gradients = jax.random.normal(jax.random.key(0), (1000, 64)) * 0.1
+    params = {"dense": {"kernel": jnp.ones((8, 8))}}
+    states = {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = adamw(1e-3, beta2=0.999, bias_correction=bias_correction, moment_dtype=dtype)
+
+        def step(carry, gradient, optimizer=optimizer):
+            params, state = carry
+            updates, state = optimizer.update({"dense": {"kernel": gradient.reshape(8, 8)}}, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (found, state), _ = jax.jit(lambda p, s=step, o=optimizer: jax.lax.scan(s, (p, o.init(p)), gradients))(params)
+        states[dtype] = found["dense"]["kernel"], optax.tree.get(state, "nu")["dense"]["kernel"]
+    (exact, nu), (near, rounded) = states["float32"], states["bfloat16"]
+    assert rounded.dtype == jnp.bfloat16
+    assert near.dtype == jnp.float32
+    np.testing.assert_allclose(rounded.astype(jnp.float32).mean(), nu.mean(), rtol=0.02)
+    moved = np.abs(exact - 1).mean()
+    assert np.abs(near - exact).mean() < 0.1 * moved, (np.abs(near - exact).mean(), moved)
