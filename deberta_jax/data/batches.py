@@ -1,13 +1,13 @@
 """Assigns examples to batches, and builds the batches.
 
 All processes compute the same assignment from (seed, epoch, lengths) with numpy. So the position of a run in its data
-is one number: the step, or the first example of the step. grain builds the batches by index, ahead of the device.
+is one number: the step, or the first example of the step. Batches are built by index; ``read_ahead`` does so in time.
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from jax.sharding import Mesh
@@ -343,11 +343,3 @@ def batches(
 def repeated(row: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     """Returns a batch of ``count`` times the same row [1, ...], as views that take no memory."""
     return {name: np.broadcast_to(array, (count, *array.shape[1:])) for name, array in row.items()}
-
-
-def read_ahead(source: Any, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Yields ``source[start], source[start + 1], ...`` to the end, computed in advance by threads."""
-    import grain  # slow to import, and only training needs it
-
-    dataset = grain.MapDataset.source(source)[start:]
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
