@@ -6,6 +6,7 @@ They are saved with the run. The command line sets each field with an option, an
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -344,13 +345,16 @@ def model_runtime(experiment: Any) -> Runtime:
     return Runtime(compute_dtype(experiment.dtype), attention=r.attention, remat=r.remat, scan=r.scan)
 
 
-def run_record(experiment: Finetune | Pretraining, files: dict[str, str]) -> dict[str, Any]:
-    """Returns the record of a run as JSON: the experiment, and the SHA-256 of each data file.
+def run_record(
+    experiment: Finetune | Pretraining, files: dict[str, str], known: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Returns the record of a run as JSON: the experiment, and the digest of each data file.
 
     Two experiments describe the same run if their records differ only in ``runtime``.
 
     Args:
       files: paths or patterns of the data files.
+      known: digests of files that have been read before, by path.
     """
     fields = dataclasses.asdict(experiment)
     # Where a run is, how many others there are, and where its settings come from are not part of the run.
@@ -359,7 +363,7 @@ def run_record(experiment: Finetune | Pretraining, files: dict[str, str]) -> dic
     fields = {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
     runtime = fields.pop("runtime")
     paths = sorted({path for pattern in files.values() for path in matching_files(pattern)})
-    digests = {path: digest(path) for path in paths}
+    digests = {path: (known or {}).get(path) or digest(path) for path in paths}
     record = {"job": type(experiment).__name__, "experiment": fields, "data": digests, "runtime": runtime}
     return json.loads(json.dumps(record))  # tuples become lists, as they will be when read back
 

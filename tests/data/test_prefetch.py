@@ -41,10 +41,6 @@ def test_the_order_is_kept_from_any_item_to_the_end(start):
 
 
 def test_an_error_is_raised_where_its_item_would_come():
-    found = []
-    with pytest.raises(OSError, match="lost"):
-        found.extend(read_ahead(Squares(30, broken=11)))
-    assert found == []
     items = read_ahead(Squares(30, broken=11))
     assert [next(items) for _ in range(11)] == [i * i for i in range(11)]
     with pytest.raises(OSError, match="lost"):
