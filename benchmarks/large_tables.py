@@ -78,7 +78,7 @@ def write_parquet(path: Path, megabytes: float) -> int:
     import pyarrow.parquet as pq
 
     schema, count, made = pa.schema({"text": pa.string(), "label": pa.string()}), 0, rows()
-    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=["label"]) as writer:
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
         while not path.exists() or path.stat().st_size < megabytes * 1e6:
             some = [next(made) for _ in range(200_000)]
             table = pa.table({"text": [text for text, _ in some], "label": [label for _, label in some]}, schema)
@@ -172,14 +172,15 @@ def main() -> None:
         if args.csv:
             train = directory / "train.csv"
             count = write_csv(train, args.csv)
-            found["csv"] = {"megabytes": round(train.stat().st_size / 1e6), "rows": count}
+            about: dict[str, Any] = {"megabytes": round(train.stat().st_size / 1e6), "rows": count}
             for processes, label in ((1, "one process"), (2, "two processes")):
-                found["csv"][label] = run(directory, train, f"csv{processes}", processes, args.steps)
+                about[label] = run(directory, train, f"csv{processes}", processes, args.steps)
+            found["csv"] = about
         if args.parquet:
             train = directory / "train.parquet"
             count = write_parquet(train, args.parquet)
-            found["parquet"] = {"megabytes": round(train.stat().st_size / 1e6), "rows": count}
-            found["parquet"]["one process"] = run(directory, train, "parquet", 1, args.steps)
+            about = {"megabytes": round(train.stat().st_size / 1e6), "rows": count}
+            found["parquet"] = about | {"one process": run(directory, train, "parquet", 1, args.steps)}
     print(json.dumps(found, indent=1))
     if args.record:
         args.record.write_text(json.dumps(found, indent=1) + "\n")
