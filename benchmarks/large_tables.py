@@ -4,8 +4,8 @@
 
 A csv file of so many megabytes is trained on by one process, and by two that share no disk but the output; a parquet
 file by one. The model is tiny; a run is ended by a signal after so many steps. Given are, for each process, the peak
-memory as the system counts it (mapped files included), the rows that it tokenized, and its processor time up to the
-first step. Files are made in a temporary directory, which needs about five times their size.
+memory as the system counts it (mapped files included), the rows that it tokenized, and its processor time until
+all tokens are made. Files are made in a temporary directory, which needs about five times their size.
 """
 
 import argparse
@@ -133,11 +133,12 @@ def run(directory: Path, train: Path, name: str, processes: int, steps: int) -> 
             child = [sys.executable, "-c", CHILD, counted, *command, *own]
             running.append(subprocess.Popen(child, env=environment, stderr=messages, stdout=subprocess.DEVNULL))
     found: list[dict[str, Any]] = [{} for _ in running]
-    while (done := steps_logged(output)) < steps and all(process.poll() is None for process in running):
-        if done and not found[0]:
+    while steps_logged(output) < steps and all(process.poll() is None for process in running):
+        # The first process says how many steps there are when all tokens are made.
+        if not found[0] and " steps of " in (directory / name / "messages0").read_text():
             for process, figures in zip(running, found, strict=True):
-                figures["processor seconds to the first step"] = round(processor_seconds(process.pid), 1)
-                figures["seconds to the first step"] = round(time.monotonic() - began, 1)
+                figures["processor seconds until the tokens are made"] = round(processor_seconds(process.pid), 1)
+                figures["seconds until the tokens are made"] = round(time.monotonic() - began, 1)
         time.sleep(0.2)
     if running[0].poll() is None:
         running[0].send_signal(signal.SIGTERM)  # stops all after the same step
