@@ -1,10 +1,12 @@
 """Shows the progress of long work on standard error: as a bar, as lines, in a notebook, or not at all."""
 
 import importlib.util
+import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -41,6 +43,18 @@ def progress_bar(**options: Any) -> tqdm:
     terminal = sys.stderr is not None and sys.stderr.isatty()
     bar = tqdm if mode == "bar" or (mode == "auto" and terminal) else _Lines
     return bar(file=sys.stderr, **options)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Logs only warnings of the package in the block, such as while work is repeated whose messages are known."""
+    log = logging.getLogger("deberta_jax")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def take_progress_option(argv: Sequence[str]) -> list[str]:

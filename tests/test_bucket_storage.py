@@ -1,9 +1,13 @@
 """Storage in a bucket: what a reader finds, what an error says, and which exit code it has."""
 
+import base64
+import hashlib
+
 import pytest
 
 from deberta_jax import storage
 from deberta_jax.cli.main import main
+from deberta_jax.data.hub_datasets import digest
 from deberta_jax.errors import InputError, RunAgainError
 from tests.weights import bucket
 
@@ -61,6 +65,23 @@ def test_a_directory_loses_its_last_file_first_and_gets_it_last(cloud, monkeypat
     assert content(cloud) == new | {"model/notes.txt": b"old"}
     latest = max(cloud.objects, key=lambda name: cloud.objects[name][1])
     assert latest == "bucket/a/model/config.json"
+
+
+def test_the_digest_of_an_object_is_asked_for_and_the_object_not_read(cloud, monkeypatch):
+    url = f"{HOME}/train.csv"
+    storage.write_text(url, "text,label\na,b\n")
+    read = lambda *_, **__: pytest.fail("the object is read")
+    with monkeypatch.context() as patched:
+        patched.setattr("deberta_jax.data.files.stored", read)
+        first = digest(url)
+        raw = hashlib.md5(b"text,label\na,b\n").digest()
+        assert first == f"md5Hash:{base64.b64encode(raw).decode()}:15"
+        storage.write_text(url, "text,label\na,c\n")
+        assert digest(url) != first
+        with pytest.raises(InputError, match="there is nothing of that name"):
+            digest(f"{HOME}/missing.csv")
+    assert storage.size_of(url) == 15
+    assert storage.size_of(f"{HOME}/missing.csv") == 0
 
 
 def test_a_copy_follows_the_objects(cloud):

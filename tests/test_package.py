@@ -62,7 +62,7 @@ def test_importing_prints_nothing_starts_no_device_and_brings_no_torch():
     assert failure[-1].startswith("RuntimeError: Unable to initialize backend 'none_such'"), found.stderr
     assert [line for line in failure if "deberta_jax" in line] == []
     heavy = {"torch", "transformers", "huggingface_hub", "tensorflow"}
-    heavy |= {"matplotlib", "pandas", "orbax", "grain", "pyarrow"}
+    heavy |= {"matplotlib", "pandas", "orbax", "pyarrow"}
     assert heavy & {name.split(".")[0] for name in json.loads(modules)} == set()
 
 

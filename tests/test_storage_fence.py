@@ -34,7 +34,7 @@ METHODS = {
 }
 # Functions of numpy that are given an open file or a buffer, and Orbax's own reading and writing.
 ALLOWED = {
-    ("data/cache.py", "np.save"),
+    ("data/stored_tables.py", "np.save"),
     ("data/prepare.py", "np.save"),
     ("training/loop.py", "np.savez_compressed"),
     ("weights/verification.py", "np.savez"),

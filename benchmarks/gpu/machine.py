@@ -30,7 +30,6 @@ PACKAGES = (
 )
 # Modules that parts of the package or of the kit use where they are there.
 OPTIONAL = (
-    "grain",
     "tyro",
     "beartype",
     "matplotlib",

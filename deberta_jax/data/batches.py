@@ -1,13 +1,14 @@
 """Assigns examples to batches, and builds the batches.
 
 All processes compute the same assignment from (seed, epoch, lengths) with numpy. So the position of a run in its data
-is one number: the step, or the first example of the step. grain builds the batches by index, ahead of the device.
+is one number: the step, or the first example of the step. Batches are built by index; ``read_ahead`` does so in time.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from jax.sharding import Mesh
@@ -24,8 +25,16 @@ Batching = Literal["packed", "buckets"]
 # order.
 _SORTED_TOGETHER = 32
 
-# The shapes of packed batches follow from the first epochs of a run, at least this many, and from so many examples.
-_SAMPLED_EPOCHS, _SAMPLED_EXAMPLES = 16, 1 << 19
+# The shapes of packed batches follow from the first epochs of a run, at least this many, and from so many examples; but
+# from no more than the most, which pack in seconds.
+_SAMPLED_EPOCHS, _SAMPLED_EXAMPLES, _MOST_SAMPLED = 16, 1 << 19, 1 << 22
+
+# The padding that the log shows is that of the first steps, at most so many.
+_PADDING_STEPS = 1 << 12
+
+# Of features that are larger, in bytes, and mapped from files, the pages of so many examples are in memory at a time:
+# the system maps up to 64 kB of each array with a page that is read.
+_LARGE_FEATURES, _MAPPED_EXAMPLES = 1 << 28, 1 << 11
 
 # Batches up to this size have all their rows, however few examples there are.
 _SMALL_BATCH = 1024
@@ -212,14 +221,17 @@ class TrainingBatches:
         self.padded_rows = -(-batch_rows(order.batch_size, len(features)) // multiple) * multiple
         self.packing = None if buckets else self._packing(row_length, multiple)
         self.plan = functools.lru_cache(maxsize=2)(self._plan)
+        self.mapped = 0  # examples that were read since pages were released; threads may miscount it
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.order.epochs
 
     def _packing(self, row_length: int, multiple: int) -> Packing:
-        sampled = max(_SAMPLED_EPOCHS, _SAMPLED_EXAMPLES // len(self.features))
-        batches = (members for epoch in range(min(sampled, self.order.epochs)) for members in self._shuffled(epoch))
-        largest = 0 if self.order.epochs <= sampled else self.order.batch_size
+        epochs = min(max(_SAMPLED_EPOCHS, _SAMPLED_EXAMPLES // len(self.features)), self.order.epochs)
+        steps = min(epochs * self.steps_per_epoch, max(1, _MOST_SAMPLED // self.order.batch_size))
+        every = (members for epoch in range(epochs) for members in self._shuffled(epoch))
+        batches = itertools.islice(every, steps)
+        largest = 0 if steps == len(self) else self.order.batch_size
         return choose_packing(self.tokens, batches, row_length=row_length, multiple=multiple, batch_size=largest)
 
     def _shuffled(self, epoch: int) -> tuple[np.ndarray, ...]:
@@ -252,7 +264,16 @@ class TrainingBatches:
         return Size(len(members), int(self.tokens[members].sum()), rows * length)
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        epoch, index = divmod(int(step), self.steps_per_epoch)
+        batch = self._batch(int(step))
+        self.mapped += self.order.batch_size
+        if self.mapped >= _MAPPED_EXAMPLES:
+            self.mapped = 0
+            if self.features.nbytes > _LARGE_FEATURES:
+                self.features.release()
+        return batch
+
+    def _batch(self, step: int) -> dict[str, np.ndarray]:
+        epoch, index = divmod(step, self.steps_per_epoch)
         members, length = self.plan(epoch).members[index], self.plan(epoch).padded[index]
         if self.packing is not None:
             row_of, needed = pack(self.tokens[members], length, self.packing.slots)
@@ -273,8 +294,8 @@ class TrainingBatches:
             yield repeated(pad_batch(self.features, empty, 1, length, self.pad_id), self.padded_rows)
 
     def padding(self) -> float:
-        """Returns the fraction of the token slots of the first epoch that hold padding."""
-        sizes = [self.size(step) for step in range(self.steps_per_epoch)]
+        """Returns the fraction of the token slots that hold padding in the first epoch, or in its first 4,096 steps."""
+        sizes = [self.size(step) for step in range(min(self.steps_per_epoch, _PADDING_STEPS))]
         return 1 - sum(size.tokens for size in sizes) / sum(size.token_slots for size in sizes)
 
 
@@ -343,11 +364,3 @@ def batches(
 def repeated(row: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     """Returns a batch of ``count`` times the same row [1, ...], as views that take no memory."""
     return {name: np.broadcast_to(array, (count, *array.shape[1:])) for name, array in row.items()}
-
-
-def read_ahead(source: Any, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Yields ``source[start], source[start + 1], ...`` to the end, computed in advance by threads."""
-    import grain  # slow to import, and only training needs it
-
-    dataset = grain.MapDataset.source(source)[start:]
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))

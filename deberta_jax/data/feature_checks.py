@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from deberta_jax.data.features import EXAMPLE, SPAN, TOKEN, Features
+from deberta_jax.data.features import EXAMPLE, SPAN, TOKEN, Features, blocks_of_array, extremes
 from deberta_jax.errors import InputError, shown
 
 _NONE = -100  # the label of a token that has none
@@ -76,7 +76,8 @@ def _check_labels(f: Features, lengths: np.ndarray, count: int, rows: int) -> No
     if f.level == TOKEN:
         _array("labels", labels, np.int32, 1, _NONE, top)
         _expect(labels.shape == f.ids.shape, "labels", "does not fit the ids")
-        _expect(not ((labels < 0) & (labels != _NONE)).any(), "labels", "has a negative label")
+        negative = (bool(((block < 0) & (block != _NONE)).any()) for block in blocks_of_array(labels))
+        _expect(not any(negative), "labels", "has a negative label")
     elif f.level == SPAN:
         _array("labels", labels, np.int32, 2, -1, None)
         _expect(labels.shape == (len(lengths), 2), "labels", "does not fit the texts")
@@ -95,10 +96,13 @@ def _array(name: str, value: object, dtype: type, ndim: int, least: int | None, 
     """Checks an array's dtype, its number of axes, and the range of its values."""
     if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != ndim or not value.size:
         raise InputError(f"{name} is not an array of {np.dtype(dtype).name} with {ndim} axes")
-    if least is not None and int(value.min()) < least:
-        raise InputError(f"{name} has the value {int(value.min())}; the least is {least}")
-    if most is not None and int(value.max()) > most:
-        raise InputError(f"{name} has the value {int(value.max())}; the most is {most}")
+    if least is None and most is None:
+        return
+    low, top = extremes(value)
+    if least is not None and low < least:
+        raise InputError(f"{name} has the value {low}; the least is {least}")
+    if most is not None and top > most:
+        raise InputError(f"{name} has the value {top}; the most is {most}")
 
 
 def _expect(right: bool | np.bool_, name: str, what: str) -> None:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from deberta_jax import storage
 from deberta_jax.errors import InputError
 from deberta_jax.text import Tokenizer
 from deberta_jax.text.tokenizer import Truncation
@@ -71,6 +72,20 @@ class Features:
     def lengths(self) -> np.ndarray:
         """Returns the number of tokens of each text: int64 [n]."""
         return np.diff(self.starts)
+
+    @property
+    def nbytes(self) -> int:
+        """Returns the size of all arrays."""
+        return sum(array.nbytes for array in self._arrays())
+
+    def release(self) -> None:
+        """Takes arrays that are mapped from files out of this process's memory; they are read again when used again."""
+        for array in self._arrays():
+            storage.release(array)
+
+    def _arrays(self) -> list[np.ndarray]:
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return [value for value in values if isinstance(value, np.ndarray)]
 
     def texts_of(self, example: int) -> range:
         """Returns the indices of the texts of an example."""
@@ -202,6 +217,7 @@ def span_features(
     *,
     max_length: int,
     stride: int,
+    where: Callable[[int], str] | None = None,
 ) -> Features:
     """Tokenises questions with their contexts: ``[CLS] question [SEP] context [SEP]``.
 
@@ -215,6 +231,7 @@ def span_features(
         a window without the whole answer is its first token, [CLS], as in BERT's script. None without labels.
       max_length: the largest number of tokens of a window.
       stride: tokens that consecutive windows share.
+      where: returns the name of a question for messages, given its index; by default its number.
 
     Raises:
       InputError: a question leaves no room for the context.
@@ -222,8 +239,9 @@ def span_features(
     limit = max_length - stride - 4  # [CLS], two [SEP], and one token beyond the overlap
     lengths = [len(ids) - 2 for ids, _ in tokenizer.encode_ragged(questions)]
     for i in np.flatnonzero(np.asarray(lengths) > limit)[:1]:
+        named = f"question {i + 1}" if where is None else f"{where(int(i))}: the question"
         raise InputError(
-            f"question {i + 1} has {lengths[i]} tokens; --max-length {max_length} with --doc-stride {stride} leaves "
+            f"{named} has {lengths[i]} tokens; --max-length {max_length} with --doc-stride {stride} leaves "
             f"{limit}; raise the one or lower the other"
         )
     encoded = tokenizer(
@@ -309,13 +327,29 @@ def log_cut(features: Features, where: str, max_length: int) -> None:
     LongTexts(features).log(where, max_length)
 
 
+_BLOCK = 1 << 24
+
+
+def blocks_of_array(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields consecutive parts of an array. One that is mapped from a file is never whole in memory meanwhile."""
+    for start in range(0, len(array), _BLOCK):
+        yield array[start : start + _BLOCK]
+        storage.release(array)
+
+
+def extremes(array: np.ndarray) -> tuple[int, int]:
+    """Returns the smallest and the largest number of an array of integers that is not empty."""
+    found = [(int(block.min()), int(block.max())) for block in blocks_of_array(array)]
+    return min(low for low, _ in found), max(top for _, top in found)
+
+
 def check_vocabulary(features: Features, vocab_size: int, where: str) -> None:
     """Checks that all ids have word embeddings; on a device, a lookup of other ids would not fail.
 
     Raises:
       InputError: an id is outside the vocabulary.
     """
-    low, top = int(features.ids.min()), int(features.ids.max())
+    low, top = extremes(features.ids)
     if low < 0 or top >= vocab_size:
         raise InputError(
             f"{where}: token id {low if low < 0 else top} is outside the model's vocabulary of {vocab_size}; "

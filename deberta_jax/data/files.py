@@ -51,6 +51,11 @@ def stored_file(path: str) -> Path | None:
     return file if isinstance(file, Path) and file.is_file() else None
 
 
+def in_archive(path: str) -> bool:
+    """Returns whether a path names a file in a zip."""
+    return _split(path) is not None
+
+
 def ending(path: str) -> str:
     """Returns the suffix of a file in lower case, without that of its compression."""
     name = Path(path)

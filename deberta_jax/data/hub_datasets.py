@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deberta_jax import storage
-from deberta_jax.data.files import ending, hashed
+from deberta_jax.data.files import ending, hashed, in_archive
 from deberta_jax.data.parquet_file import table_of_arrow
 from deberta_jax.data.table import Table, reason
 from deberta_jax.errors import InputError
@@ -45,7 +45,10 @@ def read_dataset(path: str) -> Table:
 
 
 def digest(path: str) -> str:
-    """Returns the SHA-256 in hex of a file, of a directory of ``save_to_disk``, or of the rows of a hub data set."""
+    """Returns the SHA-256 in hex of a file, of a directory of ``save_to_disk``, or of the rows of a hub data set.
+
+    Of an object in a bucket it is the digest that the bucket keeps, if it does: the object is not read for it.
+    """
     if path.startswith(PREFIX):
         table = read_dataset(path)
         content = json.dumps([table.columns, dict(table.class_names)], sort_keys=True, default=str).encode()
@@ -56,6 +59,8 @@ def digest(path: str) -> str:
     else:
         if storage.is_stream(path):
             raise InputError(f"{path}: can be read only once, and is needed twice; write it to a file first")
+        if storage.is_remote(path) and not in_archive(path) and (kept := storage.object_digest(path)):
+            return kept
         return hashed(path, text=ending(path) != ".parquet")
     return hashlib.sha256(content).hexdigest()
 

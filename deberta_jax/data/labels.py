@@ -24,6 +24,8 @@ REGRESSION, SINGLE_LABEL, MULTI_LABEL = "regression", "single_label_classificati
 
 # A column with more different integers than this is a regression.
 _MOST_NUMBERED_CLASSES = 50
+# Of so many different numbers none needs to be kept to see that they are no classes.
+_MOST_NUMBERS = 1 << 16
 # What pandas, Python and databases write for a missing value.
 _MISSING = frozenset(("", "nan", "NaN", "None", "null", "NULL", "<NA>"))
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
@@ -204,8 +206,7 @@ def discover_labels(table: Table, column: str) -> LabelSpec:
         if not found:
             raise InputError(f"{table.name}: {column!r} names no label in any row")
         return LabelSpec(MULTI_LABEL, named or tuple(sorted(found)))
-    values = [_name(table, column, row) for row in range(len(table))]
-    distinct = set(values)
+    distinct = _distinct_names(table, column)
     if distinct <= {*_TRUTH, "0", "1"} and distinct & set(_TRUTH) and distinct & {"0", "1"}:
         distinct = {"0", "1"}
     numeric = all(map(_NUMBER.fullmatch, distinct))
@@ -219,11 +220,37 @@ def discover_labels(table: Table, column: str) -> LabelSpec:
         return LabelSpec(SINGLE_LABEL, named)
     if (numeric and not whole) or (whole and len(names) > _MOST_NUMBERED_CLASSES):
         return LabelSpec(REGRESSION, ("LABEL_0",))
-    if len(names) > max(2, len(values) // 2):
+    if len(names) > max(2, len(table) // 2):
         raise InputError(
-            f"{table.name}: {column!r} has {len(names)} different labels in {len(values)} rows; is it the label column?"
+            f"{table.name}: {column!r} has {len(names)} different labels in {len(table)} rows; is it the label column?"
         )
     return LabelSpec(SINGLE_LABEL, tuple(names))
+
+
+def _distinct_names(table: Table, column: str) -> set[str]:
+    """Returns the names of the labels in a column.
+
+    Of numbers that are too many for classes only some are returned: those of a regression would fill the memory.
+
+    Raises:
+      InputError: a row has no label.
+    """
+    distinct: set[str] = set()
+    numeric, complete = True, True
+    for name in (_name(table, column, row) for row in range(len(table))):
+        if name in distinct:
+            continue
+        numeric = numeric and _NUMBER.fullmatch(name) is not None
+        if numeric and len(distinct) >= _MOST_NUMBERS:
+            # One that is not whole makes all a regression, so it must not be missed.
+            complete = False
+            if number_of(name) is not None:
+                continue
+            distinct.pop()
+        distinct.add(name)
+    if not (numeric or complete):
+        distinct = {_name(table, column, row) for row in range(len(table))}
+    return distinct
 
 
 def encode_labels(table: Table, columns: Sequence[str], spec: LabelSpec) -> np.ndarray:
@@ -245,9 +272,9 @@ def encode_labels(table: Table, columns: Sequence[str], spec: LabelSpec) -> np.n
         return _several(table, columns, spec)
     (column,) = columns
     if spec.problem_type == REGRESSION:
-        return np.asarray([_quantity(table, column, row) for row in range(len(table))], np.float32)
+        return np.fromiter((_quantity(table, column, row) for row in range(len(table))), np.float32, len(table))
     ids = LabelIds(spec.names)
-    out = np.asarray([_id(table, column, row, ids) for row in range(len(table))], np.int32)
+    out = np.fromiter((_id(table, column, row, ids) for row in range(len(table))), np.int32, len(table))
     ids.log_renamed(table.name)
     return out
 

@@ -3,7 +3,7 @@
 import collections
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deberta_jax.data.spans import is_span_column
@@ -46,7 +46,7 @@ def may_join_rows(table: Table) -> bool:
 
 def named_column(table: Table, names: tuple[str, ...]) -> str | None:
     """Returns the first of these columns that the table has, regardless of case, or None."""
-    folded = {name.casefold(): name for name in reversed(table.columns)}
+    folded = {name.casefold(): name for name in reversed(list(table.columns))}
     return next((folded[name] for name in names if name in folded), None)
 
 
@@ -115,7 +115,7 @@ def _label_studio(table: Table) -> Table:
         choices.append(chosen if done else None)
     if several:
         _log.info("%s: %d tasks have several annotations; the first of each is read", table.name, several)
-    columns: dict[str, list[Any]] = {}
+    columns: dict[str, Sequence[Any]] = {}
     if "id" in table.columns:
         columns["id"] = table.columns["id"]
     columns["text"] = texts

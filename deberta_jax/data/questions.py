@@ -29,7 +29,8 @@ def answer_lists(table: Table, column: str, row: int) -> tuple[list[str], list[i
     if _is_impossible(table, row):
         return [], []
     try:
-        texts, starts = _parts(value, table.columns.get("answer_start", [None] * len(table))[row])
+        start = table.columns["answer_start"][row] if "answer_start" in table.columns else None
+        texts, starts = _parts(value, start)
         kept = [(text, _start(start)) for text, start in zip(texts, starts, strict=True) if text]
     except (TypeError, ValueError, KeyError):
         raise InputError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from deberta_jax.data.labels import SKIP, label_name, number_of
@@ -23,10 +24,10 @@ class Span:
     label: str
 
 
-def is_span_column(values: list[Any]) -> bool:
+def is_span_column(values: Sequence[Any]) -> bool:
     """Returns whether a column holds lists of spans: ``[start, end, label]``, or objects with these fields."""
-    lists = [value for value in values if value is not None]
-    return any(lists) and all(isinstance(value, list) and all(map(_is_span, value)) for value in lists)
+    lists = lambda: (value for value in values if value is not None)
+    return all(isinstance(value, list) and all(map(_is_span, value)) for value in lists()) and any(lists())
 
 
 def _is_span(item: Any) -> bool:

@@ -5,6 +5,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from deberta_jax.data.columns import joined, selected
 from deberta_jax.errors import InputError, brief, listed, shown
 
 
@@ -14,14 +17,15 @@ class Table:
 
     Attributes:
       name: the name of the file, for messages.
-      columns: values by column, in the order of the file.
+      columns: values by column, in the order of the file. Those of a table that is larger than memory are no lists, and
+        are read when they are asked for (``data.columns``).
       lines: the first line of each row in its file, or its number in parquet, for messages.
       parts: for a table of several files, (first row, name) of each.
       class_names: for columns of class numbers (ClassLabel of ``datasets``), the names in the order of the numbers.
     """
 
     name: str
-    columns: dict[str, list[Any]]
+    columns: Mapping[str, Sequence[Any]]
     lines: Sequence[int]
     parts: tuple[tuple[int, str], ...] = ()
     class_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -31,18 +35,20 @@ class Table:
 
     def where(self, row: int) -> str:
         """Returns the file and line of a row, for messages."""
-        name = self.name
-        if self.parts:
-            name = self.parts[bisect.bisect_right(self.parts, row, key=lambda part: part[0]) - 1][1]
-        return f"{name}, line {self.lines[row]}"
+        return f"{self._file_of(row)}, line {self.lines[row]}"
 
-    def column(self, name: str) -> list[Any]:
+    def _file_of(self, row: int) -> str:
+        if not self.parts:
+            return self.name
+        return self.parts[bisect.bisect_right(self.parts, row, key=lambda part: part[0]) - 1][1]
+
+    def column(self, name: str) -> Sequence[Any]:
         """Returns a column. Raises InputError, which names the existing columns, if there is none of this name."""
         if name not in self.columns:
             raise InputError(f"{self.name}: no column {name!r}; its columns are {listed(map(repr, self.columns))}")
         return self.columns[name]
 
-    def texts(self, name: str) -> list[str]:
+    def texts(self, name: str) -> Sequence[str]:
         """Returns a column of text. Raises InputError with the line if a value is missing or no text."""
         values = self.column(name)
         for row, value in enumerate(values):
@@ -50,7 +56,7 @@ class Table:
                 raise InputError(f"{self.where(row)}: {name!r} is {shown(value)}; a text is needed")
         return values
 
-    def word_lists(self, name: str) -> list[list[str]]:
+    def word_lists(self, name: str) -> Sequence[list[str]]:
         """Returns a column of lists of words. Raises InputError with the line of any other value."""
         values = self.column(name)
         for row, value in enumerate(values):
@@ -58,13 +64,18 @@ class Table:
                 raise InputError(f"{self.where(row)}: {name!r} is {shown(value)}; a list of words is needed")
         return values
 
-    def select(self, rows: Sequence[int]) -> "Table":
-        """Returns a table with only these rows."""
-        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
-        parts = tuple((k, self.where(i).rpartition(", line ")[0]) for k, i in enumerate(rows)) if self.parts else ()
-        return dataclasses.replace(self, columns=columns, lines=[self.lines[i] for i in rows], parts=parts)
+    def select(self, rows: Sequence[int] | np.ndarray) -> "Table":
+        """Returns a table with only these rows, which are in ascending order."""
+        columns = {name: selected(values, rows) for name, values in self.columns.items()}
+        parts: list[tuple[int, str]] = []
+        for k, row in enumerate(rows if self.parts else ()):
+            name = self._file_of(row)
+            if not parts or name != parts[-1][1]:
+                parts.append((k, name))
+        lines = [self.lines[i] for i in rows] if isinstance(self.lines, list | range) else selected(self.lines, rows)
+        return dataclasses.replace(self, columns=columns, lines=lines, parts=tuple(parts))
 
-    def with_columns(self, columns: Mapping[str, list[Any]]) -> "Table":
+    def with_columns(self, columns: Mapping[str, Sequence[Any]]) -> "Table":
         """Returns the table with these columns added; they replace columns of the same name."""
         return dataclasses.replace(self, columns={**self.columns, **columns})
 
@@ -80,7 +91,7 @@ def join_tables(tables: Sequence[Table]) -> Table:
     if len(tables) == 1:
         return tables[0]
     names = list(dict.fromkeys(name for table in tables for name in table.columns))
-    columns = {name: [v for t in tables for v in t.columns.get(name, [None] * len(t))] for name in names}
+    columns = {name: joined([table.columns.get(name, [None] * len(table)) for table in tables]) for name in names}
     parts, first = [], 0
     class_names: dict[str, tuple[str, ...]] = {}
     for table in tables:
@@ -91,7 +102,7 @@ def join_tables(tables: Sequence[Table]) -> Table:
                 raise InputError(f"{table.name}: names the classes of {column!r} otherwise than {tables[0].name} does")
         for column in class_names.keys() & table.columns.keys() - table.class_names.keys():
             raise InputError(f"{table.name}: does not name the classes of {column!r}, as {tables[0].name} does")
-    lines = [line for table in tables for line in table.lines]
+    lines = joined([list(table.lines) if isinstance(table.lines, range) else table.lines for table in tables])
     return Table(f"{tables[0].name} and {len(tables) - 1} more", columns, lines, tuple(parts), class_names)
 
 

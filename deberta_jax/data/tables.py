@@ -41,12 +41,23 @@ _READERS: dict[str, Reader] = {
 ENDINGS = (".csv", ".tsv", *_READERS, ".parquet")
 
 
-def read_tables(paths: Sequence[str], reading: Reading = Reading()) -> Table:
+def read_tables(
+    paths: Sequence[str], reading: Reading = Reading(), read: Callable[[str, Reading], Table] | None = None
+) -> Table:
     """Reads files, or all that match patterns such as ``part-*.jsonl``, into one table.
 
-    It has the columns of all files; a row has None in a column that its file lacks. Raises as ``read_table``.
+    It has the columns of all files; a row has None in a column that its file lacks.
+
+    Args:
+      paths: the files and patterns.
+      reading: how files are read.
+      read: reads a file in place of ``read_table``.
+
+    Raises:
+      InputError: as ``read_table``.
     """
-    return join_tables([read_table(file, reading=reading) for path in paths for file in matching_files(path)])
+    read = read or (lambda file, reading: read_table(file, reading=reading))
+    return join_tables([read(file, reading) for path in paths for file in matching_files(path)])
 
 
 def read_table(path: str | Path, reader: Reader | None = None, reading: Reading = Reading()) -> Table:

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Iterator
 
 import jax
 
@@ -16,6 +15,7 @@ from deberta_jax.planning.report import as_json
 from deberta_jax.planning.request import BatchShapes, Request, named_implementation, shapes
 from deberta_jax.planning.table import causes, format_plan, size
 from deberta_jax.planning.targets import Target, target_of
+from deberta_jax.progress import quiet
 from deberta_jax.tasks import Task
 from deberta_jax.training.experiment import Experiment, Finetune, Pretraining, PretrainMLM, PretrainRTD
 from deberta_jax.training.finetune_data import read_inputs
@@ -61,7 +61,7 @@ def starts_after_plan(e: Experiment) -> bool:
     target, capacity = _this_machine() if here else (target_of(e.runtime.plan, "--plan"), 0.0)
     whole = dataclasses.replace(e.runtime, mesh_data=-1, mesh_fsdp=1, mesh_tensor=1)
     # A run that starts here logs the same messages once more.
-    with _quiet() if here else contextlib.nullcontext():
+    with quiet() if here else contextlib.nullcontext():
         shape = shape_of_run(dataclasses.replace(e, runtime=whole))
     plan = make_plan(request_of_run(e, shape, target), capacity=capacity)
     _log.info("%s", format_plan(plan, as_json(plan) | {"model": e.model}))
@@ -81,17 +81,6 @@ def _this_machine() -> tuple[Target, float]:
         raise InputError("--plan here: is for CPUs; name the slice instead, such as --plan v5e:4x4")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Target("cpu", f"cpu:{count}", count, flag="--plan"), memory / count
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    log = logging.getLogger("deberta_jax")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def shape_of_run(e: Experiment) -> RunShape:

@@ -17,7 +17,7 @@ from deberta_jax.storage.checksums import (
     read_checksums,
     write_checksums,
 )
-from deberta_jax.storage.copies import files_below, local_copy
+from deberta_jax.storage.copies import files_below, local_copy, object_digest
 from deberta_jax.storage.files import (
     StagedFile,
     append_json_line,
@@ -81,6 +81,8 @@ from deberta_jax.storage.readers import (
     read_range,
     read_record,
     read_text,
+    release,
+    size_of,
 )
 from deberta_jax.storage.resumable import Lines, change_json, resumable_lines
 from deberta_jax.storage.trial import sees_trial_file, trial_file
@@ -130,6 +132,7 @@ __all__ = [
     "mapped_npy",
     "matching",
     "may_pass",
+    "object_digest",
     "opened",
     "output_directory",
     "output_file",
@@ -145,11 +148,13 @@ __all__ = [
     "read_range",
     "read_record",
     "read_text",
+    "release",
     "remove",
     "rename",
     "resumable_lines",
     "scratch",
     "sees_trial_file",
+    "size_of",
     "staged",
     "trial_file",
     "write_bytes",

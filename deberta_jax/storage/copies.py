@@ -41,6 +41,20 @@ def names_below(url: str) -> dict[str, str]:
     }
 
 
+def object_digest(url: str) -> str | None:
+    """Returns the digest that a bucket keeps of an object's content, and the size; None if it keeps none.
+
+    Raises:
+      InputError: there is no such object, or it cannot be read.
+      RunAgainError: the bucket cannot be reached now.
+    """
+    with reaching(url):
+        client, name = file_system(url)
+        about: dict[str, Any] = client.info(name)
+    known = next((key for key in ("md5Hash", "crc32c") if about.get(key)), None)  # composed objects have no MD5
+    return None if known is None else f"{known}:{about[known]}:{about['size']}"
+
+
 def files_below(directory: AnyPath, name: str) -> list[AnyPath]:
     """Returns the sorted files of a name in a directory and in its subdirectories. Raises as ``names_below``."""
     if isinstance(directory, Path):

@@ -237,6 +237,25 @@ def mapped_npy(path: str | os.PathLike[str]) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
+def release(array: np.ndarray) -> None:
+    """Takes the pages of a mapped array out of this process's memory; what is used again is read from the file again.
+
+    Arrays that are not mapped stay as they are. So do all on systems that cannot do it.
+    """
+    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.base.madvise(mmap.MADV_DONTNEED)
+
+
+def size_of(path: str | os.PathLike[str]) -> int:
+    """Returns the number of bytes of a file, local or in a bucket; 0 if there is no regular file of that name."""
+    if is_remote(path):
+        with reaching(path) as remote:
+            about: Any = remote.stat() if remote.is_file() else None
+            return 0 if about is None else int(about.length)
+    local = os.path.expanduser(path)
+    return os.path.getsize(local) if os.path.isfile(local) else 0
+
+
 @contextmanager
 def mapped(path: str | os.PathLike[str]) -> Iterator[mmap.mmap]:
     """Yields the bytes of a local file, mapped into memory for reading. Raises OSError, ValueError."""

@@ -145,7 +145,7 @@ class ChoiceTask(Task):
         return confusion(self._logits_by_choice(logits, features).argmax(-1), features.labels, names)
 
 
-def choice_lists(table: Table, columns: tuple[str, ...]) -> list[list[str]]:
+def choice_lists(table: Table, columns: tuple[str, ...]) -> Sequence[list[str]]:
     """Returns the choices of each row. Raises InputError for a row with fewer than two."""
     if len(columns) == 1:
         rows = table.word_lists(columns[0])
@@ -187,7 +187,7 @@ def _columns(table: Table, options: TaskOptions, labelled: bool) -> Columns:
 
 
 def _task_of_table(options: TaskOptions, table: Table, named: NamedTask | None) -> ChoiceTask:
-    numbers = [number_of(value) for value in table.column(options.label)]
+    numbers = map(number_of, table.column(options.label))
     # Choices are numbered from 1 if no row has the number 0.
     first = int(all(number is not None and number > 0 for number in numbers))
     return ChoiceTask(options.text, options.choices, options.label, first, named.gold if named else "")

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -255,13 +255,16 @@ def _archives(task: str, directory: storage.AnyPath) -> list[storage.AnyPath]:
     return [file for file in archives if re.sub(r"\W", "", file.stem.lower()).startswith(task)]
 
 
-def read_task(task: str, paths: Sequence[str], delimiter: str = "") -> Table:
+def read_task(
+    task: str, paths: Sequence[str], delimiter: str = "", read: Callable[[str, Reading], Table] | None = None
+) -> Table:
     """Reads files as one table. For a named task columns and labels get the task's names.
 
     Args:
       task: a named task, a kind of task, or "" if the kind is to be guessed.
       paths: files or patterns.
       delimiter: character between the fields of csv and tsv files; "" detects it.
+      read: reads a file in place of ``read_table``, unless the task has a reader of its own for it.
 
     Raises:
       InputError: as ``read_tables``, or a row does not have the form of the task's rows.
@@ -269,11 +272,12 @@ def read_task(task: str, paths: Sequence[str], delimiter: str = "") -> Table:
     named = NAMED_TASKS.get(task)
     if named is None:
         word_lists = has_word_lists(task)
-        return arrange(read_tables(paths, Reading(delimiter, words=word_lists)), words=word_lists or not task)
+        return arrange(read_tables(paths, Reading(delimiter, words=word_lists), read), words=word_lists or not task)
     reading = Reading(delimiter, words=has_word_lists(task))
     tables = []
     for path in (file for pattern in paths for file in matching_files(pattern)):
-        table = read_table(path, named.readers.get(ending(path)), reading)
+        reader = named.readers.get(ending(path))
+        table = read_table(path, reader, reading) if reader or read is None else read(path, reading)
         tables.append(as_named(task, table))
     return join_tables(tables)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -64,10 +64,16 @@ class SpanTask(Task):
         contexts = table.texts(self.context)
         answers = self._spans(table, contexts) if labelled else None
         return span_features(
-            tokenizer, questions, contexts, answers, max_length=max_length, stride=min(self.stride, max_length // 2)
+            tokenizer,
+            questions,
+            contexts,
+            answers,
+            max_length=max_length,
+            stride=min(self.stride, max_length // 2),
+            where=table.where,
         )
 
-    def _spans(self, table: Table, contexts: list[str]) -> list[tuple[int, int] | None]:
+    def _spans(self, table: Table, contexts: Sequence[str]) -> list[tuple[int, int] | None]:
         spans = [answer_span(table, self.answers_column, row, contexts[row]) for row in range(len(table))]
         moved = sum(span is not None and span[2] for span in spans)
         if moved:

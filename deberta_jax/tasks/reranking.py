@@ -18,6 +18,7 @@ from deberta_jax.data.labels import (
     label_name,
     unlabelled_rows,
 )
+from deberta_jax.data.streaming import divided
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.ops.losses import Items
@@ -38,6 +39,8 @@ _TEXTS = (
 )
 _LABELS = ("label", "labels", "relevance", "score", "target")
 _TRUTH = {"false": 0, "true": 1}
+_ROWS = 1 << 14
+"""Rows whose labels are read at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +126,8 @@ def _columns(table: Table, options: TaskOptions, labelled: bool) -> Columns:
 
 
 def _task(options: TaskOptions, table: Table, named: NamedTask | None) -> RerankingTask:
-    labels = np.unique(_relevance(table, options.label))
+    found = (np.unique(_relevance(part.table(), options.label)) for part in divided(table, _ROWS))
+    labels = np.unique(np.concatenate(list(found)))
     if len(labels) == 1:
         raise InputError(f"{table.name}: every row of {options.label!r} is {labels[0]:g}; no passage is better")
     binary = bool(np.isin(labels, (0, 1)).all())

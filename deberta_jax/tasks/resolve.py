@@ -5,6 +5,8 @@ import logging
 from collections.abc import Collection
 from typing import Any, TypeVar
 
+import numpy as np
+
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
@@ -93,13 +95,15 @@ def without_unlabelled(options: TaskOptions, table: Table, known: Collection[str
     """
     if not options.skip_unlabelled:
         return table
-    rows = set(kind_of(options).unlabelled(options, table, known))
-    if not rows:
+    usable = np.ones(len(table), bool)
+    usable[kind_of(options).unlabelled(options, table, known)] = False
+    if usable.all():
         return table
-    if len(rows) == len(table):
+    if not usable.any():
         raise InputError(f"{table.name}: no row has a usable label")
-    _log.warning("%s: %d of %d rows have no usable label and are left out", table.name, len(rows), len(table))
-    return table.select([row for row in range(len(table)) if row not in rows])
+    missing = len(table) - int(usable.sum())
+    _log.warning("%s: %d of %d rows have no usable label and are left out", table.name, missing, len(table))
+    return table.select(np.flatnonzero(usable))
 
 
 def _shown(value: Any) -> str:

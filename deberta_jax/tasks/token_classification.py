@@ -5,7 +5,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -125,10 +125,9 @@ def discover_tags(table: Table, text: str, label: str) -> tuple[str, ...]:
     Raises:
       InputError: a row has more words than tags or fewer, or some tags are names and others numbers.
     """
-    lists = _tag_lists(table, text, label)
+    values = {tag for tags in _tag_lists(table, text, label) for tag in tags}
     if label in table.class_names:
         return tuple(label_name(name) or name for name in table.class_names[label])
-    values = {tag for tags in lists for tag in tags}
     numbers, names = {v for v in values if isinstance(v, int)}, {v for v in values if isinstance(v, str)}
     if numbers and names:
         raise InputError(
@@ -184,16 +183,14 @@ def _is_missing(tag: Any) -> bool:
     return tag is None or tag == "" or (isinstance(tag, float) and math.isnan(tag))
 
 
-def _tag_lists(table: Table, text: str, label: str) -> list[list[str | int]]:
-    """Returns each row's tags. Raises InputError for a row without exactly one tag for each word."""
-    words, out = table.word_lists(text), []
-    for row, ws in enumerate(words):
+def _tag_lists(table: Table, text: str, label: str) -> Iterator[list[str | int]]:
+    """Yields each row's tags. Raises InputError for a row without exactly one tag for each word."""
+    for row, ws in enumerate(table.word_lists(text)):
         ts = value_of(table, label, row)
         if not isinstance(ts, list) or len(ts) != len(ws):
             given = len(ts) if isinstance(ts, list) else shown(ts)
             raise InputError(f"{table.where(row)}: {len(ws)} words in {text!r} but {label!r} is {given}; a tag a word")
-        out.append([_tag(table, label, row, tag) for tag in ts])
-    return out
+        yield [_tag(table, label, row, tag) for tag in ts]
 
 
 def _tag(table: Table, label: str, row: int, tag: Any) -> str | int:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from deberta_jax.lazy import load_name
 
 if TYPE_CHECKING:
-    from deberta_jax.data.batches import TrainingBatches, batches, read_ahead
+    from deberta_jax.data.batches import TrainingBatches, batches
+    from deberta_jax.data.prefetch import read_ahead
     from deberta_jax.inference.predict import model_inputs
     from deberta_jax.training.checkpoints import Checkpoints
     from deberta_jax.training.comparison import Comparison, compare
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from deberta_jax.training.sweeps import SweepResult, sweep
 
 _MODULES = {
-    "data.batches": ("TrainingBatches", "batches", "read_ahead"),
+    "data.batches": ("TrainingBatches", "batches"),
+    "data.prefetch": ("read_ahead",),
     "inference.predict": ("model_inputs",),
     "training.checkpoints": ("Checkpoints",),
     "training.comparison": ("Comparison", "compare"),

@@ -6,6 +6,7 @@ They are saved with the run. The command line sets each field with an option, an
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -361,13 +362,16 @@ def model_runtime(experiment: Any) -> Runtime:
     )
 
 
-def run_record(experiment: Finetune | Pretraining, files: dict[str, str]) -> dict[str, Any]:
-    """Returns the record of a run as JSON: the experiment, and the SHA-256 of each data file.
+def run_record(
+    experiment: Finetune | Pretraining, files: dict[str, str], known: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Returns the record of a run as JSON: the experiment, and the digest of each data file.
 
     Two experiments describe the same run if their records differ only in ``runtime``.
 
     Args:
       files: paths or patterns of the data files.
+      known: digests of files that have been read before, by path.
     """
     fields = dataclasses.asdict(experiment)
     # Where a run is, how many others there are, and where its settings come from are not part of the run.
@@ -380,7 +384,7 @@ def run_record(experiment: Finetune | Pretraining, files: dict[str, str]) -> dic
             del holder[last]
     runtime = fields.pop("runtime")
     paths = sorted({path for pattern in files.values() for path in matching_files(pattern)})
-    digests = {path: digest(path) for path in paths}
+    digests = {path: (known or {}).get(path) or digest(path) for path in paths}
     record = {"job": type(experiment).__name__, "experiment": fields, "data": digests, "runtime": runtime}
     return json.loads(json.dumps(record))  # tuples become lists, as they will be when read back
 

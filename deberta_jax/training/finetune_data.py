@@ -1,27 +1,35 @@
 """Makes tokens and batches from the tables of a fine-tuning run."""
 
+import contextlib
 import dataclasses
 import logging
+from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from deberta_jax import storage
 from deberta_jax.config import DebertaConfig
 from deberta_jax.data.batches import TrainingBatches, batches
-from deberta_jax.data.cache import cached_features
+from deberta_jax.data.cache import TokenCache
 from deberta_jax.data.feature_checks import Bounds
 from deberta_jax.data.features import Features, check_vocabulary, log_cut
+from deberta_jax.data.streaming import Part, divided
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.models.embeddings import check_length
+from deberta_jax.progress import quiet
 from deberta_jax.tasks import Task, resolve_task
 from deberta_jax.text import Tokenizer, load_tokenizer
-from deberta_jax.training.distributed import is_writer, wait_for_all
 from deberta_jax.training.experiment import Finetune
 from deberta_jax.training.process_options import mesh_of
 from deberta_jax.training.resolve import ResolvedExperiment, check_same_tokenizer, resolve_config, resolve_tokenizer
+from deberta_jax.training.shared_tokens import shared_features
 
 _log = logging.getLogger(__name__)
+
+PART_ROWS = 1 << 14
+"""Number of rows that are tokenized together, whatever the number of processes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +75,42 @@ def features_of(
 ) -> Features:
     """Returns the tokens of a table, from the cache if the same files were tokenized in the same way before.
 
-    Tokens of a task from outside the package are not cached.
+    The table is tokenized in parts of 16,384 rows, and each process tokenizes its share of them. A task from outside
+    the package may look at several rows together, and its code may change: each process calls it with the whole table,
+    and its tokens are not cached.
 
-    Logs how many texts were truncated. Process 0 tokenizes first. The others then read the cache, or tokenize
-    themselves if they do not share its disk.
+    Logs how many texts were truncated.
 
     Raises:
       InputError: a row cannot be used, an id is outside the model's vocabulary, or a text is longer than the model's
         absolute positions.
     """
     e = resolved.experiment
+    if type(task).__module__.startswith("deberta_jax."):
+        parts = list(divided(table, PART_ROWS)) if len(table) > PART_ROWS else [Part(len(table), lambda: table)]
+
+        def make(number: int) -> Features:
+            # Later parts repeat what the log says of the first.
+            with contextlib.nullcontext() if number < jax.process_count() else quiet():
+                return task.features(parts[number].table(), tokenizer, e.max_length, labelled=True)
+
+        identity = _identity(resolved, task, tokenizer, table)
+        bounds = _bounds(task, tokenizer, table, config, e.max_length)
+        cache = TokenCache(identity, storage.cache_directory(), bounds)
+        features = shared_features(cache, len(parts), make, leads=resolved.leads)
+    else:
+        features = task.features(table, tokenizer, e.max_length, labelled=True)
+    check_vocabulary(features, config.vocab_size, table.name)
+    check_length(config, int(features.lengths.max()))
+    log_cut(features, table.name, e.max_length)
+    return features
+
+
+def _identity(resolved: ResolvedExperiment, task: Task, tokenizer: Tokenizer, table: Table) -> dict[str, Any]:
+    """Returns all that determines the tokens of a table. Changes to it would lose the caches of older versions."""
+    e = resolved.experiment
     files = {part[1] for part in table.parts} or {table.name}
-    identity = {
+    return {
         "features": 2,
         "tokenizer": tokenizer.fingerprint(),
         "task": repr(task),
@@ -87,22 +119,11 @@ def features_of(
         "skip_unlabelled": e.skip_unlabelled,
         "files": sorted(digest for name, digest in resolved.record["data"].items() if name in files),
     }
+
+
+def _bounds(task: Task, tokenizer: Tokenizer, table: Table, config: DebertaConfig, max_length: int) -> Bounds:
     labels = task.configure(config).num_labels
-    bounds = Bounds(vocab_size=tokenizer.vocab_size, labels=labels, rows=len(table), max_length=e.max_length)
-    make = lambda: task.features(table, tokenizer, e.max_length, labelled=True)
-    if not type(task).__module__.startswith("deberta_jax."):
-        features = make()  # the identity does not have the code of a user's task, which may change
-    else:
-        cached = lambda: cached_features(identity, make, storage.cache_directory(), bounds)
-        if is_writer():
-            features = cached()
-        wait_for_all(f"features {table.name}")
-        if not is_writer():
-            features = cached()
-    check_vocabulary(features, config.vocab_size, table.name)
-    check_length(config, int(features.lengths.max()))
-    log_cut(features, table.name, e.max_length)
-    return features
+    return Bounds(vocab_size=tokenizer.vocab_size, labels=labels, rows=len(table), max_length=max_length)
 
 
 def make_batches(e: Finetune, features: Features, mesh: Mesh, pad_id: int) -> TrainingBatches:

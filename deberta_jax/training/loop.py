@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from deberta_jax import storage
 from deberta_jax.compilation import use_compilation_cache
-from deberta_jax.data.batches import Size, read_ahead
+from deberta_jax.data.batches import Size
+from deberta_jax.data.prefetch import read_ahead
 from deberta_jax.errors import InputError
 from deberta_jax.sharding import global_batch, row_share
 from deberta_jax.tasks import Metrics
@@ -288,6 +289,7 @@ class _Run:
             closing.callback(self.log.close)
             try:
                 batches = read_ahead(job.batches, self.step)
+                closing.callback(batches.close)
                 while True:
                     self._due(stop)
                     if self.step == self.total:

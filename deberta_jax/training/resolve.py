@@ -4,16 +4,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from deberta_jax import hub
+from deberta_jax import hub, storage
 from deberta_jax.config import DebertaConfig
+from deberta_jax.data.stored_tables import TableStore
 from deberta_jax.data.table import Table
 from deberta_jax.errors import InputError
 from deberta_jax.presets import PRESETS
 from deberta_jax.tasks import NAMED_TASKS, find_file, read_task, resolve_options, without_unlabelled
 from deberta_jax.text import Tokenizer, load_tokenizer
 from deberta_jax.text.loading import FILES
-from deberta_jax.training.distributed import start
+from deberta_jax.training.distributed import any_process, start
 from deberta_jax.training.experiment import Finetune, Pretraining, require, run_record
+from deberta_jax.training.shared_tokens import leaders_first, leads_on_disk
 from deberta_jax.weights import load_config, tokenizer_directory
 
 
@@ -26,16 +28,20 @@ class ResolvedExperiment:
       record: what is saved with the run, as JSON; see ``experiment.run_record``.
       train: the table to train on.
       held_out: the table to evaluate on.
+      leads: whether this process writes the caches for those that share its disk.
     """
 
     experiment: Finetune
     record: dict[str, Any]
     train: Table
     held_out: Table
+    leads: bool
 
 
 def resolve_experiment(experiment: Finetune) -> ResolvedExperiment:
     """Joins the run's processes, reads its tables, and fills in files, task and columns. Guesses are logged.
+
+    A large training table is kept in the cache, and read from there.
 
     Raises:
       InputError: options, files or columns that cannot be used.
@@ -43,12 +49,17 @@ def resolve_experiment(experiment: Finetune) -> ResolvedExperiment:
     e = _with_student(_with_files(experiment))
     require(e, "model", "train", "eval", "output")
     start(e.runtime)
-    train, held_out = (read_task(e.task, [path], e.delimiter) for path in (e.train, e.eval))
+    leads, store = leads_on_disk(storage.cache_directory()), TableStore(storage.cache_directory())
+    if any_process(store.keeps(e.train)):
+        train = leaders_first(leads, lambda: read_task(e.task, [e.train], e.delimiter, store.read))
+    else:
+        train = read_task(e.task, [e.train], e.delimiter)
+    held_out = read_task(e.task, [e.eval], e.delimiter)
     e = resolve_options(e, train)
-    record = run_record(e, {"train": e.train, "eval": e.eval})
+    record = run_record(e, {"train": e.train, "eval": e.eval}, store.digests)
     names = NAMED_TASKS[e.task].names if e.task in NAMED_TASKS else ()
     train, held_out = (without_unlabelled(e, table, names) for table in (train, held_out))
-    return ResolvedExperiment(e, record, train, held_out)
+    return ResolvedExperiment(e, record, train, held_out, leads)
 
 
 def _with_files(e: Finetune) -> Finetune:

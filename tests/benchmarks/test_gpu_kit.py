@@ -12,7 +12,7 @@ from tests.gpu_kit import ENVIRONMENT, FOLDERS, ROOT, run_kit
 
 PARTS = ["machine", "correctness", "attention-jax", "attention-torch", "model-jax", "model-torch"]
 ABSENT = [
-    *("grain", "array_record", "more_itertools", "cloudpickle", "tyro", "docstring_parser", "typeguard", "shtab"),
+    *("more_itertools", "cloudpickle", "tyro", "docstring_parser", "typeguard", "shtab"),
     *("beartype", "torch", "transformers"),
 ]
 NO_KERNEL = "kernels for TPUs and for NVIDIA's GPUs, and this program is for neither"

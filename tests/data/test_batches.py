@@ -11,7 +11,6 @@ from deberta_jax.data.batches import (
     length_buckets,
     pad_batch,
     plan_epoch,
-    read_ahead,
 )
 from deberta_jax.data.features import Features
 from deberta_jax.data.text_batches import padded_length, plan_in_order, shape_size
@@ -161,16 +160,6 @@ def test_examples_have_all_shapes_of_the_run_and_no_others(packed):
         size, batch = batches.size(step), batches[step]
         real = batch["segment_ids"] > 0 if packed else batch["attention_mask"]
         assert (size.examples, size.tokens, size.token_slots) == (len(seen(batch)), real.sum(), real.size)
-
-
-@pytest.mark.parametrize("start", [0, 7, 8])
-def test_reading_ahead_keeps_the_order_from_any_step_to_the_end(start):
-    batches = batches_of(np.random.default_rng(1).integers(2, 25, 29), 8)
-    read = list(read_ahead(batches, start))
-    assert len(read) == 8 - start
-    for step, batch in enumerate(read, start):
-        for name, array in batches[step].items():
-            np.testing.assert_array_equal(batch[name], array)
 
 
 def test_shapes_waste_at_most_a_third_and_are_few():

@@ -71,7 +71,7 @@ class Cache:
     def __call__(self):
         def make():
             self.made += 1
-            return self.features
+            return [self.features]
 
         return cached_features(IDENTITY, make, self.directory, self.bounds)
 
@@ -268,7 +268,7 @@ def use(user):
     made = []
     def make():
         made.append(1)
-        return features
+        return [features]
     child = os.fork()
     if not child:
         os.setgroups([]), os.setgid(user), os.setuid(user)

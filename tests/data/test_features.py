@@ -7,6 +7,7 @@ import pytest
 
 from deberta_jax.data.cache import cached_features
 from deberta_jax.data.feature_checks import Bounds
+from deberta_jax.data.feature_parts import join_features
 from deberta_jax.data.features import (
     TOKEN,
     check_vocabulary,
@@ -122,20 +123,42 @@ def test_features_are_made_once_and_mapped_from_the_disk(tokenizer, tmp_path):
 
     def make():
         made.append(1)
-        return word_features(tokenizer, SENTENCES, [[0, 1, 2], [3], [4] * 30], max_length=12)
+        return [word_features(tokenizer, SENTENCES, [[0, 1, 2], [3], [4] * 30], max_length=12)]
 
     bounds = Bounds(vocab_size=tokenizer.vocab_size, labels=5, rows=3, max_length=12)
     first = cached_features({"a": [1, "b"]}, make, tmp_path, bounds)
     again = cached_features({"a": [1, "b"]}, make, tmp_path, bounds)
     assert len(made) == 1
     assert isinstance(again.ids, np.memmap)
-    whole = make()
+    (whole,) = make()
     for field in dataclasses.fields(whole):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(whole, field.name))
         np.testing.assert_array_equal(getattr(first, field.name), getattr(whole, field.name))
     cached_features({"a": [2, "b"]}, make, tmp_path, bounds)
     assert len(made) == 3
     assert not list((tmp_path / "tokens").glob(".partial*"))
+
+
+def test_features_of_parts_are_kept_as_numpy_writes_the_whole(tokenizer, tmp_path):
+    """With choices that only a later part has, and in memory as well."""
+    choices = [["a", "b c"], ["d", "e"], ["ko", "mu", "ri"], ["a", "b", "c", "d"]]
+    right = np.array([1, 0, 2, 3], np.int32)
+
+    def part(rows):
+        firsts = [["tell"] * len(choices[i]) for i in rows]
+        return choice_features(tokenizer, firsts, [choices[i] for i in rows], max_length=8, labels=right[list(rows)])
+
+    whole, parts = part(range(4)), [part([0, 1]), part([2]), part([3])]
+    assert [p.choices for p in parts] == [2, 3, 4]
+    bounds = Bounds(vocab_size=tokenizer.vocab_size, rows=4, max_length=8)
+    kept = cached_features("x", lambda: iter(parts), tmp_path, bounds)
+    for found in (kept, join_features(parts)):
+        for field in dataclasses.fields(whole):
+            np.testing.assert_array_equal(getattr(found, field.name), getattr(whole, field.name))
+    (entry,) = (tmp_path / "tokens").iterdir()
+    for name in ("ids", "types", "starts", "labels"):
+        np.save(tmp_path / "whole.npy", getattr(whole, name))
+        assert (entry / f"{name}.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
 def test_tokens_that_another_process_has_kept_meanwhile_stay(tokenizer, tmp_path):
@@ -147,9 +170,9 @@ def test_tokens_that_another_process_has_kept_meanwhile_stay(tokenizer, tmp_path
         if not theirs:
             theirs.append(None)
             cached_features("x", make, tmp_path, bounds)
-            (entry,) = (tmp_path / "tokens").iterdir()
+            (entry,) = (tmp_path / "tokens").glob("[!.]*")  # what the outer call writes has a hidden name
             theirs[0] = entry.stat().st_ino
-        return features
+        return [features]
 
     cached_features("x", make, tmp_path, bounds)
     (entry,) = (tmp_path / "tokens").iterdir()

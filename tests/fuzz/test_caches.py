@@ -44,7 +44,7 @@ def home(tmp_path_factory):
     words = [text.split() for text, _ in rows(12)]
     features = word_features(tokenizer, words, [[i % 3 for i in range(len(w))] for w in words], max_length=12)
     bounds = Bounds(vocab_size=tokenizer.vocab_size, labels=3, rows=12, max_length=12)
-    cached_features("x", lambda: features, home / "cache", bounds)
+    cached_features("x", lambda: [features], home / "cache", bounds)
     (home / "a.txt").write_text("\n".join(text for text, _ in rows(40)))
     prepare(Prepare(inputs=(str(home / "a.txt"),), output=str(home / "shards")), tokenizer)
     corpus = open_corpus([home / "shards"], tokenizer)

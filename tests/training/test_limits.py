@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from deberta_jax.data import batches as batches_module
 from deberta_jax.data.batches import ExampleOrder, TrainingBatches, batch_rows
 from deberta_jax.data.features import Features
 from deberta_jax.data.packing import most_rows, pack
+from deberta_jax.storage import mapped_npy, release
 from deberta_jax.training.dry_run import describe_job
 from deberta_jax.training.experiment import Finetune, Optimization, PretrainMLM, PretrainRTD, RunOptions
 from deberta_jax.training.finetuning import plan_finetune
@@ -221,3 +223,38 @@ def test_a_dry_run_of_a_great_many_epochs(task, tmp_path, one_device):
     experiment = task.experiment(tmp_path / "run", epochs=300_000_000, max_length=2**31 - 1)
     _, job = plan_finetune(experiment)
     assert describe_job(job, compiled=False)["steps"] == 3 * 300_000_000
+
+
+def test_of_very_many_examples_some_steps_decide_shapes_and_padding(monkeypatch):
+    monkeypatch.setattr(batches_module, "_MOST_SAMPLED", 64)
+    monkeypatch.setattr(batches_module, "_PADDING_STEPS", 3)
+    lengths = np.random.default_rng(5).integers(2, 90, 1000)
+    packed = []
+    with monkeypatch.context() as counted:
+        counted.setattr("deberta_jax.data.packing.pack", lambda *a: packed.append(len(a[0])) or pack(*a))
+        batches = TrainingBatches(features_of(lengths), ExampleOrder(batch_size=8, seed=2, epochs=2), 0)
+    assert packed == [8] * 8
+    for step in range(0, len(batches), 7):
+        assert batches[step]["input_ids"].shape[0] in batches.packing.counts
+    first = [batches.size(step) for step in range(3)]
+    assert batches.padding() == 1 - sum(s.tokens for s in first) / sum(s.token_slots for s in first)
+
+
+def test_pages_of_large_mapped_features_do_not_stay_in_memory(monkeypatch, tmp_path):
+    released = []
+    monkeypatch.setattr(batches_module, "_LARGE_FEATURES", 0)
+    monkeypatch.setattr(batches_module, "_MAPPED_EXAMPLES", 24)
+    features = features_of(np.random.default_rng(5).integers(2, 90, 100))
+    batches = TrainingBatches(features, ExampleOrder(batch_size=8, seed=2, epochs=1), 0)
+    monkeypatch.setattr("deberta_jax.storage.release", lambda array: released.append(array.nbytes))
+    for step in range(len(batches)):
+        assert batches[step]["segment_ids"].any()
+    assert sum(released) == len(batches) // 3 * features.nbytes
+    np.save(tmp_path / "a.npy", np.arange(1 << 20))
+    array = mapped_npy(tmp_path / "a.npy")
+    assert array.sum() == sum(range(1 << 20))
+    held = lambda: int(re.search(r"RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    before = held()
+    release(array)
+    assert held() < before - 7000, "8 MB were in memory"
+    assert array[-1] == (1 << 20) - 1

@@ -212,8 +212,11 @@ def file_system(bucket: Bucket) -> type[AbstractFileSystem]:
                 found = {name: "file" if name in bucket.objects else "directory" for name in sorted(ends)}
             else:
                 raise FileNotFoundError(path)
-            sizes = {name: len(bucket.objects[name][0]) if kind == "file" else 0 for name, kind in found.items()}
-            rows = [{"name": name, "type": kind, "size": sizes[name], "created": 0} for name, kind in found.items()]
+            rows = [{"name": name, "type": kind, "size": 0, "created": 0} for name, kind in found.items()]
+            for row in rows:
+                if row["type"] == "file":
+                    about = described(row["name"], *bucket.objects[row["name"]])
+                    row |= {"size": int(about["size"]), "md5Hash": about["md5Hash"]}
             return rows if detail else list(found)
 
         def info(self, path, **_):
