@@ -36,7 +36,8 @@ PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --durations=30 --durations-m
 demo: $(VENV)/.installed
 	JAX_PLATFORMS=cpu $(BIN)/deberta-jax demo --output demo-output
 
-# QUICK=1 leaves out the tests that are marked slow.
+# QUICK=1 leaves out the tests that are marked slow and, of the comparison with PyTorch, all but the first case of each
+# test and every case of the models.
 # Types are checked against the libraries' newest stubs; the oldest releases have fewer and other ones.
 # With them slow tests, all but the first case of each test, and commands, servers and plans are left out: behaviour is
 # the same, only the interfaces of the libraries differ.
@@ -67,7 +68,7 @@ test-gpu: $(VENV)/.installed-dev
 	JAX_ENABLE_COMPILATION_CACHE=false $(PYTEST) -m 'gpu_aot and not long' tests/aot_gpu
 
 parity: $(VENV)/.installed-parity
-	$(PYTEST) -n 2 --dist worksteal -m 'parity and not long$(if $(QUICK), and not slow)' tests/parity
+	$(PYTEST) -n 2 --dist worksteal $(if $(QUICK),--first-cases) -m 'parity and not long$(if $(QUICK), and not slow)' tests/parity
 
 test-long: $(VENV)/.installed-parity
 	$(PYTEST) -m long --timeout 5400

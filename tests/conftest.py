@@ -35,14 +35,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_addoption(parser) -> None:
-    parser.addoption("--first-cases", action="store_true", help="run only the first case of each parametrized test")
+    parser.addoption(
+        "--first-cases", action="store_true", help="run the first case of each test, and all marked every_case"
+    )
 
 
 def pytest_collection_modifyitems(config, items) -> None:
     if not config.getoption("--first-cases"):
         return
     firsts = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
-    left = [item for item in items if firsts[item.nodeid.partition("[")[0]] is not item]
+    is_left = lambda item: (
+        firsts[item.nodeid.partition("[")[0]] is not item and not item.get_closest_marker("every_case")
+    )
+    left = [item for item in items if is_left(item)]
     config.hook.pytest_deselected(items=left)
     items[:] = [item for item in items if item not in set(left)]
 

@@ -8,7 +8,7 @@ from tests.cases import Case, real_part, run, run_with_gradients, to_tree
 from tests.parity import hugging_face
 from tests.parity.matrix import CASES, QUICK_GRADIENTS
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.every_case]
 
 _WITH_GRADIENTS = [pytest.param(c, marks=() if c.name in QUICK_GRADIENTS else pytest.mark.long) for c in CASES]
 _WITH_ATTENTIONS = [pytest.param(c, marks=pytest.mark.long if c.name in QUICK_GRADIENTS else ()) for c in CASES]

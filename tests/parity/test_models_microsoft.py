@@ -7,7 +7,7 @@ import pytest
 from tests.cases import Case, run_with_gradients, to_tree
 from tests.parity import microsoft
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.every_case]
 
 _DECODER = {"legacy": False, "mask_decoder": True}
 CASES = [

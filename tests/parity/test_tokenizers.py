@@ -16,7 +16,7 @@ import transformers
 
 from deberta_jax.text import Tokenizer, load_tokenizer, train_tokenizer
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.every_case]
 
 
 def plain_english(data_dir: Path, count: int) -> list[str]:
