@@ -25,6 +25,7 @@ def masked_lm_results(
       options: keyword arguments of the model, such as ``deterministic``.
     """
     inputs = {name: batch[name] for name in _INPUTS if name in batch}
-    out = model.apply({"params": params}, **inputs, return_projection_inputs=True, **options)  # pyright: ignore
-    given: Any = out.states, out.table, out.bias, batch["labels"]
-    return linear_cross_entropy(*given, uniform=uniform, gradient_dtype=model.gradient_dtype)
+    out: Any = model.apply({"params": params}, **inputs, return_projection_inputs=True, **options)
+    return linear_cross_entropy(
+        out.states, out.table, out.bias, batch["labels"], uniform=uniform, gradient_dtype=model.gradient_dtype
+    )
