@@ -1,8 +1,9 @@
 """The tables of docs/benchmarks/cpu.md: measured ratios, from what the benchmarks recorded here.
 
-    python benchmarks/tables.py     # from benchmarks/results/{attention,model,model_alone,peers,mixed_lengths}.json
+    python benchmarks/tables.py
 
-Each file is what the benchmark of that name writes with ``--record``; model_alone.json is of ``model.py --alone``.
+It reads {attention,model,model_alone,peers,mixed_lengths,pipelines}.json in benchmarks/results. Each file is what the benchmark
+of that name writes with ``--record``; model_alone.json is of ``model.py --alone``.
 """
 
 import json
@@ -86,8 +87,25 @@ def mixed_lengths() -> str:
     )
 
 
+def pipelines() -> str:
+    file = json.loads((RESULTS / "pipelines.json").read_text())
+    return markdown(
+        ("pipeline", "time over transformers'", "its best batch size", "padding", "GFLOP/s"),
+        (
+            (
+                name,
+                f"{r['ratio']:.2f}",
+                r["theirs"].split()[-1],
+                f"{1 - r['tokens'] / r['token slots']:.2f}",
+                r["GFLOP/s"],
+            )
+            for name, r in file["results"].items()
+        ),
+    )
+
+
 def main() -> None:
-    print("\n\n".join((model(), peers(), mixed_lengths(), attention())))
+    print("\n\n".join((model(), peers(), mixed_lengths(), attention(), pipelines())))
 
 
 if __name__ == "__main__":
