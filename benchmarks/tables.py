@@ -2,8 +2,8 @@
 
     python benchmarks/tables.py
 
-It reads {attention,model,model_alone,peers,mixed_lengths,pipelines}.json in benchmarks/results. Each file is what the benchmark
-of that name writes with ``--record``; model_alone.json is of ``model.py --alone``.
+It reads {attention,model,model_alone,peers,mixed_lengths,pipelines}.json in benchmarks/results. Each file is what the
+benchmark of that name writes with ``--record``; model_alone.json is of ``model.py --alone``.
 """
 
 import json
