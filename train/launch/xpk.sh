@@ -2,7 +2,7 @@
 # One run on TPU slices of a GKE cluster, with xpk:
 #
 #   CLUSTER=mine IMAGE=REGISTRY/deberta-jax train/launch/xpk.sh mnli v5litepod-16 \
-#     finetune --config configs/mnli.py:v3-large --data-dir /shared/MNLI --output /shared/mnli --mesh-fsdp 4
+#     finetune --config configs/mnli.py:v3-large --data-dir gs://BUCKET/MNLI --output gs://BUCKET/mnli --mesh-fsdp 4
 #
 # mnli is the name of the workload. IMAGE is what train/launch/Dockerfile builds. Set SLICES for several slices, PROJECT
 # and ZONE where gcloud has no defaults, ENV_FILE for a file with lines of NAME=value: no token is on a command line.
