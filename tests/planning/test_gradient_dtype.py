@@ -1,6 +1,5 @@
 """The dtype in which devices add up gradients, read from the compiled step: the same whatever the mesh."""
 
-import dataclasses
 import math
 
 import jax
@@ -17,20 +16,12 @@ from deberta_jax.planning.hlo import parse_hlo
 from deberta_jax.planning.programs import make_program, objective_of
 from deberta_jax.planning.request import make_request
 from deberta_jax.planning.targets import target_of
-from deberta_jax.presets import PRESETS
 from deberta_jax.sharding import make_mesh
 from deberta_jax.training.experiment import RunOptions
 from tests.made import TINY
 from tests.planning.exchanges import added_up
+from tests.planning.small import CONFIG
 
-CONFIG = dataclasses.replace(
-    PRESETS["deberta-v3-base"],
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=128,
-    vocab_size=512,
-)
 MESHES = [(8, 1, 1), pytest.param((2, 4, 1), marks=pytest.mark.slow), pytest.param((2, 2, 2), marks=pytest.mark.slow)]
 
 

@@ -19,17 +19,9 @@ from deberta_jax.planning.report import Plan, as_json, plan_of
 from deberta_jax.planning.request import make_request
 from deberta_jax.planning.table import causes, format_plan, number
 from deberta_jax.planning.targets import target_of
-from deberta_jax.presets import PRESETS
 from deberta_jax.training.experiment import RunOptions
+from tests.planning.small import CONFIG
 
-CONFIG = dataclasses.replace(
-    PRESETS["deberta-v3-base"],
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=128,
-    vocab_size=512,
-)
 FACTS = {"held": {"parameters": 1, "optimizer": 2, "batch": 3}, "seconds": 1.0, "versions": {}}
 
 
