@@ -144,7 +144,8 @@ class Predictor:
                 if progress is not None:
                     progress(len(batch.members))
         assert out is not None, "features are never empty"
-        self.exchange.complete(out, self._owners(features, batches))
+        if self.exchange.needed:
+            self.exchange.complete(out, self._owners(features, batches))
         return out
 
     def _owners(self, features: Features, batches: Sequence[TextBatch]) -> np.ndarray:

@@ -61,14 +61,12 @@ class RowExchange:
         return np.concatenate(jax.device_get([parts[start] for start in sorted(parts)]))
 
     def complete(self, out: np.ndarray, owners: np.ndarray) -> None:
-        """Fills in the rows of the other processes. All must call.
+        """Fills in the rows of the other processes, where this is ``needed``. All must call.
 
         Args:
           out: results [n, ...], with this process's rows; changed in place.
           owners: int [n], the process that sends each row; -1 for rows that nobody sends.
         """
-        if not self.needed:
-            return
         processes = jax.process_count()
         rows = [np.flatnonzero(owners == process) for process in range(processes)]
         own, longest = rows[jax.process_index()], max(map(len, rows))
