@@ -71,7 +71,7 @@ class TableStore:
     def __init__(self, directory: Path | None):
         self.directory = directory
         self.digests: dict[str, str] = {}
-        """SHA-256 of each file that was read through the cache."""
+        """Digest of each file that was read through the cache, as of ``hub_datasets.digest``."""
 
     def keeps(self, pattern: str) -> bool:
         """Returns whether files are large enough to be kept: those that match a path or pattern, all together."""

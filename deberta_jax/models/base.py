@@ -59,7 +59,8 @@ class Model(nn.Module, Generic[Output]):
       prepared: the parameters come from ``prepare_for_inference``, which sets this field.
       gradient_dtype: dtype in which devices that share the batch add up the gradients of kernels and of the word
         embeddings: float32, or the dtype of the computation, which halves what they exchange. Those of biases,
-        LayerNorms and small tables are added up in float32 in any case.
+        LayerNorms and small tables are added up in float32 in any case; those of the projected tables of positions,
+        with ``pallas`` attention, in the dtype of the computation.
     """
 
     config: DebertaConfig
